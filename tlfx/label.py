@@ -1,0 +1,101 @@
+"""Labels: the label tensors of an aligned graph, and how each is computed from those before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+__all__ = ["MASK", "Label", "LabelTable", "Rows"]
+
+MASK = "mask"
+"""Stands for the mask of the images among a label's arguments, and names it in the aligned graph."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """An operand of a label: rows picked from the labels before it, in the shape of ``ids`` (without the batch)."""
+
+    ids: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Label:
+    """A label tensor Y of shape (batch, rows, channels): one call of a function of :mod:`tlfx.runtime`.
+
+    ``shape`` multiplies to the number of rows. An ``elementwise`` label has rows that each depend on the same row of
+    its operands; one with a ``query_axis`` can be computed for some queries alone. Both let unread rows go uncomputed.
+    """
+
+    first: int
+    shape: tuple[int, ...]
+    function: Callable[..., Tensor]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    after: Node | None = None
+    elementwise: bool = False
+    query_axis: int | None = None
+    kept: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of rows before any was dropped."""
+        return int(torch.Size(self.shape).numel())
+
+    @property
+    def operands(self) -> list[Rows]:
+        """The row operands, in order."""
+        return [a for a in self.args if isinstance(a, Rows)]
+
+    def restricted(self, needed: Tensor) -> Label:
+        """The label computed for the ``needed`` rows (bool, one for each row), or for as few more as it can."""
+        if bool(needed.all()):
+            return self
+        if self.elementwise:
+            args = tuple(Rows(a.ids.flatten(0, len(self.shape) - 1)[needed]) if isinstance(a, Rows) else a
+                         for a in self.args)
+            return replace(self, args=args, kept=needed)
+        if self.query_axis is None:
+            return self
+        return self._with_queries(needed)
+
+    def _with_queries(self, needed: Tensor) -> Label:
+        assert self.query_axis is not None
+        by_query = needed.view(self.shape).movedim(self.query_axis, 0).reshape(self.shape[self.query_axis], -1).any(1)
+        if bool(by_query.all()):
+            return self
+        along = [1] * len(self.shape)
+        along[self.query_axis] = -1
+        kept = by_query.view(along).expand(self.shape).flatten()
+        queries = tuple(by_query.nonzero().flatten().tolist())
+        return replace(self, kwargs={**self.kwargs, "queries": queries}, kept=kept)
+
+    def position(self) -> Tensor:
+        """Place of each row in the computed tensor, -1 for rows that are dropped."""
+        if self.kept is None:
+            return torch.arange(self.size)
+        return torch.where(self.kept, self.kept.cumsum(0) - 1, -1)
+
+
+class LabelTable:
+    """All labels of a graph in the order of their making; rows are numbered across them."""
+
+    def __init__(self) -> None:
+        self.labels: list[Label] = []
+        self.rows = 0
+
+    def add(self, function: Callable[..., Tensor], *args: Any, shape: tuple[int, ...], **options: Any) -> Tensor:
+        """Append a label and return the numbers of its rows, an int64 tensor of ``shape``."""
+        label = Label(self.rows, shape, function, args, **options)
+        self.labels.append(label)
+        self.rows += label.size
+        return torch.arange(label.first, self.rows).view(shape)
+
+    def owners(self, ids: Tensor) -> Tensor:
+        """Index of the label that each row number belongs to."""
+        starts = torch.tensor([label.first for label in self.labels])
+        return torch.bucketize(ids, starts, right=True) - 1

@@ -1,0 +1,323 @@
+"""Propagation: one walk over a captured graph that gives every value its provenance and every node its operation.
+
+Nothing is computed but shapes, integer maps and the few constants (indices, masks) that movement depends on.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import SymBool, SymFloat, SymInt, Tensor
+from torch.fx import GraphModule, Node
+from torch.utils._pytree import tree_flatten, tree_map
+
+from tlfx import runtime
+from tlfx.alias import AliasSets, written_argument
+from tlfx.errors import NoContentError, RuleError, TlfxError, UnknownOperatorError
+from tlfx.label import MASK, LabelTable, Rows
+from tlfx.provenance import BatchAxis, Role, Value, merge_batch
+from tlfx.rule import REGISTRY, operator_name
+from tlfx.taxonomy import Operation
+from tlfx.verbs import Op
+from tlfx.verbs.movement import with_image
+
+__all__ = ["Options", "OutputLabel", "Propagation", "Walk", "module_path", "propagate"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How labels are to be aligned; see :func:`tlfx.align`."""
+
+    layers: tuple[str | int, ...] | None = None
+    residual: str = "average"
+    on_unknown: str = "error"
+
+
+@dataclass(frozen=True, eq=False)
+class OutputLabel:
+    """Where the label of one output is read: rows in the shape of the output without its class axis."""
+
+    rows: Tensor
+    where: BatchAxis
+    class_axis: int
+
+
+@dataclass(frozen=True, eq=False)
+class Propagation:
+    """What the walk found: a value and an operation for every node, all labels, and the labels of the outputs."""
+
+    graph_module: GraphModule
+    values: dict[Node, Any]
+    operations: dict[Node, Operation]
+    labels: LabelTable
+    outputs: list[OutputLabel | None]
+    device: torch.device
+
+
+def propagate(graph_module: GraphModule, images: str, options: Options | None = None) -> Propagation:
+    """Walk a captured graph; ``images`` names the placeholder that holds the image content.
+
+    Raises UnknownOperatorError for an operator without a rule, RuleError or ProvenanceError where content cannot be
+    followed, NoContentError if no output holds any.
+    """
+    return Walk(graph_module, images, options or Options()).run()
+
+
+class Walk:
+    """The interpreter behind :func:`propagate`, and what verbs may ask of it."""
+
+    def __init__(self, graph_module: GraphModule, images: str, options: Options) -> None:
+        self.graph_module = graph_module
+        self.options = options
+        self.images = next(n for n in graph_module.graph.nodes if n.op == "placeholder" and n.name == images)
+        self.batch = self.shapes(self.images)[0][0]
+        self.table = LabelTable()
+        self.values: dict[Node, Any] = {}
+        self.operations: dict[Node, Operation] = {}
+        self._aliases = AliasSets(self.values)
+        self._known: dict[Node, Any] = {}
+        self._settled: list[tuple[int, Tensor]] = []
+        self._attention: dict[Node, int] = {}
+
+    def run(self) -> Propagation:
+        """Walk the graph in order."""
+        outputs: list[OutputLabel | None] = []
+        for node in self.graph_module.graph.nodes:
+            if node.op == "output":
+                outputs = self._outputs(node)
+            else:
+                self.values[node] = self._visit(node)
+                self._aliases.add(node)
+        return Propagation(self.graph_module, self.values, self.operations, self.table, outputs, self.images.meta["val"].device)
+
+    def shapes(self, node: Node) -> list[tuple[int, ...]]:
+        """Shapes of the tensors that a node gives, at the batch size of the analysis."""
+        leaves, _ = tree_flatten(node.meta.get("val"))
+        return [tuple(int(_hint(s)) for s in leaf.shape) for leaf in leaves if isinstance(leaf, Tensor)]
+
+    def tokens(self, x: Value, content: Tensor) -> None:
+        """Remember that a constant is joined to tokens: wherever else it goes, it has the image-level label too."""
+        known = self.values.get(x.node)
+        if isinstance(known, Value) and known.is_constant and known.shape == x.shape:
+            self.values[x.node] = known.with_maps(content, role=Role.CONTENT)
+
+    def settle(self, rows: Tensor, op: Op) -> None:
+        """Register a context, rows (out, heads), with the label it has when used by itself."""
+        settled = op.label(runtime.settle, Rows(rows), shape=(len(rows),), elementwise=True)
+        first = int(rows.min())
+        by_row = torch.empty(rows.numel(), dtype=torch.int64)
+        by_row[rows - first] = settled[:, None].expand_as(rows)
+        self._settled.append((first, by_row))
+
+    def settled(self, content: Tensor) -> Tensor:
+        """A map with the rows of contexts replaced by those they have as content."""
+        rows = content.div(self.batch, rounding_mode="floor")
+        for first, by_row in self._settled:
+            inside = (rows >= first) & (rows < first + len(by_row))
+            if bool(inside.any()):
+                new = by_row[(rows - first).clamp(0, len(by_row) - 1)] * self.batch + content % self.batch
+                content = torch.where(inside, new, content)
+        return content
+
+    def is_aligned(self, node: Node) -> bool:
+        """Whether the attention at this node is aligned, by ``layers``: glob patterns of modules, or their numbers."""
+        if self.options.layers is None:
+            return True
+        number = self._attention.setdefault(node, len(self._attention))
+        path = module_path(node)
+        return any(number == x if isinstance(x, int) else _is_inside(path, x) for x in self.options.layers)
+
+    def evaluate(self, node: Node) -> Any:
+        """What a constant node holds, None if it depends on the image or on chance, or has no data."""
+        if node not in self._known:
+            self._known[node] = self._evaluate(node)
+        return self._known[node]
+
+    def _evaluate(self, node: Node) -> Any:
+        value = self.values.get(node)
+        if isinstance(value, int | float | bool) or value is None:
+            return value
+        if node.op == "get_attr":
+            held = operator.attrgetter(str(node.target))(self.graph_module)
+            return None if held.is_meta else held.detach().cpu()
+        if node.op != "call_function" or _is_random(node) or self._aliases.is_written(node):
+            return None
+        if not all(v.is_constant for v in tree_flatten(value)[0] if isinstance(v, Value)):
+            return None
+        args, kwargs = tree_map(self._evaluate_arg, (tuple(node.args), dict(node.kwargs)))
+        if any(self.evaluate(n) is None for n in node.all_input_nodes):
+            return None
+        with torch.no_grad():
+            return node.target(*args, **_on_cpu(kwargs))  # type: ignore[operator]
+
+    def _evaluate_arg(self, arg: Any) -> Any:
+        return self.evaluate(arg) if isinstance(arg, Node) else arg
+
+    def _visit(self, node: Node) -> Any:
+        if node.op == "placeholder":
+            return self._placeholder(node)
+        if node.op == "get_attr":
+            self.operations[node] = Operation.CONSTANT
+            return Value(node, self.shapes(node)[0], self.batch) if self.shapes(node) else None
+        return self._call(node)
+
+    def _placeholder(self, node: Node) -> Any:
+        self.operations[node] = Operation.CONSTANT
+        if not self.shapes(node):
+            return node.meta.get("val")
+        shape = self.shapes(node)[0]
+        if node is not self.images:
+            return Value(node, shape, self.batch)
+        self.operations[node] = Operation.LAYOUT
+        size = shape[2:]
+        self.table.add(runtime.share, MASK, node, shape=(1,), after=node)
+        rows = self.table.add(runtime.pixels, MASK, node, shape=size, after=node)
+        content = merge_batch(rows.view(1, 1, 1, *size), self.batch, BatchAxis(0))
+        return Value(node, shape, self.batch, Role.CONTENT, (content,))
+
+    def _call(self, node: Node) -> Any:
+        args, kwargs = tree_map(self._look_up, (tuple(node.args), dict(node.kwargs)))
+        held = [v for v in tree_flatten((args, kwargs))[0] if isinstance(v, Value)]
+        self.operations[node] = Operation.CONSTANT
+        if not held and not self.shapes(node):
+            return self._plain(node, args, kwargs)
+        if all(v.is_constant for v in held):
+            self._aliases.note_write(node)
+            return self._constants(node, args, kwargs)
+        return self._apply(node, args, kwargs)
+
+    def _look_up(self, arg: Any) -> Any:
+        return self.values[arg] if isinstance(arg, Node) else arg
+
+    def _plain(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Arithmetic on sizes."""
+        if any(not isinstance(a, int | float | bool | SymInt | SymFloat | SymBool) for a in args):
+            return None
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def _constants(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        shapes = self.shapes(node)
+        if not shapes:
+            leaves = tree_flatten(node.meta.get("val"))[0]
+            return _hint(leaves[0]) if len(leaves) == 1 else None
+        values = [Value(node, shape, self.batch) for shape in shapes]
+        return values[0] if isinstance(node.meta["val"], Tensor) else values
+
+    def _apply(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        found = REGISTRY.find(node.target)
+        if found is None:
+            return self._unknown(node, args, kwargs)
+        op = Op(node, args, kwargs, self)
+        try:
+            out = found.function(op, *args, **kwargs)
+        except TlfxError as error:
+            raise type(error)(f"{error}\n{describe(node, self)}") from error
+        except Exception as error:
+            raise RuleError(
+                f"the rule {found.origin} failed: {type(error).__name__}: {error}\n{describe(node, self)}"
+            ) from error
+        self.operations[node] = _operation_of(op, out)
+        written = written_argument(node)
+        if written is not None and isinstance(out, Value):
+            self._aliases.write(written, out)
+        return out
+
+    def _unknown(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.options.on_unknown == "pointwise":
+            op = Op(node, args, kwargs, self)
+            content = [v for v in tree_flatten((args, kwargs))[0] if isinstance(v, Value) and not v.is_constant]
+            same = [v for v in content if v.shape == op.shape]
+            self.operations[node] = Operation.POINTWISE
+            return op.pointwise(same[0]) if same else op.weight()
+        raise UnknownOperatorError(
+            f"no rule for the operator {operator_name(node.target)}\n{describe(node, self)}\n"
+            "Write one with tlfx.rule.rule, or pass on_unknown='pointwise' to let labels pass where the shape is kept."
+        )
+
+    def _outputs(self, node: Node) -> list[OutputLabel | None]:
+        leaves = tree_flatten(node.args)[0]
+        op = Op(node, (), {}, self)
+        labels = [self._output(op, self.values[n]) if isinstance(n, Node) else None for n in leaves]
+        if not any(labels):
+            raise NoContentError(
+                "no output of the model carries image content, so there is no label to align; "
+                "the model must return what it computes from the images (logits, features or maps)."
+            )
+        return labels
+
+    def _output(self, op: Op, value: Any) -> OutputLabel | None:
+        if not isinstance(value, Value):
+            return None
+        value = op.resolve(value)
+        if not value.is_content or len(value.shape) < 2:
+            return None
+        where, rows = value.batch_axis, value.rows
+        axis = _class_axis(value)
+        split_axis = axis if axis < where.axis else axis + 1
+        rows = op.uniform_over(rows, [split_axis]).squeeze(split_axis)
+        full = [s for i, s in enumerate(value.shape) if i != axis]
+        place = BatchAxis(where.axis - (axis < where.axis), where.outer, where.inner)
+        full[place.axis : place.axis + 1] = [where.outer, where.inner]
+        return OutputLabel(with_image(rows).expand(full), place, axis)
+
+
+def module_path(node: Node) -> str:
+    """Path of the module that a node was captured in, such as ``blocks.0.attn``."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(stack[-1][0]) if stack else ""
+
+
+def describe(node: Node, walk: Walk) -> str:
+    """Where a node comes from: its name, module, source line and the shapes that go in and out."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    module = f"{stack[-1][0] or 'the model itself'} ({_class_name(stack[-1][1])})" if stack else "unknown"
+    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").strip().splitlines()]
+    source = " ".join(lines[-2:]) if lines else "unknown"
+    shapes = [walk.shapes(n) for n in node.all_input_nodes]
+    given = ", ".join(str(s) for several in shapes for s in several)
+    made = ", ".join(str(s) for s in walk.shapes(node))
+    return f"  node:   {node.name}\n  module: {module}\n  source: {source}\n  shapes: {given} -> {made}"
+
+
+def _class_name(kind: Any) -> str:
+    return (kind if isinstance(kind, str) else kind.__name__).rsplit(".", 1)[-1]
+
+
+def _is_inside(path: str, pattern: str) -> bool:
+    return fnmatchcase(path, pattern) or fnmatchcase(path, f"{pattern}.*")
+
+
+def _hint(size: Any) -> Any:
+    """A size at the example batch."""
+    return size.node.hint if isinstance(size, SymInt | SymFloat | SymBool) else size
+
+
+def _is_random(node: Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def _on_cpu(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {k: torch.device("cpu") if k == "device" and v is not None else v for k, v in kwargs.items()}
+
+
+def _operation_of(op: Op, out: Any) -> Operation:
+    """The operation of a node: what its verbs recorded, unless the value that came out is a weight or constant."""
+    first = out[0] if isinstance(out, list | tuple) and out else out
+    if not isinstance(first, Value) or first.is_constant:
+        return Operation.CONSTANT
+    if first.role is Role.WEIGHT:
+        return Operation.WEIGHT
+    return op.operation
+
+
+def _class_axis(value: Value) -> int:
+    """The axis of an output that counts classes or features: labels do not vary along it."""
+    where = value.batch_axis.axis
+    free = [a for a in range(len(value.shape)) if a != where]
+    constant = [a for a in free if value.map.shape[a] == 1 and value.shape[a] > 1] or free
+    tokens = len(constant) < len(free) or len(free) == 1
+    return constant[0] if tokens or len(value.shape) != 3 else constant[-1]

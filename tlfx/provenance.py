@@ -1,0 +1,175 @@
+"""Provenance: for every element of a value, the sample and the label row it belongs to.
+
+A *map* is an int64 tensor with as many axes as the value, of size 1 along every axis along which it is constant.
+Its elements are ``row * batch + sample``, or ``NONE`` for an element that holds no image content. Rows are numbered
+across all labels of a graph, so that a value may hold rows of several labels (a concatenation, say).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from tlfx.errors import ProvenanceError
+
+__all__ = ["IMAGE", "NONE", "BatchAxis", "Role", "Value", "compact", "fill_none", "merge_batch"]
+
+NONE = -1
+"""Map element of padding and other elements without image content."""
+IMAGE = 0
+"""Row of the image-level share λ, the label of tokens without image content (eq. 5)."""
+
+
+class Role(Enum):
+    """What a value means to its labels."""
+
+    CONSTANT = "constant"
+    """No image content: parameters, indices, noise."""
+    CONTENT = "content"
+    """Image content: one map."""
+    WEIGHT = "weight"
+    """A mixing weight W(Z), or a decision: depends on the image and carries no label. No map, or one for each side."""
+    CONTEXT = "context"
+    """kᵀv, tokens contracted before channels: one map for each side that may turn out to be the value."""
+
+
+@dataclass(frozen=True)
+class BatchAxis:
+    """Where the batch lies in a value: along ``axis``, of length outer · batch · inner."""
+
+    axis: int
+    outer: int = 1
+    inner: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """A tensor of the graph as propagation sees it: a shape at the analysed batch size, a role and maps."""
+
+    node: Node
+    shape: tuple[int, ...]
+    batch: int
+    role: Role = Role.CONSTANT
+    maps: tuple[Tensor, ...] = ()
+    stochastic: int | None = None
+    """Axis along which the value sums to 1: it comes out of a softmax over tokens."""
+
+    @property
+    def is_content(self) -> bool:
+        """Whether the value carries labels."""
+        return self.role is Role.CONTENT
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the value is free of image content."""
+        return self.role is Role.CONSTANT
+
+    @property
+    def map(self) -> Tensor:
+        """The one map of a content value."""
+        (only,) = self.maps
+        return only
+
+    def expanded(self) -> tuple[Tensor, ...]:
+        """The maps in the full shape of the value, without a copy."""
+        return tuple(m.expand(self.shape) for m in self.maps)
+
+    def with_maps(self, *maps: Tensor, role: Role | None = None) -> Value:
+        """The same value with other maps, of the same role unless told."""
+        return replace(self, maps=maps, role=role or self.role)
+
+    @cached_property
+    def batch_axis(self) -> BatchAxis:
+        """Where the batch lies. Raises ProvenanceError if samples are mixed."""
+        return find_batch_axis(self.map, self.batch)
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """Rows of one sample: the map with its batch axis split into (outer, inner) and the sample taken away.
+
+        Raises ProvenanceError if two samples are laid out differently.
+        """
+        return split_batch(self.map, self.batch, self.batch_axis)
+
+
+def compact(full: Tensor) -> Tensor:
+    """A map narrowed to size 1 along each axis along which it is constant.
+
+    >>> compact(torch.tensor([[1, 1, 1], [2, 2, 2]])).shape
+    torch.Size([2, 1])
+    """
+    for axis, size in enumerate(full.shape):
+        if size > 1 and (full.stride(axis) == 0 or _is_constant(full, axis)):
+            full = full.narrow(axis, 0, 1)
+    return full
+
+
+def _is_constant(full: Tensor, axis: int) -> bool:
+    first = full.narrow(axis, 0, 1)
+    return torch.equal(first, full.narrow(axis, 1, 1)) and bool((full == first).all())
+
+
+def find_batch_axis(content: Tensor, batch: int) -> BatchAxis:
+    """The axis of a compact map along which the sample changes, as outer · batch · inner."""
+    sample = torch.where(content == NONE, NONE, content % batch)
+    for axis in range(content.dim()):
+        along = sample.transpose(0, axis).flatten(1)
+        here = along.amax(1)
+        if not bool((torch.where(along == NONE, here[:, None], along) == here[:, None]).all()):
+            continue
+        found = _split_of(here, batch, axis)
+        if found is not None:
+            return found
+    raise ProvenanceError(
+        f"a value of shape {tuple(content.shape)} mixes the samples of a batch, or has lost its batch axis; "
+        "labels belong to one sample each. Align the part of the model before it instead."
+    )
+
+
+def _split_of(here: Tensor, batch: int, axis: int) -> BatchAxis | None:
+    length = len(here)
+    known = here != NONE
+    for inner in range(1, length // batch + 1):
+        if length % (inner * batch):
+            continue
+        pattern = torch.arange(length) // inner % batch
+        if bool((here[known] == pattern[known]).all()) and len(pattern[known].unique()) == batch:
+            return BatchAxis(axis, length // (inner * batch), inner)
+    return None
+
+
+def split_batch(content: Tensor, batch: int, where: BatchAxis) -> Tensor:
+    """Rows of the first sample, its batch axis replaced by the two axes (outer, inner)."""
+    split = content.unflatten(where.axis, (where.outer, batch, where.inner))
+    split = torch.where(split == NONE, NONE, split.div(batch, rounding_mode="floor"))
+    first = split.narrow(where.axis + 1, 0, 1)
+    if not bool((split == first).all()):
+        raise ProvenanceError(
+            "the samples of a batch are laid out differently, so that a label would depend on its place in the batch"
+        )
+    return compact(first.squeeze(where.axis + 1))
+
+
+def merge_batch(rows: Tensor, batch: int, where: BatchAxis) -> Tensor:
+    """The inverse of :func:`split_batch`: a compact map from the rows of one sample."""
+    shape = list(rows.shape)
+    shape[where.axis : where.axis + 2] = [where.outer, where.inner]
+    rows = rows.expand(shape).unsqueeze(where.axis + 1)
+    sample = torch.arange(batch).view(-1, *[1] * (rows.dim() - where.axis - 2))
+    content = torch.where(rows == NONE, NONE, rows * batch + sample)
+    return content.flatten(where.axis, where.axis + 2)
+
+
+def fill_none(rows: Tensor, axes: Sequence[int]) -> Tensor:
+    """Rows in which elements without content take the one row they meet along ``axes``, if there is just one."""
+    if not axes or not bool((rows == NONE).any()):
+        return rows
+    filled = torch.where(rows == NONE, rows.amax(tuple(axes), keepdim=True), rows)
+    constant = all(filled.shape[a] == 1 or _is_constant(filled, a) for a in axes)
+    return compact(filled) if constant else rows

@@ -1,0 +1,72 @@
+"""Fused attention: weights that the graph never shows."""
+
+from __future__ import annotations
+
+from tlfx import runtime
+from tlfx.errors import RuleError
+from tlfx.label import Rows
+from tlfx.provenance import Value
+from tlfx.taxonomy import Operation
+from tlfx.verbs.letters import LetteredRows, arrange, equation, split_letter
+from tlfx.verbs.movement import with_image
+from tlfx.verbs.window import Window
+
+__all__ = ["Attention"]
+
+
+class Attention(Window):
+    """The verb of fused attention operators."""
+
+    def attend(
+        self,
+        query: Value,
+        key: Value,
+        value: Value,
+        mask: Value | None = None,
+        causal: bool = False,
+        scale: float | None = None,
+    ) -> Value:
+        """Spatial mixing, Y ← Norm(W)·Y (eq. 7, 9), with W = softmax(q·kᵀ·scale + mask) averaged over heads.
+
+        Query (*lead, n, d), key (*lead, m, d), value (*lead, m, e); the value may have fewer heads (grouped
+        queries).
+        """
+        if not value.is_content:
+            return self._of_constants(query, key)
+        lead = [f"lead{i}" for i in range(len(self.shape) - 2)]
+        of_value, out, of_weight = [*lead, "m", "e"], (*lead, "n", "e"), (*lead, "n", "m")
+        found = LetteredRows.of(value, of_value)
+        if not found.varying(["m"]):
+            self.record(Operation.CHANNEL_MIX)
+            return self.from_rows(found.pick(split_letter(out, found.batch)), found.place_in(out))
+        if not self.walk.is_aligned(self.node):
+            return self._left_in_place(query, out)
+        rows = found.varying(found.letters)
+        grouped = [c for c in rows if c in lead and query.shape[lead.index(c)] != value.shape[lead.index(c)]]
+        if grouped or not (query.is_content or query.is_constant):
+            raise RuleError(f"attention whose heads {grouped} carry different labels")
+        kept = [c for c in split_letter(out, found.batch) if c in rows or c == "n"]
+        shape = [self.shape[-2] if c == "n" else found.rows.shape[found.letters.index(c)] for c in kept]
+        self.record(Operation.SPATIAL_MIX)
+        options = {"mask": mask and mask.node, "causal": causal or None, "scale": scale}
+        ids = self.label(
+            runtime.attention, query.node, key.node, Rows(with_image(found.pick(rows))),
+            equation(found.weight_letters(of_weight), rows, kept, ["n"]), shape=shape,
+            kwargs={"split": found.split_of(of_weight), **{k: v for k, v in options.items() if v is not None}},
+            query_axis=kept.index("n"),
+        )
+        return self.from_rows(arrange(ids, kept, split_letter(out, found.batch)), found.place_in(out))
+
+    def _of_constants(self, query: Value, key: Value) -> Value:
+        """Attention to learned values: what comes out belongs to the query."""
+        if query.is_content:
+            return self._left_in_place(query, tuple(str(i) for i in range(len(self.shape))))
+        return self.weight() if not (query.is_constant and key.is_constant) else self.constant()
+
+    def _left_in_place(self, query: Value, out: tuple[str, ...]) -> Value:
+        """Each query keeps its label."""
+        if not query.is_content:
+            raise RuleError(f"{self.node.name} cannot be left out of the alignment: its queries have no label")
+        self.record(Operation.SPATIAL_MIX)
+        content = query.map
+        return self.content(content if content.shape[-1] == 1 else content[..., :1])

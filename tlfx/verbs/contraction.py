@@ -1,0 +1,220 @@
+"""Contractions: linear layers, matrix products and einsum. What a contraction does to the labels follows from what the
+contracted axes hold: channels of one token, tokens, or tokens and channels together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from tlfx import runtime
+from tlfx.errors import ProvenanceError, RuleError
+from tlfx.label import Rows
+from tlfx.provenance import Role, Value, fill_none, merge_batch
+from tlfx.taxonomy import Operation
+from tlfx.verbs.letters import LetteredRows, Letters, arrange, equation, split_letter
+from tlfx.verbs.movement import with_image
+from tlfx.verbs.reduction import Reduction
+
+__all__ = ["Contraction"]
+
+
+class Contraction(Reduction):
+    """Verbs of operators that multiply two values and sum over an axis."""
+
+    def contract(self, x: Value, axis: int, weight: Value) -> Value:
+        """A linear layer along an axis of ``x``, with ``weight`` (out, in, *ones).
+
+        Channel mixing, Y ← Y, along channels; spatial mixing, Y ← Norm(|W|)·Y, along tokens that each have channels of
+        their own; aggregation, Y ← Norm(Σ Yᵢ), along an axis that holds several tokens and their channels.
+        """
+        letters = [str(i) for i in range(len(x.shape))]
+        contracted = letters[axis]
+        out = ["out" if c == contracted else c for c in letters]
+        ones = [f"one{i}" for i in range(len(weight.shape) - 2)]
+        return self.multiply(x, letters, weight, ["out", contracted, *ones], out)
+
+    def einsum(self, formula: str, *operands: Value) -> Value:
+        """An einsum of one or two operands, each letter an axis (no ellipsis)."""
+        inputs, out = formula.replace(" ", "").split("->")
+        letters = inputs.split(",")
+        if len(operands) == 1:
+            return self.sum_to(operands[0], letters[0], out)
+        if len(operands) != 2:
+            raise RuleError(f"einsum of {len(operands)} operands: write it as einsums of two")
+        return self.multiply(operands[0], letters[0], operands[1], letters[1], out)
+
+    def matmul(self, a: Value, b: Value) -> Value:
+        """A matrix product with the broadcasting of ``torch.matmul``."""
+        lead = [f"lead{i}" for i in range(max(len(a.shape), len(b.shape)) - 2)]
+        rows = ["n"] if len(a.shape) > 1 else []
+        columns = ["p"] if len(b.shape) > 1 else []
+        of_a = [*lead[len(lead) - max(len(a.shape) - 2, 0) :], *rows, "m"]
+        of_b = [*lead[len(lead) - max(len(b.shape) - 2, 0) :], "m", *columns]
+        return self.multiply(a, of_a, b, of_b, [*lead, *rows, *columns])
+
+    def multiply(
+        self, a: Value, of_a: Sequence[str], b: Value, of_b: Sequence[str], out: Sequence[str]
+    ) -> Value:
+        """Contract two values whose axes go by letters, over the letters that ``out`` lacks."""
+        of_a, of_b, out = tuple(of_a), tuple(of_b), tuple(out)
+        if Role.CONTEXT in (a.role, b.role):
+            if a.is_content or b.is_content:
+                query, context = ((a, of_a), (b, of_b)) if a.is_content else ((b, of_b), (a, of_a))
+                mixed = self._read_context(*query, *context, out)
+                if mixed is not None:
+                    return mixed
+            a, b = self.resolve_all(a, b)
+        if a.is_content and b.is_content:
+            return self._multiply_contents(a, of_a, b, of_b, out)
+        if a.is_content or b.is_content:
+            (x, of_x), (w, of_w) = ((a, of_a), (b, of_b)) if a.is_content else ((b, of_b), (a, of_a))
+            return self._weighted(w, of_w, x, of_x, out)
+        return self._combine_weights(a, of_a, b, of_b, out)
+
+    def _multiply_contents(self, a: Value, of_a: Letters, b: Value, of_b: Letters, out: Letters) -> Value:
+        rows_a, rows_b = LetteredRows.of(a, of_a), LetteredRows.of(b, of_b)
+        tokens_a, tokens_b = (self._contracted(r, out) for r in (rows_a, rows_b))
+        if tokens_a and tokens_b:
+            return self._context(a, of_a, b, of_b, out)
+        if tokens_a or tokens_b:
+            return self._weighted(*((b, of_b, a, of_a) if tokens_a else (a, of_a, b, of_b)), out)
+        maps = [merge_batch(r.pick(split_letter(out, r.batch)), self.batch, r.place_in(out)) for r in (rows_a, rows_b)]
+        one, other = torch.broadcast_tensors(*maps)
+        if torch.equal(one, other):
+            self.record(Operation.CHANNEL_MIX)
+            return self.content(one)
+        return self.weight(*maps)
+
+    def _contracted(self, rows: LetteredRows, out: Letters) -> list[str]:
+        """Contracted letters along which rows vary."""
+        if rows.batch not in out:
+            raise ProvenanceError("this contraction sums over the batch; labels belong to one sample each")
+        return rows.varying(c for c in rows.letters if c not in split_letter(out, rows.batch))
+
+    def _weighted(self, w: Value, of_w: Letters, x: Value, of_x: Letters, out: Letters) -> Value:
+        """Content under a weight or a constant."""
+        found = LetteredRows.of(x, of_x)
+        gone = [i for i, c in enumerate(found.letters) if c not in split_letter(out, found.batch)]
+        found = replace(found, rows=fill_none(found.rows, gone))
+        tokens = self._contracted(found, out)
+        if not tokens:
+            self.record(Operation.CHANNEL_MIX)
+            return self.from_rows(found.pick(split_letter(out, found.batch)), found.place_in(out))
+        if w.is_constant and not self._mixes_tokens(x, of_x, found, tokens, out):
+            kept = self.uniform_over(with_image(found.rows), gone)
+            return self.from_rows(arrange(kept, found.letters, split_letter(out, found.batch)), found.place_in(out))
+        if w.role is Role.WEIGHT and not self.walk.is_aligned(self.node):
+            return self.in_place(w, of_w, tokens, out)
+        return self._mix(w, of_w, found, tokens, out)
+
+    def _mixes_tokens(self, x: Value, of_x: Letters, found: LetteredRows, tokens: list[str], out: Letters) -> bool:
+        """Whether a parameter mixes whole tokens: each occurs once on the contracted axis, and has channels beside."""
+        lengths = dict(zip(of_x, x.shape, strict=True))
+        constant = [c for c in of_x if c != found.batch and c not in found.varying(of_x) and lengths[c] > 1]
+        ids = found.pick(tokens).flatten()
+        whole = all(c in out for c in constant) and len(ids.unique()) == len(ids)
+        return whole and len(constant) > 0
+
+    def _mix(self, w: Value, of_w: Letters, found: LetteredRows, tokens: list[str], out: Letters) -> Value:
+        self.record(Operation.SPATIAL_MIX)
+        letters_out = split_letter(out, found.batch)
+        rows = found.varying(found.letters)
+        kept = [c for c in letters_out if c in rows or (c not in found.letters and c in of_w)]
+        stochastic = w.stochastic is not None and [of_w[w.stochastic]] == tokens
+        found = replace(found, rows=with_image(found.rows))
+        ids = self._mixed(runtime.mix, w, of_w, found, kept, {"stochastic": True} if stochastic else {})
+        return self.from_rows(arrange(ids, kept, letters_out), found.place_in(out))
+
+    def _mixed(
+        self,
+        function: Callable[..., Tensor],
+        w: Value,
+        of_w: Letters,
+        found: LetteredRows,
+        kept: list[str],
+        options: dict[str, bool],
+    ) -> Tensor:
+        """A label whose rows go by the letters ``kept``, by weight and rows."""
+        rows = found.varying(found.letters)
+        sizes = dict(zip(split_letter(of_w, found.batch), _split_shape(w, of_w, found), strict=True))
+        sizes |= {c: found.rows.shape[found.letters.index(c)] for c in rows}
+        queries = [c for c in kept if c not in found.letters]
+        formula = equation(found.weight_letters(of_w), rows, kept, queries)
+        return self.label(
+            function, w.node, Rows(found.pick(rows)), formula, shape=[sizes[c] for c in kept],
+            kwargs={"split": found.split_of(of_w), **options},
+            query_axis=kept.index(queries[0]) if len(queries) == 1 and function is runtime.mix else None,
+        )
+
+    def in_place(self, w: Value, of_w: Letters, tokens: list[str], out: Letters) -> Value:
+        """A mixing that is left out of the alignment: each query keeps the label it has."""
+        for content in w.maps:
+            if all(content.shape[of_w.index(c)] == 1 for c in tokens):
+                return self.content(arrange(content, of_w, out))
+        raise ProvenanceError(f"{self.node.name} cannot be left out of the alignment: its queries have no label")
+
+    def _context(self, a: Value, of_a: Letters, b: Value, of_b: Letters, out: Letters) -> Value:
+        """Tokens contracted between two values, kᵀv: a value waiting for its query (linear attention)."""
+        sides = [(a, of_a, b, of_b), (b, of_b, a, of_a)]
+        fixed = [s for s in sides if s[0].stochastic is not None and s[1][s[0].stochastic] not in out]
+        self.record(Operation.SPATIAL_MIX)
+        maps = [self._context_map(*side, out) for side in (fixed or sides)[: 1 if len(fixed) == 1 else 2]]
+        return self.content(*maps, role=Role.CONTEXT)
+
+    def _context_map(self, w: Value, of_w: Letters, x: Value, of_x: Letters, out: Letters) -> Tensor:
+        found = LetteredRows.of(x, of_x)
+        found = replace(found, rows=with_image(found.rows))
+        letters_w, letters_out = split_letter(of_w, found.batch), split_letter(out, found.batch)
+        rows = found.varying(found.letters)
+        heads = [c for c in letters_w if c in found.letters and c in letters_out and c not in rows]
+        kept = [c for c in letters_out if (c in letters_w or c in rows) and c not in heads] + heads
+        ids = self._mixed(runtime.context, w, of_w, found, kept, {})
+        self.walk.settle(ids.flatten(len(kept) - len(heads)) if heads else ids[..., None], self)
+        return merge_batch(arrange(ids, kept, letters_out), self.batch, found.place_in(out))
+
+    def _read_context(
+        self, q: Value, of_q: Letters, context: Value, of_c: Letters, out: Letters
+    ) -> Value | None:
+        """Second contraction of a linear attention, q(kᵀv): |q| on the context, summed over heads, normalised."""
+        query = LetteredRows.of(q, of_q)
+        if self._contracted(query, out):
+            return None
+        for content in context.maps:
+            side = context.with_maps(content, role=Role.CONTENT)
+            found = LetteredRows.of(side, of_c)
+            tokens = self._contracted(found, out)
+            if tokens:
+                return self._mix_heads(q, of_q, query, found, out)
+        return None
+
+    def _mix_heads(self, q: Value, of_q: Letters, query: LetteredRows, found: LetteredRows, out: Letters) -> Value:
+        self.record(Operation.SPATIAL_MIX)
+        letters_q, letters_out = split_letter(of_q, found.batch), split_letter(out, found.batch)
+        rows = found.varying(found.letters)
+        heads = [c for c in rows if c in letters_q and not query.varying([c])]
+        kept = [c for c in letters_out if (c in rows or c not in found.letters and c in letters_q) and c not in heads]
+        ids = self._mixed(runtime.mix, q, of_q, found, kept, {"mass": True})
+        return self.from_rows(arrange(ids, kept, letters_out), found.place_in(out))
+
+    def _combine_weights(self, a: Value, of_a: Letters, b: Value, of_b: Letters, out: Letters) -> Value:
+        """Products of weights, or of weights and constants, are weights; one side left over is content of that side."""
+        pairs = [
+            [arrange(m, letters, out) for m in v.maps if all(m.shape[letters.index(c)] == 1 for c in letters if c not in out)]
+            for v, letters in ((a, of_a), (b, of_b))
+        ]
+        maps = [m for side in pairs for m in side]
+        if len(maps) == 1:
+            self.record(Operation.SPATIAL_MIX)
+            return self.content(maps[0])
+        return self.weight(*maps[:2])
+
+
+def _split_shape(w: Value, of_w: Letters, found: LetteredRows) -> list[int]:
+    """Shape of a weight for one sample."""
+    shape: list[int] = []
+    for c, size in zip(of_w, w.shape, strict=True):
+        shape.extend((found.where.outer, found.where.inner) if c == found.batch else (size,))
+    return shape

@@ -1,0 +1,152 @@
+"""Data movement: the operator itself is run on the map, so that no rule describes an operator again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from tlfx import runtime
+from tlfx.errors import ProvenanceError
+from tlfx.label import Rows
+from tlfx.provenance import IMAGE, NONE, BatchAxis, Role, Value, compact
+from tlfx.verbs.base import Verbs
+
+__all__ = ["Movement"]
+
+
+class Movement(Verbs):
+    """Verbs of operators that move elements and change none."""
+
+    def same(self, x: Value) -> Value:
+        """The value itself under another name, type, device or memory layout."""
+        return Value(self.node, self.shape, self.batch, x.role, x.maps, x.stochastic)
+
+    def move(self) -> Any:
+        """Run the operator on the map of its one value with content; indices are evaluated."""
+        (x,) = [v for v in [*self.args, *self.kwargs.values()] if isinstance(v, Value) and not v.is_constant]
+
+        def run(m: Tensor) -> Any:
+            def swap(value: Any) -> Any:
+                return m if value is x else self.concrete(value)
+
+            return self.target(*tree_map(swap, self.args), **tree_map(swap, self.kwargs))
+
+        return self.remap(x, run)
+
+    def remap(self, x: Value, move: Callable[[Tensor], Any]) -> Any:
+        """The value, or the list of values, whose maps are those of ``x`` moved by a function of a full map."""
+        if not x.maps:
+            outs = [self.weight(shape=shape) for shape in self.shapes]
+            return outs if len(outs) > 1 else outs[0]
+        moved = [_run(move, m) for m in x.expanded()]
+        if isinstance(moved[0], Tensor):
+            return self._moved(x, moved, move)
+        return [self._moved(x, maps, lambda m, i=i: move(m)[i]) for i, maps in enumerate(zip(*moved, strict=True))]
+
+    def _moved(self, x: Value, maps: Sequence[Tensor], move: Callable[[Tensor], Any]) -> Value:
+        out = self.content(*maps, role=x.role, shape=maps[0].shape)
+        if x.stochastic is None:
+            return out
+        along = torch.arange(x.shape[x.stochastic]).view([-1 if a == x.stochastic else 1 for a in range(len(x.shape))])
+        left = compact(_run(move, along.expand(x.shape)))
+        axes = [a for a, size in enumerate(left.shape) if size == x.shape[x.stochastic] > 1]
+        return replace(out, stochastic=axes[0] if left.numel() == x.shape[x.stochastic] and axes else None)
+
+    def join(self, values: Sequence[Value], axis: int) -> Value:
+        """Concatenate along an axis. What holds no content gets the image-level label where it joins as tokens
+        (eq. 5), and stays without label where it joins as channels of the same tokens."""
+        values = self.resolve_all(*values)
+        if any(v.role is Role.WEIGHT for v in values):
+            return self.weight()
+        axis = axis % len(self.shape)
+        known = next(v for v in values if v.is_content)
+        blank = NONE if self._joins_channels(known, axis) else IMAGE
+        maps = [self._map_beside(v, known, blank) for v in values]
+        return self.content(torch.cat(maps, axis))
+
+    def stack(self, values: Sequence[Value], axis: int) -> Value:
+        """Concatenate along a new axis."""
+        axis = axis % len(self.shape)
+        return self.join([self._with_axis(v, axis) for v in values], axis)
+
+    def _with_axis(self, x: Value, axis: int) -> Value:
+        shape = (*x.shape[:axis], 1, *x.shape[axis:])
+        return Value(x.node, shape, x.batch, x.role, tuple(m.unsqueeze(axis) for m in x.maps))
+
+    def output(self, x: Any) -> Any:
+        """One of the outputs of an operator that has several, as the value of its own node."""
+        return replace(x, node=self.node) if isinstance(x, Value) else x
+
+    def halves(self, x: Value, axis: int) -> tuple[Value, Value]:
+        """The two halves of a value along an axis."""
+        one, other = (self.content(*m, role=x.role, shape=self.shape) for m in
+                      zip(*(full.chunk(2, axis) for full in x.expanded()), strict=True))
+        return one, other
+
+    def taken_from(self, source: Value) -> Value:
+        """The content of another value, broadcast to the shape of the output."""
+        return Value(self.node, self.shape, self.batch, source.role,
+                     tuple(compact(m.expand(self.shape)) for m in source.expanded()))
+
+    def written(self, x: Value, source: Value, at: tuple[Any, ...], accumulate: bool) -> Value:
+        """A value into which another is written at known places."""
+        content = x.expanded()[0].clone() if x.is_content else torch.full(x.shape, NONE)
+        if accumulate and x.is_content:
+            raise ProvenanceError(f"{self.node.name} adds content to content at indices, which has no rule")
+        content[at] = source.expanded()[0] if source.is_content else torch.tensor(NONE)
+        return self.content(content)
+
+    def _joins_channels(self, known: Value, axis: int) -> bool:
+        where = known.batch_axis
+        if axis == where.axis or known.map.shape[axis] > 1:
+            return False
+        return known.shape[axis] > 1 or known.rows.numel() > 1
+
+    def _map_beside(self, x: Value, known: Value, blank: int) -> Tensor:
+        if x.is_content:
+            return x.expanded()[0]
+        if blank == NONE:
+            return torch.tensor(NONE).expand(x.shape)
+        where = known.batch_axis
+        length = x.shape[where.axis]
+        sample = torch.arange(length) // where.inner % self.batch
+        content = (blank * self.batch + sample).view([-1 if a == where.axis else 1 for a in range(len(x.shape))])
+        self.walk.tokens(x, content)
+        return content.expand(x.shape)
+
+    def move_by_data(self, x: Value, function: Callable[..., Tensor], *args: Any, out: Sequence[int]) -> Value:
+        """Movement by indices that depend on the image or on chance: labels move by the same indices at run time.
+
+        ``function`` takes the labels, laid out as ``x``, then the nodes of ``args``; ``out`` is its output's shape.
+        """
+        where = x.batch_axis
+        full = list(x.shape)
+        full[where.axis : where.axis + 1] = [where.outer, where.inner]
+        shape = list(out)
+        if shape[where.axis] % (where.outer * self.batch * where.inner):
+            raise ProvenanceError(f"{self.node.name} moves elements across the samples of a batch")
+        shape[where.axis : where.axis + 1] = [where.outer, shape[where.axis] // (where.outer * self.batch)]
+        nodes = tree_map(lambda v: v.node if isinstance(v, Value) else v, args)
+        rows = self.label(
+            runtime.moved, function, Rows(with_image(x.rows.expand(full))), *nodes, shape=shape,
+            kwargs={"split": (where.axis, where.outer, where.inner)},
+        )
+        return self.from_rows(rows, BatchAxis(where.axis, where.outer, shape[where.axis + 1]), shape=tuple(out))
+
+
+def with_image(rows: Tensor) -> Tensor:
+    """Rows in which elements without content have the image-level label (eq. 5)."""
+    return torch.where(rows == NONE, IMAGE, rows)
+
+
+def _run(move: Callable[[Tensor], Any], full: Tensor) -> Any:
+    """Run a movement on a map; operators that know no integers are given it as float64, exact up to 2⁵³."""
+    try:
+        return move(full)
+    except (RuntimeError, NotImplementedError):
+        return tree_map(lambda m: m.round().long() if isinstance(m, Tensor) else m, move(full.double()))

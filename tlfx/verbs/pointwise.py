@@ -1,0 +1,136 @@
+"""Point-wise verbs: one value, or the sum, product or quotient of two."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from tlfx import runtime
+from tlfx.label import Rows
+from tlfx.provenance import NONE, Role, Value, compact, split_batch
+from tlfx.taxonomy import Operation
+from tlfx.verbs.base import Verbs
+
+__all__ = ["Pointwise"]
+
+
+class Pointwise(Verbs):
+    """Verbs of operators that work on each element by itself."""
+
+    def pointwise(self, x: Value) -> Value:
+        """Point-wise transformation, Y ← Y: of one value, whatever constants it is combined with."""
+        self.record(Operation.WEIGHT if x.role is Role.WEIGHT else Operation.POINTWISE)
+        return self._shaped(x, None)
+
+    def dropout(self, x: Value) -> Value:
+        """Point-wise; but mixing weights are read before dropout (eq. 9)."""
+        out = self.pointwise(x)
+        if x.stochastic is None:
+            return out
+        in_place = self.target._schema.is_mutable
+        return replace(out, node=out.node if in_place else x.node, stochastic=None if in_place else x.stochastic)
+
+    def softmax(self, x: Value, axis: int) -> Value:
+        """Point-wise; over tokens it makes mixing weights, over a context kᵀv likewise."""
+        axis = axis % len(x.shape)
+        if x.role is Role.CONTEXT:
+            return replace(self.weight(), stochastic=axis)
+        out = self.pointwise(x)
+        over_tokens = x.role is Role.WEIGHT or x.map.shape[axis] > 1
+        return replace(out, stochastic=axis if over_tokens else None)
+
+    def residual(self, a: Value, b: Value) -> Value:
+        """Sum of two values: residual connection, Y ← Norm(Y + g(Y)) (eq. 11), the average of differing labels.
+
+        Point-wise where one of the two is a constant, or a statistic broadcast along channels.
+        """
+        pair = self._one_of(a, b, keep=Role.WEIGHT)
+        if pair is not None:
+            return pair
+        statistic = self._statistic(a, b)
+        if statistic is not None:
+            self.record(Operation.POINTWISE)
+            return self._shaped(b if statistic is a else a, None)
+        self.record(Operation.RESIDUAL)
+        return self._averaged(a, b, self.walk.options.residual == "skip")
+
+    def product(self, a: Value, b: Value) -> Value:
+        """Product: point-wise with a factor that is broadcast along any axis; of two full values, their average."""
+        pair = self._one_of(a, b, keep=Role.CONTENT)
+        if pair is not None:
+            return pair
+        self.record(Operation.POINTWISE)
+        smaller_a, smaller_b = _is_broadcast(a, self.shape), _is_broadcast(b, self.shape)
+        if smaller_a != smaller_b:
+            return self._shaped(b if smaller_a else a, None)
+        return self._averaged(a, b)
+
+    def numerator(self, a: Value, b: Value) -> Value:
+        """Quotient: the label of the numerator, or that of the denominator under a constant."""
+        self.record(Operation.POINTWISE)
+        return self.pointwise(b if a.is_constant else a)
+
+    def either(self, a: Value, b: Value) -> Value:
+        """Element-wise choice between two values (maximum, where): the average of differing labels."""
+        pair = self._one_of(a, b, keep=Role.CONTENT)
+        if pair is not None:
+            return pair
+        self.record(Operation.POINTWISE)
+        return self._averaged(a, b)
+
+    def _one_of(self, a: Value, b: Value, keep: Role) -> Value | None:
+        """The result where one of two operands decides: beside constants, among weights, or weight beside content."""
+        if a.is_constant or b.is_constant:
+            return self.pointwise(b if a.is_constant else a)
+        if Role.CONTEXT in (a.role, b.role):
+            return self._beside_context(a, b)
+        if a.role is b.role:
+            return self.pointwise(a if a.maps else b) if a.role is Role.WEIGHT else None
+        weight, content = (a, b) if a.role is Role.WEIGHT else (b, a)
+        as_weight = bool(weight.maps) and (keep is Role.WEIGHT or _is_broadcast(content, self.shape))
+        return self.pointwise(weight if as_weight else content)
+
+    def _beside_context(self, a: Value, b: Value) -> Value:
+        context, other = (a, b) if a.role is Role.CONTEXT else (b, a)
+        self.record(Operation.POINTWISE)
+        return self._shaped(context if other.shape != self.shape or other.role is Role.CONTEXT else other, None)
+
+    def _statistic(self, a: Value, b: Value) -> Value | None:
+        """The operand that is broadcast along the channels of the other, if either is."""
+        for small, full in ((a, b), (b, a)):
+            axes = range(-1, -min(len(small.shape), len(full.shape)) - 1, -1)
+            if any(small.shape[i] == 1 < full.shape[i] and full.map.shape[i] == 1 for i in axes):
+                return small
+        return None
+
+    def _shaped(self, x: Value, stochastic: int | None) -> Value:
+        lead = len(self.shape) - len(x.shape)
+        maps = tuple(m.reshape([1] * lead + list(m.shape)) if lead else m for m in x.maps)
+        return Value(self.node, self.shape, self.batch, x.role, maps, stochastic)
+
+    def _averaged(self, a: Value, b: Value, later: bool = False) -> Value:
+        """Rows that agree stay; each distinct pair of differing rows becomes one new row."""
+        a, b = self._shaped(a, None), self._shaped(b, None)
+        where = a.batch_axis
+        ids_a, ids_b = torch.broadcast_tensors(*(split_batch(v.map, v.batch, where) for v in (a, b)))
+        if later:
+            return self.from_rows(compact(torch.maximum(ids_a, ids_b)), where)
+        return self.from_rows(compact(self._pairs(ids_a, ids_b)), where)
+
+    def _pairs(self, a: Tensor, b: Tensor) -> Tensor:
+        merged = torch.where(a == NONE, b, a)
+        differ = (a != b) & (a != NONE) & (b != NONE)
+        if not bool(differ.any()):
+            return merged
+        one, other = a[differ], b[differ]
+        pairs, place = torch.stack((one, other)).unique(dim=1, return_inverse=True)
+        first = torch.full((pairs.shape[1],), len(place)).scatter_reduce(0, place, torch.arange(len(place)), "amin")
+        order = first.argsort()
+        new = self.label(runtime.average, *(Rows(ids) for ids in pairs[:, order]), shape=(len(order),), elementwise=True)
+        return merged.masked_scatter(differ, new[order.argsort()[place]])
+
+
+def _is_broadcast(x: Value, shape: tuple[int, ...]) -> bool:
+    return len(x.shape) < len(shape) or x.shape != shape

@@ -1,0 +1,43 @@
+"""Fused attention, softmax and dropout (eq. 7, 9: weights after softmax and before dropout, averaged over heads)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from tlfx.provenance import Value
+from tlfx.rule import rule
+from tlfx.verbs import Op
+
+aten = torch.ops.aten
+
+
+@rule(aten.scaled_dot_product_attention)
+def scaled_dot_product_attention(
+    op: Op,
+    query: Value,
+    key: Value,
+    value: Value,
+    attn_mask: Value | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Value:
+    """query (*, heads, n, d), key and value (*, heads, m, d): Y ← softmax(q·kᵀ)·Y."""
+    return op.attend(query, key, value, attn_mask, is_causal, scale)
+
+
+@rule(aten.softmax, aten._softmax, aten.log_softmax, aten._safe_softmax)
+def softmax(op: Op, x: Value, dim: int, dtype: Any = None) -> Value:
+    """Over tokens a mixing weight, over channels point-wise."""
+    return op.softmax(x, dim)
+
+
+@rule(aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.native_dropout)
+def dropout(op: Op, x: Value, p: float, train: bool) -> Value:
+    """Point-wise; weights are read before it."""
+    return op.dropout(x)

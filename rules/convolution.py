@@ -1,0 +1,67 @@
+"""Convolutions (Table 10: spatial mixing; a patch embedding is aggregation, a 1x1 kernel channel mixing)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from tlfx.provenance import Value
+from tlfx.rule import rule
+from tlfx.verbs import Op
+
+aten = torch.ops.aten
+
+AVERAGE = {1: aten.avg_pool1d.default, 2: aten.avg_pool2d.default, 3: aten.avg_pool3d.default}
+"""Averaging over patches, by the number of axes slid over."""
+
+
+@rule(aten.conv1d, aten.conv2d, aten.conv3d)
+def conv(
+    op: Op,
+    x: Value,
+    weight: Value,
+    bias: Value | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Value:
+    """x (batch, in, *size), weight (out, in / groups, *kernel): Y ← Norm(|K|)·Y over valid positions."""
+    kernel = list(weight.shape[2:])
+    spatial = len(kernel)
+    steps, holes = each(stride, spatial), each(dilation, spatial)
+    padding = padding if isinstance(padding, str) else each(padding, spatial)
+    padded = padding != "valid" and (isinstance(padding, str) or any(padding))
+    if all(k == 1 for k in kernel) and (not padded or isinstance(padding, str)):
+        return op.subsample(x, steps, weight, groups)
+    if kernel == steps and not padded and all(h == 1 for h in holes) and x.is_content:
+        return op.patchify(x, AVERAGE[spatial], kernel, groups)
+    return op.convolve(x, weight, steps, padding, holes, spatial=spatial, groups=groups)
+
+
+@rule(aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
+def conv_transpose(
+    op: Op,
+    x: Value,
+    weight: Value,
+    bias: Value | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Value:
+    """x (batch, in, *size), weight (in, out / groups, *kernel): likewise, by the transposed operator."""
+    spatial = len(weight.shape) - 2
+    steps, padding, extra = (each(s, spatial) for s in (stride, padding, output_padding))
+    holes = each(dilation, spatial)
+    return op.convolve(x, weight, steps, padding, extra, 1, holes, spatial=spatial, groups=groups)
+
+
+def each(setting: Any, count: int) -> list[int]:
+    """A setting spelled out for each axis."""
+    if isinstance(setting, int):
+        return [setting] * count
+    return list(setting) * count if len(setting) == 1 else list(setting)

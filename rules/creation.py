@@ -1,0 +1,44 @@
+"""Operators that take a size or a type from a value and none of its content."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from tlfx.provenance import Value
+from tlfx.rule import rule
+from tlfx.verbs import Op
+
+aten = torch.ops.aten
+
+
+@rule(
+    aten.new_empty, aten.new_zeros, aten.new_ones, aten.new_full, aten.zeros_like, aten.ones_like, aten.empty_like,
+    aten.full_like, aten.rand_like, aten.randn_like, aten.randint_like, aten.new_empty_strided,
+)
+def create(op: Op, x: Value, *settings: Any, **options: Any) -> Value:
+    """A constant in the shape of x."""
+    return op.constant()
+
+
+@rule(
+    aten.bernoulli, aten.uniform, aten.normal, aten.zero, aten.fill, aten.random, aten.exponential, aten.uniform_,
+    aten.normal_, aten.zero_, aten.fill_, aten.random_, aten.exponential_,
+)
+def overwrite(op: Op, x: Value, *settings: Any, **options: Any) -> Value:
+    """Noise or a number in place of what was there."""
+    return op.constant()
+
+
+@rule(aten.sym_size)
+def sym_size(op: Op, x: Value, dim: int | None = None) -> Any:
+    """A size."""
+    return list(x.shape) if dim is None else x.shape[dim]
+
+
+@rule(aten.sym_numel)
+def sym_numel(op: Op, x: Value) -> int:
+    """The number of elements."""
+    return int(torch.Size(x.shape).numel())

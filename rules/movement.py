@@ -1,0 +1,113 @@
+"""Data movement: the operator runs on the map itself, so no rule describes an operator again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from tlfx.provenance import NONE, Value
+from tlfx.rule import rule
+from tlfx.verbs import Op
+
+aten = torch.ops.aten
+
+
+@rule(
+    aten.reshape, aten.flatten, aten.unflatten, aten.permute,
+    aten.transpose, aten.swapaxes, aten.swapdims, aten.moveaxis, aten.movedim, aten.t, aten.numpy_T, aten.mT,
+    aten.adjoint, aten.squeeze, aten.unsqueeze, aten.expand, aten.broadcast_to, aten.repeat, aten.tile,
+    aten.repeat_interleave, aten.slice, aten.select, aten.narrow, aten.narrow_copy, aten.split, aten.split_with_sizes,
+    aten.tensor_split, aten.chunk, aten.unbind, aten.unfold, aten.roll, aten.flip, aten.rot90,
+    aten.pixel_shuffle, aten.pixel_unshuffle, aten.channel_shuffle, aten.diagonal, aten.diag_embed, aten.as_strided,
+    aten.unsafe_split, aten.unsafe_chunk, aten.hsplit, aten.vsplit, aten.dsplit, aten.fliplr, aten.flipud,
+    aten.squeeze_copy, aten.permute_copy, aten.slice_copy, aten.select_copy,
+)
+def move(op: Op, x: Value, *settings: Any, **options: Any) -> Any:
+    """Each element keeps its row."""
+    return op.move()
+
+
+@rule(aten.view, aten._unsafe_view, aten.view_copy)
+def view(op: Op, x: Value, size: Any) -> Value:
+    """Each element keeps its row; the map need not have the memory layout that a view asks of the value."""
+    return op.remap(x, lambda m: m.reshape(size)) if isinstance(size, list) else op.same(x)
+
+
+@rule(aten.im2col)
+def im2col(op: Op, x: Value, *settings: Any) -> Value:
+    """Patches as columns; its padding holds no content."""
+    return op.remap(x, lambda m: op.target(m.double() + 1, *settings).long() - 1)
+
+
+@rule(aten.view_as, aten.reshape_as, aten.expand_as)
+def move_as(op: Op, x: Value, like: Value) -> Value:
+    """Each element keeps its row, in the shape of another value."""
+    if op.target is aten.expand_as.default:
+        return op.remap(x, lambda m: m.expand(like.shape))
+    return op.remap(x, lambda m: m.reshape(like.shape))
+
+
+@rule(
+    aten.contiguous, aten.clone, aten.alias, aten.detach, aten.to, aten.type_as, aten.lift, aten.lift_fresh,
+    aten.lift_fresh_copy, aten._to_copy, aten.real, aten.imag, aten.conj,
+    aten._conj, aten.resolve_conj, aten.resolve_neg, aten.positive, aten.detach_copy,
+    aten.alias_copy,
+)
+def same(op: Op, x: Value, *settings: Any, **options: Any) -> Value:
+    """The value itself, in another type, device or memory layout."""
+    return op.same(x)
+
+
+@rule(aten.view_as_real)
+def view_as_real(op: Op, x: Value) -> Value:
+    """x (*) → (*, 2): real and imaginary part as channels."""
+    return op.remap(x, lambda m: m[..., None].expand(*m.shape, 2))
+
+
+@rule(aten.view_as_complex)
+def view_as_complex(op: Op, x: Value) -> Value:
+    """x (*, 2) → (*)."""
+    return op.remap(x, lambda m: m[..., 0])
+
+
+@rule(aten.cat, aten.concat, aten.concatenate)
+def cat(op: Op, values: Sequence[Value], dim: int = 0) -> Value:
+    """Labels side by side; tokens without content get the image-level label (eq. 5)."""
+    return op.join([v for v in values if v.shape != (0,)], dim)
+
+
+@rule(aten.stack)
+def stack(op: Op, values: Sequence[Value], dim: int = 0) -> Value:
+    """Likewise along a new axis."""
+    return op.stack(values, dim)
+
+
+@rule(aten.pad, aten.constant_pad_nd)
+def pad(op: Op, x: Value, pad: Sequence[int], mode: Any = "constant", value: Any = None) -> Value:
+    """Zeros hold no content; reflected, replicated and circular padding keep the rows they copy."""
+    if mode in ("reflect", "replicate", "circular"):
+        return op.move()
+    return op.remap(x, lambda m: torch.nn.functional.pad(m, list(pad), value=NONE))
+
+
+@rule(
+    aten.reflection_pad1d, aten.reflection_pad2d, aten.reflection_pad3d, aten.replication_pad1d,
+    aten.replication_pad2d, aten.replication_pad3d,
+)
+def pad_by_copies(op: Op, x: Value, pad: Sequence[int]) -> Value:
+    """Padding by copies of the border."""
+    return op.move()
+
+
+@rule(aten.tril, aten.triu)
+def triangle(op: Op, x: Value, diagonal: int = 0) -> Value:
+    """Elements outside the triangle hold no content, but the value is mostly a weight: it keeps its rows."""
+    return op.pointwise(x)
+
+
+@rule(aten.copy)
+def copy(op: Op, x: Value, source: Value, non_blocking: bool = False) -> Value:
+    """x takes the content of another value."""
+    return op.taken_from(source)

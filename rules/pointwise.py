@@ -1,0 +1,106 @@
+"""Element-wise operators: activations, sums (residual connections, eq. 11), products and quotients."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+
+from tlfx.provenance import Value
+from tlfx.rule import rule
+from tlfx.verbs import Op
+
+aten = torch.ops.aten
+
+ACTIVATIONS = (
+    aten.relu, aten.relu6, aten.gelu, aten.silu, aten.mish, aten.elu, aten.selu, aten.celu, aten.leaky_relu,
+    aten.prelu, aten.rrelu, aten.rrelu_with_noise, aten.sigmoid, aten.tanh, aten.softplus, aten.softshrink,
+    aten.hardshrink, aten.threshold, aten.hardtanh, aten.hardsigmoid, aten.hardswish, aten.log_sigmoid, aten.erf,
+    aten.erfc, aten.exp, aten.exp2, aten.expm1, aten.log, aten.log2, aten.log10, aten.log1p, aten.sqrt, aten.rsqrt,
+    aten.square, aten.abs, aten.neg, aten.negative, aten.sign, aten.sgn, aten.reciprocal, aten.sin, aten.cos, aten.tan,
+    aten.asin, aten.acos, aten.atan, aten.sinh, aten.cosh, aten.ceil, aten.floor, aten.round, aten.trunc, aten.frac,
+    aten.clamp, aten.clamp_min, aten.clamp_max, aten.clip, aten.nan_to_num, aten.logit, aten.angle, aten.rsub,
+    aten.logical_not, aten.bitwise_not, aten.isnan, aten.isinf, aten.isfinite, aten.glu_jvp, aten.hardswish_,
+)  # fmt: skip
+
+
+@rule(*ACTIVATIONS)
+def activation(op: Op, x: Value, *settings: Any, **options: Any) -> Value:
+    """Y ← Y."""
+    return op.pointwise(x)
+
+
+@rule(aten.add, aten.sub, aten.subtract)
+def add(op: Op, a: Any, b: Any, *, alpha: Any = 1) -> Value:
+    """Y ← Norm(Y + g(Y)) for two values with content."""
+    return op.residual(a, b) if isinstance(a, Value) and isinstance(b, Value) else op.pointwise(_value(a, b))
+
+
+@rule(aten.mul, aten.multiply)
+def mul(op: Op, a: Any, b: Any) -> Value:
+    """A factor that is broadcast leaves labels alone; two full values are averaged."""
+    return op.product(a, b) if isinstance(a, Value) and isinstance(b, Value) else op.pointwise(_value(a, b))
+
+
+@rule(aten.div, aten.divide, aten.true_divide, aten.floor_divide, aten.remainder, aten.fmod)
+def div(op: Op, a: Any, b: Any, *, rounding_mode: Any = None) -> Value:
+    """The label of the numerator."""
+    return op.numerator(a, b) if isinstance(a, Value) and isinstance(b, Value) else op.pointwise(_value(a, b))
+
+
+@rule(aten.pow, aten.float_power, aten.atan2)
+def power(op: Op, a: Any, b: Any) -> Value:
+    """The label of the base."""
+    return op.numerator(a, b) if isinstance(a, Value) and isinstance(b, Value) else op.pointwise(_value(a, b))
+
+
+@rule(aten.maximum, aten.minimum, aten.fmax, aten.fmin, aten.logaddexp, aten.hypot)
+def extreme(op: Op, a: Value, b: Value) -> Value:
+    """Either of the two: the average of differing labels."""
+    return op.either(a, b)
+
+
+@rule(aten.addcmul)
+def addcmul(op: Op, x: Value, a: Value, b: Value, *, value: Any = 1) -> Value:
+    """x + a·b."""
+    return op.residual(x, op.product(a, b))
+
+
+@rule(aten.addcdiv)
+def addcdiv(op: Op, x: Value, a: Value, b: Value, *, value: Any = 1) -> Value:
+    """x + a/b."""
+    return op.residual(x, op.numerator(a, b))
+
+
+@rule(aten.lerp)
+def lerp(op: Op, a: Value, b: Value, weight: Any) -> Value:
+    """Between two values: a residual connection."""
+    return op.residual(a, b)
+
+
+@rule(aten.glu)
+def glu(op: Op, x: Value, dim: int = -1) -> Value:
+    """One half of the channels gates the other."""
+    gated, gate = op.halves(x, dim)
+    return op.product(gated, gate)
+
+
+@rule(
+    aten.eq, aten.ne, aten.lt, aten.le, aten.gt, aten.ge, aten.logical_and, aten.logical_or, aten.logical_xor,
+    aten.bitwise_and, aten.bitwise_or,
+)
+def compare(op: Op, a: Any, b: Any) -> Value:
+    """A decision without label."""
+    return op.weight()
+
+
+@rule(operator.getitem)
+def getitem(op: Op, values: Any, index: int) -> Any:
+    """One of several outputs."""
+    return op.output(values[index])
+
+
+def _value(a: Any, b: Any) -> Value:
+    """The operand that is a value; the other is a number."""
+    return a if isinstance(a, Value) else b

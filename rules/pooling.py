@@ -1,0 +1,62 @@
+"""Pooling: uniform over valid positions (Table 10: aggregation)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from tlfx.provenance import Value
+from tlfx.rule import rule
+from tlfx.verbs import Op
+from tlfx_rules.convolution import each
+
+aten = torch.ops.aten
+
+AVERAGE = {1: aten.avg_pool1d.default, 2: aten.avg_pool2d.default, 3: aten.avg_pool3d.default}
+ADAPTIVE = {
+    1: aten.adaptive_avg_pool1d.default,
+    2: aten.adaptive_avg_pool2d.default,
+    3: aten.adaptive_avg_pool3d.default,
+}
+CONVOLUTION = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
+
+
+@rule(aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d)
+def avg_pool(op: Op, x: Value, kernel_size: Any, *settings: Any) -> Value:
+    """x (batch, channels, *size): the mean of each window."""
+    return op.pool(x, op.target, kernel_size, *settings[:3], spatial=_spatial(op))
+
+
+@rule(aten.max_pool1d, aten.max_pool2d, aten.max_pool3d, aten.max_pool2d_with_indices)
+def max_pool(
+    op: Op, x: Value, kernel_size: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
+) -> Any:
+    """x (batch, channels, *size): any position of a window may be the largest, so all count alike."""
+    spatial = _spatial(op)
+    if dilation not in (1, [1], [1] * spatial):
+        size, steps, holes = (each(s, spatial) for s in (kernel_size, stride or kernel_size, dilation))
+        ones = torch.ones(1, 1, *size)
+        return op.pool(x, CONVOLUTION[spatial], ones, None, steps, each(padding, spatial), holes, spatial=spatial)
+    return op.pool(x, AVERAGE[spatial], kernel_size, list(stride) if stride != () else [], padding, ceil_mode,
+                   spatial=spatial)
+
+
+@rule(aten.adaptive_avg_pool1d, aten.adaptive_avg_pool2d, aten.adaptive_avg_pool3d)
+def adaptive_avg_pool(op: Op, x: Value, output_size: Any) -> Value:
+    """x (batch, channels, *size): the mean of each window, windows chosen by the output size."""
+    return op.pool(x, op.target, output_size, spatial=_spatial(op))
+
+
+@rule(aten.adaptive_max_pool1d, aten.adaptive_max_pool2d, aten.adaptive_max_pool3d)
+def adaptive_max_pool(op: Op, x: Value, output_size: Any) -> list[Value]:
+    """x (batch, channels, *size): values and indices; uniform over each window."""
+    spatial = _spatial(op)
+    return [op.pool(x, ADAPTIVE[spatial], output_size, spatial=spatial), op.weight()]
+
+
+def _spatial(op: Op) -> int:
+    """Number of axes slid over, by the operator's name: the digit before its d."""
+    name = op.target.overloadpacket.__name__
+    return next(n for n in (1, 2, 3) if f"{n}d" in name)

@@ -1,0 +1,45 @@
+"""Resampling: the operator itself run on the label map, over itself run on ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from tlfx.provenance import Value
+from tlfx.rule import rule
+from tlfx.verbs import Op
+
+aten = torch.ops.aten
+
+
+@rule(
+    aten.upsample_nearest1d, aten.upsample_nearest2d, aten.upsample_nearest3d,
+    aten._upsample_nearest_exact1d, aten._upsample_nearest_exact2d, aten._upsample_nearest_exact3d,
+    aten.upsample_linear1d, aten.upsample_bilinear2d, aten.upsample_trilinear3d, aten._upsample_bilinear2d_aa,
+)
+def upsample(op: Op, x: Value, *settings: Any) -> Value:
+    """x (batch, channels, *size)."""
+    return op.resample(x, *settings, spatial=len(x.shape) - 2)
+
+
+@rule(aten.upsample_bicubic2d, aten._upsample_bicubic2d_aa)
+def upsample_bicubic(op: Op, x: Value, *settings: Any) -> Value:
+    """x (batch, channels, height, width): by bilinear weights, which have no negative lobes."""
+    smooth = "aa" in str(op.target)
+    packet = aten._upsample_bilinear2d_aa if smooth else aten.upsample_bilinear2d
+    return op.resample(x, *settings, spatial=2, operator=getattr(packet, op.target._overloadname))
+
+
+@rule(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d)
+def grid_sampler(op: Op, x: Value, grid: Value, mode: int, padding: int, align: bool) -> Value:
+    """x (batch, channels, *size), grid (batch, *out, 2 or 3), which may depend on the image."""
+    bilinear = 0 if mode == 2 else mode
+    return op.resample_by_data(x, op.target, grid, bilinear, padding, align, spatial=len(x.shape) - 2)
+
+
+@rule(aten.col2im)
+def col2im(op: Op, x: Value, output_size: Any, kernel_size: Any, *settings: Any) -> Value:
+    """x (batch, channels · kernel, patches) → (batch, channels, height, width)."""
+    return op.overlap_add(x, op.target, kernel_size, output_size, kernel_size, *settings)

@@ -1,0 +1,305 @@
+"""Aligned models: the same module, of a class that also takes a target and returns the label that reaches its outputs."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from tlfx.capture import Captured, capture
+from tlfx.errors import InputError, TargetError
+from tlfx.mix.target import MixedTarget, check_labels
+from tlfx.propagate import Options, OutputLabel, propagate
+from tlfx.rewrite import rewrite
+
+__all__ = ["Aligned", "align", "aligned_code", "unalign"]
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def align(
+    model: M,
+    *,
+    example: Any = None,
+    layers: Sequence[str | int] | None = None,
+    residual: str = "average",
+    on_unknown: str = "error",
+) -> M:
+    """Align a model in place and return it: the same object with the same parameters, of a subclass of its class.
+
+    ``model(images)`` stays what it was, in training and evaluation. ``model(images, target)`` returns
+    ``(output, soft_target)``: the model's own output, bit for bit, and the target that reaches it (TL-Align, arXiv
+    2210.06455), a detached float32 tensor (batch, classes) with rows that sum to 1. A dense output (batch, channels,
+    height, width) gets (batch, classes, height, width); tuples, lists, dicts and dataclasses of outputs get the same
+    structure of targets, with None for what carries no image content.
+
+    The target is a :class:`tlfx.MixedTarget`, anywhere among the arguments or as ``target=``; integer labels (batch,)
+    and soft labels (batch, classes) are taken as ``target=`` too and come back as plain soft targets. All other
+    arguments go to the model's own forward. The first call of its kind captures the model (some seconds); calls with
+    other image sizes, types, devices or modes capture it again, other batch sizes do not.
+
+    Args:
+        model: any module with images (batch, channels, height, width) among its inputs; video (batch, channels,
+            frames, height, width) likewise.
+        example: images, a tuple of arguments or a dict of keyword arguments to capture now.
+        layers: align attention only in these modules (glob patterns such as ``"blocks.[0-5]"``) or these attentions
+            (numbers in order of execution); elsewhere it leaves labels in place (Table 8).
+        residual: ``"average"`` (eq. 11), or ``"skip"`` to leave the skip path out of labels, Y ← g(Y) (ablation).
+        on_unknown: ``"error"``, or ``"pointwise"`` to let labels pass operators without a rule that keep the shape.
+
+    Raises:
+        InputError: the model is no module, an option is unknown, or images have the wrong rank or type.
+        TargetError: the target does not fit the images or the classes.
+        CaptureError: the model cannot be captured as a graph.
+        UnknownOperatorError: an operator that touches image content has no rule.
+        NoContentError: no output carries image content.
+
+    >>> model = align(nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)))
+    >>> mask = torch.ones(1, 1, 8, 8)
+    >>> mask[..., :4] = 0
+    >>> target = MixedTarget(first=torch.tensor([0]), second=torch.tensor([1]), mask=mask, num_classes=2)
+    >>> logits, soft_target = model(torch.rand(1, 3, 8, 8), target)
+    >>> soft_target
+    tensor([[0.5000, 0.5000]])
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"align takes a torch.nn.Module, got {type(model).__name__}")
+    chosen = _options(layers, residual, on_unknown)
+    base = type(model)._tlfx_base if isinstance(model, Aligned) else type(model)
+    model.__class__ = _aligned_class(base)
+    model.__dict__["_tlfx"] = _Alignment(chosen)
+    if example is not None:
+        _alignment(model).plan(model, *_arguments(example))
+    return model
+
+
+def unalign(model: M) -> M:
+    """Make an aligned model what it was before, in place, and return it; any other model is returned as it is.
+
+    >>> type(unalign(align(nn.Identity())))
+    <class 'torch.nn.modules.linear.Identity'>
+    """
+    if isinstance(model, Aligned):
+        del model.__dict__["_tlfx"]
+        model.__class__ = type(model)._tlfx_base
+    return model
+
+
+def aligned_code(model: nn.Module, example: Any = None) -> str:
+    """Python code of the aligned graph that ran last, or of the one for ``example`` (as in :func:`align`).
+
+    Raises InputError if the model is not aligned, or has not been captured and no example is given.
+    """
+    if not isinstance(model, Aligned):
+        raise InputError(f"{type(model).__name__} is not aligned: call tlfx.align(model) first")
+    alignment = _alignment(model)
+    plan = alignment.latest if example is None else alignment.plan(model, *_arguments(example))
+    if plan is None:
+        raise InputError("the model has not been captured yet: call it with a target, or pass example=images")
+    return str(plan.graph_module.code)
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """An aligned graph, and what its outputs are."""
+
+    graph_module: GraphModule
+    captured: Captured
+    outputs: list[OutputLabel | None]
+
+
+class _Alignment:
+    """What an aligned model keeps beside its own state: options, and a plan for each kind of call."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.plans: dict[Hashable, _Plan] = {}
+        self.latest: _Plan | None = None
+
+    def run(self, model: Aligned, args: tuple[Any, ...], kwargs: dict[str, Any], target: Any) -> tuple[Any, Any]:
+        """The model's output and the target that reaches it."""
+        images = _images(args, kwargs)
+        if not isinstance(target, MixedTarget):
+            return self._plain(model, args, kwargs, target, images.shape[0])
+        _check(target, images)
+        plan = self.plan(model, args, kwargs)
+        outputs, shares = plan.graph_module(*_tensors(args, kwargs), target.mask)
+        soft = [None if s is None else _soft(target, s, o) for s, o in zip(shares, plan.outputs, strict=True)]
+        spec = plan.captured.out_spec
+        return pytree.tree_unflatten(list(outputs), spec), pytree.tree_unflatten(soft, spec)
+
+    def _plain(self, model: Aligned, args: tuple[Any, ...], kwargs: dict[str, Any], target: Any, batch: int) -> Any:
+        """An unmixed target: the model's own forward, and the target as soft labels in the structure of the output."""
+        if not isinstance(target, Tensor):
+            raise TargetError(
+                f"the target is a {type(target).__name__}, expected a tlfx.MixedTarget from a mixer, integer labels "
+                "(batch,) or soft labels (batch, classes)"
+            )
+        if target.dim() == 0 or target.shape[0] != batch:
+            raise TargetError(
+                f"a target of shape {tuple(target.shape)} was given with {batch} images; it seems to come from "
+                "another batch"
+            )
+        plan = self.plan(model, args, kwargs)
+        output = type(model)._tlfx_base.forward(model, *args, **kwargs)
+        leaves, spec = pytree.tree_flatten(output)
+        soft = [
+            None if o is None else _soft_plain(target, leaf, o) for leaf, o in zip(leaves, plan.outputs, strict=True)
+        ]
+        return output, pytree.tree_unflatten(soft, spec)
+
+    def plan(self, model: Aligned, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Plan:
+        """The plan for a call like this one, made now if there is none."""
+        images = _images(args, kwargs)
+        key = _key(model, args, kwargs)
+        found = self.plans.get(key) or self.plans.get((key, images.shape[0]))
+        if found is None:
+            captured = capture(model, type(model)._tlfx_base.forward, args, kwargs, images)
+            propagation = propagate(captured.graph_module, captured.images, self.options)
+            found = _Plan(rewrite(propagation), captured, propagation.outputs)
+            self.plans[key if captured.batch is None else (key, captured.batch)] = found
+        self.latest = found
+        return found
+
+
+class Aligned(nn.Module):
+    """Base of the classes that :func:`align` makes: ``isinstance(model, Aligned)`` tells whether a model is aligned."""
+
+    _tlfx_base: type[nn.Module]
+
+    def forward(self, *args: Any, target: Any = None, **kwargs: Any) -> Any:
+        """The model's own forward, or ``(output, soft_target)`` where a target is among the arguments."""
+        mixed = [a for a in args if isinstance(a, MixedTarget)]
+        if mixed and target is None:
+            args, target = tuple(a for a in args if not isinstance(a, MixedTarget)), mixed[0]
+        if target is None:
+            return self._tlfx_base.forward(self, *args, **kwargs)
+        return _alignment(self).run(self, args, kwargs, target)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Copies and pickles hold the model and the options; graphs are captured anew."""
+        state = {k: v for k, v in self.__dict__.items() if k != "_tlfx"}
+        return _rebuilt, (self._tlfx_base, _alignment(self).options), state
+
+
+def _rebuilt(base: type[nn.Module], options: Options) -> nn.Module:
+    model = base.__new__(base)
+    model.__class__ = _aligned_class(base)
+    model.__dict__["_tlfx"] = _Alignment(options)
+    return model
+
+
+@functools.cache
+def _aligned_class(base: type[nn.Module]) -> type[nn.Module]:
+    """A subclass of a module's class whose forward takes a target."""
+
+    @functools.wraps(base.forward)
+    def forward(self: Aligned, *args: Any, target: Any = None, **kwargs: Any) -> Any:
+        return Aligned.forward(self, *args, target=target, **kwargs)
+
+    signature = inspect.signature(base.forward)
+    parameters = list(signature.parameters.values())
+    if "target" not in signature.parameters:
+        extra = inspect.Parameter("target", inspect.Parameter.KEYWORD_ONLY, default=None)
+        variadic = [p for p in parameters if p.kind is inspect.Parameter.VAR_KEYWORD]
+        parameters = [p for p in parameters if p not in variadic] + [extra, *variadic]
+    forward.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    names = {"forward": forward, "_tlfx_base": base, "__module__": base.__module__, "__doc__": base.__doc__}
+    return type(f"Aligned{base.__name__}", (Aligned, base), names)
+
+
+def _alignment(model: nn.Module) -> _Alignment:
+    alignment: _Alignment = model.__dict__["_tlfx"]
+    return alignment
+
+
+def _options(layers: Sequence[str | int] | None, residual: str, on_unknown: str) -> Options:
+    for name, value, known in (
+        ("residual", residual, ("average", "skip")),
+        ("on_unknown", on_unknown, ("error", "pointwise")),
+    ):
+        if value not in known:
+            raise InputError(f"{name}={value!r} is unknown, expected one of {', '.join(map(repr, known))}")
+    if isinstance(layers, str | int):
+        layers = (layers,)
+    if layers is not None and not all(isinstance(x, str | int) for x in layers):
+        raise InputError(f"layers={layers!r}: expected module patterns such as 'blocks.0' or numbers of attentions")
+    return Options(None if layers is None else tuple(layers), residual, on_unknown)
+
+
+def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a call, from the images, a tuple or a dict."""
+    if isinstance(example, dict):
+        return (), dict(example)
+    return (tuple(example), {}) if isinstance(example, tuple | list) else ((example,), {})
+
+
+def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    return [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+
+
+def _images(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The images among the arguments: the first tensor with a height and a width."""
+    tensors = _tensors(args, kwargs)
+    found = next((x for x in tensors if x.dim() in (4, 5)), None)
+    if found is None:
+        given = ", ".join(str(tuple(x.shape)) for x in tensors) or "no tensor"
+        raise InputError(
+            f"no images among the arguments: expected a tensor (batch, channels, height, width) or, for video, (batch, "
+            f"channels, frames, height, width), got {given}"
+        )
+    if not found.is_floating_point():
+        raise InputError(f"images have dtype {found.dtype}, expected a floating type: use images.float() / 255")
+    return found
+
+
+def _check(target: MixedTarget, images: Tensor) -> None:
+    """The target against the images; values are read on the CPU only, since reading waits for a GPU."""
+    mask = target.get("mask")
+    flat = isinstance(mask, Tensor) and images.dim() == 5 and target.mask.dim() == 4
+    target.check(images.shape[0], tuple(images.shape[3:] if flat else images.shape[2:]), values=not images.is_cuda)
+    if target.mask.device != images.device:
+        raise TargetError(f"the target lies on {target.mask.device}, the images on {images.device}: use "
+                          "target.to(images.device)")
+
+
+def _key(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
+    """What a capture depends on: the arguments but for the batch size, and the modes, types and shapes of the model."""
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    batch = _images(args, kwargs).shape[0]
+    call = tuple(_argument_key(x, batch) for x in leaves)
+    modules = tuple((name, type(m), m.training) for name, m in model.named_modules())
+    tensors = (*model.parameters(), *model.buffers())
+    return call, str(spec), modules, tuple((x.shape, x.dtype, x.device) for x in tensors)
+
+
+def _argument_key(x: Any, batch: int) -> Hashable:
+    if not isinstance(x, Tensor):
+        return x if isinstance(x, Hashable) else repr(x)
+    batched = x.dim() > 0 and x.shape[0] == batch
+    layout = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return batched, tuple(x.shape[1:] if batched else x.shape), x.dtype, x.device, layout
+
+
+def _soft(target: MixedTarget, share: Tensor, output: OutputLabel) -> Tensor:
+    """Soft targets of an output from the share of the first image at each of its positions."""
+    batch = output.where.axis
+    soft = target.soften(share[..., 0].movedim(batch, 0))
+    return soft.movedim(0, batch).movedim(-1, output.class_axis)
+
+
+def _soft_plain(target: Tensor, leaf: Tensor, output: OutputLabel) -> Tensor:
+    classes = target.shape[-1] if target.is_floating_point() else leaf.shape[output.class_axis]
+    check_labels(target, classes, values=not target.is_cuda)
+    same = MixedTarget(first=target, second=target, mask=torch.ones(1, 1, 1, 1), num_classes=classes)
+    positions = [s for i, s in enumerate(leaf.shape) if i != output.class_axis]
+    return _soft(same, torch.ones(*positions, 1, device=target.device), output)
+
+

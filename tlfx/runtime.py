@@ -1,0 +1,290 @@
+"""Label arithmetic at run time: the functions that an aligned graph calls beside the model's own operators.
+
+Labels are float32 tensors (batch, rows, channels), rows summing to 1 over the classes that their channels stand for.
+Every function is a convex combination of rows, works outside autograd and autocast, and leaves its inputs alone.
+Arguments named ``rows`` are labels in a shape: (batch, *shape, channels).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = [
+    "attention",
+    "average",
+    "context",
+    "convolve",
+    "gather",
+    "mix",
+    "moved",
+    "output",
+    "pixels",
+    "resample",
+    "resample_at",
+    "scan",
+    "settle",
+    "share",
+    "uniform",
+]
+
+P = ParamSpec("P")
+Split = tuple[int, int, int]
+"""Where the batch lies in a value: (axis, outer, inner), the axis being of length outer · batch · inner."""
+
+_TINY = 1e-20
+
+
+def label_arithmetic(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """Run a function outside autograd and autocast (eq. 12)."""
+
+    @functools.wraps(function)
+    def outside(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        with torch.no_grad(), torch.autocast(_device_type(args), enabled=False):
+            return function(*args, **kwargs)
+
+    return outside
+
+
+def _device_type(args: Sequence[Any]) -> str:
+    return next((a.device.type for a in args if isinstance(a, Tensor)), "cpu")
+
+
+@label_arithmetic
+def pixels(mask: Tensor, images: Tensor) -> Tensor:
+    """Start (eq. 5): one row for each pixel, from a mask (batch or 1, channels, *size) of shares."""
+    missing = images.dim() - mask.dim()
+    mask = mask.float().reshape(*mask.shape[:2], *[1] * missing, *mask.shape[2:])
+    return mask.expand(images.shape[0], -1, *images.shape[2:]).flatten(2).transpose(1, 2)
+
+
+@label_arithmetic
+def share(mask: Tensor, images: Tensor) -> Tensor:
+    """The image-level share λ, one row: the label of tokens without image content (eq. 5)."""
+    return pixels(mask, images).mean(1, keepdim=True)
+
+
+@label_arithmetic
+def gather(labels: Sequence[Tensor], index: Tensor | None = None, shape: Sequence[int] | None = None) -> Tensor:
+    """Rows of one or several labels, all or those at ``index``, in a shape."""
+    label = labels[0] if len(labels) == 1 else torch.cat(tuple(labels), 1)
+    if index is not None:
+        return label[:, index]
+    return label if shape is None else label.unflatten(1, tuple(shape))
+
+
+@label_arithmetic
+def average(one: Tensor, other: Tensor) -> Tensor:
+    """Residual connection, Y ← Norm(Y + g(Y)) (eq. 11), and products of two full values."""
+    return (one + other) / 2
+
+
+@label_arithmetic
+def uniform(rows: Tensor, counts: Tensor | None = None) -> Tensor:
+    """Aggregation, Y ← Norm(Σ Yᵢ): rows (batch, out, in, channels) averaged over ``in``, weighted by how often each
+    occurs (``counts``, of shape (in,) or (out, in))."""
+    if counts is None:
+        return rows.mean(2)
+    weights = counts / counts.sum(-1, keepdim=True)
+    return (rows * weights[..., None]).sum(2)
+
+
+def split_batch(value: Tensor, split: Split | None) -> Tensor:
+    """Bring the batch of a value to the front; ``split`` is (axis, outer, inner), None for a value without batch."""
+    if split is None:
+        return value[None]
+    axis, outer, inner = split
+    if outer == inner == 1:
+        return value.movedim(axis, 0)
+    return value.unflatten(axis, (outer, -1, inner)).movedim(axis + 1, 0)
+
+
+@label_arithmetic
+def mix(
+    weight: Tensor,
+    rows: Tensor,
+    equation: str,
+    split: Split | None = None,
+    queries: Sequence[int] | None = None,
+    stochastic: bool = False,
+    mass: bool = False,
+) -> Tensor:
+    """Spatial mixing, Y ← Norm(W)·Y (eq. 9), with |W| unless its rows already sum to 1 (``stochastic``).
+
+    ``equation`` reads as in einsum, without the batch: ``"hqm,m->q"`` mixes rows m into rows q and averages the
+    weights over h. The letter q stands for the queries, which ``queries`` can restrict. Rows with ``mass`` come from
+    :func:`context`.
+    """
+    weight = split_batch(weight, split)
+    if queries is not None:
+        weight = weight.index_select(equation.index("q") + 1, torch.tensor(queries, device=weight.device))
+    if stochastic:
+        return _contract(weight.float(), rows, equation, average=True).flatten(1, -2)
+    return _by_mass(_contract(_magnitude(weight), rows if mass else _with_mass(rows), equation)).flatten(1, -2)
+
+
+@label_arithmetic
+def context(weight: Tensor, rows: Tensor, equation: str, split: Split | None = None) -> Tensor:
+    """First contraction of a linear attention q(kᵀv): |k|·Y, with its mass |k|·1 as a last channel."""
+    return _contract(_magnitude(split_batch(weight, split)), _with_mass(rows), equation).flatten(1, -2)
+
+
+@label_arithmetic
+def settle(rows: Tensor) -> Tensor:
+    """Labels of a context by itself: rows (batch, out, heads, channels + mass), summed over heads and normalised."""
+    return _by_mass(rows.sum(2))
+
+
+def _magnitude(weight: Tensor) -> Tensor:
+    """|W|, and uniform where a whole row of W is zero, so that rows always sum to 1."""
+    return weight.float().abs() + _TINY
+
+
+def _with_mass(rows: Tensor) -> Tensor:
+    return torch.cat((rows, rows.new_ones(()).expand(*rows.shape[:-1], 1)), -1)
+
+
+def _by_mass(rows: Tensor) -> Tensor:
+    return rows[..., :-1] / rows[..., -1:]
+
+
+def _contract(weight: Tensor, rows: Tensor, equation: str, average: bool = False) -> Tensor:
+    """Einsum of weight and rows, summed (or averaged) over the letters of the weight that occur nowhere else.
+
+    Those letters, the heads, are contracted last: as one batched product the sum costs no pass over the weights.
+    """
+    operands, out = equation.split("->")
+    of_weight, of_rows = operands.split(",")
+    heads = "".join(c for c in of_weight if c not in of_rows + out)
+    total = torch.einsum(f"B{of_weight},B{of_rows}K->B{heads}{out}K", weight, rows)
+    if not heads:
+        return total
+    axes = tuple(range(1, 1 + len(heads)))
+    return total.mean(axes) if average else total.sum(axes)
+
+
+@label_arithmetic
+def attention(
+    query: Tensor,
+    key: Tensor,
+    rows: Tensor,
+    equation: str,
+    split: Split | None = None,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    queries: Sequence[int] | None = None,
+) -> Tensor:
+    """Spatial mixing by scaled dot-product attention (eq. 7, 9), averaged over heads, weights before dropout."""
+    query, key = query.float(), key.float()
+    bias = _attention_bias(query, key, mask, causal)
+    if queries is not None:
+        chosen = torch.tensor(queries, device=query.device)
+        query = query.index_select(-2, chosen)
+        bias = bias if bias is None or bias.shape[-2] == 1 else bias.index_select(-2, chosen)
+    scores = query @ _repeat_groups(key, query).transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    weight = torch.softmax(scores if bias is None else scores + bias, -1)
+    return _contract(split_batch(weight, split), rows, equation, average=True).flatten(1, -2)
+
+
+def _attention_bias(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) -> Tensor | None:
+    if causal:
+        allowed = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+        return torch.zeros_like(allowed, dtype=torch.float32).masked_fill(~allowed, float("-inf"))
+    if mask is None or mask.dtype != torch.bool:
+        return None if mask is None else mask.float()
+    return torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, float("-inf"))
+
+
+def _repeat_groups(key: Tensor, query: Tensor) -> Tensor:
+    """Keys of grouped-query attention, repeated for the queries of each group."""
+    if key.dim() < 3 or key.shape[-3] in (1, query.shape[-3]):
+        return key
+    return key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+
+
+@label_arithmetic
+def convolve(
+    operator: Callable[..., Tensor],
+    rows: Tensor,
+    kernel: Tensor,
+    *args: Any,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Spatial mixing by a convolution: |K| averaged over channels, normalised over valid positions.
+
+    Rows have the shape (batch, lead, *size, channels); ``valid`` (lead, *size) tells the positions with content.
+    """
+    weight = _magnitude(kernel).mean((0, 1), keepdim=True)
+    return _over_ones(lambda maps: operator(maps, weight, None, *args), rows, valid)
+
+
+@label_arithmetic
+def resample(
+    operator: Callable[..., Tensor], rows: Tensor, *args: Any, channel: bool = True, valid: Tensor | None = None
+) -> Tensor:
+    """Resampling and pooling: the operator itself run on the label map, over itself run on ones."""
+    return _over_ones(lambda maps: operator(maps, *args), rows, valid, channel)
+
+
+@label_arithmetic
+def resample_at(operator: Callable[..., Tensor], rows: Tensor, places: Tensor, *args: Any) -> Tensor:
+    """Resampling at run-time places (batch, *out, 2 or 3), over itself run on ones; uniform where it sees nothing."""
+    maps, places = rows.movedim(-1, 1), places.float()
+    over, under = operator(maps, places, *args), operator(torch.ones_like(maps[:, :1]), places, *args)
+    mean = maps.flatten(2).mean(2).view(*maps.shape[:2], *[1] * (maps.dim() - 2))
+    return torch.where(under > _TINY, over / under.clamp_min(_TINY), mean).flatten(2).transpose(1, 2)
+
+
+def _over_ones(
+    run: Callable[[Tensor], Tensor], rows: Tensor, valid: Tensor | None, channel: bool = True
+) -> Tensor:
+    batch, lead, *size, k = rows.shape
+    ones = rows.new_ones(1, *size) if valid is None else valid.to(rows.dtype)
+    maps = rows.movedim(-1, 1)
+    if valid is not None:
+        maps = maps * ones
+    maps, ones = maps.flatten(0, 2), ones
+    if channel:
+        maps, ones = maps.unsqueeze(1), ones.unsqueeze(1)
+    over, under = run(maps), run(ones)
+    if channel:
+        over, under = over.squeeze(1), under.squeeze(1)
+    over = over.unflatten(0, (batch, k, lead)) / under.clamp_min(torch.finfo(torch.float32).tiny)
+    return over.movedim(1, -1).flatten(1, -2)
+
+
+@label_arithmetic
+def scan(rows: Tensor, counts: Tensor | None = None) -> Tensor:
+    """A recurrence: rows (batch, lead, steps, channels), each step uniform over the steps up to it."""
+    steps = torch.arange(1, rows.shape[2] + 1, device=rows.device, dtype=rows.dtype)
+    return (rows.cumsum(2) / steps[:, None]).flatten(1, 2)
+
+
+@label_arithmetic
+def moved(
+    operator: Callable[..., Tensor],
+    rows: Tensor,
+    *args: Any,
+    split: Split,
+) -> Tensor:
+    """Data-dependent movement: labels move by the same run-time indices as the value.
+
+    ``operator`` takes the labels in the layout of the value, one channel at a time, then ``args``.
+    """
+    axis, outer, inner = split
+    merged = rows.movedim(0, axis + 1).flatten(axis, axis + 2)
+    out = torch.stack([operator(channel, *args) for channel in merged.unbind(-1)], -1)
+    return out.unflatten(axis, (outer, -1, inner)).movedim(axis + 1, 0).flatten(1, -2)
+
+
+@label_arithmetic
+def output(rows: Tensor, axis: int, outer: int, inner: int) -> Tensor:
+    """Labels of an output, its batch merged back to where the output has it; channels stay last."""
+    axes = rows.movedim(0, axis + 1)
+    return axes.flatten(axis, axis + 2)

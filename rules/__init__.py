@@ -1,6 +1,6 @@
 """The built-in rules, one file per operator family. Importing the package registers them all."""
 
-from tlfx_rules import (
+from . import (
     attention,
     contraction,
     convolution,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from tlfx.capture import assign_buffer
 from tlfx.provenance import Value
 from tlfx.rule import rule
 from tlfx.verbs import Op
@@ -15,8 +15,18 @@ aten = torch.ops.aten
 
 
 @rule(
-    aten.new_empty, aten.new_zeros, aten.new_ones, aten.new_full, aten.zeros_like, aten.ones_like, aten.empty_like,
-    aten.full_like, aten.rand_like, aten.randn_like, aten.randint_like, aten.new_empty_strided,
+    aten.new_empty,
+    aten.new_zeros,
+    aten.new_ones,
+    aten.new_full,
+    aten.zeros_like,
+    aten.ones_like,
+    aten.empty_like,
+    aten.full_like,
+    aten.rand_like,
+    aten.randn_like,
+    aten.randint_like,
+    aten.new_empty_strided,
 )
 def create(op: Op, x: Value, *settings: Any, **options: Any) -> Value:
     """A constant in the shape of x."""
@@ -24,12 +34,28 @@ def create(op: Op, x: Value, *settings: Any, **options: Any) -> Value:
 
 
 @rule(
-    aten.bernoulli, aten.uniform, aten.normal, aten.zero, aten.fill, aten.random, aten.exponential, aten.uniform_,
-    aten.normal_, aten.zero_, aten.fill_, aten.random_, aten.exponential_,
+    aten.bernoulli,
+    aten.uniform,
+    aten.normal,
+    aten.zero,
+    aten.fill,
+    aten.random,
+    aten.exponential,
+    aten.uniform_,
+    aten.normal_,
+    aten.zero_,
+    aten.fill_,
+    aten.random_,
+    aten.exponential_,
 )
 def overwrite(op: Op, x: Value, *settings: Any, **options: Any) -> Value:
     """Noise or a number in place of what was there."""
     return op.constant()
+
+
+@rule(assign_buffer)
+def assign(op: Op, module: Any, name: str, value: Value) -> None:
+    """A buffer that the model's forward keeps for itself."""
 
 
 @rule(aten.sym_size)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tlfx.provenance import NONE, Value
+from tlfx.provenance import Value
 from tlfx.rule import rule
 from tlfx.verbs import Op
 

@@ -15,18 +15,66 @@ aten = torch.ops.aten
 
 
 @rule(
-    aten.reshape, aten.flatten, aten.unflatten, aten.permute,
-    aten.transpose, aten.swapaxes, aten.swapdims, aten.moveaxis, aten.movedim, aten.t, aten.numpy_T, aten.mT,
-    aten.adjoint, aten.squeeze, aten.unsqueeze, aten.expand, aten.broadcast_to, aten.repeat, aten.tile,
-    aten.repeat_interleave, aten.slice, aten.select, aten.narrow, aten.narrow_copy, aten.split, aten.split_with_sizes,
-    aten.tensor_split, aten.chunk, aten.unbind, aten.unfold, aten.roll, aten.flip, aten.rot90,
-    aten.pixel_shuffle, aten.pixel_unshuffle, aten.channel_shuffle, aten.diagonal, aten.diag_embed, aten.as_strided,
-    aten.unsafe_split, aten.unsafe_chunk, aten.hsplit, aten.vsplit, aten.dsplit, aten.fliplr, aten.flipud,
-    aten.squeeze_copy, aten.permute_copy, aten.slice_copy, aten.select_copy,
+    aten.reshape,
+    aten.flatten,
+    aten.unflatten,
+    aten.permute,
+    aten.transpose,
+    aten.swapaxes,
+    aten.swapdims,
+    aten.moveaxis,
+    aten.movedim,
+    aten.t,
+    aten.numpy_T,
+    aten.mT,
+    aten.adjoint,
+    aten.squeeze,
+    aten.unsqueeze,
+    aten.expand,
+    aten.broadcast_to,
+    aten.repeat,
+    aten.tile,
+    aten.repeat_interleave,
+    aten.slice,
+    aten.select,
+    aten.narrow,
+    aten.narrow_copy,
+    aten.unfold,
+    aten.roll,
+    aten.flip,
+    aten.rot90,
+    aten.pixel_shuffle,
+    aten.pixel_unshuffle,
+    aten.channel_shuffle,
+    aten.diagonal,
+    aten.fliplr,
+    aten.flipud,
+    aten.squeeze_copy,
+    aten.permute_copy,
+    aten.slice_copy,
+    aten.select_copy,
 )
-def move(op: Op, x: Value, *settings: Any, **options: Any) -> Any:
+def move(op: Op, x: Value, *settings: Any, **options: Any) -> Value:
     """Each element keeps its row."""
     return op.move()
+
+
+@rule(
+    aten.split,
+    aten.split_with_sizes,
+    aten.tensor_split,
+    aten.chunk,
+    aten.unbind,
+    aten.unsafe_split,
+    aten.unsafe_chunk,
+    aten.hsplit,
+    aten.vsplit,
+    aten.dsplit,
+    aten.unsafe_split_with_sizes,
+)
+def move_each(op: Op, x: Value, *settings: Any, **options: Any) -> list[Value]:
+    """Each element keeps its row, in one of several outputs."""
+    return op.move_each()
 
 
 @rule(aten.view, aten._unsafe_view, aten.view_copy)
@@ -35,9 +83,9 @@ def view(op: Op, x: Value, size: Any) -> Value:
     return op.remap(x, lambda m: m.reshape(size)) if isinstance(size, list) else op.same(x)
 
 
-@rule(aten.im2col)
+@rule(aten.im2col, aten.diag_embed)
 def im2col(op: Op, x: Value, *settings: Any) -> Value:
-    """Patches as columns; its padding holds no content."""
+    """Patches as columns, a diagonal in a matrix: the zeros between and around hold no content."""
     return op.remap(x, lambda m: op.target(m.double() + 1, *settings).long() - 1)
 
 
@@ -50,9 +98,24 @@ def move_as(op: Op, x: Value, like: Value) -> Value:
 
 
 @rule(
-    aten.contiguous, aten.clone, aten.alias, aten.detach, aten.to, aten.type_as, aten.lift, aten.lift_fresh,
-    aten.lift_fresh_copy, aten._to_copy, aten.real, aten.imag, aten.conj,
-    aten._conj, aten.resolve_conj, aten.resolve_neg, aten.positive, aten.detach_copy,
+    aten.contiguous,
+    aten.clone,
+    aten.alias,
+    aten.detach,
+    aten.to,
+    aten.type_as,
+    aten.lift,
+    aten.lift_fresh,
+    aten.lift_fresh_copy,
+    aten._to_copy,
+    aten.real,
+    aten.imag,
+    aten.conj,
+    aten._conj,
+    aten.resolve_conj,
+    aten.resolve_neg,
+    aten.positive,
+    aten.detach_copy,
     aten.alias_copy,
 )
 def same(op: Op, x: Value, *settings: Any, **options: Any) -> Value:
@@ -93,10 +156,14 @@ def pad(op: Op, x: Value, pad: Sequence[int], mode: Any = "constant", value: Any
 
 
 @rule(
-    aten.reflection_pad1d, aten.reflection_pad2d, aten.reflection_pad3d, aten.replication_pad1d,
-    aten.replication_pad2d, aten.replication_pad3d,
+    aten.reflection_pad1d,
+    aten.reflection_pad2d,
+    aten.reflection_pad3d,
+    aten.replication_pad1d,
+    aten.replication_pad2d,
+    aten.replication_pad3d,
 )
-def pad_by_copies(op: Op, x: Value, pad: Sequence[int]) -> Value:
+def pad_by_copies(op: Op, x: Value, pad: Sequence[int]) -> Any:
     """Padding by copies of the border."""
     return op.move()
 

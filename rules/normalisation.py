@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,8 +14,12 @@ aten = torch.ops.aten
 
 
 @rule(
-    aten.layer_norm, aten.batch_norm, aten.group_norm, aten.instance_norm, aten.rms_norm, aten._fused_rms_norm,
-   
+    aten.layer_norm,
+    aten.batch_norm,
+    aten.group_norm,
+    aten.instance_norm,
+    aten.rms_norm,
+    aten._fused_rms_norm,
 )
 def normalise(op: Op, x: Value, *settings: Any, **options: Any) -> Value:
     """Statistics leave every label where it is."""
@@ -24,8 +27,12 @@ def normalise(op: Op, x: Value, *settings: Any, **options: Any) -> Value:
 
 
 @rule(
-    aten.native_layer_norm, aten.native_batch_norm, aten.native_group_norm, aten._native_batch_norm_legit,
-    aten._native_batch_norm_legit_no_training, aten.cudnn_batch_norm,
+    aten.native_layer_norm,
+    aten.native_batch_norm,
+    aten.native_group_norm,
+    aten._native_batch_norm_legit,
+    aten._native_batch_norm_legit_no_training,
+    aten.cudnn_batch_norm,
 )
 def normalise_with_statistics(op: Op, x: Value, *settings: Any, **options: Any) -> list[Value]:
     """The same, with the statistics as further outputs."""

@@ -87,8 +87,17 @@ def glu(op: Op, x: Value, dim: int = -1) -> Value:
 
 
 @rule(
-    aten.eq, aten.ne, aten.lt, aten.le, aten.gt, aten.ge, aten.logical_and, aten.logical_or, aten.logical_xor,
-    aten.bitwise_and, aten.bitwise_or,
+    aten.eq,
+    aten.ne,
+    aten.lt,
+    aten.le,
+    aten.gt,
+    aten.ge,
+    aten.logical_and,
+    aten.logical_or,
+    aten.logical_xor,
+    aten.bitwise_and,
+    aten.bitwise_or,
 )
 def compare(op: Op, a: Any, b: Any) -> Value:
     """A decision without label."""

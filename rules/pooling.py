@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +9,8 @@ import torch
 from tlfx.provenance import Value
 from tlfx.rule import rule
 from tlfx.verbs import Op
-from tlfx_rules.convolution import each
+
+from .convolution import each
 
 aten = torch.ops.aten
 
@@ -39,8 +39,9 @@ def max_pool(
         size, steps, holes = (each(s, spatial) for s in (kernel_size, stride or kernel_size, dilation))
         ones = torch.ones(1, 1, *size)
         return op.pool(x, CONVOLUTION[spatial], ones, None, steps, each(padding, spatial), holes, spatial=spatial)
-    return op.pool(x, AVERAGE[spatial], kernel_size, list(stride) if stride != () else [], padding, ceil_mode,
-                   spatial=spatial)
+    return op.pool(
+        x, AVERAGE[spatial], kernel_size, list(stride) if stride != () else [], padding, ceil_mode, spatial=spatial
+    )
 
 
 @rule(aten.adaptive_avg_pool1d, aten.adaptive_avg_pool2d, aten.adaptive_avg_pool3d)

@@ -46,7 +46,12 @@ def cumulative_extreme(op: Op, x: Value, dim: int) -> list[Value]:
 
 
 @rule(
-    aten.fft_fft, aten.fft_ifft, aten.fft_rfft, aten.fft_irfft, aten.fft_hfft, aten.fft_ihfft,
+    aten.fft_fft,
+    aten.fft_ifft,
+    aten.fft_rfft,
+    aten.fft_irfft,
+    aten.fft_hfft,
+    aten.fft_ihfft,
 )
 def fourier(op: Op, x: Value, n: Any = None, dim: int = -1, norm: Any = None) -> Value:
     """Every frequency sees every position of an axis."""

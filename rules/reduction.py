@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +14,16 @@ aten = torch.ops.aten
 
 
 @rule(
-    aten.mean, aten.sum, aten.prod, aten.amax, aten.amin, aten.logsumexp, aten.nansum, aten.nanmean, aten.all, aten.any,
+    aten.mean,
+    aten.sum,
+    aten.prod,
+    aten.amax,
+    aten.amin,
+    aten.logsumexp,
+    aten.nansum,
+    aten.nanmean,
+    aten.all,
+    aten.any,
 )
 def reduce(op: Op, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
     """Y ← Norm(Σ Yᵢ) over the reduced axes."""

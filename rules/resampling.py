@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,9 +14,16 @@ aten = torch.ops.aten
 
 
 @rule(
-    aten.upsample_nearest1d, aten.upsample_nearest2d, aten.upsample_nearest3d,
-    aten._upsample_nearest_exact1d, aten._upsample_nearest_exact2d, aten._upsample_nearest_exact3d,
-    aten.upsample_linear1d, aten.upsample_bilinear2d, aten.upsample_trilinear3d, aten._upsample_bilinear2d_aa,
+    aten.upsample_nearest1d,
+    aten.upsample_nearest2d,
+    aten.upsample_nearest3d,
+    aten._upsample_nearest_exact1d,
+    aten._upsample_nearest_exact2d,
+    aten._upsample_nearest_exact3d,
+    aten.upsample_linear1d,
+    aten.upsample_bilinear2d,
+    aten.upsample_trilinear3d,
+    aten._upsample_bilinear2d_aa,
 )
 def upsample(op: Op, x: Value, *settings: Any) -> Value:
     """x (batch, channels, *size)."""

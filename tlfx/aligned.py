@@ -1,10 +1,10 @@
-"""Aligned models: the same module, of a class that also takes a target and returns the label that reaches its outputs."""
+"""Aligned models: the same module, of a class that also takes a target and returns the label that arrives."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -72,11 +72,11 @@ def align(
     if not isinstance(model, nn.Module):
         raise InputError(f"align takes a torch.nn.Module, got {type(model).__name__}")
     chosen = _options(layers, residual, on_unknown)
-    base = type(model)._tlfx_base if isinstance(model, Aligned) else type(model)
-    model.__class__ = _aligned_class(base)
-    model.__dict__["_tlfx"] = _Alignment(chosen)
+    module: nn.Module = unalign(model)
+    module.__class__ = _aligned_class(type(module))
+    module.__dict__["_tlfx"] = _Alignment(chosen)
     if example is not None:
-        _alignment(model).plan(model, *_arguments(example))
+        _alignment(module).plan(module, *_arguments(example))
     return model
 
 
@@ -86,9 +86,11 @@ def unalign(model: M) -> M:
     >>> type(unalign(align(nn.Identity())))
     <class 'torch.nn.modules.linear.Identity'>
     """
-    if isinstance(model, Aligned):
-        del model.__dict__["_tlfx"]
-        model.__class__ = type(model)._tlfx_base
+    module: nn.Module = model
+    if isinstance(module, Aligned):
+        base = module._tlfx_base
+        del module.__dict__["_tlfx"]
+        module.__class__ = base  # type: ignore[assignment]
     return model
 
 
@@ -127,41 +129,42 @@ class _Alignment:
         """The model's output and the target that reaches it."""
         images = _images(args, kwargs)
         if not isinstance(target, MixedTarget):
-            return self._plain(model, args, kwargs, target, images.shape[0])
+            return self._plain(model, args, kwargs, target)
         _check(target, images)
         plan = self.plan(model, args, kwargs)
         outputs, shares = plan.graph_module(*_tensors(args, kwargs), target.mask)
-        soft = [None if s is None else _soft(target, s, o) for s, o in zip(shares, plan.outputs, strict=True)]
+        soft = [None if o is None else _soft(target, s, o) for s, o in zip(shares, plan.outputs, strict=True)]
         spec = plan.captured.out_spec
         return pytree.tree_unflatten(list(outputs), spec), pytree.tree_unflatten(soft, spec)
 
-    def _plain(self, model: Aligned, args: tuple[Any, ...], kwargs: dict[str, Any], target: Any, batch: int) -> Any:
+    def _plain(self, model: Aligned, args: tuple[Any, ...], kwargs: dict[str, Any], target: Any) -> tuple[Any, Any]:
         """An unmixed target: the model's own forward, and the target as soft labels in the structure of the output."""
         if not isinstance(target, Tensor):
             raise TargetError(
                 f"the target is a {type(target).__name__}, expected a tlfx.MixedTarget from a mixer, integer labels "
                 "(batch,) or soft labels (batch, classes)"
             )
+        batch = _images(args, kwargs).shape[0]
         if target.dim() == 0 or target.shape[0] != batch:
             raise TargetError(
                 f"a target of shape {tuple(target.shape)} was given with {batch} images; it seems to come from "
                 "another batch"
             )
         plan = self.plan(model, args, kwargs)
-        output = type(model)._tlfx_base.forward(model, *args, **kwargs)
+        output = _own_forward(model)(model, *args, **kwargs)
         leaves, spec = pytree.tree_flatten(output)
         soft = [
             None if o is None else _soft_plain(target, leaf, o) for leaf, o in zip(leaves, plan.outputs, strict=True)
         ]
         return output, pytree.tree_unflatten(soft, spec)
 
-    def plan(self, model: Aligned, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Plan:
+    def plan(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Plan:
         """The plan for a call like this one, made now if there is none."""
         images = _images(args, kwargs)
         key = _key(model, args, kwargs)
         found = self.plans.get(key) or self.plans.get((key, images.shape[0]))
         if found is None:
-            captured = capture(model, type(model)._tlfx_base.forward, args, kwargs, images)
+            captured = capture(model, _own_forward(model), args, kwargs, images)
             propagation = propagate(captured.graph_module, captured.images, self.options)
             found = _Plan(rewrite(propagation), captured, propagation.outputs)
             self.plans[key if captured.batch is None else (key, captured.batch)] = found
@@ -180,7 +183,7 @@ class Aligned(nn.Module):
         if mixed and target is None:
             args, target = tuple(a for a in args if not isinstance(a, MixedTarget)), mixed[0]
         if target is None:
-            return self._tlfx_base.forward(self, *args, **kwargs)
+            return _own_forward(self)(self, *args, **kwargs)
         return _alignment(self).run(self, args, kwargs, target)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -196,9 +199,17 @@ def _rebuilt(base: type[nn.Module], options: Options) -> nn.Module:
     return model
 
 
-@functools.cache
 def _aligned_class(base: type[nn.Module]) -> type[nn.Module]:
-    """A subclass of a module's class whose forward takes a target."""
+    """The subclass of a module's class whose forward takes a target, the same one each time."""
+    if base not in _CLASSES:
+        _CLASSES[base] = _make_class(base)
+    return _CLASSES[base]
+
+
+_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _make_class(base: type[nn.Module]) -> type[nn.Module]:
 
     @functools.wraps(base.forward)
     def forward(self: Aligned, *args: Any, target: Any = None, **kwargs: Any) -> Any:
@@ -213,6 +224,12 @@ def _aligned_class(base: type[nn.Module]) -> type[nn.Module]:
     forward.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     names = {"forward": forward, "_tlfx_base": base, "__module__": base.__module__, "__doc__": base.__doc__}
     return type(f"Aligned{base.__name__}", (Aligned, base), names)
+
+
+def _own_forward(model: nn.Module) -> Callable[..., Any]:
+    """The forward of the class that was aligned."""
+    assert isinstance(model, Aligned)
+    return model._tlfx_base.forward
 
 
 def _alignment(model: nn.Module) -> _Alignment:
@@ -266,8 +283,9 @@ def _check(target: MixedTarget, images: Tensor) -> None:
     flat = isinstance(mask, Tensor) and images.dim() == 5 and target.mask.dim() == 4
     target.check(images.shape[0], tuple(images.shape[3:] if flat else images.shape[2:]), values=not images.is_cuda)
     if target.mask.device != images.device:
-        raise TargetError(f"the target lies on {target.mask.device}, the images on {images.device}: use "
-                          "target.to(images.device)")
+        raise TargetError(
+            f"the target lies on {target.mask.device}, the images on {images.device}: use target.to(images.device)"
+        )
 
 
 def _key(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
@@ -301,5 +319,3 @@ def _soft_plain(target: Tensor, leaf: Tensor, output: OutputLabel) -> Tensor:
     same = MixedTarget(first=target, second=target, mask=torch.ones(1, 1, 1, 1), num_classes=classes)
     positions = [s for i, s in enumerate(leaf.shape) if i != output.class_axis]
     return _soft(same, torch.ones(*positions, 1, device=target.device), output)
-
-

@@ -39,6 +39,13 @@ class Captured:
     """The batch size, where the model could not be captured for any other."""
 
 
+class _Seen:
+    """What a captured forward was seen to do: an object that export passes by, as it would not a tensor or a list."""
+
+    out_spec: pytree.TreeSpec
+    assigned: list[str]
+
+
 class _Entry(nn.Module):
     """The model's forward as a function of flat tensors; everything else in the call is fixed."""
 
@@ -46,12 +53,18 @@ class _Entry(nn.Module):
         super().__init__()
         setattr(self, MODEL, model)
         self.call = (forward, leaves, spec)
+        self.seen = _Seen()
 
     def forward(self, *tensors: Tensor) -> Any:
         forward, leaves, spec = self.call
         given = iter(tensors)
         args, kwargs = pytree.tree_unflatten([next(given) if isinstance(x, Tensor) else x for x in leaves], spec)
-        return _registered(forward(getattr(self, MODEL), *args, **kwargs))
+        model: nn.Module = getattr(self, MODEL)
+        before = dict(model.named_buffers())
+        outputs, self.seen.out_spec = pytree.tree_flatten(_registered(forward(model, *args, **kwargs)))
+        after = {name: buffer for name, buffer in model.named_buffers() if buffer is not before.get(name)}
+        self.seen.assigned = list(after)
+        return (*outputs, *after.values())
 
 
 def capture(
@@ -69,7 +82,6 @@ def capture(
     leaves, spec = pytree.tree_flatten((args, kwargs))
     tensors = [x for x in leaves if isinstance(x, Tensor)]
     entry = _Entry(model, forward, leaves, spec)
-    entry.train(model.training) if not list(model.children()) else None
     position = next(i for i, x in enumerate(tensors) if x is images)
     batch = images.shape[0]
     try:
@@ -80,7 +92,7 @@ def capture(
         except Exception as error:
             raise _explained(model, error) from error
     names = list(inspect.signature(forward).parameters)[1:]
-    return _cleaned(program, model, position, names, fixed)
+    return _cleaned(program, entry, model, position, names, fixed)
 
 
 def batch_of(tensors: Sequence[Tensor], batch: int) -> list[bool]:
@@ -105,7 +117,7 @@ def _export(entry: nn.Module, tensors: list[Tensor], dynamic: list[bool] | None)
         warnings.simplefilter("ignore")
         program = torch.export.export(entry, tuple(tensors), dynamic_shapes=shapes, strict=False)
         unchecked = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
-        return program.module(**unchecked)  # type: ignore[return-value]
+        return program.module(**unchecked)
 
 
 @contextmanager
@@ -119,13 +131,13 @@ def _random_state_kept() -> Iterator[None]:
 
 
 def _cleaned(
-    program: GraphModule, model: nn.Module, position: int, names: list[str], batch: int | None
+    program: GraphModule, entry: _Entry, model: nn.Module, position: int, names: list[str], batch: int | None
 ) -> Captured:
     """A graph module of our own: flat inputs and outputs, no checks, parameters read from the model itself."""
-    out_spec = program.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
     graph = Graph()
-    output = graph.graph_copy(program.graph, {})
-    graph.output(tuple(pytree.tree_flatten(output)[0]))
+    outputs = pytree.tree_leaves(graph.graph_copy(program.graph, {}), is_leaf=lambda x: x is None)
+    split = len(outputs) - len(entry.seen.assigned)
+    graph.output(tuple(outputs[:split]))
     held = {str(n.target): _attribute(program, str(n.target)) for n in graph.nodes if n.op == "get_attr"}
     inline_subgraphs(graph, {k: v for k, v in held.items() if isinstance(v, GraphModule)})
     for node in list(graph.nodes):
@@ -141,16 +153,33 @@ def _cleaned(
         if node.op == "get_attr" and not _is_own(model, str(node.target)):
             path, node.target = str(node.target), str(node.target).replace(".", "_")
             root.register_buffer(node.target, held[path], persistent=False)
+    _assign_buffers(graph, dict(zip(entry.seen.assigned, outputs[split:], strict=True)))
     root._modules[MODEL] = model
     graph_module = GraphModule(root, graph, class_name=type(model).__name__)
     graph_module._modules = {MODEL: model}
-    return Captured(graph_module, placeholders[position].name, out_spec, batch)
+    return Captured(graph_module, placeholders[position].name, entry.seen.out_spec, batch)
 
 
 def _attribute(module: nn.Module, path: str) -> Any:
     for name in path.split("."):
         module = getattr(module, name)
     return module
+
+
+def _assign_buffers(graph: Graph, assigned: dict[str, Node]) -> None:
+    """Nodes that give the model the buffers its forward assigns."""
+    with graph.inserting_before(graph.output_node()):
+        for path, value in assigned.items():
+            parent, _, name = f"{MODEL}.{path}".rpartition(".")
+            graph.call_function(assign_buffer, (graph.get_attr(parent), name, value))
+
+
+def assign_buffer(module: nn.Module, name: str, value: Tensor) -> None:
+    """Give a module a buffer, as its forward does."""
+    setattr(module, name, value)
+
+
+torch.fx.node.has_side_effect(assign_buffer)
 
 
 def _is_own(model: nn.Module, path: str) -> bool:
@@ -191,7 +220,8 @@ def _explained(model: nn.Module, error: Exception) -> CaptureError:
     where = "unknown"
     if frames:
         last = frames[-1]
-        where = f"{last.filename}:{last.lineno} in {last.name}: {linecache.getline(last.filename, last.lineno or 0).strip()}"
+        line = linecache.getline(last.filename, last.lineno or 0).strip()
+        where = f"{last.filename}:{last.lineno} in {last.name}: {line}"
     return CaptureError(
         f"{type(model).__name__} cannot be captured as a graph: {type(error).__name__}: {reason}\n"
         f"  source: {where}\n"

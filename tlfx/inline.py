@@ -34,9 +34,7 @@ def _inline(graph: Graph, call: Node, modes: int, enter: Any, leave: Any, held: 
     inner = held[path]
     with graph.inserting_before(call):
         mode = graph.call_function(enter, tuple(call.args[:modes]))
-        copies: dict[Node, Any] = dict(
-            zip((n for n in inner.graph.nodes if n.op == "placeholder"), given, strict=True)
-        )
+        copies: dict[Node, Any] = dict(zip((n for n in inner.graph.nodes if n.op == "placeholder"), given, strict=True))
         out = graph.graph_copy(inner.graph, copies)
         graph.call_function(leave, (mode,))
     for node, copy in copies.items():

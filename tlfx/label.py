@@ -56,12 +56,17 @@ class Label:
         if bool(needed.all()):
             return self
         if self.elementwise:
-            args = tuple(Rows(a.ids.flatten(0, len(self.shape) - 1)[needed]) if isinstance(a, Rows) else a
-                         for a in self.args)
+            args = tuple(self._elements(a, needed) for a in self.args)
             return replace(self, args=args, kept=needed)
         if self.query_axis is None:
             return self
         return self._with_queries(needed)
+
+    def _elements(self, arg: Any, needed: Tensor) -> Any:
+        """The part of an argument, rows or a tensor with one entry for each row, that the ``needed`` rows depend on."""
+        if isinstance(arg, Rows):
+            return Rows(arg.ids.flatten(0, len(self.shape) - 1)[needed])
+        return arg[needed] if isinstance(arg, Tensor) else arg
 
     def _with_queries(self, needed: Tensor) -> Label:
         assert self.query_axis is not None
@@ -98,4 +103,4 @@ class LabelTable:
     def owners(self, ids: Tensor) -> Tensor:
         """Index of the label that each row number belongs to."""
         starts = torch.tensor([label.first for label in self.labels])
-        return torch.bucketize(ids, starts, right=True) - 1
+        return torch.bucketize(ids.contiguous(), starts, right=True) - 1

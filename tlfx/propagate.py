@@ -5,7 +5,6 @@ Nothing is computed but shapes, integer maps and the few constants (indices, mas
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -17,15 +16,18 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from tlfx import runtime
 from tlfx.alias import AliasSets, written_argument
+from tlfx.constant import Constants
 from tlfx.errors import NoContentError, RuleError, TlfxError, UnknownOperatorError
 from tlfx.label import MASK, LabelTable, Rows
 from tlfx.provenance import BatchAxis, Role, Value, merge_batch
 from tlfx.rule import REGISTRY, operator_name
+from tlfx.source import describe, hint, module_path, shapes
 from tlfx.taxonomy import Operation
 from tlfx.verbs import Op
+from tlfx.verbs.base import Verbs
 from tlfx.verbs.movement import with_image
 
-__all__ = ["Options", "OutputLabel", "Propagation", "Walk", "module_path", "propagate"]
+__all__ = ["Options", "OutputLabel", "Propagation", "Walk", "propagate"]
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,12 @@ class Walk:
         self.graph_module = graph_module
         self.options = options
         self.images = next(n for n in graph_module.graph.nodes if n.op == "placeholder" and n.name == images)
-        self.batch = self.shapes(self.images)[0][0]
+        self.batch = shapes(self.images)[0][0]
         self.table = LabelTable()
         self.values: dict[Node, Any] = {}
         self.operations: dict[Node, Operation] = {}
         self._aliases = AliasSets(self.values)
-        self._known: dict[Node, Any] = {}
+        self._constants = Constants(graph_module, self.values, self._aliases)
         self._settled: list[tuple[int, Tensor]] = []
         self._attention: dict[Node, int] = {}
 
@@ -92,12 +94,9 @@ class Walk:
             else:
                 self.values[node] = self._visit(node)
                 self._aliases.add(node)
-        return Propagation(self.graph_module, self.values, self.operations, self.table, outputs, self.images.meta["val"].device)
-
-    def shapes(self, node: Node) -> list[tuple[int, ...]]:
-        """Shapes of the tensors that a node gives, at the batch size of the analysis."""
-        leaves, _ = tree_flatten(node.meta.get("val"))
-        return [tuple(int(_hint(s)) for s in leaf.shape) for leaf in leaves if isinstance(leaf, Tensor)]
+        return Propagation(
+            self.graph_module, self.values, self.operations, self.table, outputs, self.images.meta["val"].device
+        )
 
     def tokens(self, x: Value, content: Tensor) -> None:
         """Remember that a constant is joined to tokens: wherever else it goes, it has the image-level label too."""
@@ -105,7 +104,7 @@ class Walk:
         if isinstance(known, Value) and known.is_constant and known.shape == x.shape:
             self.values[x.node] = known.with_maps(content, role=Role.CONTENT)
 
-    def settle(self, rows: Tensor, op: Op) -> None:
+    def settle(self, rows: Tensor, op: Verbs) -> None:
         """Register a context, rows (out, heads), with the label it has when used by itself."""
         settled = op.label(runtime.settle, Rows(rows), shape=(len(rows),), elementwise=True)
         first = int(rows.min())
@@ -133,43 +132,21 @@ class Walk:
 
     def evaluate(self, node: Node) -> Any:
         """What a constant node holds, None if it depends on the image or on chance, or has no data."""
-        if node not in self._known:
-            self._known[node] = self._evaluate(node)
-        return self._known[node]
-
-    def _evaluate(self, node: Node) -> Any:
-        value = self.values.get(node)
-        if isinstance(value, int | float | bool) or value is None:
-            return value
-        if node.op == "get_attr":
-            held = operator.attrgetter(str(node.target))(self.graph_module)
-            return None if held.is_meta else held.detach().cpu()
-        if node.op != "call_function" or _is_random(node) or self._aliases.is_written(node):
-            return None
-        if not all(v.is_constant for v in tree_flatten(value)[0] if isinstance(v, Value)):
-            return None
-        args, kwargs = tree_map(self._evaluate_arg, (tuple(node.args), dict(node.kwargs)))
-        if any(self.evaluate(n) is None for n in node.all_input_nodes):
-            return None
-        with torch.no_grad():
-            return node.target(*args, **_on_cpu(kwargs))  # type: ignore[operator]
-
-    def _evaluate_arg(self, arg: Any) -> Any:
-        return self.evaluate(arg) if isinstance(arg, Node) else arg
+        return self._constants.evaluate(node)
 
     def _visit(self, node: Node) -> Any:
         if node.op == "placeholder":
             return self._placeholder(node)
         if node.op == "get_attr":
             self.operations[node] = Operation.CONSTANT
-            return Value(node, self.shapes(node)[0], self.batch) if self.shapes(node) else None
+            return Value(node, shapes(node)[0], self.batch) if shapes(node) else None
         return self._call(node)
 
     def _placeholder(self, node: Node) -> Any:
         self.operations[node] = Operation.CONSTANT
-        if not self.shapes(node):
+        if not shapes(node):
             return node.meta.get("val")
-        shape = self.shapes(node)[0]
+        shape = shapes(node)[0]
         if node is not self.images:
             return Value(node, shape, self.batch)
         self.operations[node] = Operation.LAYOUT
@@ -183,11 +160,11 @@ class Walk:
         args, kwargs = tree_map(self._look_up, (tuple(node.args), dict(node.kwargs)))
         held = [v for v in tree_flatten((args, kwargs))[0] if isinstance(v, Value)]
         self.operations[node] = Operation.CONSTANT
-        if not held and not self.shapes(node):
+        if not held and not shapes(node):
             return self._plain(node, args, kwargs)
         if all(v.is_constant for v in held):
             self._aliases.note_write(node)
-            return self._constants(node, args, kwargs)
+            return self._of_constants(node)
         return self._apply(node, args, kwargs)
 
     def _look_up(self, arg: Any) -> Any:
@@ -199,12 +176,12 @@ class Walk:
             return None
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
-    def _constants(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        shapes = self.shapes(node)
-        if not shapes:
+    def _of_constants(self, node: Node) -> Any:
+        sizes = shapes(node)
+        if not sizes:
             leaves = tree_flatten(node.meta.get("val"))[0]
-            return _hint(leaves[0]) if len(leaves) == 1 else None
-        values = [Value(node, shape, self.batch) for shape in shapes]
+            return hint(leaves[0]) if len(leaves) == 1 else None
+        values = [Value(node, shape, self.batch) for shape in sizes]
         return values[0] if isinstance(node.meta["val"], Tensor) else values
 
     def _apply(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -215,10 +192,10 @@ class Walk:
         try:
             out = found.function(op, *args, **kwargs)
         except TlfxError as error:
-            raise type(error)(f"{error}\n{describe(node, self)}") from error
+            raise type(error)(f"{error}\n{describe(node)}") from error
         except Exception as error:
             raise RuleError(
-                f"the rule {found.origin} failed: {type(error).__name__}: {error}\n{describe(node, self)}"
+                f"the rule {found.origin} failed: {type(error).__name__}: {error}\n{describe(node)}"
             ) from error
         self.operations[node] = _operation_of(op, out)
         written = written_argument(node)
@@ -234,7 +211,7 @@ class Walk:
             self.operations[node] = Operation.POINTWISE
             return op.pointwise(same[0]) if same else op.weight()
         raise UnknownOperatorError(
-            f"no rule for the operator {operator_name(node.target)}\n{describe(node, self)}\n"
+            f"no rule for the operator {operator_name(node.target)}\n{describe(node)}\n"
             "Write one with tlfx.rule.rule, or pass on_unknown='pointwise' to let labels pass where the shape is kept."
         )
 
@@ -265,43 +242,8 @@ class Walk:
         return OutputLabel(with_image(rows).expand(full), place, axis)
 
 
-def module_path(node: Node) -> str:
-    """Path of the module that a node was captured in, such as ``blocks.0.attn``."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return str(stack[-1][0]) if stack else ""
-
-
-def describe(node: Node, walk: Walk) -> str:
-    """Where a node comes from: its name, module, source line and the shapes that go in and out."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    module = f"{stack[-1][0] or 'the model itself'} ({_class_name(stack[-1][1])})" if stack else "unknown"
-    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").strip().splitlines()]
-    source = " ".join(lines[-2:]) if lines else "unknown"
-    shapes = [walk.shapes(n) for n in node.all_input_nodes]
-    given = ", ".join(str(s) for several in shapes for s in several)
-    made = ", ".join(str(s) for s in walk.shapes(node))
-    return f"  node:   {node.name}\n  module: {module}\n  source: {source}\n  shapes: {given} -> {made}"
-
-
-def _class_name(kind: Any) -> str:
-    return (kind if isinstance(kind, str) else kind.__name__).rsplit(".", 1)[-1]
-
-
 def _is_inside(path: str, pattern: str) -> bool:
     return fnmatchcase(path, pattern) or fnmatchcase(path, f"{pattern}.*")
-
-
-def _hint(size: Any) -> Any:
-    """A size at the example batch."""
-    return size.node.hint if isinstance(size, SymInt | SymFloat | SymBool) else size
-
-
-def _is_random(node: Node) -> bool:
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-
-
-def _on_cpu(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {k: torch.device("cpu") if k == "device" and v is not None else v for k, v in kwargs.items()}
 
 
 def _operation_of(op: Op, out: Any) -> Operation:

@@ -65,7 +65,7 @@ class Registry:
         self._rules[operator] = entry
 
     def find(self, operator: Any) -> Rule | None:
-        """The rule for an operator: its overload's, its packet's, or that of the operator it is the in-place form of."""
+        """The rule for an operator: its overload's, its packet's, or that of what it is the in-place form of."""
         self.load()
         return next((self._rules[key] for key in _keys(operator) if key in self._rules), None)
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
@@ -101,7 +100,8 @@ def split_batch(value: Tensor, split: Split | None) -> Tensor:
     axis, outer, inner = split
     if outer == inner == 1:
         return value.movedim(axis, 0)
-    return value.unflatten(axis, (outer, -1, inner)).movedim(axis + 1, 0)
+    parts: Tensor = value.unflatten(axis, (outer, -1, inner))
+    return parts.movedim(axis + 1, 0)
 
 
 @label_arithmetic
@@ -187,7 +187,9 @@ def attention(
         chosen = torch.tensor(queries, device=query.device)
         query = query.index_select(-2, chosen)
         bias = bias if bias is None or bias.shape[-2] == 1 else bias.index_select(-2, chosen)
-    scores = query @ _repeat_groups(key, query).transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    scores = (
+        query @ _repeat_groups(key, query).transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    )
     weight = torch.softmax(scores if bias is None else scores + bias, -1)
     return _contract(split_batch(weight, split), rows, equation, average=True).flatten(1, -2)
 
@@ -241,26 +243,24 @@ def resample_at(operator: Callable[..., Tensor], rows: Tensor, places: Tensor, *
     return torch.where(under > _TINY, over / under.clamp_min(_TINY), mean).flatten(2).transpose(1, 2)
 
 
-def _over_ones(
-    run: Callable[[Tensor], Tensor], rows: Tensor, valid: Tensor | None, channel: bool = True
-) -> Tensor:
+def _over_ones(run: Callable[[Tensor], Tensor], rows: Tensor, valid: Tensor | None, channel: bool = True) -> Tensor:
     batch, lead, *size, k = rows.shape
     ones = rows.new_ones(1, *size) if valid is None else valid.to(rows.dtype)
     maps = rows.movedim(-1, 1)
     if valid is not None:
         maps = maps * ones
-    maps, ones = maps.flatten(0, 2), ones
+    maps = maps.flatten(0, 2)
     if channel:
         maps, ones = maps.unsqueeze(1), ones.unsqueeze(1)
     over, under = run(maps), run(ones)
     if channel:
         over, under = over.squeeze(1), under.squeeze(1)
-    over = over.unflatten(0, (batch, k, lead)) / under.clamp_min(torch.finfo(torch.float32).tiny)
-    return over.movedim(1, -1).flatten(1, -2)
+    share: Tensor = over.unflatten(0, (batch, k, lead)) / under.clamp_min(_TINY)
+    return share.movedim(1, -1).flatten(1, -2)
 
 
 @label_arithmetic
-def scan(rows: Tensor, counts: Tensor | None = None) -> Tensor:
+def scan(rows: Tensor) -> Tensor:
     """A recurrence: rows (batch, lead, steps, channels), each step uniform over the steps up to it."""
     steps = torch.arange(1, rows.shape[2] + 1, device=rows.device, dtype=rows.dtype)
     return (rows.cumsum(2) / steps[:, None]).flatten(1, 2)
@@ -277,10 +277,10 @@ def moved(
 
     ``operator`` takes the labels in the layout of the value, one channel at a time, then ``args``.
     """
-    axis, outer, inner = split
+    axis = split[0]
     merged = rows.movedim(0, axis + 1).flatten(axis, axis + 2)
     out = torch.stack([operator(channel, *args) for channel in merged.unbind(-1)], -1)
-    return out.unflatten(axis, (outer, -1, inner)).movedim(axis + 1, 0).flatten(1, -2)
+    return split_batch(out, split).flatten(1, -2)
 
 
 @label_arithmetic

@@ -8,5 +8,3 @@ __all__ = ["Op"]
 
 class Op(Attention, Pointwise):
     """One call of an operator: its shapes, and every verb a rule can use."""
-
-

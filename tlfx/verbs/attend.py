@@ -50,8 +50,12 @@ class Attention(Window):
         self.record(Operation.SPATIAL_MIX)
         options = {"mask": mask and mask.node, "causal": causal or None, "scale": scale}
         ids = self.label(
-            runtime.attention, query.node, key.node, Rows(with_image(found.pick(rows))),
-            equation(found.weight_letters(of_weight), rows, kept, ["n"]), shape=shape,
+            runtime.attention,
+            query.node,
+            key.node,
+            Rows(with_image(found.pick(rows))),
+            equation(found.weight_letters(of_weight), rows, kept, ["n"]),
+            shape=shape,
             kwargs={"split": found.split_of(of_weight), **{k: v for k, v in options.items() if v is not None}},
             query_axis=kept.index("n"),
         )

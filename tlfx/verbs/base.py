@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 from torch.fx import Node
 
 from tlfx.errors import ProvenanceError, RuleError
 from tlfx.provenance import NONE, BatchAxis, Role, Value, compact, merge_batch
+from tlfx.source import shapes
 from tlfx.taxonomy import Operation
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Verbs:
     @property
     def shapes(self) -> list[tuple[int, ...]]:
         """Shapes of all tensor outputs."""
-        return self.walk.shapes(self.node)
+        return shapes(self.node)
 
     @property
     def batch(self) -> int:
@@ -92,10 +92,6 @@ class Verbs:
         """New label rows computed by a function of :mod:`tlfx.runtime`; returns their numbers, in ``shape``."""
         return self.walk.table.add(function, *args, shape=tuple(shape), after=self.node, **options)
 
-    def number(self, axis: int, rank: int) -> int:
-        """An axis counted from the front."""
-        return axis % rank if rank else 0
-
     def resolve(self, x: Value) -> Value:
         """A context (kᵀv) used as content by itself: its labels averaged over heads."""
         if x.role is not Role.CONTEXT:
@@ -131,8 +127,3 @@ def varying(rows: Tensor, axes: Sequence[int]) -> list[int]:
 def numbered(where: BatchAxis, axis: int) -> int:
     """Where an axis of a value stands in its rows, whose batch axis is split in two."""
     return axis if axis < where.axis else axis + 1
-
-
-def same_rows(a: Tensor, b: Tensor) -> bool:
-    """Whether two compact row tensors agree when broadcast."""
-    return a.dim() == b.dim() and bool((a == b).all()) and torch.broadcast_shapes(a.shape, b.shape) == a.shape

@@ -55,9 +55,7 @@ class Contraction(Reduction):
         of_b = [*lead[len(lead) - max(len(b.shape) - 2, 0) :], "m", *columns]
         return self.multiply(a, of_a, b, of_b, [*lead, *rows, *columns])
 
-    def multiply(
-        self, a: Value, of_a: Sequence[str], b: Value, of_b: Sequence[str], out: Sequence[str]
-    ) -> Value:
+    def multiply(self, a: Value, of_a: Sequence[str], b: Value, of_b: Sequence[str], out: Sequence[str]) -> Value:
         """Contract two values whose axes go by letters, over the letters that ``out`` lacks."""
         of_a, of_b, out = tuple(of_a), tuple(of_b), tuple(out)
         if Role.CONTEXT in (a.role, b.role):
@@ -144,7 +142,11 @@ class Contraction(Reduction):
         queries = [c for c in kept if c not in found.letters]
         formula = equation(found.weight_letters(of_w), rows, kept, queries)
         return self.label(
-            function, w.node, Rows(found.pick(rows)), formula, shape=[sizes[c] for c in kept],
+            function,
+            w.node,
+            Rows(found.pick(rows)),
+            formula,
+            shape=[sizes[c] for c in kept],
             kwargs={"split": found.split_of(of_w), **options},
             query_axis=kept.index(queries[0]) if len(queries) == 1 and function is runtime.mix else None,
         )
@@ -167,7 +169,7 @@ class Contraction(Reduction):
     def _context_map(self, w: Value, of_w: Letters, x: Value, of_x: Letters, out: Letters) -> Tensor:
         found = LetteredRows.of(x, of_x)
         found = replace(found, rows=with_image(found.rows))
-        letters_w, letters_out = split_letter(of_w, found.batch), split_letter(out, found.batch)
+        letters_w, letters_out = found.weight_letters(of_w), split_letter(out, found.batch)
         rows = found.varying(found.letters)
         heads = [c for c in letters_w if c in found.letters and c in letters_out and c not in rows]
         kept = [c for c in letters_out if (c in letters_w or c in rows) and c not in heads] + heads
@@ -175,9 +177,7 @@ class Contraction(Reduction):
         self.walk.settle(ids.flatten(len(kept) - len(heads)) if heads else ids[..., None], self)
         return merge_batch(arrange(ids, kept, letters_out), self.batch, found.place_in(out))
 
-    def _read_context(
-        self, q: Value, of_q: Letters, context: Value, of_c: Letters, out: Letters
-    ) -> Value | None:
+    def _read_context(self, q: Value, of_q: Letters, context: Value, of_c: Letters, out: Letters) -> Value | None:
         """Second contraction of a linear attention, q(kᵀv): |q| on the context, summed over heads, normalised."""
         query = LetteredRows.of(q, of_q)
         if self._contracted(query, out):
@@ -195,14 +195,18 @@ class Contraction(Reduction):
         letters_q, letters_out = split_letter(of_q, found.batch), split_letter(out, found.batch)
         rows = found.varying(found.letters)
         heads = [c for c in rows if c in letters_q and not query.varying([c])]
-        kept = [c for c in letters_out if (c in rows or c not in found.letters and c in letters_q) and c not in heads]
+        kept = [c for c in letters_out if (c in rows or (c not in found.letters and c in letters_q)) and c not in heads]
         ids = self._mixed(runtime.mix, q, of_q, found, kept, {"mass": True})
         return self.from_rows(arrange(ids, kept, letters_out), found.place_in(out))
 
     def _combine_weights(self, a: Value, of_a: Letters, b: Value, of_b: Letters, out: Letters) -> Value:
         """Products of weights, or of weights and constants, are weights; one side left over is content of that side."""
         pairs = [
-            [arrange(m, letters, out) for m in v.maps if all(m.shape[letters.index(c)] == 1 for c in letters if c not in out)]
+            [
+                arrange(m, letters, out)
+                for m in v.maps
+                if all(m.shape[letters.index(c)] == 1 for c in letters if c not in out)
+            ]
             for v, letters in ((a, of_a), (b, of_b))
         ]
         maps = [m for side in pairs for m in side]

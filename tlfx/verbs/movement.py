@@ -26,31 +26,40 @@ class Movement(Verbs):
         """The value itself under another name, type, device or memory layout."""
         return Value(self.node, self.shape, self.batch, x.role, x.maps, x.stochastic)
 
-    def move(self) -> Any:
+    def move(self) -> Value:
         """Run the operator on the map of its one value with content; indices are evaluated."""
+        return self.remap(self._moving, self._run_on)
+
+    def move_each(self) -> list[Value]:
+        """The same for an operator with several outputs."""
+        x = self._moving
+        parts = [self._run_on(full) for full in x.expanded()]
+        if not parts:
+            return [self.weight(shape=shape) for shape in self.shapes]
+        return [self._moved(x, maps, None) for maps in zip(*parts, strict=True)]
+
+    @property
+    def _moving(self) -> Value:
         (x,) = [v for v in [*self.args, *self.kwargs.values()] if isinstance(v, Value) and not v.is_constant]
+        return x
 
-        def run(m: Tensor) -> Any:
-            def swap(value: Any) -> Any:
-                return m if value is x else self.concrete(value)
+    def _run_on(self, full: Tensor) -> Any:
+        """The operator on a map in place of its value with content."""
 
-            return self.target(*tree_map(swap, self.args), **tree_map(swap, self.kwargs))
+        def swap(value: Any) -> Any:
+            return full if isinstance(value, Value) and not value.is_constant else self.concrete(value)
 
-        return self.remap(x, run)
+        return self.target(*tree_map(swap, self.args), **tree_map(swap, self.kwargs))
 
-    def remap(self, x: Value, move: Callable[[Tensor], Any]) -> Any:
-        """The value, or the list of values, whose maps are those of ``x`` moved by a function of a full map."""
+    def remap(self, x: Value, move: Callable[[Tensor], Tensor], shape: Sequence[int] | None = None) -> Value:
+        """The value whose maps are those of ``x`` moved by a function of a full map."""
         if not x.maps:
-            outs = [self.weight(shape=shape) for shape in self.shapes]
-            return outs if len(outs) > 1 else outs[0]
-        moved = [_run(move, m) for m in x.expanded()]
-        if isinstance(moved[0], Tensor):
-            return self._moved(x, moved, move)
-        return [self._moved(x, maps, lambda m, i=i: move(m)[i]) for i, maps in enumerate(zip(*moved, strict=True))]
+            return self.weight(shape=shape)
+        return self._moved(x, [_run(move, m) for m in x.expanded()], move)
 
-    def _moved(self, x: Value, maps: Sequence[Tensor], move: Callable[[Tensor], Any]) -> Value:
+    def _moved(self, x: Value, maps: Sequence[Tensor], move: Callable[[Tensor], Tensor] | None) -> Value:
         out = self.content(*maps, role=x.role, shape=maps[0].shape)
-        if x.stochastic is None:
+        if x.stochastic is None or move is None:
             return out
         along = torch.arange(x.shape[x.stochastic]).view([-1 if a == x.stochastic else 1 for a in range(len(x.shape))])
         left = compact(_run(move, along.expand(x.shape)))
@@ -84,14 +93,21 @@ class Movement(Verbs):
 
     def halves(self, x: Value, axis: int) -> tuple[Value, Value]:
         """The two halves of a value along an axis."""
-        one, other = (self.content(*m, role=x.role, shape=self.shape) for m in
-                      zip(*(full.chunk(2, axis) for full in x.expanded()), strict=True))
+        one, other = (
+            self.content(*m, role=x.role, shape=self.shape)
+            for m in zip(*(full.chunk(2, axis) for full in x.expanded()), strict=True)
+        )
         return one, other
 
     def taken_from(self, source: Value) -> Value:
         """The content of another value, broadcast to the shape of the output."""
-        return Value(self.node, self.shape, self.batch, source.role,
-                     tuple(compact(m.expand(self.shape)) for m in source.expanded()))
+        return Value(
+            self.node,
+            self.shape,
+            self.batch,
+            source.role,
+            tuple(compact(m.expand(self.shape)) for m in source.expanded()),
+        )
 
     def written(self, x: Value, source: Value, at: tuple[Any, ...], accumulate: bool) -> Value:
         """A value into which another is written at known places."""
@@ -133,7 +149,11 @@ class Movement(Verbs):
         shape[where.axis : where.axis + 1] = [where.outer, shape[where.axis] // (where.outer * self.batch)]
         nodes = tree_map(lambda v: v.node if isinstance(v, Value) else v, args)
         rows = self.label(
-            runtime.moved, function, Rows(with_image(x.rows.expand(full))), *nodes, shape=shape,
+            runtime.moved,
+            function,
+            Rows(with_image(x.rows.expand(full))),
+            *nodes,
+            shape=shape,
             kwargs={"split": (where.axis, where.outer, where.inner)},
         )
         return self.from_rows(rows, BatchAxis(where.axis, where.outer, shape[where.axis + 1]), shape=tuple(out))
@@ -144,9 +164,9 @@ def with_image(rows: Tensor) -> Tensor:
     return torch.where(rows == NONE, IMAGE, rows)
 
 
-def _run(move: Callable[[Tensor], Any], full: Tensor) -> Any:
+def _run(move: Callable[[Tensor], Tensor], full: Tensor) -> Tensor:
     """Run a movement on a map; operators that know no integers are given it as float64, exact up to 2⁵³."""
     try:
         return move(full)
     except (RuntimeError, NotImplementedError):
-        return tree_map(lambda m: m.round().long() if isinstance(m, Tensor) else m, move(full.double()))
+        return move(full.double()).round().long()

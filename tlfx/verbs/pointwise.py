@@ -128,7 +128,9 @@ class Pointwise(Verbs):
         pairs, place = torch.stack((one, other)).unique(dim=1, return_inverse=True)
         first = torch.full((pairs.shape[1],), len(place)).scatter_reduce(0, place, torch.arange(len(place)), "amin")
         order = first.argsort()
-        new = self.label(runtime.average, *(Rows(ids) for ids in pairs[:, order]), shape=(len(order),), elementwise=True)
+        new = self.label(
+            runtime.average, *(Rows(ids) for ids in pairs[:, order]), shape=(len(order),), elementwise=True
+        )
         return merged.masked_scatter(differ, new[order.argsort()[place]])
 
 

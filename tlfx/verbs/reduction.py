@@ -11,7 +11,7 @@ from tlfx import runtime
 from tlfx.label import Rows
 from tlfx.provenance import NONE, BatchAxis, Role, Value, fill_none
 from tlfx.taxonomy import Operation
-from tlfx.verbs.base import Verbs, numbered, varying
+from tlfx.verbs.base import numbered, varying
 from tlfx.verbs.movement import Movement
 
 __all__ = ["Reduction"]

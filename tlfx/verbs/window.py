@@ -38,8 +38,16 @@ class Window(Contraction):
         kernel = torch.ones(1, 1, *weight.shape[2:])
         by_group = _full(by_group, x, spatial)
         return self._by_channel(
-            self._slide(runtime.convolve, by_group, spatial, lambda ones: self.target(ones, kernel, None, *args),
-                        (self.target,), (weight.node, *args)), x)
+            self._slide(
+                runtime.convolve,
+                by_group,
+                spatial,
+                lambda ones: self.target(ones, kernel, None, *args),
+                (self.target,),
+                (weight.node, *args),
+            ),
+            x,
+        )
 
     def patchify(self, x: Value, operator: Callable[..., Tensor], kernel: Sequence[int], groups: int = 1) -> Value:
         """A convolution whose kernel equals its stride, without padding: aggregation, uniform over each patch, by the
@@ -51,10 +59,10 @@ class Window(Contraction):
 
     def subsample(self, x: Value, stride: Sequence[int], weight: Value, groups: int = 1) -> Value:
         """A convolution with a kernel of one pixel: every stride-th position, then a contraction of the channels."""
-        step = tuple(slice(None, None, s) for s in stride)
         if any(s > 1 for s in stride):
-            maps = [compact(m[(..., *step)]) for m in x.expanded()]
-            shape = (*x.shape[:-len(stride)], *self.shape[-len(stride):])
+            step: Any = (Ellipsis, *(slice(None, None, s) for s in stride))
+            maps = [compact(m[step]) for m in x.expanded()]
+            shape = (*x.shape[: -len(stride)], *self.shape[-len(stride) :])
             x = Value(x.node, shape, x.batch, x.role, tuple(maps))
         if x.is_content and groups > 1:
             return self._by_channel(self._channels(x, groups), x)
@@ -86,8 +94,9 @@ class Window(Contraction):
         if x.batch_axis != BatchAxis(0) or rows[0, 0].numel() != rows[0, 0, 0].numel():
             raise ProvenanceError(f"{self.node.name} samples a value whose channels carry different labels")
         self.record(Operation.SPATIAL_MIX)
-        ids = self.label(runtime.resample_at, operator, Rows(with_image(rows[0, 0, 0])), where.node, *args,
-                         shape=self.shape[2:])
+        ids = self.label(
+            runtime.resample_at, operator, Rows(with_image(rows[0, 0, 0])), where.node, *args, shape=self.shape[2:]
+        )
         return self.from_rows(ids[None, None, None], BatchAxis(0))
 
     def overlap_add(self, x: Value, operator: Callable[..., Tensor], kernel: Sequence[int], *args: Any) -> Value:

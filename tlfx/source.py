@@ -1,0 +1,49 @@
+"""Where a node of a graph comes from: the module, the source line and the shapes, for messages and reports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import SymBool, SymFloat, SymInt, Tensor
+from torch.fx import Node
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["describe", "hint", "module_path", "shapes"]
+
+
+def shapes(node: Node) -> list[tuple[int, ...]]:
+    """Shapes of the tensors that a node gives, at the batch size of the example."""
+    leaves = tree_leaves(node.meta.get("val"))
+    return [tuple(int(hint(s)) for s in leaf.shape) for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def hint(size: Any) -> Any:
+    """A size at the batch size of the example."""
+    return size.node.hint if isinstance(size, SymInt | SymFloat | SymBool) else size
+
+
+def module_path(node: Node) -> str:
+    """Path of the module that a node was captured in, such as ``blocks.0.attn``."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(stack[-1][0]) if stack else ""
+
+
+def describe(node: Node) -> str:
+    """Where a node comes from: its name, module, source line and the shapes that go in and out."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    module = f"{stack[-1][0] or 'the model itself'} ({_class_name(stack[-1][1])})" if stack else "unknown"
+    given = ", ".join(str(s) for n in node.all_input_nodes for s in shapes(n))
+    made = ", ".join(str(s) for s in shapes(node))
+    return f"  node:   {node.name}\n  module: {module}\n  source: {_line(node)}\n  shapes: {given} -> {made}"
+
+
+def _line(node: Node) -> str:
+    """The innermost source line outside torch."""
+    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").strip().splitlines()]
+    frames = [" ".join(pair) for pair in zip(lines[::2], lines[1::2], strict=False)]
+    own = [frame for frame in frames if "/torch/" not in frame]
+    return (own or frames or ["unknown"])[-1]
+
+
+def _class_name(kind: Any) -> str:
+    return (kind if isinstance(kind, str) else kind.__name__).rsplit(".", 1)[-1]

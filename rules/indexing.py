@@ -38,10 +38,16 @@ def gather(op: Op, x: Value, dim: int, chosen: Value, **options: Any) -> Value:
     return op.move_by_data(x, aten.gather.default, dim, chosen, out=op.shape)
 
 
-@rule(aten.topk, aten.sort)
+@rule(aten.topk)
+def topk(op: Op, x: Value, k: int, dim: int = -1, *settings: Any) -> list[Value]:
+    """The largest values, uniform over where they may come from, and their indices: decisions others are moved by."""
+    return [op.reduce(x, dim, keepdim=True), op.weight()]
+
+
+@rule(aten.sort)
 def sort(op: Op, x: Value, *settings: Any, **options: Any) -> list[Value]:
-    """Values in order, and their indices: decisions that other values are moved by."""
-    return [op.weight(shape=shape) for shape in op.shapes]
+    """Values in order, likewise, and their indices."""
+    return [op.reduce(x, options.get("dim", settings[-2] if len(settings) > 1 else -1), keepdim=True), op.weight()]
 
 
 @rule(aten.masked_fill)

@@ -1,28 +1,38 @@
 """Token-label alignment for any PyTorch vision model, by rewriting its torch.fx graph."""
 
-from tlfx.aligned import Aligned, align, aligned_code, unalign
-from tlfx.errors import (
-    CaptureError,
-    InputError,
-    NoContentError,
-    ProvenanceError,
-    RuleConflictError,
-    RuleError,
-    TargetError,
-    TlfxError,
-    UnknownOperatorError,
-)
-from tlfx.mix.target import MixedTarget
-from tlfx.taxonomy import Operation
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tlfx.aligned import Aligned, align, aligned_code, unalign
+    from tlfx.errors import (
+        CaptureError,
+        InputError,
+        ModelError,
+        NoContentError,
+        ProvenanceError,
+        RuleConflictError,
+        RuleError,
+        TargetError,
+        TlfxError,
+        UnknownOperatorError,
+    )
+    from tlfx.mix.target import MixedTarget
+    from tlfx.report import Report, inspect
+    from tlfx.taxonomy import Operation
 
 __all__ = [
     "Aligned",
     "CaptureError",
     "InputError",
     "MixedTarget",
+    "ModelError",
     "NoContentError",
     "Operation",
     "ProvenanceError",
+    "Report",
     "RuleConflictError",
     "RuleError",
     "TargetError",
@@ -30,6 +40,29 @@ __all__ = [
     "UnknownOperatorError",
     "align",
     "aligned_code",
+    "inspect",
     "unalign",
 ]
 __version__ = "0.1.0"
+
+_HOMES = {
+    "tlfx.aligned": ("Aligned", "align", "aligned_code", "unalign"),
+    "tlfx.mix.target": ("MixedTarget",),
+    "tlfx.report": ("Report", "inspect"),
+    "tlfx.taxonomy": ("Operation",),
+}
+
+if not TYPE_CHECKING:  # so that a misspelt name is still an error to type checkers
+
+    def __getattr__(name: str) -> object:
+        """A public name, imported at its first use: the command line shows its help without importing torch."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home = next((module for module, names in _HOMES.items() if name in names), "tlfx.errors")
+        value = getattr(importlib.import_module(home), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -176,12 +176,16 @@ class Aligned(nn.Module):
     """Base of the classes that :func:`align` makes: ``isinstance(model, Aligned)`` tells whether a model is aligned."""
 
     _tlfx_base: type[nn.Module]
+    _tlfx_own_target: bool
+    """Whether the model's own forward has a parameter named target, which then takes all but mixed targets."""
 
     def forward(self, *args: Any, target: Any = None, **kwargs: Any) -> Any:
         """The model's own forward, or ``(output, soft_target)`` where a target is among the arguments."""
         mixed = [a for a in args if isinstance(a, MixedTarget)]
         if mixed and target is None:
             args, target = tuple(a for a in args if not isinstance(a, MixedTarget)), mixed[0]
+        if target is not None and not isinstance(target, MixedTarget) and self._tlfx_own_target:
+            target, kwargs = None, {**kwargs, "target": target}
         if target is None:
             return _own_forward(self)(self, *args, **kwargs)
         return _alignment(self).run(self, args, kwargs, target)
@@ -222,7 +226,13 @@ def _make_class(base: type[nn.Module]) -> type[nn.Module]:
         variadic = [p for p in parameters if p.kind is inspect.Parameter.VAR_KEYWORD]
         parameters = [p for p in parameters if p not in variadic] + [extra, *variadic]
     forward.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    names = {"forward": forward, "_tlfx_base": base, "__module__": base.__module__, "__doc__": base.__doc__}
+    names = {
+        "forward": forward,
+        "_tlfx_base": base,
+        "_tlfx_own_target": "target" in signature.parameters,
+        "__module__": base.__module__,
+        "__doc__": base.__doc__,
+    }
     return type(f"Aligned{base.__name__}", (Aligned, base), names)
 
 

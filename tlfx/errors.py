@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "CaptureError",
     "InputError",
+    "ModelError",
     "NoContentError",
     "ProvenanceError",
     "RuleConflictError",
@@ -25,6 +26,10 @@ class CaptureError(TlfxError):
 
 class InputError(TlfxError, ValueError):
     """Images or options of the wrong rank, type, size or value."""
+
+
+class ModelError(TlfxError):
+    """A model that is unknown by its name, or that could not be built or given images of a size."""
 
 
 class TargetError(TlfxError, ValueError):

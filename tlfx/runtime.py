@@ -122,7 +122,7 @@ def mix(
     """
     weight = split_batch(weight, split)
     if queries is not None:
-        weight = weight.index_select(equation.index("q") + 1, torch.tensor(queries, device=weight.device))
+        weight = _select(weight, equation.index("q") + 1, queries)
     if stochastic:
         return _contract(weight.float(), rows, equation, average=True).flatten(1, -2)
     return _by_mass(_contract(_magnitude(weight), rows if mass else _with_mass(rows), equation)).flatten(1, -2)
@@ -138,6 +138,13 @@ def context(weight: Tensor, rows: Tensor, equation: str, split: Split | None = N
 def settle(rows: Tensor) -> Tensor:
     """Labels of a context by itself: rows (batch, out, heads, channels + mass), summed over heads and normalised."""
     return _by_mass(rows.sum(2))
+
+
+def _select(tensor: Tensor, axis: int, places: Sequence[int]) -> Tensor:
+    """Places along an axis, as a view where they follow one another."""
+    if places[-1] - places[0] == len(places) - 1:
+        return tensor.narrow(axis, places[0], len(places))
+    return tensor.index_select(axis, torch.tensor(places, device=tensor.device))
 
 
 def _magnitude(weight: Tensor) -> Tensor:
@@ -184,9 +191,8 @@ def attention(
     query, key = query.float(), key.float()
     bias = _attention_bias(query, key, mask, causal)
     if queries is not None:
-        chosen = torch.tensor(queries, device=query.device)
-        query = query.index_select(-2, chosen)
-        bias = bias if bias is None or bias.shape[-2] == 1 else bias.index_select(-2, chosen)
+        query = _select(query, -2, queries)
+        bias = bias if bias is None or bias.shape[-2] == 1 else _select(bias, -2, queries)
     scores = (
         query @ _repeat_groups(key, query).transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
     )

@@ -174,7 +174,7 @@ class Contraction(Reduction):
         heads = [c for c in letters_w if c in found.letters and c in letters_out and c not in rows]
         kept = [c for c in letters_out if (c in letters_w or c in rows) and c not in heads] + heads
         ids = self._mixed(runtime.context, w, of_w, found, kept, {})
-        self.walk.settle(ids.flatten(len(kept) - len(heads)) if heads else ids[..., None], self)
+        self.walk.settle(ids.reshape(-1, ids.shape[len(kept) - len(heads) :].numel()), self)
         return merge_batch(arrange(ids, kept, letters_out), self.batch, found.place_in(out))
 
     def _read_context(self, q: Value, of_q: Letters, context: Value, of_c: Letters, out: Letters) -> Value | None:

@@ -70,10 +70,10 @@ class Movement(Verbs):
         """Concatenate along an axis. What holds no content gets the image-level label where it joins as tokens
         (eq. 5), and stays without label where it joins as channels of the same tokens."""
         values = self.resolve_all(*values)
-        if any(v.role is Role.WEIGHT for v in values):
-            return self.weight()
         axis = axis % len(self.shape)
-        known = next(v for v in values if v.is_content)
+        known = next((v for v in values if v.is_content), None)
+        if known is None:
+            return self.weight()
         blank = NONE if self._joins_channels(known, axis) else IMAGE
         maps = [self._map_beside(v, known, blank) for v in values]
         return self.content(torch.cat(maps, axis))

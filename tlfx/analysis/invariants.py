@@ -1,0 +1,211 @@
+"""The invariants that hold for every aligned model, measured on one: how far it is from each."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from tlfx.aligned import align
+from tlfx.errors import TlfxError
+from tlfx.mix.target import MixedTarget
+
+__all__ = ["INVARIANTS", "Figures", "Invariant", "measure", "rectangles", "share", "target"]
+
+BATCH = 3
+
+
+@dataclass(frozen=True)
+class Invariant:
+    """Something that is true of every aligned model, and the violation that rounding may cause."""
+
+    name: str
+    statement: str
+    tolerance: float = 0.0
+
+
+INVARIANTS = (
+    Invariant("logits", "outputs equal those without alignment, bit for bit"),
+    Invariant("gradients", "gradients equal those without alignment, bit for bit"),
+    Invariant("buffers", "buffers equal those without alignment, bit for bit"),
+    Invariant("independence", "no sample's label depends on another's mask"),
+    Invariant("constant", "a constant label comes out constant", 1e-5),
+    Invariant("bounds", "labels stay in [0, 1]", 1e-5),
+    Invariant("swap", "swapping the two images maps the share to 1 - share", 1e-5),
+    Invariant("linearity", "labels are linear in the mask", 1e-5),
+    # Permuted batches are summed in another order, so that attention weights differ by rounding, layer upon layer.
+    Invariant("permutation", "permuting the batch permutes the labels", 1e-4),
+)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The largest violation of each of :data:`INVARIANTS`; 0 is perfect, and the first four must be exactly 0."""
+
+    logits: float
+    gradients: float
+    buffers: float
+    independence: float
+    constant: float
+    bounds: float
+    swap: float
+    linearity: float
+    permutation: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether all invariants hold."""
+        return all(self.holds(i) for i in INVARIANTS)
+
+    def holds(self, invariant: Invariant) -> bool:
+        """Whether an invariant holds up to its tolerance."""
+        return bool(getattr(self, invariant.name) <= invariant.tolerance)
+
+    def worst_label(self) -> float:
+        """The largest violation among those that rounding may cause."""
+        return max(getattr(self, i.name) for i in INVARIANTS if i.tolerance > 0)
+
+    def worst_exact(self) -> float:
+        """The largest violation among those that must be zero."""
+        return max(getattr(self, i.name) for i in INVARIANTS if i.tolerance == 0)
+
+
+def measure(model: nn.Module, size: tuple[int, ...], seed: int = 0) -> Figures:
+    """Measure all invariants of a model in training mode (batch permutation in evaluation mode).
+
+    The model is copied and stays as it is, as does the random state. ``size`` is that of one image, (channels, height,
+    width), or clip, (channels, frames, height, width). Raises TlfxError if the model cannot be aligned, or does not
+    take images of this size.
+
+    >>> measure(nn.Sequential(nn.Conv2d(3, 2, 4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten()), (3, 8, 8)).passed
+    True
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        images = torch.randn(BATCH, *size, device=_device(model))
+        masks = [rectangles(BATCH, size[-2:], seed + i).to(images.device) for i in range(2)]
+        plain, aligned = deepcopy(model).train(), align(deepcopy(model).train())
+        exact = _compare(plain, aligned, images, target(masks[0]), seed + 1)
+        return Figures(*exact, **_of_labels(aligned, images, masks, seed))
+
+
+def rectangles(batch: int, size: tuple[int, ...], seed: int) -> Tensor:
+    """CutMix masks (batch, 1, *size) with one rectangle of the second image each.
+
+    >>> rectangles(2, (4, 4), seed=0).shape
+    torch.Size([2, 1, 4, 4])
+    """
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.ones(batch, 1, *size)
+    for sample in mask:
+        (top, left), (height, width) = (
+            (torch.rand(2, generator=generator) * 0.6 * torch.tensor(size)).int().tolist() for _ in range(2)
+        )
+        sample[:, top : top + height + 1, left : left + width + 1] = 0.0
+    return mask
+
+
+def target(mask: Tensor) -> MixedTarget:
+    """A target whose soft label of class 0 is the share of the first image, and of class 1 the rest.
+
+    >>> target(torch.ones(2, 1, 4, 4)).first
+    tensor([0, 0])
+    """
+    zeros = torch.zeros(len(mask), dtype=torch.int64, device=mask.device)
+    return MixedTarget(first=zeros, second=zeros + 1, mask=mask, num_classes=2, smoothing=0.0)
+
+
+@torch.no_grad()
+def share(aligned: nn.Module, images: Tensor, mask: Tensor) -> Tensor:
+    """Share of the first image at every position of every output, (batch, positions).
+
+    >>> model = align(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    >>> share(model, torch.rand(1, 3, 4, 4), torch.full((1, 1, 4, 4), 0.5))
+    tensor([[0.5000]])
+    """
+    _, soft = aligned(images, target(mask))
+    leaves = [leaf for leaf in tree_leaves(soft) if leaf is not None]
+    picked = [leaf.select(_class_axis(leaf), 0).reshape(len(images), -1) for leaf in leaves]
+    return torch.cat(picked, 1)
+
+
+def _of_labels(aligned: nn.Module, images: Tensor, masks: list[Tensor], seed: int) -> dict[str, float]:
+    """The invariants of labels, by name."""
+    state = deepcopy(aligned.state_dict())
+
+    def shares(mask: Tensor) -> Tensor:
+        aligned.load_state_dict(state)
+        torch.manual_seed(seed)
+        return share(aligned, images, mask)
+
+    mask, second = masks
+    one, other = shares(mask), shares(second)
+    first_alone = torch.cat((mask[:1], second[1:]))
+    return {
+        "independence": _largest(shares(first_alone)[:1], one[:1]),
+        "constant": _largest(shares(torch.full_like(mask, 0.3)), torch.full_like(one, 0.3)),
+        "bounds": max(-one.min().item(), one.max().item() - 1, 0.0),
+        "swap": _largest(shares(1 - mask), 1 - one),
+        "linearity": _largest(shares(0.3 * mask + 0.7 * second), 0.3 * one + 0.7 * other),
+        "permutation": _permutation(aligned.eval(), images, mask),
+    }
+
+
+def _compare(
+    plain: nn.Module, aligned: nn.Module, images: Tensor, mixed: MixedTarget, seed: int
+) -> tuple[float, float, float]:
+    """Violations of outputs, gradients and buffers after one training step, same seed."""
+    try:
+        torch.manual_seed(seed)
+        expected = tree_leaves(plain(images))
+    except Exception as error:
+        raise TlfxError(
+            f"{type(plain).__name__} fails by itself on images of shape {tuple(images.shape)}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    torch.manual_seed(seed)
+    found = tree_leaves(aligned(images, mixed)[0])
+    for outputs in (expected, found):
+        terms = [o.float().square().mean() for o in outputs if isinstance(o, Tensor) and o.requires_grad]
+        if terms:
+            torch.stack(terms).sum().backward()
+    parameters = zip(plain.parameters(), aligned.parameters(), strict=True)
+    return (
+        _most(zip(expected, found, strict=True)),
+        _most((p.grad, q.grad) for p, q in parameters),
+        _most(zip(plain.buffers(), aligned.buffers(), strict=True)),
+    )
+
+
+def _permutation(aligned: nn.Module, images: Tensor, mask: Tensor) -> float:
+    order = torch.arange(len(images)).roll(1)
+    return _largest(share(aligned, images[order], mask[order]), share(aligned, images, mask)[order])
+
+
+def _class_axis(soft: Tensor) -> int:
+    """The axis of a soft target on which two classes sum to 1."""
+    pairs = [a for a in range(1, soft.dim()) if soft.shape[a] == 2]
+    return next((a for a in pairs if bool((soft.sum(a) - 1).abs().max() < 1e-3)), pairs[0])
+
+
+def _most(pairs: Any) -> float:
+    return max((_largest(a, b) for a, b in pairs), default=0.0)
+
+
+def _largest(a: Any, b: Any) -> float:
+    """Largest difference; infinite where one is missing or not finite and the other is."""
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return 0.0 if a is b or (type(a) is type(b) and a == b) else float("inf")
+    if a.shape != b.shape:
+        return float("inf")
+    same = (a == b) | (a.isnan() & b.isnan())
+    difference = (a.double() - b.double()).abs().nan_to_num(float("inf"))
+    return float(difference.masked_fill(same, 0.0).max()) if a.numel() else 0.0
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))

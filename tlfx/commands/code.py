@@ -1,0 +1,62 @@
+"""Print the aligned graph of a model as Python code, the lines that compute labels highlighted."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from tlfx import models
+from tlfx.commands import output
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+__all__ = ["add_arguments", "highlighted", "run"]
+
+LABEL_STYLE = "bold on #14351f"
+RELEASED_STYLE = "dim"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``tlfx code``."""
+    models.add_arguments(parser)
+    output.add_color(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the code; exit status 0."""
+    from tlfx.capture import capture
+    from tlfx.propagate import propagate
+    from tlfx.rewrite import rewrite
+
+    model, images = models.from_arguments(args)
+    captured = capture(model, type(model).forward, (images,), {}, images)
+    aligned = rewrite(propagate(captured.graph_module, captured.images))
+    code = str(aligned.code).strip()
+    console = output.console(args)
+    if args.no_color or not console.is_terminal:
+        print(code)
+        return 0
+    own = {node.name for node in captured.graph_module.graph.nodes}
+    labels = {node.name for node in aligned.graph.nodes} - own
+    console.print(highlighted(code, labels), soft_wrap=True)
+    return 0
+
+
+def highlighted(code: str, labels: set[str]) -> Text:
+    """Code in colour; lines that assign one of ``labels`` stand out, and what releases memory stands back.
+
+    >>> text = highlighted("y = f(x);  x = None", {"y"})
+    >>> text.plain
+    'y = f(x);  x = None'
+    """
+    from rich.syntax import Syntax
+    from rich.text import Text
+
+    lines = Syntax("", "python", theme="ansi_dark", background_color="default").highlight(code).split("\n")
+    for line in lines:
+        name = line.plain.partition("=")[0].strip()
+        if name in labels:
+            line.stylize(LABEL_STYLE)
+        line.highlight_regex(r";  .* = None$", RELEASED_STYLE)
+    return Text("\n").join(lines)

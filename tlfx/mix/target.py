@@ -1,0 +1,232 @@
+"""The target of a mixed batch: two labels per sample, and which pixels carry which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tlfx.errors import TargetError
+
+__all__ = ["MixedTarget", "check_labels", "hard_or_soft"]
+
+
+class MixedTarget(dict[str, Any]):
+    """Labels of the two images behind every mixed image, with the mask that mixed them.
+
+    | item          | type and shape                                            | meaning                              |
+    |---------------|-----------------------------------------------------------|--------------------------------------|
+    | `first`       | int64 (B,), or soft float (B, num_classes)                | label of the image where `mask` is 1 |
+    | `second`      | as `first`                                                | label of the image where `mask` is 0 |
+    | `mask`        | float in [0, 1], (B or 1, 1, H, W); video (…, 1, T, H, W) | share of the first image per pixel   |
+    | `num_classes` | int ≥ 1                                                   | width of the soft target             |
+    | `smoothing`   | float in [0, 1), 0 if left out                            | label smoothing                      |
+
+    It is a plain `dict`, so whatever collates, moves, pins, slices or pickles dictionaries of tensors handles it. One
+    sample of a data set holds scalar labels and a mask (1, H, W); `default_collate` makes the batch. The attributes of
+    the same names read the items in the form of the table. Nothing is checked before `check`.
+
+    >>> mask = torch.ones(1, 1, 2, 4)
+    >>> mask[..., 3] = 0
+    >>> target = MixedTarget(first=torch.tensor([0]), second=torch.tensor([2]), mask=mask, num_classes=3)
+    >>> target.area()
+    tensor([[0.7500, 0.0000, 0.2500]])
+    """
+
+    def __init__(self, items: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **fields: Any) -> None:
+        super().__init__(items, **fields)
+        self.setdefault("smoothing", 0.0)
+
+    @property
+    def first(self) -> Tensor:
+        """Label of the first image: int64 (B,) or float32 (B, num_classes)."""
+        return _rows(self._tensor("first"))
+
+    @property
+    def second(self) -> Tensor:
+        """Label of the second image: int64 (B,) or float32 (B, num_classes)."""
+        return _rows(self._tensor("second"))
+
+    @property
+    def mask(self) -> Tensor:
+        """Share of the first image per pixel: float32 (B or 1, 1, H, W), for video (B or 1, 1, T, H, W)."""
+        mask, batch = self._tensor("mask").float(), _batch_shape(self._tensor("first"))
+        axes = len(batch)  # 0 for one sample, 1 for a batch, 2 for collated batches
+        if axes == 0:
+            return mask.unsqueeze(0)
+        if axes > 1 and mask.shape[: axes - 1] == batch[:-1] and mask.shape[axes - 1] in (1, batch[-1]):
+            return mask.expand(*batch, *mask.shape[axes:]).flatten(0, axes - 1)
+        return mask
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, ≥ 1."""
+        return int(self._number("num_classes"))
+
+    @property
+    def smoothing(self) -> float:
+        """Label smoothing in [0, 1)."""
+        return float(self._number("smoothing"))
+
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> MixedTarget:
+        """A new target with labels and mask on `device`; types stay. TargetError if `device` is no device."""
+        if not isinstance(device, (torch.device, str, int)):
+            raise TargetError(f"MixedTarget.to takes a device, got {device!r}; labels and mask keep their types")
+        moved = {
+            # class count and smoothing are read by the host, so they stay there
+            key: value.to(device, non_blocking=non_blocking) if key in ("first", "second", "mask") else value
+            for key, value in self.items()
+        }
+        return type(self)(moved)
+
+    def area(self) -> Tensor:
+        """Plain CutMix/MixUp target λ·y₁ + (1 − λ)·y₂ with λ the mean of the mask: float32 (B, num_classes)."""
+        return self.soften(self.mask.flatten(1).mean(1))
+
+    @torch.no_grad()
+    def soften(self, share: Tensor) -> Tensor:
+        """Soft targets share·y₁ + (1 − share)·y₂ for any positions: float32 (B or 1, …) → (B, …, num_classes).
+
+        y is the one-hot (or already soft) label, smoothed as in timm: smoothing/num_classes off the label and
+        1 − smoothing + smoothing/num_classes on it. Rows sum to 1 if the labels do.
+
+        >>> target = MixedTarget(first=torch.tensor([0]), second=torch.tensor([1]), mask=torch.ones(1, 1, 2, 2),
+        ...                      num_classes=2)
+        >>> target.soften(torch.tensor([[1.0, 0.25]]))
+        tensor([[[1.0000, 0.0000],
+                 [0.2500, 0.7500]]])
+        """
+        classes, smoothing = self.num_classes, self.smoothing
+        shape = (-1, *[1] * (share.dim() - 1), classes)
+        first = hard_or_soft(self.first, classes, smoothing).view(shape)
+        second = hard_or_soft(self.second, classes, smoothing).view(shape)
+        share = share.float().unsqueeze(-1)
+        return first * share + second * (1.0 - share)
+
+    def check(self, batch: int, size: tuple[int, ...] | None = None, *, values: bool = True) -> None:
+        """TargetError unless the target fits `batch` images of `size`: (H, W), (T, H, W), or None for any size.
+
+        `values=False` leaves out the checks that read labels and mask, since on a GPU they wait for the device.
+        """
+        if self.num_classes < 1:
+            raise TargetError(f"num_classes is {self.num_classes}, expected at least 1")
+        if not 0.0 <= self.smoothing < 1.0:
+            raise TargetError(f"smoothing is {self.smoothing}, expected a number in [0, 1), often 0.1")
+        for name in ("first", "second"):
+            check_labels(self.get(name), self.num_classes, name=name, values=values)
+        self._check_lengths(batch)
+        self._check_mask(batch, size)
+        if values:
+            _check_range(self.mask)
+
+    def _check_lengths(self, batch: int) -> None:
+        """TargetError unless both labels have one row per image and lie on one device with the mask."""
+        first, second = self.first, self.second
+        if len(first) != len(second):
+            raise TargetError(f"first has {len(first)} labels and second {len(second)}; expected one of each per image")
+        if len(first) != batch:
+            raise TargetError(
+                f"a target of {len(first)} labels was given with {batch} images; it seems to come from another batch, "
+                "pass the images and the target that one call of the mixer returned"
+            )
+        devices = sorted({str(self._tensor(name).device) for name in ("first", "second", "mask")})
+        if len(devices) > 1:
+            raise TargetError(f"labels and mask lie on several devices {devices}; use target.to(images.device)")
+
+    def _check_mask(self, batch: int, size: tuple[int, ...] | None) -> None:
+        """TargetError unless the mask is a floating tensor (batch or 1, 1, *size)."""
+        given = self._tensor("mask")
+        if not given.is_floating_point():
+            raise TargetError(
+                f"mask has dtype {given.dtype}, expected a floating type with the share of the first image in [0, 1]; "
+                "use mask.float()"
+            )
+        mask = self.mask
+        expected = f"({batch} or 1, 1, {', '.join(map(str, size)) if size else 'height, width'})"
+        fits = mask.dim() in (4, 5) if size is None else tuple(mask.shape[2:]) == tuple(size)
+        if mask.dim() < 3 or not fits or mask.shape[1] != 1 or mask.shape[0] not in (1, batch):
+            raise TargetError(
+                f"mask has shape {tuple(given.shape)}, expected {expected}; resize images before they are mixed, or "
+                "resize the mask with them"
+            )
+
+    def _tensor(self, name: str) -> Tensor:
+        """The item as it is. TargetError if it is missing or no tensor."""
+        value = self.get(name)
+        if not isinstance(value, Tensor):
+            raise TargetError(_not_a_tensor(name, value))
+        return value
+
+    def _number(self, name: str) -> int | float:
+        """The item as one number: collating makes a tensor of equal ones. TargetError if they differ."""
+        value = self.get(name)
+        numbers = set(value.flatten().tolist()) if isinstance(value, Tensor) else {value}
+        number = numbers.pop() if len(numbers) == 1 else None
+        if not isinstance(number, (int, float)):
+            raise TargetError(f"{name} is {value!r}, expected one number for the whole batch")
+        return number
+
+
+def hard_or_soft(target: Tensor, num_classes: int, smoothing: float = 0.0) -> Tensor:
+    """Soft float32 (…, num_classes) of hard int labels (…) or soft labels (…, num_classes), smoothed as in timm.
+
+    >>> hard_or_soft(torch.tensor([1]), num_classes=2, smoothing=0.2)
+    tensor([[0.1000, 0.9000]])
+    """
+    soft = target if target.is_floating_point() else F.one_hot(target.long(), num_classes)
+    return soft.float() * (1.0 - smoothing) + smoothing / num_classes
+
+
+def check_labels(labels: object, num_classes: int, *, name: str = "target", values: bool = True) -> None:
+    """TargetError unless `labels` are int (B,) in [0, num_classes) or soft float (B, num_classes).
+
+    `values=False` leaves out the range, since reading it waits for the device on a GPU.
+    """
+    if not isinstance(labels, Tensor):
+        raise TargetError(_not_a_tensor(name, labels))
+    if labels.dtype == torch.bool or labels.is_complex():
+        raise TargetError(f"{name} has dtype {labels.dtype}, expected int64 labels or float soft labels")
+    if labels.is_floating_point():
+        if labels.dim() == 0 or labels.shape[-1] != num_classes:
+            raise TargetError(
+                f"{name} is {labels.dtype} of shape {tuple(labels.shape)}, expected soft labels "
+                f"(batch, {num_classes}); use {name}.long() if they are class numbers"
+            )
+    elif values and labels.numel():
+        low, high = (int(bound) for bound in labels.aminmax())
+        if low < 0 or high >= num_classes:
+            raise TargetError(
+                f"{name} holds labels from {low} to {high}, expected 0 to {num_classes - 1}; "
+                f"check the labels or num_classes={num_classes}"
+            )
+
+
+def _check_range(mask: Tensor) -> None:
+    """TargetError unless every share lies in [0, 1]."""
+    low, high = (float(bound) for bound in mask.aminmax())
+    if not (low >= 0.0 and high <= 1.0):  # also false for NaN
+        raise TargetError(
+            f"mask holds values from {low:g} to {high:g}, expected shares of the first image in [0, 1]; "
+            "divide an 8-bit mask by 255"
+        )
+
+
+def _rows(labels: Tensor) -> Tensor:
+    """int64 (B,) or float32 (B, num_classes), from one sample, a batch or collated batches."""
+    if labels.is_floating_point():
+        return labels.float().reshape(-1, labels.shape[-1]) if labels.dim() else labels.float().reshape(1, 1)
+    return labels.long().reshape(-1)
+
+
+def _batch_shape(labels: Tensor) -> torch.Size:
+    """Shape of labels without the class axis: () for one sample, (B,) for a batch, (N, B) for collated batches."""
+    return labels.shape[:-1] if labels.is_floating_point() else labels.shape
+
+
+def _not_a_tensor(name: str, value: object) -> str:
+    """What to say of a missing or wrongly typed item."""
+    given = "missing" if value is None else f"a {type(value).__name__}"
+    return f"{name} is {given}, expected a torch.Tensor"

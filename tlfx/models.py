@@ -1,0 +1,255 @@
+"""Models by name: timm, torchvision, or any factory that Python can import. Weights are never downloaded."""
+
+# torch, timm and torchvision are imported where they are used, so that the help of a command needs none of them.
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import importlib
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tlfx.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["add_arguments", "from_arguments", "load", "parse_size"]
+
+IMAGE = (3, 224, 224)
+CLIP_FRAMES = 16
+DYNAMIC = ("img_size", "dynamic_img_size", "strict_img_size")
+"""Arguments by which a timm model of a fixed image size is built for another one."""
+
+
+def add_arguments(parser: argparse.ArgumentParser, model: str = "model") -> None:
+    """The arguments that name a model; ``model`` may be an option such as ``--missing`` instead of a position."""
+    named: dict[str, Any] = {"dest": "model"} if model.startswith("-") else {}
+    parser.add_argument(
+        model,
+        metavar="MODEL",
+        help="a timm name (deit_small_patch16_224), torchvision:NAME, or an import path package.module:factory",
+        **named,
+    )
+    parser.add_argument("--kwargs", metavar="JSON", help="arguments of the model, such as '{\"num_classes\": 10}'")
+    parser.add_argument(
+        "--path", metavar="DIR", action="append", default=[], help="directory to import from; may be repeated"
+    )
+    parser.add_argument("--input-size", metavar="SIZE", help="size of the images: H, HxW, CxHxW, or CxTxHxW for video")
+
+
+def from_arguments(args: argparse.Namespace, device: str = "cpu") -> tuple[nn.Module, Tensor]:
+    """The model that arguments name, and two example images. Raises ModelError."""
+    kwargs = None if args.kwargs is None else _parse_kwargs(args.kwargs)
+    size = None if args.input_size is None else parse_size(args.input_size)
+    return load(args.model, kwargs, args.path, size, device)
+
+
+def load(
+    name: str,
+    kwargs: Mapping[str, Any] | None = None,
+    paths: Iterable[str] = (),
+    input_size: Sequence[int] | None = None,
+    device: str = "cpu",
+) -> tuple[nn.Module, Tensor]:
+    """Build a model with random weights, and two example images (2, channels, height, width), or video clips.
+
+    Args:
+        name: ``"deit_tiny_patch16_224"`` (timm), ``"torchvision:swin_t"`` or ``"package.module:factory"``.
+        kwargs: arguments of the model.
+        paths: directories to import from, first of all.
+        input_size: (size,), (height, width), (channels, height, width) or (channels, frames, height, width); by
+            default what the model says of itself, else 224.
+        device: ``"meta"`` for a model without memory.
+
+    Raises ModelError if the name is unknown (with names near to it), the model cannot be built, or it takes images of
+    another size.
+
+    >>> model, images = load("test_vit", {"num_classes": 10})
+    >>> tuple(images.shape)
+    (2, 3, 160, 160)
+    """
+    options = dict(kwargs or {})
+    _add_paths(paths)
+    source, colon, rest = name.partition(":")
+    if not colon:
+        build = _timm(name, options)
+    elif source == "torchvision":
+        build = _torchvision(rest, options)
+    else:
+        build = _imported(source, rest, options)
+    model, fallback = _built(name, build, device)
+    own = _own_size(model, fallback, options)
+    size = _full_size(own, input_size)
+    _check_size(name, model, own, size, options)
+    return model, _images(size, device)
+
+
+def parse_size(text: str) -> tuple[int, ...]:
+    """Numbers joined by ``x``. Raises ModelError.
+
+    >>> parse_size("3x224x192")
+    (3, 224, 192)
+    """
+    try:
+        size = tuple(int(part) for part in text.lower().split("x"))
+    except ValueError:
+        size = ()
+    if not 1 <= len(size) <= 4 or min(size) < 1:
+        raise ModelError(f"--input-size {text!r}: expected H, HxW, CxHxW or CxTxHxW, such as 224 or 3x224x192")
+    return size
+
+
+def _parse_kwargs(text: str) -> dict[str, Any]:
+    try:
+        kwargs = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ModelError(f"--kwargs {text!r} is no JSON: {error}; expected such as '{{\"depth\": 4}}'") from error
+    if not isinstance(kwargs, dict):
+        raise ModelError(f"--kwargs {text!r}: expected a JSON object such as '{{\"depth\": 4}}'")
+    return kwargs
+
+
+Built = tuple["nn.Module", "tuple[int, ...]"]
+"""A model, and the size of its images unless it knows better."""
+
+
+def _timm(name: str, kwargs: dict[str, Any]) -> Callable[[], Built]:
+    timm = _library("timm", name)
+    if not timm.is_model(name):
+        raise _unknown("timm model", name, timm.list_models())
+    _check_no_weights(kwargs, "pretrained")
+    return lambda: (timm.create_model(name, **kwargs), IMAGE)
+
+
+def _torchvision(name: str, kwargs: dict[str, Any]) -> Callable[[], Built]:
+    models = _library("torchvision.models", f"torchvision:{name}")
+    if name not in models.list_models():
+        raise _unknown("torchvision model", name, models.list_models())
+    _check_no_weights(kwargs, "weights", "weights_backbone")
+    builder = models.get_model_builder(name)
+    dense = ("segmentation", "detection")
+    # Dense models download a backbone unless told otherwise.
+    bare = {"weights_backbone": None} if any(f".{d}." in builder.__module__ for d in dense) else {}
+    transforms = getattr(models.get_model_weights(name).DEFAULT, "transforms", None)
+    crop = getattr(transforms, "keywords", {}).get("crop_size", IMAGE[-1])
+    frames = (CLIP_FRAMES,) if ".video." in builder.__module__ else ()
+    size = (IMAGE[0], *frames, *((crop, crop) if isinstance(crop, int) else crop))
+    return lambda: (builder(weights=None, **bare, **kwargs), size)
+
+
+def _imported(module_name: str, path: str, kwargs: dict[str, Any]) -> Callable[[], Built]:
+    name = f"{module_name}:{path}"
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ModelError(f"{name}: {error}; give the directory it lies in with --path DIR") from error
+    except Exception as error:
+        raise ModelError(f"{name}: {module_name} cannot be imported: {_told(error)}") from error
+    for part in path.split("."):
+        if not hasattr(found, part):
+            names = [n for n in dir(found) if not n.startswith("_")]
+            raise _unknown(f"attribute of {getattr(found, '__name__', module_name)}", part, names)
+        found = getattr(found, part)
+    if not callable(found):
+        raise ModelError(f"{name} is a {type(found).__name__}, expected a function or class that makes a model")
+    return lambda: (found(**kwargs), IMAGE)
+
+
+def _built(name: str, build: Callable[[], Built], device: str) -> Built:
+    import torch
+    from torch import nn
+
+    try:
+        with torch.device(device) if device != "cpu" else contextlib.nullcontext():
+            model, size = build()
+    except Exception as error:
+        raise ModelError(f"{name} cannot be built: {_told(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{name} makes a {type(model).__name__}, expected a torch.nn.Module")
+    return model, size
+
+
+def _own_size(model: nn.Module, fallback: tuple[int, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
+    """The size of images that a model says it takes, or was built for."""
+    config = getattr(model, "default_cfg", None)
+    size = (config.get("input_size") if isinstance(config, dict) else None) or fallback
+    square = getattr(model, "image_size", None)
+    plane = kwargs.get("img_size", square if isinstance(square, int) else size[-2:])
+    plane = (plane, plane) if isinstance(plane, int) else tuple(plane)
+    return kwargs.get("in_chans", size[0]), *size[1:-2], *plane
+
+
+def _full_size(own: tuple[int, ...], given: Sequence[int] | None) -> tuple[int, ...]:
+    """The given size, with the model's own channels and frames where only height and width are given."""
+    if given is None:
+        return own
+    if len(given) <= 2:
+        return *own[:-2], given[0], given[-1]
+    return tuple(given)
+
+
+def _check_size(
+    name: str, model: nn.Module, own: tuple[int, ...], size: tuple[int, ...], kwargs: dict[str, Any]
+) -> None:
+    """Reject a size that a model is known not to take; any other shows itself when the model is captured."""
+    config = getattr(model, "default_cfg", None)
+    fixed = isinstance(config, dict) and config.get("fixed_input_size") and not any(k in kwargs for k in DYNAMIC)
+    if size[-2:] != own[-2:] and (fixed or hasattr(model, "image_size")):
+        option = "img_size" if isinstance(config, dict) else "image_size"
+        raise ModelError(
+            f"{name} takes images of {own[-2]}x{own[-1]}, not {size[-2]}x{size[-1]}; "
+            f"to build it for others, try --kwargs '{{\"{option}\": {size[-2]}}}'"
+        )
+
+
+def _images(size: tuple[int, ...], device: str) -> Tensor:
+    import torch
+
+    if device == "meta":
+        return torch.empty(2, *size, device=device)
+    return torch.randn(2, *size, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def _add_paths(paths: Iterable[str]) -> None:
+    for path in reversed(list(paths)):
+        if not Path(path).is_dir():
+            raise ModelError(f"--path {path!r} is no directory")
+        full = str(Path(path).resolve())
+        # They stay: code may import more of itself when it runs.
+        if full not in sys.path:
+            sys.path.insert(0, full)
+
+
+def _library(module: str, name: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        library = module.partition(".")[0]
+        raise ModelError(f"{name} needs {library}, which cannot be imported ({error}): pip install {library}") from error
+
+
+def _check_no_weights(kwargs: dict[str, Any], *names: str) -> None:
+    for name in names:
+        if kwargs.pop(name, None):
+            raise ModelError(f"{name}: weights are never downloaded, and neither classes nor invariants need them")
+
+
+def _unknown(kind: str, name: str, known: Sequence[str]) -> ModelError:
+    near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+    advice = f"did you mean {', '.join(near)}?" if near else "no known name is near it."
+    return ModelError(f"unknown {kind} {name!r}; {advice}")
+
+
+def _told(error: Exception) -> str:
+    """An error and the line it comes from."""
+    text = str(error) or "no message"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
+    where = f"\n  source: {frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
+    return f"{type(error).__name__}: {text}{where}"

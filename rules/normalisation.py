@@ -19,7 +19,7 @@ aten = torch.ops.aten
     aten.group_norm,
     aten.instance_norm,
     aten.rms_norm,
-    aten._fused_rms_norm,
+    "aten::_fused_rms_norm",
 )
 def normalise(op: Op, x: Value, *settings: Any, **options: Any) -> Value:
     """Statistics leave every label where it is."""

@@ -55,6 +55,7 @@ class Registry:
 
     def add(self, operator: Any, function: Callable[..., Any], override: bool = False) -> None:
         """Register a rule. Raises RuleConflictError if the operator has one already and ``override`` is not set."""
+        operator = operator_name(operator) if isinstance(operator, str | OpOverload | OpOverloadPacket) else operator
         entry = Rule(operator, function)
         known = self._rules.get(operator)
         if known is not None and not override:
@@ -100,7 +101,8 @@ def rule(*operators: Any, override: bool = False) -> Callable[[F], F]:
     """Register the decorated function as the rule of one or several operators.
 
     An operator is an overload packet (``torch.ops.aten.linear``, which covers all its overloads and its in-place
-    form), a single overload, or a Python function found in graphs. Raises RuleConflictError for a second rule.
+    form), a single overload, a Python function found in graphs, or a name such as ``"aten::linear"`` for an operator
+    that this torch may not have, or whose library is not loaded yet. Raises RuleConflictError for a second rule.
     """
 
     def register(function: F) -> F:
@@ -119,18 +121,17 @@ def operator_name(operator: Any) -> str:
     """
     if isinstance(operator, OpOverload | OpOverloadPacket | HigherOrderOperator):
         return str(operator)
+    if isinstance(operator, str):
+        return operator.replace("::", ".")
     return getattr(operator, "__name__", str(operator))
 
 
 def _keys(operator: Any) -> Iterator[Any]:
     """What to look an operator up by, the most special first; ``add_`` goes by the rule of ``add``."""
-    yield operator
     if not isinstance(operator, OpOverload):
+        yield operator
         return
-    packet = operator.overloadpacket
-    yield packet
+    yield operator_name(operator)
+    yield operator_name(operator.overloadpacket)
     if operator._schema.is_mutable:
-        name = packet.__name__
-        functional = getattr(getattr(torch.ops, operator.namespace), name.removesuffix("_"), None)
-        if functional is not None:
-            yield functional
+        yield operator_name(operator.overloadpacket).removesuffix("_")

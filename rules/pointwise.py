@@ -20,8 +20,10 @@ ACTIVATIONS = (
     aten.erfc, aten.exp, aten.exp2, aten.expm1, aten.log, aten.log2, aten.log10, aten.log1p, aten.sqrt, aten.rsqrt,
     aten.square, aten.abs, aten.neg, aten.negative, aten.sign, aten.sgn, aten.reciprocal, aten.sin, aten.cos, aten.tan,
     aten.asin, aten.acos, aten.atan, aten.sinh, aten.cosh, aten.ceil, aten.floor, aten.round, aten.trunc, aten.frac,
-    aten.clamp, aten.clamp_min, aten.clamp_max, aten.clip, aten.nan_to_num, aten.logit, aten.angle, aten.rsub,
-    aten.logical_not, aten.bitwise_not, aten.isnan, aten.isinf, aten.isfinite, aten.glu_jvp, aten.hardswish_,
+    aten.clamp, aten.clamp_min, aten.clamp_max, aten.clip, aten.nan_to_num, aten.logit, aten.angle, aten.asinh,
+    aten.acosh, aten.atanh, aten.sinc, aten.erfinv, aten.absolute, aten.fix, aten.deg2rad, aten.rad2deg, aten.arcsin,
+    aten.arccos, aten.arctan, aten.special_expit, aten.signbit, aten.heaviside, aten.logical_not, aten.bitwise_not,
+    aten.isnan, aten.isinf, aten.isfinite,
 )  # fmt: skip
 
 
@@ -31,7 +33,7 @@ def activation(op: Op, x: Value, *settings: Any, **options: Any) -> Value:
     return op.pointwise(x)
 
 
-@rule(aten.add, aten.sub, aten.subtract)
+@rule(aten.add, aten.sub, aten.subtract, aten.rsub)
 def add(op: Op, a: Any, b: Any, *, alpha: Any = 1) -> Value:
     """Y ← Norm(Y + g(Y)) for two values with content."""
     return op.residual(a, b) if isinstance(a, Value) and isinstance(b, Value) else op.pointwise(_value(a, b))
@@ -49,13 +51,13 @@ def div(op: Op, a: Any, b: Any, *, rounding_mode: Any = None) -> Value:
     return op.numerator(a, b) if isinstance(a, Value) and isinstance(b, Value) else op.pointwise(_value(a, b))
 
 
-@rule(aten.pow, aten.float_power, aten.atan2)
+@rule(aten.pow, aten.float_power, aten.atan2, aten.arctan2, aten.xlogy, aten.copysign, aten.ldexp)
 def power(op: Op, a: Any, b: Any) -> Value:
     """The label of the base."""
     return op.numerator(a, b) if isinstance(a, Value) and isinstance(b, Value) else op.pointwise(_value(a, b))
 
 
-@rule(aten.maximum, aten.minimum, aten.fmax, aten.fmin, aten.logaddexp, aten.hypot)
+@rule(aten.maximum, aten.minimum, aten.fmax, aten.fmin, aten.logaddexp, aten.logaddexp2, aten.hypot)
 def extreme(op: Op, a: Value, b: Value) -> Value:
     """Either of the two: the average of differing labels."""
     return op.either(a, b)
@@ -93,15 +95,20 @@ def glu(op: Op, x: Value, dim: int = -1) -> Value:
     aten.le,
     aten.gt,
     aten.ge,
+    aten.isclose,
     aten.logical_and,
     aten.logical_or,
     aten.logical_xor,
     aten.bitwise_and,
     aten.bitwise_or,
+    aten.bitwise_xor,
+    aten.__and__,
+    aten.__or__,
+    aten.__xor__,
 )
-def compare(op: Op, a: Any, b: Any) -> Value:
-    """A decision without label."""
-    return op.weight()
+def compare(op: Op, a: Any, b: Any, *settings: Any) -> Value:
+    """A decision about content, element by element, has its label; one about weights is a weight."""
+    return op.either(a, b) if isinstance(a, Value) and isinstance(b, Value) else op.pointwise(_value(a, b))
 
 
 @rule(operator.getitem)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tlfx.provenance import Value
+from tlfx.provenance import NONE, Value
 from tlfx.rule import rule
 from tlfx.verbs import Op
 
@@ -29,19 +29,25 @@ def avg_pool(op: Op, x: Value, kernel_size: Any, *settings: Any) -> Value:
     return op.pool(x, op.target, kernel_size, *settings[:3], spatial=_spatial(op))
 
 
-@rule(aten.max_pool1d, aten.max_pool2d, aten.max_pool3d, aten.max_pool2d_with_indices)
+@rule(aten.max_pool1d, aten.max_pool2d, aten.max_pool3d)
 def max_pool(
     op: Op, x: Value, kernel_size: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
-) -> Any:
+) -> Value:
     """x (batch, channels, *size): any position of a window may be the largest, so all count alike."""
     spatial = _spatial(op)
     if dilation not in (1, [1], [1] * spatial):
-        size, steps, holes = (each(s, spatial) for s in (kernel_size, stride or kernel_size, dilation))
-        ones = torch.ones(1, 1, *size)
-        return op.pool(x, CONVOLUTION[spatial], ones, None, steps, each(padding, spatial), holes, spatial=spatial)
+        size, steps, edges, holes = (each(s, spatial) for s in (kernel_size, stride or kernel_size, padding, dilation))
+        x, ones = lengthened(op, x, size, steps, edges, holes), torch.ones(1, 1, *size)
+        return op.pool(x, CONVOLUTION[spatial], ones, None, steps, edges, holes, spatial=spatial)
     return op.pool(
         x, AVERAGE[spatial], kernel_size, list(stride) if stride != () else [], padding, ceil_mode, spatial=spatial
     )
+
+
+@rule(aten.max_pool1d_with_indices, aten.max_pool2d_with_indices, aten.max_pool3d_with_indices)
+def max_pool_with_indices(op: Op, x: Value, kernel_size: Any, *settings: Any) -> list[Value]:
+    """The same, and where the largest lie."""
+    return [max_pool(op, x, kernel_size, *settings), op.weight()]
 
 
 @rule(aten.adaptive_avg_pool1d, aten.adaptive_avg_pool2d, aten.adaptive_avg_pool3d)
@@ -55,6 +61,15 @@ def adaptive_max_pool(op: Op, x: Value, output_size: Any) -> list[Value]:
     """x (batch, channels, *size): values and indices; uniform over each window."""
     spatial = _spatial(op)
     return [op.pool(x, ADAPTIVE[spatial], output_size, spatial=spatial), op.weight()]
+
+
+def lengthened(op: Op, x: Value, size: list[int], steps: list[int], edges: list[int], holes: list[int]) -> Value:
+    """x with places without content at its end, where rounding up takes a last window beyond it."""
+    counts = op.shape[-len(size) :]
+    spans = [(o - 1) * s + h * (k - 1) + 1 for o, s, h, k in zip(counts, steps, holes, size, strict=True)]
+    ends = [max(0, span - n - 2 * e) for span, n, e in zip(spans, x.shape[-len(size) :], edges, strict=True)]
+    pad = [side for end in reversed(ends) for side in (0, end)]
+    return op.remap(x, lambda m: torch.nn.functional.pad(m, pad, value=NONE)) if any(pad) else x
 
 
 def _spatial(op: Op) -> int:

@@ -27,10 +27,13 @@ def recurrent(
     bidirectional: bool,
     batch_first: bool,
 ) -> list[Value]:
-    """x (batch, steps, channels) or (steps, batch, channels): one way a scan, both ways uniform over all steps."""
+    """x (batch, steps, channels) or (steps, batch, channels): one way a scan, both ways uniform over all steps. The
+    states (layers, batch, channels) have seen every step."""
     axis = 1 if batch_first else 0
+    x = op.reduce(x, -1, keepdim=True)
+    seen = op.reduce(x, axis, keepdim=True).map.transpose(0, axis)
     sequence = op.spread(x, [axis]) if bidirectional else op.scan(x, axis)
-    return [sequence, *(op.weight(shape=shape) for shape in op.shapes[1:])]
+    return [sequence, *(op.content(seen, shape=shape) for shape in op.shapes[1:])]
 
 
 @rule(aten.cumsum, aten.cumprod, aten.logcumsumexp)

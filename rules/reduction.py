@@ -62,10 +62,36 @@ def extreme(op: Op, x: Value, other: Any = None, keepdim: bool = False) -> Any:
     return reduced if other is None else [reduced, op.weight()]
 
 
-@rule(aten.median, aten.mode, aten.aminmax)
-def extreme_with_indices(op: Op, x: Value, dim: int, keepdim: bool = False) -> list[Value]:
+@rule(aten.median, aten.nanmedian)
+def median(op: Op, x: Value, dim: int | None = None, keepdim: bool = False) -> Any:
+    """Median of all, or along an axis (with indices)."""
+    reduced = op.reduce(x, dim, keepdim)
+    return reduced if dim is None else [reduced, op.weight()]
+
+
+@rule(aten.mode)
+def mode(op: Op, x: Value, dim: int = -1, keepdim: bool = False) -> list[Value]:
     """A value and its index along an axis."""
     return [op.reduce(x, dim, keepdim), op.weight()]
+
+
+@rule(aten.kthvalue)
+def kthvalue(op: Op, x: Value, k: int, dim: int = -1, keepdim: bool = False) -> list[Value]:
+    """Likewise."""
+    return [op.reduce(x, dim, keepdim), op.weight()]
+
+
+@rule(aten.aminmax)
+def both_extremes(op: Op, x: Value, *, dim: int | None = None, keepdim: bool = False) -> list[Value]:
+    """The smallest and the largest."""
+    reduced = op.reduce(x, dim, keepdim)
+    return [reduced, reduced]
+
+
+@rule(aten.quantile.scalar, aten.nanquantile.scalar)
+def quantile(op: Op, x: Value, q: float, dim: int | None = None, keepdim: bool = False, **options: Any) -> Value:
+    """A quantile of all or along an axis."""
+    return op.reduce(x, dim, keepdim)
 
 
 @rule(aten.argmax, aten.argmin, aten.argsort, aten.count_nonzero, aten.nonzero)

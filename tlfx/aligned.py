@@ -71,6 +71,11 @@ def align(
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"align takes a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule) or "forward" in vars(model):
+        raise InputError(
+            f"{type(model).__name__} has a forward of the instance (compiled, scripted or patched) that would hide the "
+            "aligned one: align the model before that"
+        )
     chosen = _options(layers, residual, on_unknown)
     module: nn.Module = unalign(model)
     module.__class__ = _aligned_class(type(module))
@@ -145,7 +150,12 @@ class _Alignment:
                 "(batch,) or soft labels (batch, classes)"
             )
         batch = _images(args, kwargs).shape[0]
-        if target.dim() == 0 or target.shape[0] != batch:
+        if target.dim() != (2 if target.is_floating_point() else 1):
+            raise TargetError(
+                f"the target is {target.dtype} of shape {tuple(target.shape)}, expected integer labels (batch,) or "
+                "soft labels (batch, classes)"
+            )
+        if target.shape[0] != batch:
             raise TargetError(
                 f"a target of shape {tuple(target.shape)} was given with {batch} images; it seems to come from "
                 "another batch"
@@ -299,18 +309,33 @@ def _check(target: MixedTarget, images: Tensor) -> None:
 
 
 def _key(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
-    """What a capture depends on: the arguments but for the batch size, and the modes, types and shapes of the model."""
+    """What a capture depends on: the arguments but for the batch size, autocast, and the model but for its values."""
     leaves, spec = pytree.tree_flatten((args, kwargs))
-    batch = _images(args, kwargs).shape[0]
-    call = tuple(_argument_key(x, batch) for x in leaves)
-    modules = tuple((name, type(m), m.training) for name, m in model.named_modules())
+    images = _images(args, kwargs)
+    call = tuple(_argument_key(x, images.shape[0]) for x in leaves)
+    device = images.device.type
+    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    modules = tuple((name, _settings(m)) for name, m in model.named_modules())
     tensors = (*model.parameters(), *model.buffers())
-    return call, str(spec), modules, tuple((x.shape, x.dtype, x.device) for x in tensors)
+    return call, str(spec), autocast, modules, tuple((x.shape, x.dtype, x.device) for x in tensors)
+
+
+_SETTING = frozenset((bool, int, float, str, type(None)))
+
+
+def _settings(module: nn.Module) -> Hashable:
+    """What a module's forward depends on beside its tensors: its class, mode, hooks, numbers, names and flags."""
+    values = tuple((k, v) for k, v in vars(module).items() if _is_setting(v))
+    return type(module), values, tuple(module._forward_pre_hooks), tuple(module._forward_hooks)
+
+
+def _is_setting(value: Any) -> bool:
+    return type(value) in _SETTING or (type(value) is tuple and _SETTING.issuperset(map(type, value)))
 
 
 def _argument_key(x: Any, batch: int) -> Hashable:
     if not isinstance(x, Tensor):
-        return x if isinstance(x, Hashable) else repr(x)
+        return type(x), x if isinstance(x, Hashable) else repr(x)
     batched = x.dim() > 0 and x.shape[0] == batch
     layout = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return batched, tuple(x.shape[1:] if batched else x.shape), x.dtype, x.device, layout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import linecache
@@ -9,7 +10,6 @@ import random
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,7 @@ class _Entry(nn.Module):
         args, kwargs = pytree.tree_unflatten([next(given) if isinstance(x, Tensor) else x for x in leaves], spec)
         model: nn.Module = getattr(self, MODEL)
         before = dict(model.named_buffers())
-        outputs, self.seen.out_spec = pytree.tree_flatten(_registered(forward(model, *args, **kwargs)))
+        outputs, self.seen.out_spec = _flatten(forward(model, *args, **kwargs))
         after = {name: buffer for name, buffer in model.named_buffers() if buffer is not before.get(name)}
         self.seen.assigned = list(after)
         return (*outputs, *after.values())
@@ -84,27 +84,21 @@ def capture(
     entry = _Entry(model, forward, leaves, spec)
     position = next(i for i, x in enumerate(tensors) if x is images)
     batch = images.shape[0]
+    batched = [x.dim() > 0 and x.shape[0] == batch for x in tensors]
     try:
-        program, fixed = _export(entry, [_example(x, batch) for x in tensors], batch_of(tensors, batch)), None
+        program, fixed = _export(entry, tensors, batched), None
     except Exception:
         try:
             program, fixed = _export(entry, tensors, None), batch
         except Exception as error:
             raise _explained(model, error) from error
-    names = list(inspect.signature(forward).parameters)[1:]
-    return _cleaned(program, entry, model, position, names, fixed)
+    return _cleaned(program, entry, model, position, _names(forward, args, kwargs), fixed)
 
 
-def batch_of(tensors: Sequence[Tensor], batch: int) -> list[bool]:
-    """Which tensors have the batch on their first axis."""
-    return [x.dim() > 0 and x.shape[0] == batch for x in tensors]
-
-
-def _example(x: Tensor, batch: int) -> Tensor:
-    """The shape, type and layout of a tensor at batch 2."""
-    if x.dim() == 0 or x.shape[0] != batch:
-        return x
-    example = torch.zeros((2, *x.shape[1:]), dtype=x.dtype, device=x.device)
+def _example(x: Tensor, batched: bool) -> Tensor:
+    """The shape, type and layout of a tensor, at batch 2 if its batch size is free."""
+    shape = (2, *x.shape[1:]) if batched else x.shape
+    example = torch.zeros(shape, dtype=x.dtype, device=x.device)
     last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return example.contiguous(memory_format=torch.channels_last) if last else example
 
@@ -112,22 +106,43 @@ def _example(x: Tensor, batch: int) -> Tensor:
 def _export(entry: nn.Module, tensors: list[Tensor], dynamic: list[bool] | None) -> GraphModule:
     size = Dim("batch", min=1, max=4096)
     shapes = None if dynamic is None else (tuple({0: size} if d else {} for d in dynamic),)
-    device = tensors[0].device.type
-    with _random_state_kept(), torch.autocast(device, enabled=False), warnings.catch_warnings():
+    with _state_kept(entry), _capture_mode(tensors[0].device.type), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.export.export(entry, tuple(tensors), dynamic_shapes=shapes, strict=False)
+        example = tuple(_example(x, bool(dynamic and dynamic[i])) for i, x in enumerate(tensors))
+        program = torch.export.export(entry, example, dynamic_shapes=shapes, strict=False)
         unchecked = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
         return program.module(**unchecked)
 
 
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    """Leave the random states of torch, NumPy and Python as they were found."""
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+@contextlib.contextmanager
+def _capture_mode(device: str) -> Iterator[None]:
+    """Gradients on, so that regions without are seen; autocast as it is, without a cache that would outlive capture."""
+    autocast = torch.autocast(
+        device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device), cache_enabled=False
+    )
+    with torch.inference_mode(False), torch.enable_grad(), autocast:
         yield
-    random.setstate(python)
-    np.random.set_state(numpy)
+
+
+@contextlib.contextmanager
+def _state_kept(model: nn.Module) -> Iterator[None]:
+    """Leave the random states of torch, NumPy and Python as they were found, and no new attributes on modules.
+
+    Raises RuntimeError if a forward draws from Python or NumPy: a graph would repeat for ever what was drawn once.
+    """
+    attributes = [(vars(m), set(vars(m))) for m in model.modules()]
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+        if random.getstate() != python or not all(map(np.array_equal, np.random.get_state(), numpy)):
+            raise RuntimeError("the forward draws from the random generator of Python or NumPy: use torch's instead")
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        for now, before in attributes:
+            for name in now.keys() - before:
+                del now[name]
 
 
 def _cleaned(
@@ -146,7 +161,7 @@ def _cleaned(
     graph.eliminate_dead_code()
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     for node in graph.nodes:
-        _strip_entry(node)
+        _strip_entry(node, type(model).__name__)
     _rename(placeholders, names)
     root = nn.Module()
     for node in graph.nodes:
@@ -191,12 +206,20 @@ def _is_own(model: nn.Module, path: str) -> bool:
         return False
 
 
-def _strip_entry(node: Node) -> None:
-    """Paths of modules as the model itself has them."""
+def _strip_entry(node: Node, kind: str) -> None:
+    """Paths of modules as the model itself has them, the model itself of class ``kind`` being at the empty path."""
     stack = node.meta.get("nn_module_stack")
     if stack:
-        clean = {k: (p.removeprefix(MODEL).removeprefix("."), t) for k, (p, t) in stack.items()}
-        node.meta["nn_module_stack"] = {k: v for k, v in clean.items() if "_Entry" not in str(v[1])}
+        node.meta["nn_module_stack"] = {
+            k: (path.removeprefix(MODEL).removeprefix("."), made if path else kind) for k, (path, made) in stack.items()
+        }
+
+
+def _names(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+    """Names of the tensors of a call, as the model's own forward has them."""
+    positional = list(inspect.signature(forward).parameters)[1:]
+    given = (*zip(positional, args, strict=False), *kwargs.items())
+    return [name for name, value in given for x in pytree.tree_leaves(value) if isinstance(x, Tensor)]
 
 
 def _rename(placeholders: list[Node], names: list[str]) -> None:
@@ -206,17 +229,20 @@ def _rename(placeholders: list[Node], names: list[str]) -> None:
         node.target = node.name
 
 
-def _registered(output: Any) -> Any:
-    """An output whose dataclasses torch can take apart."""
-    if dataclasses.is_dataclass(output) and not isinstance(output, type) and type(output) not in pytree.SUPPORTED_NODES:
-        torch.export.register_dataclass(type(output))
-    return output
+def _flatten(output: Any) -> tuple[list[Any], pytree.TreeSpec]:
+    """Leaves and structure of an output; torch is told how to take apart the dataclasses that it does not know."""
+    leaves, spec = pytree.tree_flatten(output)
+    unknown = {type(x) for x in leaves if dataclasses.is_dataclass(x) and not isinstance(x, type)}
+    for kind in unknown:
+        torch.export.register_dataclass(kind)
+    return _flatten(output) if unknown else (leaves, spec)
 
 
 def _explained(model: nn.Module, error: Exception) -> CaptureError:
     """What export could not do, where, and what to do about it."""
     reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_library(f.filename)]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
+    frames = [f for f in frames if not _is_library(f.filename)] or [f for f in frames if f.name == "forward"]
     where = "unknown"
     if frames:
         last = frames[-1]
@@ -225,11 +251,12 @@ def _explained(model: nn.Module, error: Exception) -> CaptureError:
     return CaptureError(
         f"{type(model).__name__} cannot be captured as a graph: {type(error).__name__}: {reason}\n"
         f"  source: {where}\n"
-        "Control flow that depends on the data (an if, a loop or a size taken from a tensor's values) cannot be "
-        "captured: replace it by torch.where or masks, or align the part of the model without it (its backbone, say)."
+        "If the model runs without a target, its control flow depends on the data (an if, a loop or a size taken from "
+        "a tensor's values): replace it by torch.where or masks, or align the part without it (its backbone, say)."
     )
 
 
 def _is_library(filename: str) -> bool:
-    """Whether a source file belongs to torch or to this module."""
-    return filename == __file__ or inspect.getsourcefile(torch).rsplit("/", 1)[0] in filename  # type: ignore[union-attr]
+    """Whether a source file is torch's, generated, or machinery of this module."""
+    torch_folder = str(inspect.getsourcefile(torch)).rsplit("/", 1)[0]
+    return filename.startswith((torch_folder, "<")) or filename == contextlib.__file__

@@ -232,7 +232,7 @@ def _library(module: str, name: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         library = module.partition(".")[0]
-        raise ModelError(f"{name} needs {library}, which cannot be imported ({error}): pip install {library}") from error
+        raise ModelError(f"{name} needs {library} (pip install {library}): {error}") from error
 
 
 def _check_no_weights(kwargs: dict[str, Any], *names: str) -> None:

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import torch
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 
 from tlfx.errors import RuleConflictError, RuleError

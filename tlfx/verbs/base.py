@@ -81,7 +81,6 @@ class Verbs:
 
     def weight(self, *maps: Tensor, shape: Sequence[int] | None = None) -> Value:
         """A mixing weight or another value that depends on the image and carries no label."""
-        self.record(Operation.WEIGHT)
         return self.content(*maps, role=Role.WEIGHT, shape=shape)
 
     def from_rows(self, rows: Tensor, where: BatchAxis, shape: Sequence[int] | None = None) -> Value:

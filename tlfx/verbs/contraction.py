@@ -102,7 +102,7 @@ class Contraction(Reduction):
             self.record(Operation.CHANNEL_MIX)
             return self.from_rows(found.pick(split_letter(out, found.batch)), found.place_in(out))
         if w.is_constant and not self._mixes_tokens(x, of_x, found, tokens, out):
-            kept = self.uniform_over(with_image(found.rows), gone)
+            kept = self.uniform_over(found.rows, gone)
             return self.from_rows(arrange(kept, found.letters, split_letter(out, found.batch)), found.place_in(out))
         if w.role is Role.WEIGHT and not self.walk.is_aligned(self.node):
             return self.in_place(w, of_w, tokens, out)

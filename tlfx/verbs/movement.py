@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 from tlfx import runtime
 from tlfx.errors import ProvenanceError
 from tlfx.label import Rows
-from tlfx.provenance import IMAGE, NONE, BatchAxis, Role, Value, compact
+from tlfx.provenance import IMAGE, NONE, BatchAxis, Value, compact
 from tlfx.verbs.base import Verbs
 
 __all__ = ["Movement"]

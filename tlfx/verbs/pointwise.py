@@ -46,6 +46,7 @@ class Pointwise(Verbs):
 
         Point-wise where one of the two is a constant, or a statistic broadcast along channels.
         """
+        a, b = self._beside_content(a, b)
         pair = self._one_of(a, b, keep=Role.WEIGHT)
         if pair is not None:
             return pair
@@ -58,6 +59,7 @@ class Pointwise(Verbs):
 
     def product(self, a: Value, b: Value) -> Value:
         """Product: point-wise with a factor that is broadcast along any axis; of two full values, their average."""
+        a, b = self._beside_content(a, b)
         pair = self._one_of(a, b, keep=Role.CONTENT)
         if pair is not None:
             return pair
@@ -74,6 +76,7 @@ class Pointwise(Verbs):
 
     def either(self, a: Value, b: Value) -> Value:
         """Element-wise choice between two values (maximum, where): the average of differing labels."""
+        a, b = self._beside_content(a, b)
         pair = self._one_of(a, b, keep=Role.CONTENT)
         if pair is not None:
             return pair
@@ -92,10 +95,15 @@ class Pointwise(Verbs):
         as_weight = bool(weight.maps) and (keep is Role.WEIGHT or _is_broadcast(content, self.shape))
         return self.pointwise(weight if as_weight else content)
 
+    def _beside_content(self, a: Value, b: Value) -> tuple[Value, Value]:
+        """A context that meets a full value with content is content itself."""
+        full = any(v.is_content and v.shape == self.shape for v in (a, b))
+        return (self.resolve(a), self.resolve(b)) if full else (a, b)
+
     def _beside_context(self, a: Value, b: Value) -> Value:
         context, other = (a, b) if a.role is Role.CONTEXT else (b, a)
         self.record(Operation.POINTWISE)
-        return self._shaped(context if other.shape != self.shape or other.role is Role.CONTEXT else other, None)
+        return self._shaped(other if other.role is Role.WEIGHT and other.shape == self.shape else context, None)
 
     def _statistic(self, a: Value, b: Value) -> Value | None:
         """The operand that is broadcast along the channels of the other, if either is."""

@@ -74,9 +74,10 @@ class Reduction(Movement):
     def spread(self, x: Value, axes: Sequence[int]) -> Value:
         """Every position sees all others along ``axes`` (Fourier transforms, two-way recurrences): uniform."""
         where = x.batch_axis
-        rows = self.uniform_over(x.rows, [numbered(where, a % len(x.shape)) for a in axes])
-        self.record(Operation.SPATIAL_MIX)
-        return self.from_rows(rows, where)
+        across = [numbered(where, a % len(x.shape)) for a in axes]
+        if varying(x.rows, across):
+            self.record(Operation.SPATIAL_MIX)
+        return self.from_rows(self.uniform_over(x.rows, across), where)
 
     def scan(self, x: Value, axis: int) -> Value:
         """Every position sees those up to it (recurrences, cumulative sums): uniform."""

@@ -35,6 +35,7 @@ class Window(Contraction):
         if not varying(by_group, range(by_group.dim() - spatial, by_group.dim())):
             self.record(Operation.CHANNEL_MIX)
             return self._by_channel(by_group, x)
+        self.record(Operation.SPATIAL_MIX)
         kernel = torch.ones(1, 1, *weight.shape[2:])
         by_group = _full(by_group, x, spatial)
         return self._by_channel(
@@ -65,6 +66,7 @@ class Window(Contraction):
             shape = (*x.shape[: -len(stride)], *self.shape[-len(stride) :])
             x = Value(x.node, shape, x.batch, x.role, tuple(maps))
         if x.is_content and groups > 1:
+            self.record(Operation.CHANNEL_MIX)
             return self._by_channel(self._channels(x, groups), x)
         return self.contract(x, len(x.shape) - 1 - len(stride), weight)
 
@@ -74,15 +76,14 @@ class Window(Contraction):
         if not x.is_content:
             return self.pointwise_like(x)
         same_grid = self.shape[-spatial:] == x.shape[-spatial:]
-        self.record(Operation.SPATIAL_MIX if same_grid else Operation.AGGREGATION)
-        return self._resample(x, spatial, operator, *args)
+        operation = Operation.SPATIAL_MIX if same_grid else Operation.AGGREGATION
+        return self._resample(operation, x, spatial, operator, *args)
 
     def resample(self, x: Value, *args: Any, spatial: int, operator: Callable[..., Tensor] | None = None) -> Value:
         """Resampling of the last ``spatial`` axes: the operator itself on the labels, over itself on ones."""
         if not x.is_content:
             return self.pointwise_like(x)
-        self.record(Operation.SPATIAL_MIX)
-        return self._resample(x, spatial, operator or self.target, *args)
+        return self._resample(Operation.SPATIAL_MIX, x, spatial, operator or self.target, *args)
 
     def resample_by_data(
         self, x: Value, operator: Callable[..., Tensor], where: Value, *args: Any, spatial: int
@@ -114,11 +115,15 @@ class Window(Contraction):
         """What a sliding window makes of a weight: a weight."""
         return self.weight() if x.role is Role.WEIGHT else self.constant()
 
-    def _resample(self, x: Value, spatial: int, operator: Callable[..., Tensor], *args: Any) -> Value:
+    def _resample(
+        self, operation: Operation, x: Value, spatial: int, operator: Callable[..., Tensor], *args: Any
+    ) -> Value:
         if x.batch_axis.axis >= len(x.shape) - spatial:
             raise ProvenanceError(f"{self.node.name} slides over the batch; labels belong to one sample each")
         if not varying(x.rows, range(x.rows.dim() - spatial, x.rows.dim())):
+            self.record(Operation.CHANNEL_MIX)
             return self.from_rows(x.rows, x.batch_axis)
+        self.record(operation)
         return self.from_rows(self._resampled(_full(x.rows, x, spatial), spatial, operator, *args), x.batch_axis)
 
     def _resampled(

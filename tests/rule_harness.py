@@ -1,0 +1,203 @@
+"""Small models around one operator, their labels read at every element, and the laws that hold whatever the operator.
+
+A test gives a function of images and a twin: what the label arithmetic of the paper (Xiao et al., ICCV 2023,
+arXiv 2210.06455) makes of the label at every element, in float64. A label is the share of the first image, NaN for
+elements without image content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from hypothesis import Phase, settings
+from torch import Tensor, nn
+from torch.fx import Node
+
+from tlfx import Operation
+from tlfx.capture import capture
+from tlfx.propagate import Options, OutputLabel, Walk
+from tlfx.provenance import NONE, Role, Value
+from tlfx.rewrite import rewrite
+from tlfx.verbs import Op
+
+TOLERANCE = {"rtol": 0.0, "atol": 2e-6, "equal_nan": True}
+BATCH = 3
+Twin = Callable[[Tensor, Tensor], Any]
+"""Labels and images, both (batch, channels, *size) in float64, to the label at every element of every output."""
+
+
+class Net(nn.Module):
+    """A function of images and of named parts: modules, parameters, and buffers for other tensors."""
+
+    def __init__(self, function: Callable[..., Any], parts: dict[str, Any]) -> None:
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            if isinstance(part, Tensor) and not isinstance(part, nn.Parameter):
+                self.register_buffer(name, part)
+            else:
+                setattr(self, name, part)
+        self.names = list(parts)
+
+    def forward(self, images: Tensor) -> Any:
+        return self.function(images, **{name: getattr(self, name) for name in self.names})
+
+
+class Probe:
+    """A captured function whose labels can be read at every element of its outputs, for any mask."""
+
+    def __init__(self, function: Callable[..., Any], size: Sequence[int], **parts: Any) -> None:
+        self.net = Net(function, parts)
+        self.images = torch.randn(BATCH, *size, generator=torch.Generator().manual_seed(0))
+        captured = capture(self.net, Net.forward, (self.images,), {}, self.images)
+        walk = Walk(captured.graph_module, captured.images, Options())
+        self.found = walk.run()
+        end = self.found.graph_module.graph.output_node()
+        values = [walk.values[n] for n in end.args[0] if isinstance(n, Node)]
+        self.values: list[Value] = Op(end, (), {}, walk).resolve_all(*values)
+        outputs = [_elements(v) if v.is_content else None for v in self.values]
+        self.graph_module = rewrite(replace(self.found, outputs=outputs))
+
+    @property
+    def roles(self) -> list[Role]:
+        """What each output is."""
+        return [v.role for v in self.values]
+
+    def shares(self, mask: Tensor) -> list[Tensor]:
+        """The share of the first image at every element of each output that has content."""
+        torch.manual_seed(0)
+        labels = self.graph_module(self.images, mask)[1]
+        return [_read(share, v) for share, v in zip(labels, self.values, strict=True) if v.is_content]
+
+    def samples(self) -> list[Tensor]:
+        """The sample that each element of an output belongs to."""
+        numbers = torch.arange(BATCH)
+        split = [(v.batch_axis.axis, _split_shape(v, (BATCH,))) for v in self.values if v.is_content]
+        return [
+            numbers.view(-1, *[1] * (len(full) - axis - 2)).expand(full).flatten(axis, axis + 2) for axis, full in split
+        ]
+
+    def operation(self, *names: str) -> Operation:
+        """The operation of the last call of an operator, by its name without overload (``"linear"``)."""
+        nodes = [n for n in self.found.graph_module.graph.nodes if n.op == "call_function" and _name(n) in names]
+        return self.found.operations[nodes[-1]]
+
+    def code(self) -> str:
+        """Code of the aligned graph."""
+        return str(self.graph_module.code)
+
+
+def several(examples: int) -> settings:
+    """Settings of a property whose every example captures a model, too slow to shrink failures."""
+    return settings(max_examples=examples, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+
+
+def check(
+    function: Callable[..., Any],
+    twin: Twin,
+    size: Sequence[int] = (4, 4, 6),
+    operations: dict[str, Operation] | None = None,
+    **parts: Any,
+) -> Probe:
+    """The labels of a function of images (batch, *size) equal those of its twin, and keep the laws of all labels."""
+    probe = Probe(function, size, **parts)
+    mask = random_mask(size, seed=1)
+    found = probe.shares(mask)
+    expected = listed(twin(mask.double().expand(BATCH, *size), probe.images.double()))
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other.detach(), **TOLERANCE)
+    for name, operation in (operations or {}).items():
+        assert probe.operation(name) is operation, f"{name} is {probe.operation(name)}, expected {operation}"
+    check_laws(probe, mask)
+    return probe
+
+
+def check_moves(function: Callable[..., Any], size: Sequence[int] = (4, 4, 6), **parts: Any) -> Probe:
+    """Data movement: labels go where the same function brings them."""
+    probe = check(function, lambda y, x: function(y, **parts), size, **parts)
+    assert not {o for o in probe.found.operations.values() if o.has_label_arithmetic}
+    return probe
+
+
+def check_laws(probe: Probe, mask: Tensor) -> None:
+    """Outputs are the function's own; labels stay in [0, 1], are linear in the mask, constant under a constant mask,
+    swapped with the images, and each sample's own."""
+    check_outputs(probe, mask)
+    other = random_mask((1, *mask.shape[2:]), seed=2)
+    later = torch.cat((mask[:1], other[1:]))
+    masks = (mask, other, 0.25 * mask + 0.75 * other, 1 - mask, torch.full_like(mask, 0.3), later)
+    labels = zip(*map(probe.shares, masks), probe.samples(), strict=True)
+    for one, two, between, swapped, constant, split, sample in labels:
+        assert not ((one < -1e-6) | (one > 1 + 1e-6)).any()
+        torch.testing.assert_close(between, 0.25 * one + 0.75 * two, **TOLERANCE)
+        torch.testing.assert_close(swapped, 1 - one, **TOLERANCE)
+        torch.testing.assert_close(constant, torch.where(one.isnan(), one, 0.3), **TOLERANCE)
+        torch.testing.assert_close(split, torch.where(sample == 0, one, two), **TOLERANCE)
+
+
+def check_outputs(probe: Probe, mask: Tensor) -> None:
+    """The aligned graph returns what the function itself returns."""
+    torch.manual_seed(0)
+    own = listed(probe.net(probe.images))
+    torch.manual_seed(0)
+    for output, expected in zip(probe.graph_module(probe.images, mask)[0], own, strict=True):
+        torch.testing.assert_close(output, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def random_mask(size: Sequence[int], seed: int) -> Tensor:
+    """Shares of the first image, different at every pixel: (batch, 1, *size without channels)."""
+    return torch.rand(BATCH, 1, *size[1:], generator=torch.Generator().manual_seed(seed))
+
+
+def listed(outputs: Any) -> list[Tensor]:
+    """One or several tensors as a list."""
+    return list(outputs) if isinstance(outputs, list | tuple) else [outputs]
+
+
+def unchanged(y: Tensor, x: Tensor) -> Tensor:
+    """Twin of a point-wise transformation, Y ← Y."""
+    return y
+
+
+def tokens(images: Tensor) -> Tensor:
+    """Pixels as tokens: (batch, channels, *size) to (batch, tokens, channels)."""
+    return images.flatten(2).transpose(1, 2).contiguous()
+
+
+def label_rows(y: Tensor) -> Tensor:
+    """One label for each pixel taken as a token: (batch, channels, *size) to (batch, tokens)."""
+    return y[:, 0].flatten(1)
+
+
+def normalised(weights: Tensor) -> Tensor:
+    """Norm(|W|): rows of absolute values that sum to 1."""
+    weights = weights.double().abs()
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def _name(node: Node) -> str:
+    packet = getattr(node.target, "overloadpacket", node.target)
+    return str(packet.__name__)
+
+
+def _split_shape(value: Value, batch: Sequence[int]) -> list[int]:
+    """Shape of a value, its batch axis replaced by (outer, *batch, inner)."""
+    where = value.batch_axis
+    return [*value.shape[: where.axis], where.outer, *batch, where.inner, *value.shape[where.axis + 1 :]]
+
+
+def _elements(value: Value) -> OutputLabel:
+    """The label of an output at every element, its class axis being no axis at all."""
+    rows = value.rows.clamp_min(0).expand(_split_shape(value, ()))
+    return OutputLabel(rows, value.batch_axis, rows.dim())
+
+
+def _read(share: Tensor, value: Value) -> Tensor:
+    where = value.batch_axis
+    full = _split_shape(value, (BATCH,))
+    blank = (value.rows == NONE).unsqueeze(where.axis + 1).expand(full)
+    return share[..., 0].double().view(full).masked_fill(blank, torch.nan).flatten(where.axis, where.axis + 2)

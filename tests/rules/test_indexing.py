@@ -1,0 +1,264 @@
+"""Indexing: labels move by the same indices, known when the model is captured or found as it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from rule_harness import Probe, check, check_moves, label_rows, several, tokens
+from torch import Tensor, nn
+
+from tlfx import Operation, ProvenanceError
+from tlfx.provenance import Role
+
+aten = torch.ops.aten
+SIZE = (4, 3, 4)
+TOKENS = 12
+
+KNOWN: dict[str, Callable[..., Any]] = {
+    "index": lambda x, where: x[:, :, where],
+    "index_of_channels": lambda x, where: x[:, where],
+    "two_indices": lambda x, where: x[:, :, where, where],
+    "index_last": lambda x, where: x[..., where],
+    "index_table": lambda x, where: x[:, :, :, torch.stack((where, where.flip(0)))],
+    "split_indices": lambda x, where: x[:, where, :, where],
+    "index_select": lambda x, where: x.index_select(2, where),
+    "gather": lambda x, where: x.gather(3, where.expand(x.shape[0], 4, 3, 2)),
+    "take_along_dim": lambda x, where: torch.take_along_dim(x, where.view(1, 1, 1, 2), 3),
+    "indices_from_arithmetic": lambda x, where: x[..., (where * 2 + 1) % 4],
+    "permutation": lambda x, where: x[..., torch.arange(3, -1, -1)],
+    "list": lambda x, where: x[:, [2, 0, 2]],
+    "constant_made_in_the_forward": lambda x, where: x[:, torch.tensor([2, 0])],
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_known_indices_are_a_movement(name: str) -> None:
+    check_moves(KNOWN[name], SIZE, where=torch.tensor([2, 0]))
+
+
+def test_a_known_mask_chooses() -> None:
+    check_moves(lambda x, mask: x[..., mask], SIZE, mask=torch.tensor([True, False, True, True]))
+
+
+@several(8)
+@given(st.lists(st.integers(0, TOKENS - 1), min_size=1, max_size=8), st.sampled_from([0, 1, 2]))
+def test_known_indices_in_any_layout(chosen: list[int], place: int) -> None:
+    def function(x: Tensor, chosen: Tensor) -> Tensor:
+        sequence = tokens(x).movedim(0, place)
+        return sequence.index_select(0 if place else 1, chosen)
+
+    check_moves(function, SIZE, chosen=torch.tensor(chosen))
+
+
+# indices that depend on the image
+
+
+def scores(x: Tensor) -> Tensor:
+    """A score for each token."""
+    return tokens(x).square().sum(-1)
+
+
+def test_token_pruning() -> None:
+    """The best tokens by their score, and their labels with them."""
+
+    def chosen(x: Tensor) -> Tensor:
+        return scores(x).topk(5, dim=1).indices
+
+    def function(x: Tensor) -> Tensor:
+        return tokens(x).gather(1, chosen(x).unsqueeze(-1).expand(-1, -1, 4))
+
+    check(function, lambda y, x: label_rows(y).gather(1, chosen(x)).unsqueeze(-1).expand(-1, -1, 4), SIZE)
+
+
+def test_pruned_tokens_go_on() -> None:
+    """What is computed from pruned tokens starts from their labels."""
+    linear = nn.Linear(4, 4)
+
+    def chosen(x: Tensor) -> Tensor:
+        return scores(x).argsort(1, descending=True)[:, :6]
+
+    def function(x: Tensor, linear: nn.Module) -> Tensor:
+        kept = torch.take_along_dim(tokens(x), chosen(x).unsqueeze(-1), 1)
+        return (kept + linear(kept).relu()).mean(1)
+
+    check(
+        function,
+        lambda y, x: label_rows(y).gather(1, chosen(x)).mean(1, keepdim=True).expand(-1, 4),
+        SIZE,
+        linear=linear,
+    )
+
+
+def test_pruning_by_two_indices() -> None:
+    """x[batch, chosen]: the batch comes along."""
+
+    def chosen(x: Tensor) -> Tensor:
+        return scores(x).argsort(1)[:, :5]
+
+    def function(x: Tensor) -> Tensor:
+        return tokens(x)[torch.arange(x.shape[0])[:, None], chosen(x)]
+
+    check(function, lambda y, x: tokens(y).gather(1, chosen(x).unsqueeze(-1).expand(-1, -1, 4)), SIZE)
+
+
+def test_pruning_beside_a_class_token() -> None:
+    """A token of λ that is always kept (EViT)."""
+    token = nn.Parameter(torch.randn(1, 1, 4))
+
+    def chosen(x: Tensor) -> Tensor:
+        return scores(x).topk(4, dim=1).indices.sort(1).values
+
+    def function(x: Tensor, token: Tensor) -> Tensor:
+        sequence = torch.cat((token.expand(x.shape[0], -1, -1), tokens(x)), 1)
+        index = chosen(x).unsqueeze(-1).expand(-1, -1, 4)
+        return torch.cat((sequence[:, :1], sequence[:, 1:].gather(1, index)), 1)
+
+    def twin(y: Tensor, x: Tensor) -> Tensor:
+        rows = torch.cat((y.mean((1, 2, 3))[:, None], label_rows(y).gather(1, chosen(x))), 1)
+        return rows.unsqueeze(-1).expand(-1, -1, 4)
+
+    check(function, twin, SIZE, token=token)
+
+
+def test_tokens_second_batch_first() -> None:
+    """gather along the first axis, the batch on the second."""
+
+    def chosen(x: Tensor) -> Tensor:
+        return scores(x).argsort(1)[:, :5].transpose(0, 1)
+
+    def function(x: Tensor) -> Tensor:
+        return tokens(x).transpose(0, 1).gather(0, chosen(x).unsqueeze(-1).expand(-1, -1, 4))
+
+    check(function, lambda y, x: function_of_labels(y, chosen(x)), SIZE)
+
+
+def function_of_labels(y: Tensor, chosen: Tensor) -> Tensor:
+    return tokens(y).transpose(0, 1).gather(0, chosen.unsqueeze(-1).expand(-1, -1, 4))
+
+
+def test_gather_inside_windows() -> None:
+    """Windows merged with the batch, each with an order of its own."""
+
+    def cut(x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1).flatten(0, 1)
+
+    def order(x: Tensor) -> Tensor:
+        return cut(x).sum(-1).argsort(1).unsqueeze(-1).expand(-1, -1, 4)
+
+    check(lambda x: cut(x).gather(1, order(x)), lambda y, x: cut(y).gather(1, order(x)), SIZE)
+
+
+def test_one_order_for_the_whole_batch() -> None:
+    """index_select by a permutation drawn as the model runs."""
+
+    def order(x: Tensor) -> Tensor:
+        return x.sum((0, 1, 2)).argsort()
+
+    check(lambda x: x.index_select(3, order(x)), lambda y, x: y.index_select(3, order(x)), SIZE)
+    check(lambda x: x[..., order(x)], lambda y, x: y[..., order(x)], SIZE)
+
+
+def test_patches_dropped_by_chance() -> None:
+    """Patch dropout: the same random indices move images and labels; a constant label stays."""
+
+    def function(x: Tensor) -> Tensor:
+        kept = torch.randn(x.shape[0], TOKENS).argsort(-1)[:, :6]
+        return tokens(x).gather(1, kept.unsqueeze(-1).expand(-1, -1, 4))
+
+    def twin(y: Tensor, x: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        return function(y)
+
+    check(function, twin, SIZE)
+
+
+def test_moving_across_samples_is_an_error() -> None:
+    with pytest.raises(ProvenanceError):
+        Probe(lambda x: x.index_select(0, x.sum((1, 2, 3)).argsort()[:1]), SIZE)
+
+
+# sorting, choosing, looking up
+
+
+@pytest.mark.parametrize("name", ["topk", "sort", "sort_stable"])
+def test_values_in_order_come_from_anywhere(name: str) -> None:
+    """Each channel has an order of its own: uniform over the places a value may come from."""
+    functions = {
+        "topk": lambda x: x.topk(2, dim=2).values,
+        "sort": lambda x: x.sort(2, descending=True).values,
+        "sort_stable": lambda x: torch.sort(x, dim=2, stable=True).values,
+    }
+
+    def twin(y: Tensor, x: Tensor) -> Tensor:
+        return y.mean(2, keepdim=True).expand(-1, -1, functions[name](x).shape[2], -1)
+
+    check(functions[name], twin, SIZE)
+
+
+def test_indices_of_an_order_are_decisions() -> None:
+    probe = Probe(lambda x: (*x.topk(2, 2), *x.sort(2)), SIZE)
+    assert probe.roles == [Role.CONTENT, Role.WEIGHT] * 2
+
+
+def test_a_learned_vector_chosen_by_content() -> None:
+    """An embedding has the label of what chose it."""
+
+    def function(x: Tensor, table: nn.Module) -> Tensor:
+        return table((x.sigmoid() * 4).long())
+
+    check(function, lambda y, x: y.unsqueeze(-1).expand(-1, -1, -1, -1, 3), SIZE, table=nn.Embedding(5, 3))
+
+
+def test_embedding_of_positions_is_constant() -> None:
+    probe = Probe(lambda x, table: (x, table(torch.arange(5))), SIZE, table=nn.Embedding(5, 3))
+    assert probe.roles == [Role.CONTENT, Role.CONSTANT]
+
+
+def test_one_hot_decisions_are_weights() -> None:
+    """Hard assignment of tokens to groups."""
+    probe = Probe(lambda x: (x, F.one_hot(scores(x).argmax(1), TOKENS)), SIZE)
+    assert probe.roles == [Role.CONTENT, Role.WEIGHT]
+
+
+def test_writing_at_known_places() -> None:
+    """x[..., where] = other."""
+
+    def function(x: Tensor, where: Tensor) -> Tensor:
+        out = x.clone()
+        out[:, :, :, where] = x[:, :, :, :2]
+        return out
+
+    check_moves(function, SIZE, where=torch.tensor([3, 0]))
+
+
+def test_writing_a_constant_leaves_no_content() -> None:
+    def function(x: Tensor, where: Tensor) -> Tensor:
+        out = x.clone()
+        out[:, :, where] = torch.zeros(1)
+        return out
+
+    def twin(y: Tensor, x: Tensor) -> Tensor:
+        out = y.clone()
+        out[:, :, [2, 0]] = torch.nan
+        return out
+
+    check(function, twin, SIZE, where=torch.tensor([2, 0]))
+
+
+def test_adding_at_indices_is_an_error() -> None:
+    where = torch.tensor([2, 0])
+    with pytest.raises(ProvenanceError, match="adds content to content at indices"):
+        Probe(lambda x, where: aten.index_put(x, [None, None, where], x[:, :, :2], True), SIZE, where=where)
+
+
+def test_operations_of_indexing() -> None:
+    """Known indices are layout; indices from the image are layout as well, with labels that move."""
+    probe = Probe(lambda x: tokens(x).gather(1, scores(x).argsort(1).unsqueeze(-1).expand(-1, -1, 4)), SIZE)
+    assert probe.operation("gather") is Operation.LAYOUT
+    assert probe.operation("argsort") is Operation.WEIGHT

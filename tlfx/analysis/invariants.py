@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,67 +11,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from tlfx.aligned import align
+from tlfx.analysis.figures import INVARIANTS, Figures, Invariant
 from tlfx.errors import TlfxError
 from tlfx.mix.target import MixedTarget
 
 __all__ = ["INVARIANTS", "Figures", "Invariant", "measure", "rectangles", "share", "target"]
 
 BATCH = 3
-
-
-@dataclass(frozen=True)
-class Invariant:
-    """Something that is true of every aligned model, and the violation that rounding may cause."""
-
-    name: str
-    statement: str
-    tolerance: float = 0.0
-
-
-INVARIANTS = (
-    Invariant("logits", "outputs equal those without alignment, bit for bit"),
-    Invariant("gradients", "gradients equal those without alignment, bit for bit"),
-    Invariant("buffers", "buffers equal those without alignment, bit for bit"),
-    Invariant("independence", "no sample's label depends on another's mask"),
-    Invariant("constant", "a constant label comes out constant", 1e-5),
-    Invariant("bounds", "labels stay in [0, 1]", 1e-5),
-    Invariant("swap", "swapping the two images maps the share to 1 - share", 1e-5),
-    Invariant("linearity", "labels are linear in the mask", 1e-5),
-    # Permuted batches are summed in another order, so that attention weights differ by rounding, layer upon layer.
-    Invariant("permutation", "permuting the batch permutes the labels", 1e-4),
-)
-
-
-@dataclass(frozen=True)
-class Figures:
-    """The largest violation of each of :data:`INVARIANTS`; 0 is perfect, and the first four must be exactly 0."""
-
-    logits: float
-    gradients: float
-    buffers: float
-    independence: float
-    constant: float
-    bounds: float
-    swap: float
-    linearity: float
-    permutation: float
-
-    @property
-    def passed(self) -> bool:
-        """Whether all invariants hold."""
-        return all(self.holds(i) for i in INVARIANTS)
-
-    def holds(self, invariant: Invariant) -> bool:
-        """Whether an invariant holds up to its tolerance."""
-        return bool(getattr(self, invariant.name) <= invariant.tolerance)
-
-    def worst_label(self) -> float:
-        """The largest violation among those that rounding may cause."""
-        return max(getattr(self, i.name) for i in INVARIANTS if i.tolerance > 0)
-
-    def worst_exact(self) -> float:
-        """The largest violation among those that must be zero."""
-        return max(getattr(self, i.name) for i in INVARIANTS if i.tolerance == 0)
+STEPS = 2
 
 
 def measure(model: nn.Module, size: tuple[int, ...], seed: int = 0) -> Figures:
@@ -158,27 +105,34 @@ def _of_labels(aligned: nn.Module, images: Tensor, masks: list[Tensor], seed: in
 def _compare(
     plain: nn.Module, aligned: nn.Module, images: Tensor, mixed: MixedTarget, seed: int
 ) -> tuple[float, float, float]:
-    """Violations of outputs, gradients and buffers after one training step, same seed."""
+    """Violations of outputs, gradients and buffers after training steps with the same seeds."""
     try:
-        torch.manual_seed(seed)
-        expected = tree_leaves(plain(images))
+        expected = _train(lambda: plain(images), seed)
     except Exception as error:
         raise TlfxError(
             f"{type(plain).__name__} fails by itself on images of shape {tuple(images.shape)}: "
             f"{type(error).__name__}: {error}"
         ) from error
-    torch.manual_seed(seed)
-    found = tree_leaves(aligned(images, mixed)[0])
-    for outputs in (expected, found):
-        terms = [o.float().square().mean() for o in outputs if isinstance(o, Tensor) and o.requires_grad]
-        if terms:
-            torch.stack(terms).sum().backward()
+    found = _train(lambda: aligned(images, mixed)[0], seed)
     parameters = zip(plain.parameters(), aligned.parameters(), strict=True)
     return (
         _most(zip(expected, found, strict=True)),
         _most((p.grad, q.grad) for p, q in parameters),
         _most(zip(plain.buffers(), aligned.buffers(), strict=True)),
     )
+
+
+def _train(forward: Callable[[], Any], seed: int) -> list[Any]:
+    """Outputs of some training steps. A single one would not show state that a captured graph fails to carry on."""
+    outputs: list[Any] = []
+    for step in range(STEPS):
+        torch.manual_seed(seed + step)
+        leaves = tree_leaves(forward())
+        terms = [o.float().square().mean() for o in leaves if isinstance(o, Tensor) and o.requires_grad]
+        if terms:
+            torch.stack(terms).sum().backward()
+        outputs += [o.detach() if isinstance(o, Tensor) else o for o in leaves]
+    return outputs
 
 
 def _permutation(aligned: nn.Module, images: Tensor, mask: Tensor) -> float:
@@ -202,6 +156,7 @@ def _largest(a: Any, b: Any) -> float:
         return 0.0 if a is b or (type(a) is type(b) and a == b) else float("inf")
     if a.shape != b.shape:
         return float("inf")
+    a, b = a.detach(), b.detach()
     same = (a == b) | (a.isnan() & b.isnan())
     difference = (a.double() - b.double()).abs().nan_to_num(float("inf"))
     return float(difference.masked_fill(same, 0.0).max()) if a.numel() else 0.0

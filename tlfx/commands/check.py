@@ -67,6 +67,10 @@ def _table(model: str, figures: Figures) -> Table:
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for invariant in INVARIANTS:
         verdict = "[green]pass[/]" if figures.holds(invariant) else "[bold red]FAIL[/]"
-        found = f"{getattr(figures, invariant.name):.1e}"
-        table.add_row(invariant.statement, found, f"{invariant.tolerance:.1e}", verdict)
+        found = getattr(figures, invariant.name)
+        table.add_row(invariant.statement, _figure(found), _figure(invariant.tolerance), verdict)
     return table
+
+
+def _figure(value: float) -> str:
+    return f"{value:.1e}" if value else "0"

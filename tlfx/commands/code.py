@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_arguments", "highlighted", "run"]
 
-LABEL_STYLE = "bold on #14351f"
+LABEL_STYLE = "bold green"
 RELEASED_STYLE = "dim"
 
 

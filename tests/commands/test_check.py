@@ -1,0 +1,65 @@
+"""``tlfx check``: a table or JSON, and an exit status."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from command import tlfx
+
+from tlfx.analysis.figures import INVARIANTS
+from tlfx.cli import main
+
+COUNTING = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.calls = 1
+
+    def forward(self, images):
+        self.calls += 1
+        return super().forward(images) / self.calls
+"""
+
+MIXING = """
+from torch import nn
+
+class Net(nn.Module):
+    def forward(self, images):
+        x = images.flatten(1)
+        return (x @ x.T).softmax(-1) @ x
+"""
+
+
+def test_a_sound_model() -> None:
+    found = tlfx("check", "test_resnet", "--input-size", "64")
+    assert found.returncode == 0, found.stderr
+    assert "test_resnet: all invariants hold" in found.stdout
+    assert found.stdout.count(" pass ") == len(INVARIANTS)
+    assert all(i.statement in found.stdout for i in INVARIANTS)
+
+
+def test_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "test_byobnet", "--input-size", "64", "--json", "--seed", "3"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["model"] == "test_byobnet"
+    assert data["passed"] is True
+    assert [row["name"] for row in data["invariants"]] == [i.name for i in INVARIANTS]
+    assert all(row["passed"] and row["figure"] <= row["tolerance"] for row in data["invariants"])
+
+
+def test_a_broken_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "counting_model.py").write_text(COUNTING)
+    assert main(["check", "counting_model:Net", "--path", str(tmp_path), "--input-size", "16"]) == 1
+    out = capsys.readouterr().out
+    assert "invariants are broken" in out
+    assert "FAIL" in out
+
+
+def test_samples_that_mix_are_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mixing_model.py").write_text(MIXING)
+    assert main(["check", "mixing_model:Net", "--path", str(tmp_path), "--input-size", "16"]) == 2
+    assert "labels belong to one sample each" in capsys.readouterr().err

@@ -1,0 +1,79 @@
+"""Workers that fail, crash, hang or swell become rows, and end nothing but themselves."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tlfx.zoo.pool import Limits, analyse, sweep
+
+SOURCE = """
+import ctypes, os, signal, time
+import torch
+from torch import nn
+
+class Good(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        print("models may print")
+
+class Mixes(nn.Module):
+    def forward(self, x):
+        x = x.flatten(1)
+        return (x @ x.T).softmax(-1) @ x
+
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def crashes():
+    ctypes.string_at(0)
+
+def leaves():
+    os._exit(3)
+
+def hangs():
+    time.sleep(600)
+
+def swells():
+    return nn.Linear(2**16, 2**16)
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "zoo_models.py").write_text(SOURCE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    return
+
+
+@pytest.mark.usefixtures("place")
+def test_each_model_has_its_row() -> None:
+    names = ["Good", "Mixes", "killed", "crashes", "leaves", "swells"]
+    limits = Limits(timeout=300, memory=3 * 2**30)
+    rows = {row["model"]: row for row in sweep([f"zoo_models:{n}" for n in names], limits, jobs=2)}
+    found = {n: (rows[f"zoo_models:{n}"]["status"], rows[f"zoo_models:{n}"].get("reason", "")) for n in names}
+    assert found["Good"] == ("ok", "")
+    assert found["Mixes"][0] == "failed"
+    assert found["Mixes"][1].startswith("ProvenanceError: ")
+    assert found["killed"] == ("crashed", "killed by SIGKILL")
+    assert found["crashes"] == ("crashed", "killed by SIGSEGV")
+    assert found["leaves"][0] == "crashed"
+    assert found["leaves"][1].startswith("exit status 3")
+    assert found["swells"][0] == "memory"
+    good = rows["zoo_models:Good"]
+    assert (good["nodes"], good["aggregation"], good["spatial_mix"], good["parameters"]) == ("6", "2", "0", "196")
+
+
+@pytest.mark.usefixtures("place")
+def test_a_model_that_hangs() -> None:
+    row = analyse("zoo_models:hangs", Limits(timeout=2))
+    assert row == {"model": "zoo_models:hangs", "status": "timeout", "reason": "not done after 2 s"}
+
+
+def test_the_limit_on_memory_holds_before_torch_is_there() -> None:
+    code = "import sys, tlfx.zoo.worker; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -1,0 +1,158 @@
+"""The operators that a model needs and that have no rule, and a rule to begin with for each."""
+
+from __future__ import annotations
+
+import keyword
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch._ops import HigherOrderOperator, OpOverload
+from torch.fx import GraphModule, Node
+
+from tlfx.capture import capture
+from tlfx.errors import TlfxError
+from tlfx.propagate import Options, Walk
+from tlfx.rule import REGISTRY, operator_name
+from tlfx.source import module_path, shapes
+
+__all__ = ["HEADER", "Missing", "missing"]
+
+HEADER = '''\
+"""Rules for operators that tlfx does not know. Install them as a package that names this module in its pyproject.toml:
+
+    [project.entry-points."tlfx.rules"]
+    my_rules = "my_rules"
+
+Each rule says what becomes of the labels, with one of the verbs of tlfx.verbs.Op, such as
+
+    op.pointwise(x)               element-wise: Y ← Y
+    op.move()                     data movement (view, roll, slice): the operator itself run on the map of labels
+    op.contract(x, axis, weight)  a linear layer along an axis
+    op.reduce(x, axes)            a sum, mean or maximum over axes: Y ← Norm(Σ Yᵢ)
+    op.residual(a, b)             a sum of two values: Y ← Norm(Y + g(Y))
+    op.weight()                   no label: scores, indices, gates
+"""
+
+from typing import Any
+
+import torch
+
+from tlfx.provenance import Value
+from tlfx.rule import rule
+from tlfx.verbs import Op
+'''
+_TYPES = {"Tensor": "Value", "Optional[Tensor]": "Value | None", "List[Tensor]": "list[Value]"}
+
+
+@dataclass(frozen=True, eq=False)
+class Missing:
+    """An operator without a rule, and the nodes of the graph that call it on image content."""
+
+    operator: Any
+    nodes: list[Node]
+
+    @property
+    def name(self) -> str:
+        """Name of the operator, without its overload: ``aten.cumprod``."""
+        return operator_name(self.operator)
+
+    @property
+    def places(self) -> list[str]:
+        """Paths of the modules it is called in, in order, each once."""
+        return list(dict.fromkeys(module_path(n) or "the model itself" for n in self.nodes))
+
+    def skeleton(self) -> str:
+        """A rule to edit, Python code that is valid after :data:`HEADER`."""
+        first = self.nodes[0]
+        given = ", ".join(str(s) for n in first.all_input_nodes for s in shapes(n))
+        made = ", ".join(str(s) for s in shapes(first))
+        name = _identifier(self.name.rpartition(".")[2])
+        return (
+            f"@rule({_expression(self.operator)})\n"
+            f"def {name}({_parameters(first)}) -> {'Value' if len(shapes(first)) < 2 else 'list[Value]'}:\n"
+            f'    """Met in {self.places[0]}: {given} -> {made}."""\n'
+            f"    return {_body(first)}\n"
+        )
+
+
+def missing(model: nn.Module, images: Tensor) -> list[Missing]:
+    """The operators without a rule that touch image content, in the order of their first call.
+
+    Where the walk stops early, every operator beyond that has no rule is counted. Raises CaptureError.
+
+    >>> missing(nn.Conv2d(3, 8, 4), torch.rand(2, 3, 8, 8))
+    []
+    """
+    captured = capture(model, type(model).forward, (images,), {}, images)
+    survey = _Survey(captured.graph_module, captured.images)
+    by_operator: dict[Any, list[Node]] = {}
+    for node in survey.nodes():
+        by_operator.setdefault(getattr(node.target, "overloadpacket", node.target), []).append(node)
+    return [Missing(operator, nodes) for operator, nodes in by_operator.items()]
+
+
+class _Survey(Walk):
+    """A walk that takes note of operators without a rule and goes on."""
+
+    def __init__(self, graph_module: GraphModule, images: str) -> None:
+        super().__init__(graph_module, images, Options(on_unknown="pointwise"))
+        self.unknown: list[Node] = []
+
+    def nodes(self) -> Iterator[Node]:
+        """Calls of operators without a rule."""
+        try:
+            self.run()
+        except TlfxError:
+            # Whatever the cause, labels are not known from here on: any operator may be given content.
+            calls = (n for n in self.graph_module.graph.nodes if n.op == "call_function" and n not in self.values)
+            self.unknown += [n for n in calls if shapes(n) and REGISTRY.find(n.target) is None]
+        yield from dict.fromkeys(self.unknown)
+
+    def _unknown(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.unknown.append(node)
+        return super()._unknown(node, args, kwargs)
+
+
+def _expression(operator: Any) -> str:
+    """Python code that names an operator."""
+    if isinstance(operator, HigherOrderOperator):
+        return f"torch.ops.higher_order.{operator.name()}"
+    module = getattr(operator, "__module__", "") or ""
+    if module.startswith("torch.ops") or hasattr(operator, "overloads"):
+        return f"torch.ops.{operator_name(operator)}"
+    return f"{module}.{getattr(operator, '__qualname__', operator)}".lstrip(".")
+
+
+def _parameters(node: Node) -> str:
+    """Parameters of a rule, from the operator's schema."""
+    written = ["op: Op"]
+    for argument in _arguments(node):
+        if argument.kwarg_only and "*" not in written:
+            written.append("*")
+        default = f" = {_default(argument)}" if argument.has_default_value() else ""
+        written.append(f"{_identifier(argument.name)}: {_TYPES.get(str(argument.type), 'Any')}{default}")
+    return ", ".join(written if len(written) > 1 else [*written, "*args: Any", "**kwargs: Any"])
+
+
+def _body(node: Node) -> str:
+    """The verb to begin with: element-wise where the shape is kept, data movement elsewhere."""
+    values = [_identifier(a.name) for a in _arguments(node) if str(a.type) == "Tensor"]
+    if len(shapes(node)) > 1:
+        return "op.move_each()"
+    kept = bool(node.all_input_nodes) and shapes(node) == shapes(node.all_input_nodes[0])
+    return f"op.pointwise({values[0]})" if kept and values else "op.move()"
+
+
+def _arguments(node: Node) -> Sequence[Any]:
+    return node.target._schema.arguments if isinstance(node.target, OpOverload) else ()
+
+
+def _default(argument: Any) -> str:
+    value = argument.default_value
+    return repr(value) if isinstance(value, int | float | str | None) else "None"
+
+
+def _identifier(name: str) -> str:
+    return "x" if name == "self" else f"{name}_" if keyword.iskeyword(name) or not name.isidentifier() else name

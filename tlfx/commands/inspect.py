@@ -1,0 +1,96 @@
+"""Show every operator of a model: its class in Table 10, its label rule, and its tokens before and after.
+
+Blocks that repeat are folded. The sums below the tree are of the whole model, whatever part of it is shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tlfx import models
+from tlfx.commands import output
+from tlfx.errors import InputError, TlfxError
+
+if TYPE_CHECKING:
+    from tlfx.report import NodeReport, Report
+
+__all__ = ["add_arguments", "run"]
+
+FORMS = ("dot", "graphml", "svg", "html")
+"""Options that write the report to a file, or to the standard output for ``-``."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``tlfx inspect``."""
+    models.add_arguments(parser)
+    parser.add_argument("--nodes", action="store_true", help="list every node of the graph, constants included")
+    parser.add_argument("--module", metavar="PATTERN", help="only these modules, such as 'blocks.0' or '*.attn'")
+    parser.add_argument("--only", metavar="CLASSES", help="only these classes, such as spatial,residual")
+    parser.add_argument("--depth", metavar="N", type=int, help="open N levels of modules")
+    parser.add_argument("--eval", action="store_true", help="the model in evaluation mode (default: training)")
+    parser.add_argument("--json", action="store_true", help="print JSON (its form: tlfx.report.Report.to_dict)")
+    for form in FORMS:
+        parser.add_argument(f"--{form}", metavar="FILE", help=f"write {form.upper()} to a file, or - to print it")
+    output.add_color(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print or write the report; exit status 0."""
+    if args.depth is not None and args.depth < 1:
+        raise InputError(f"--depth {args.depth}: expected 1 or more")
+    report = _report(args)
+    chosen = report.select(args.module, args.only) if args.module or args.only else None
+    if chosen is not None and not chosen:
+        raise InputError("no node of the model lies in these modules and has these classes")
+    forms = [form for form in FORMS if getattr(args, form)]
+    for form in forms:
+        _write(getattr(report, f"to_{form}")(), getattr(args, form))
+    if args.json:
+        output.print_json(report.to_dict(chosen))
+    elif not forms:
+        _show(args, report, chosen)
+    return 0
+
+
+def _report(args: argparse.Namespace) -> Report:
+    """The report of a model without memory for its parameters; with it, where the model needs to compute something."""
+    from tlfx.report import inspect
+
+    try:
+        return inspect(*_built(args, "meta"))
+    except (TlfxError, NotImplementedError, RuntimeError):
+        return inspect(*_built(args, "cpu"))
+
+
+def _built(args: argparse.Namespace, device: str) -> tuple[Any, Any]:
+    model, images = models.from_arguments(args, device)
+    return (model.eval() if args.eval else model), images
+
+
+def _write(text: str, file: str) -> None:
+    if file == "-":
+        sys.stdout.write(text)
+        return
+    try:
+        Path(file).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{file} cannot be written: {error.strerror}") from error
+
+
+def _show(args: argparse.Namespace, report: Report, chosen: Sequence[NodeReport] | None) -> None:
+    """Print the report, through a pager where it is longer than the terminal."""
+    from tlfx.report.text import View
+
+    console = output.console(args)
+    view = View(report, chosen, args.depth, flat=args.nodes)
+    if not console.is_terminal or len(console.render_lines(view)) < console.height:
+        console.print(view)
+        return
+    os.environ.setdefault("LESS", "-R")
+    with console.pager(styles=not args.no_color):
+        console.print(view)

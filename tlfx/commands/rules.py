@@ -1,0 +1,93 @@
+"""List the known operators, the rule of each, and the rule pack and plugin it comes from.
+
+With --missing MODEL, list instead the operators that the model calls on image content and that have no rule, and print
+rules to begin with. The exit status is then 1 if there are any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
+
+from tlfx import models
+from tlfx.commands import output
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from tlfx.analysis.missing import Missing
+    from tlfx.rule import Rule
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``tlfx rules``."""
+    models.add_arguments(parser, "--missing")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    output.add_color(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print known operators, exit status 0; or missing ones, exit status 1 if there are any."""
+    if args.model is not None:
+        return _run_missing(args)
+    from tlfx.rule import ENTRY_POINTS, REGISTRY
+
+    packs = list(importlib.metadata.entry_points(group=ENTRY_POINTS))
+    rows = sorted((_row(r, packs) for r in REGISTRY), key=lambda row: row["operator"])
+    if args.json:
+        output.print_json(rows)
+    else:
+        output.console(args).print(_table(f"{len(rows)} operators", rows))
+    return 0
+
+
+def _run_missing(args: argparse.Namespace) -> int:
+    from tlfx.analysis.missing import HEADER, missing
+
+    found = missing(*models.from_arguments(args))
+    if args.json:
+        output.print_json([_missing_row(m) | {"skeleton": m.skeleton()} for m in found])
+    elif not found:
+        print(f"{args.model}: every operator that touches image content has a rule")
+    else:
+        rows = [_missing_row(m) | {"modules": _shortened(m.places)} for m in found]
+        # The table goes to stderr, so that the code alone can be written to a file.
+        output.console(args, stderr=True).print(_table(f"{args.model}: {len(found)} operators without a rule", rows))
+        print("\n\n".join([HEADER, *(m.skeleton() for m in found)]), end="")
+    return 1 if found else 0
+
+
+def _row(rule: Rule, packs: list[importlib.metadata.EntryPoint]) -> dict[str, Any]:
+    """A rule, and the entry point whose module holds it; none for a rule that was registered without."""
+    module = f"{rule.function.__module__}."
+    pack = next((p for p in packs if module.startswith(f"{p.module}.")), None)
+    distribution = pack.dist if pack is not None else None
+    return {
+        "operator": rule.name,
+        "rule": rule.origin,
+        "pack": pack.name if pack is not None else None,
+        "plugin": f"{distribution.name} {distribution.version}" if distribution is not None else None,
+    }
+
+
+def _missing_row(found: Missing) -> dict[str, Any]:
+    return {"operator": found.name, "calls": len(found.nodes), "modules": found.places}
+
+
+def _shortened(places: list[str]) -> str:
+    rest = f" and {len(places) - 3} more" if len(places) > 3 else ""
+    return ", ".join(places[:3]) + rest
+
+
+def _table(title: str, rows: list[dict[str, Any]]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title)
+    for name in rows[0]:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row.values()))
+    return table

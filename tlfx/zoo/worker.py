@@ -1,0 +1,127 @@
+"""One model of a sweep, analysed in a process of its own: ``python -m tlfx.zoo.worker NAME`` prints its row as JSON."""
+
+# torch is imported only after the limit on memory is set.
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import re
+import sys
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from tlfx.analysis.figures import INVARIANTS
+from tlfx.errors import TlfxError
+from tlfx.zoo.table import FIGURES, OPERATIONS
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["main", "probe"]
+
+
+def main() -> None:
+    """Print the row of a model; whatever the model prints goes to stderr."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name")
+    parser.add_argument("--memory", type=int, default=0, help="bytes, 0 for no limit")
+    parser.add_argument("--check", action="store_true", help="measure the invariants too")
+    args = parser.parse_args()
+    _limit_memory(args.memory)
+    with contextlib.redirect_stdout(sys.stderr):
+        row = probe(args.name, args.check)
+    print(json.dumps(row))
+
+
+def probe(name: str, check: bool = False) -> dict[str, Any]:
+    """What a sweep records of a model; a failure is recorded with its reason, as far as the model got.
+
+    >>> probe("test_vit")["status"]
+    'ok'
+    """
+    row: dict[str, Any] = {"status": "ok"}
+    try:
+        _fill(row, name, check)
+    except Exception as error:
+        row |= {"status": _status(error), "reason": f"{type(error).__name__}: {_in_one_line(error)}"}
+    return row
+
+
+def _fill(row: dict[str, Any], name: str, check: bool) -> None:
+    import torch
+
+    from tlfx.models import load
+
+    torch.set_num_threads(1)
+    model, images = load(name)
+    row["parameters"] = sum(p.numel() for p in model.parameters())
+    _analyse(row, model, images)
+    if check:
+        _check(row, model, images)
+
+
+def _analyse(row: dict[str, Any], model: nn.Module, images: Tensor) -> None:
+    """Nodes of each class, all nodes, and how long it took; the counts are those of ``tlfx inspect``."""
+    from tlfx.capture import capture
+    from tlfx.propagate import propagate
+    from tlfx.rewrite import rewrite
+
+    start = time.perf_counter()
+    captured = capture(model, type(model).forward, (images,), {}, images)
+    row["capture_seconds"] = round(time.perf_counter() - start, 2)
+    row["nodes"] = len(captured.graph_module.graph.nodes) - 1  # the output is no operator
+    start = time.perf_counter()
+    found = propagate(captured.graph_module, captured.images)
+    rewrite(found)
+    row["analysis_seconds"] = round(time.perf_counter() - start, 2)
+    counts = Counter(operation.value for operation in found.operations.values())
+    row |= {name: counts[name] for name in OPERATIONS}
+
+
+def _check(row: dict[str, Any], model: nn.Module, images: Tensor) -> None:
+    """Figures of the invariants; the model fails if any is broken."""
+    from tlfx.analysis.invariants import measure
+
+    figures = measure(model, tuple(images.shape[1:]))
+    row |= {c: float(f"{getattr(figures, i.name):.1e}") for c, i in zip(FIGURES, INVARIANTS, strict=True)}
+    broken = [f"{i.name} {getattr(figures, i.name):.1e}" for i in INVARIANTS if not figures.holds(i)]
+    if broken:
+        row |= {"status": "failed", "reason": f"broken invariants: {', '.join(broken)}"}
+
+
+def _limit_memory(limit: int) -> None:
+    """Let allocations fail beyond ``limit`` bytes of data, on systems that can."""
+    if not limit:
+        return
+    try:
+        import resource
+    except ImportError:
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard < 0 else min(limit, hard), hard))
+
+
+def _status(error: Exception) -> str:
+    """``memory`` if that is what an error comes from, ``failed`` if tlfx says so itself, else ``crashed``."""
+    cause: BaseException | None = error
+    while cause is not None:
+        # An allocator's refusal, and the loader's when the limit is too low to import torch at all.
+        if isinstance(cause, MemoryError) or re.search("allocate memory|failed to map segment", str(cause)):
+            return "memory"
+        cause = cause.__cause__ or cause.__context__
+    return "failed" if isinstance(error, TlfxError) else "crashed"
+
+
+def _in_one_line(error: Exception) -> str:
+    """The first line of a message and the module it speaks of: no paths of this machine."""
+    lines = str(error).splitlines() or ["no message"]
+    modules = (line.strip() for line in lines[1:] if line.strip().startswith("module:"))
+    where = next(modules, "").removeprefix("module:").strip()
+    return f"{lines[0]} (in {where})" if where else lines[0]
+
+
+if __name__ == "__main__":
+    main()

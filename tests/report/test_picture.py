@@ -1,0 +1,63 @@
+"""Pictures: complete, self-contained, and drawn by a browser."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+
+from tlfx.report.style import COLORS
+from tlfx.taxonomy import Operation
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture
+def report(report_of):
+    return report_of("deit_tiny_patch16_224", depth=3)
+
+
+def test_the_picture_shows_every_class_and_skip(report):
+    root = ET.fromstring(report.to_svg())
+    fills = [r.get("fill") for r in root.iter(f"{SVG}rect") if r.get("rx") == "6"]
+    # One block of three is drawn, beside the patch embedding, position embedding and head.
+    assert fills.count(COLORS[Operation.SPATIAL_MIX]) == 1
+    assert fills.count(COLORS[Operation.CHANNEL_MIX]) == 4 + 1
+    assert fills.count(COLORS[Operation.RESIDUAL]) == 2
+    assert len([p for p in root.iter(f"{SVG}path") if p.get("class") == "skip"]) == 2
+    texts = ["".join(t.itertext()) for t in root.iter(f"{SVG}text")]
+    assert any(t.startswith("blocks.0–2 ×3") for t in texts)
+    assert any(t.endswith(f"constant {report.counts['constant']}") for t in texts)
+
+
+@pytest.mark.parametrize("form", ["to_svg", "to_html", "_repr_html_"])
+def test_nothing_is_loaded_from_elsewhere(form, report):
+    text = getattr(report, form)().replace("http://www.w3.org/2000/svg", "")
+    assert not re.search(r"https?://|@import|<script|<link|url\((?!#)|src=", text)
+
+
+def test_the_page_lists_every_node(report):
+    text = report.to_html()
+    assert all(f"<td>{node.name}</td>" in text for node in report.nodes)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+@pytest.mark.parametrize("form", ["svg", "html"])
+def test_a_browser_draws_it(form, report, tmp_path):
+    from PIL import Image
+
+    page, shot = tmp_path / f"report.{form}", tmp_path / "shot.png"
+    page.write_text(getattr(report, f"to_{form}")(), encoding="utf-8")
+    flags = "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
+    flags += "--disable-sync --no-first-run --hide-scrollbars --window-size=1100,1000"
+    command = [CHROMIUM, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={shot}"]
+    subprocess.run([*command, page.as_uri()], check=True, capture_output=True, timeout=120)
+    pixels = np.asarray(Image.open(shot).convert("RGB")).reshape(-1, 3)
+    for operation in (Operation.SPATIAL_MIX, Operation.CHANNEL_MIX, Operation.RESIDUAL, Operation.AGGREGATION):
+        color = [int(COLORS[operation][i : i + 2], 16) for i in (1, 3, 5)]
+        assert int((np.abs(pixels.astype(int) - color).max(1) < 3).sum()) > 200

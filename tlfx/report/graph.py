@@ -1,0 +1,107 @@
+"""The graph of a report in networkx: skip connections and exports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import networkx as nx  # type: ignore[import-untyped]
+
+from tlfx.report.data import NodeReport
+
+__all__ = ["digraph", "skip_of", "to_dot", "to_graphml"]
+
+Graph = Any
+"""A networkx.DiGraph of node names, in execution order."""
+
+
+def skip_of(graph: Graph, node: str, operands: Iterable[str]) -> tuple[str, tuple[str, ...]] | None:
+    """Where the skip connection of a sum of two operands starts, and the nodes of its branch g.
+
+    ``graph`` holds the nodes with image content in execution order. The skip starts at the last node that both operands
+    depend on; g is the operand with more nodes since then. None where the operands share no ancestor.
+
+    >>> import networkx as nx
+    >>> graph = nx.DiGraph([("x", "norm"), ("norm", "mlp"), ("x", "add"), ("mlp", "add")])
+    >>> skip_of(graph, "add", ["x", "mlp"])
+    ('x', ('norm', 'mlp'))
+    """
+    known = [{o, *nx.ancestors(graph, o)} for o in operands]
+    shared = set.intersection(*known) if len(known) > 1 else set()
+    if not shared:
+        return None
+    order = {name: place for place, name in enumerate(graph)}
+    skip = max(shared, key=order.__getitem__)
+    after = nx.descendants(graph, skip)
+    branch = max((after & nodes for nodes in known), key=len)
+    return skip, tuple(sorted(branch, key=order.__getitem__))
+
+
+def digraph(nodes: Iterable[NodeReport]) -> Graph:
+    """A networkx.DiGraph of all nodes in execution order, its attributes plain text and numbers.
+
+    The edges into a residual have ``kind`` skip or branch, all others data.
+    """
+    graph = nx.DiGraph()
+    reports = list(nodes)
+    names = {node.name for node in reports}
+    for node in reports:
+        graph.add_node(node.name, **_attributes(node))
+    for node in reports:
+        branch = {*node.branch}
+        for source in node.inputs:
+            if source in names:
+                kind = "data" if node.skip is None else "branch" if source in branch else "skip"
+                graph.add_edge(source, node.name, kind=kind)
+    return graph
+
+
+def _attributes(node: NodeReport) -> dict[str, str | int | bool]:
+    return {
+        "operator": node.operator,
+        "class": node.operation.value,
+        "module": node.module,
+        "module_class": node.module_class,
+        "before": node.before,
+        "after": node.after,
+        "rule": node.rule,
+        "why": node.why,
+        "flops": node.flops,
+        "read": node.read,
+        "skip": node.skip or "",
+    }
+
+
+def to_graphml(graph: Graph) -> str:
+    """GraphML text of a graph.
+
+    >>> import networkx as nx
+    >>> to_graphml(nx.DiGraph([("x", "y")])).splitlines()[0]
+    "<?xml version='1.0' encoding='utf-8'?>"
+    """
+    return "<?xml version='1.0' encoding='utf-8'?>\n" + "\n".join(nx.generate_graphml(graph)) + "\n"
+
+
+def to_dot(graph: Graph, colors: dict[str, str]) -> str:
+    """Graphviz text of a graph, nodes filled in the colour of their class and boxed by module."""
+    lines = ["digraph model {", '  node [shape=box, style="rounded,filled", fontname="sans-serif", color="#00000022"];']
+    by_module: dict[str, list[str]] = {}
+    for name, data in graph.nodes(data=True):
+        by_module.setdefault(data["module"], []).append(name)
+    for place, (module, names) in enumerate(by_module.items()):
+        lines += [f"  subgraph cluster_{place} {{", f"    label={_quoted(module)};"]
+        lines += [f"    {_dot_node(name, graph.nodes[name], colors)}" for name in names]
+        lines.append("  }")
+    for source, target, data in graph.edges(data=True):
+        style = " [style=bold, penwidth=2]" if data["kind"] == "skip" else ""
+        lines.append(f"  {_quoted(source)} -> {_quoted(target)}{style};")
+    return "\n".join([*lines, "}", ""])
+
+
+def _dot_node(name: str, data: dict[str, Any], colors: dict[str, str]) -> str:
+    label = "\\n".join(part for part in (name, data["after"]) if part)
+    return f'{_quoted(name)} [label={_quoted(label)}, fillcolor="{colors[data["class"]]}", class="{data["class"]}"];'
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', '\\"') + '"'

@@ -1,0 +1,57 @@
+"""Tokens by stage, and where the label of an output is read, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from tlfx.report.data import OutputReport
+from tlfx.report.fold import Group, fold, tree
+from tlfx.report.style import WORDS, count
+from tlfx.taxonomy import Operation
+
+if TYPE_CHECKING:
+    from tlfx.report.report import Report
+
+__all__ = ["read_from", "stages"]
+
+
+def stages(report: Report) -> list[tuple[str, str, str]]:
+    """Stages of a model that hold blocks or change the tokens: (name, tokens before, tokens after)."""
+    content = [n for n in report.nodes if n.operation is not Operation.CONSTANT]
+    found: list[tuple[str, str, str]] = []
+    before = ""
+    for group in _stage_groups(fold(tree(content, report.modules))):
+        held = [n.tokens for n in group.nodes if n.tokens]
+        if not held:
+            continue
+        start, before = before or held[0], held[-1]
+        if start != before or any(isinstance(i, Group) and i.is_block for i in [group, *group.items]):
+            found.append((group.title or report.model, start, before))
+    return found
+
+
+def _stage_groups(root: Group) -> Iterator[Group]:
+    """Modules at the top, but those below a container that holds several blocks or stages; loose operators alone."""
+    for item in root.items:
+        if not isinstance(item, Group):
+            yield Group(f"({item.short})" if item.operator != "placeholder" else item.name, "", [item])
+            continue
+        blocks = [i for i in item.items if isinstance(i, Group) and i.is_block]
+        if blocks and len(blocks) == len(item.items):
+            yield from blocks
+        else:
+            yield item
+
+
+def read_from(report: Report, output: OutputReport) -> str:
+    """Where the label of an output is read."""
+    if not output.rows:
+        return "no image content, no label"
+    amount = "one label per image" if output.rows == 1 else f"{output.rows} labels per image"
+    if output.node is None:
+        return f"{amount}, of several operators"
+    node = report.by_name[output.node]
+    part = f"1 of the {output.of} rows" if output.rows == 1 < output.of else count(output.rows, "row")
+    module = f" in {node.module}" if node.module else ""
+    return f"{amount}, {part} of {node.name}{module} ({WORDS[node.operation]})"

@@ -1,0 +1,84 @@
+"""Why a node has its class: a short reason, read off the label arithmetic that it brought about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch.fx import Node
+
+from tlfx import runtime
+from tlfx.label import Label
+from tlfx.provenance import Role, Value
+from tlfx.taxonomy import Operation
+
+__all__ = ["reason"]
+
+_PLAIN = {
+    Operation.CHANNEL_MIX: "contracts channels of one token",
+    Operation.POINTWISE: "works on each element by itself",
+    Operation.LAYOUT: "moves elements, and their labels with them",
+}
+_SPATIAL = {
+    runtime.attention: "mixes tokens by softmax(q·kᵀ), averaged over heads",
+    runtime.convolve: "slides a kernel over tokens",
+    runtime.resample: "averages neighbouring tokens",
+    runtime.resample_at: "samples tokens at places that depend on the image",
+    runtime.context: "contracts tokens between two values with content (kᵀv)",
+    runtime.scan: "lets each token see those before it",
+    runtime.uniform: "lets each token see all others",
+}
+
+
+def reason(node: Node, operation: Operation, given: Sequence[Value], labels: Sequence[Label], value: Any) -> str:
+    """The reason for a class, from the values given to a node, the labels made after it, and its own value."""
+    if operation is Operation.CONSTANT:
+        return _constant(node)
+    if operation is Operation.WEIGHT:
+        return _weight(given, value)
+    if node.op == "placeholder":
+        return "the images: each pixel starts with its own label"
+    if operation is Operation.AGGREGATION:
+        return _aggregation(given, labels)
+    if operation is Operation.SPATIAL_MIX:
+        return _spatial(labels)
+    if operation is Operation.RESIDUAL:
+        same = "" if any(label.function is runtime.average for label in labels) else " that have the same labels"
+        return f"sums two values with content{same}"
+    if operation is Operation.LAYOUT and len(node.all_input_nodes) > 1 and len([v for v in given if v.is_content]) > 1:
+        return "joins values, and their labels with them"
+    return _PLAIN[operation]
+
+
+def _constant(node: Node) -> str:
+    if node.op == "get_attr":
+        return "a parameter, buffer or constant of the model"
+    return "computed without image content"
+
+
+def _weight(given: Sequence[Value], value: Any) -> str:
+    content = [v for v in given if v.is_content]
+    if len(content) > 1:
+        return "contracts channels of two values with content: a mixing weight W(Z)"
+    if any(v.role in (Role.WEIGHT, Role.CONTEXT) for v in given):
+        return "changes a mixing weight, which stays one"
+    return "depends on the image, but on no sample's tokens in particular"
+
+
+def _aggregation(given: Sequence[Value], labels: Sequence[Label]) -> str:
+    parameters = [v for v in given if v.is_constant and len(v.shape) > 1]
+    if any(label.function is runtime.resample for label in labels):
+        return "kernel = stride: gathers each patch into one token" if parameters else "pools windows of tokens"
+    if parameters:
+        return "contracts an axis that holds several tokens"
+    return "sums over tokens, each with the same weight"
+
+
+def _spatial(labels: Sequence[Label]) -> str:
+    functions = [label.function for label in labels]
+    if runtime.mix in functions:
+        weight = next(label.args[0] for label in labels if label.function is runtime.mix)
+        learned = isinstance(weight, Node) and weight.op == "get_attr"
+        return "contracts tokens, with weights" if learned else "contracts tokens, with weights W(Z)"
+    found = next((text for function, text in _SPATIAL.items() if function in functions), None)
+    return found or "contracts tokens"

@@ -31,7 +31,8 @@ def conv(
     kernel = list(weight.shape[2:])
     spatial = len(kernel)
     steps, holes = each(stride, spatial), each(dilation, spatial)
-    padding = padding if isinstance(padding, str) else each(padding, spatial)
+    named = op.target._overloadname == "padding"
+    padding = padding or "valid" if named else each(padding, spatial)
     padded = padding != "valid" and (isinstance(padding, str) or any(padding))
     if all(k == 1 for k in kernel) and (not padded or isinstance(padding, str)):
         return op.subsample(x, steps, weight, groups)

@@ -49,3 +49,10 @@ def grid_sampler(op: Op, x: Value, grid: Value, mode: int, padding: int, align: 
 def col2im(op: Op, x: Value, output_size: Any, kernel_size: Any, *settings: Any) -> Value:
     """x (batch, channels · kernel, patches) → (batch, channels, height, width)."""
     return op.overlap_add(x, op.target, kernel_size, output_size, kernel_size, *settings)
+
+
+@rule("torchvision::deform_conv2d")
+def deform_conv2d(op: Op, x: Value, weight: Value, offset: Value, mask: Value, bias: Value, *settings: Any) -> Value:
+    """x (batch, in, height, width), offset (batch, 2 · groups · kernel, *out): Y ← Norm(|K|)·Y at run-time places."""
+    *steps, _, copies, gated = settings
+    return op.convolve_by_data(x, weight, offset, mask, copies, *steps, 1, copies, gated)

@@ -16,7 +16,7 @@ import timm
 import torch
 from invariants import rectangles, share, target
 from timm.layers import DropPath
-from timm.models.convnext import ConvNeXt
+from timm.models.convnext import ConvNeXtBlock
 from timm.models.resnet import BasicBlock
 from timm.models.vision_transformer import VisionTransformer
 from timm.utils import ModelEmaV3
@@ -60,9 +60,11 @@ def convnet(drop_rate: float = 0.0, drop_path_rate: float = 0.0) -> nn.Module:
     return nn.Sequential(OrderedDict(parts))
 
 
-def convnext() -> ConvNeXt:
+def convnext() -> nn.Module:
+    """A block that works with its channels last."""
     torch.manual_seed(0)
-    return ConvNeXt(depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), num_classes=CLASSES)
+    block = ConvNeXtBlock(8, ls_init_value=1.0)
+    return nn.Sequential(nn.Conv2d(3, 8, 4, 4), block, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES))
 
 
 class Head(nn.Module):
@@ -850,7 +852,8 @@ class Downsampling(nn.Module):
     def __init__(self, skip_first: bool) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.branch, self.skip = nn.Conv2d(3, 4, 3, 4, 1), nn.Conv2d(3, 4, 4, 4)
+        self.branch = nn.Sequential(nn.Conv2d(3, 4, 3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
+        self.skip = nn.Conv2d(3, 4, 4, 4)
         self.skip_first = skip_first
 
     def forward(self, x: Tensor) -> Tensor:
@@ -861,10 +864,9 @@ class Downsampling(nn.Module):
         return out + self.skip(x)
 
 
-@pytest.mark.parametrize("skip_first", [True, False])
-def test_residual_without_a_skip_that_downsamples(skip_first: bool) -> None:
-    model = Downsampling(skip_first)
-    weight = model.branch.weight.detach().abs().mean((0, 1), keepdim=True)
+def test_residual_without_a_skip_that_downsamples() -> None:
+    model = Downsampling(skip_first=True)
+    weight = model.branch[0].weight.detach().abs().mean((0, 1), keepdim=True)
     mask = mixture().mask
     expected = conv2d(mask, weight, stride=4, padding=1) / conv2d(torch.ones_like(mask), weight, stride=4, padding=1)
     found = share(tlfx.align(model, residual="skip"), pictures(), mask)

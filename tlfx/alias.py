@@ -11,14 +11,16 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Node
 
-from tlfx.provenance import NONE, Role, Value, compact
+from tlfx.provenance import NONE, Role, Value, compact, fill_tokens
 
 __all__ = ["AliasSets", "written_argument"]
 
 
 def written_argument(node: Node) -> Node | None:
-    """The argument that an operator writes to in place, by its schema."""
+    """The argument that an operator writes to in place, by its schema; to change just its shape is no writing."""
     if node.op != "call_function" or not isinstance(node.target, OpOverload):
+        return None
+    if torch.Tag.inplace_view in node.target.tags:
         return None
     for position, argument in enumerate(node.target._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
@@ -58,18 +60,19 @@ class AliasSets:
         old = self._values[written]
         if _same(old, value):
             return
-        if value.role is not Role.CONTENT or len(family) == 1:
+        if value.role not in (Role.CONTENT, Role.CONSTANT) or len(family) == 1:
             self._values[written] = old.with_maps(*value.maps, role=value.role)
             return
         memory = torch.full((_length(written.meta["val"]),), NONE)
         for node in family:
             for full in self._content(node):
                 memory[_places(node)] = full
-        memory[_places(written)] = value.expanded()[0]
+        memory[_places(written)] = value.expanded()[0] if value.is_content else torch.tensor(NONE)
         for node in family:
             content = compact(memory[_places(node)])
             role = Role.CONSTANT if bool((content == NONE).all()) else Role.CONTENT
-            self._values[node] = self._values[node].with_maps(*[content] * (role is Role.CONTENT), role=role)
+            maps = (fill_tokens(content, value.batch),) if role is Role.CONTENT else ()
+            self._values[node] = self._values[node].with_maps(*maps, role=role)
 
     def _content(self, node: Node) -> Iterator[Tensor]:
         value = self._values.get(node)

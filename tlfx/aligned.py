@@ -51,7 +51,8 @@ def align(
         example: images, a tuple of arguments or a dict of keyword arguments to capture now.
         layers: align attention only in these modules (glob patterns such as ``"blocks.[0-5]"``) or these attentions
             (numbers in order of execution); elsewhere it leaves labels in place (Table 8).
-        residual: ``"average"`` (eq. 11), or ``"skip"`` to leave the skip path out of labels, Y ← g(Y) (ablation).
+        residual: ``"average"`` (eq. 11), or ``"skip"`` to leave the skip path, the summand whose label was made first, out of
+            labels: Y ← g(Y) (ablation).
         on_unknown: ``"error"``, or ``"pointwise"`` to let labels pass operators without a rule that keep the shape.
 
     Raises:
@@ -191,14 +192,17 @@ class Aligned(nn.Module):
 
     def forward(self, *args: Any, target: Any = None, **kwargs: Any) -> Any:
         """The model's own forward, or ``(output, soft_target)`` where a target is among the arguments."""
-        mixed = [a for a in args if isinstance(a, MixedTarget)]
-        if mixed and target is None:
-            args, target = tuple(a for a in args if not isinstance(a, MixedTarget)), mixed[0]
+        targets = [a for a in args if isinstance(a, MixedTarget)]
+        args = tuple(a for a in args if not isinstance(a, MixedTarget))
         if target is not None and not isinstance(target, MixedTarget) and self._tlfx_own_target:
-            target, kwargs = None, {**kwargs, "target": target}
-        if target is None:
+            kwargs = {**kwargs, "target": target}
+        elif target is not None:
+            targets.append(target)
+        if not targets:
             return _own_forward(self)(self, *args, **kwargs)
-        return _alignment(self).run(self, args, kwargs, target)
+        if len(targets) > 1:
+            raise TargetError(f"{len(targets)} targets were given, expected one")
+        return _alignment(self).run(self, args, kwargs, targets[0])
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copies and pickles hold the model and the options; graphs are captured anew."""

@@ -117,6 +117,7 @@ def _export(entry: nn.Module, tensors: list[Tensor], dynamic: list[bool] | None)
 @contextlib.contextmanager
 def _capture_mode(device: str) -> Iterator[None]:
     """Gradients on, so that regions without are seen; autocast as it is, without a cache that would outlive capture."""
+    device = "cpu" if device == "meta" else device  # which has no autocast of its own
     autocast = torch.autocast(
         device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device), cache_enabled=False
     )
@@ -155,6 +156,7 @@ def _cleaned(
     graph.output(tuple(outputs[:split]))
     held = {str(n.target): _attribute(program, str(n.target)) for n in graph.nodes if n.op == "get_attr"}
     inline_subgraphs(graph, {k: v for k, v in held.items() if isinstance(v, GraphModule)})
+    _assign_buffers(graph, dict(zip(entry.seen.assigned, outputs[split:], strict=True)))
     for node in list(graph.nodes):
         if node.op == "call_function" and not node.users and "_assert_" in str(node.target):
             graph.erase_node(node)
@@ -168,7 +170,6 @@ def _cleaned(
         if node.op == "get_attr" and not _is_own(model, str(node.target)):
             path, node.target = str(node.target), str(node.target).replace(".", "_")
             root.register_buffer(node.target, held[path], persistent=False)
-    _assign_buffers(graph, dict(zip(entry.seen.assigned, outputs[split:], strict=True)))
     root._modules[MODEL] = model
     graph_module = GraphModule(root, graph, class_name=type(model).__name__)
     graph_module._modules = {MODEL: model}
@@ -198,10 +199,10 @@ torch.fx.node.has_side_effect(assign_buffer)
 
 
 def _is_own(model: nn.Module, path: str) -> bool:
-    """Whether a path of the graph leads to a tensor of the model, not to a constant that capture lifted out of it."""
+    """Whether a path of the graph leads to something of the model, not to a constant that capture lifted out of it."""
     root, _, rest = path.partition(".")
     try:
-        return root == MODEL and isinstance(_attribute(model, rest), Tensor)
+        return root == MODEL and isinstance(_attribute(model, rest) if rest else model, Tensor | nn.Module)
     except AttributeError:
         return False
 

@@ -112,6 +112,14 @@ class Walk:
         by_row[rows - first] = settled[:, None].expand_as(rows)
         self._settled.append((first, by_row))
 
+    def settle_as_weight(self, node: Node) -> None:
+        """Tell that a context turned out to be a mixing weight (a softmax follows it), and so did what made it."""
+        value = self.values.get(node)
+        if isinstance(value, Value) and value.role is Role.CONTEXT:
+            self.operations[node] = Operation.WEIGHT
+            for source in node.all_input_nodes:
+                self.settle_as_weight(source)
+
     def settled(self, content: Tensor) -> Tensor:
         """A map with the rows of contexts replaced by those they have as content."""
         rows = content.div(self.batch, rounding_mode="floor")

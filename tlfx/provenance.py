@@ -18,7 +18,7 @@ from torch.fx import Node
 
 from tlfx.errors import ProvenanceError
 
-__all__ = ["IMAGE", "NONE", "BatchAxis", "Role", "Value", "compact", "fill_none", "merge_batch"]
+__all__ = ["IMAGE", "NONE", "BatchAxis", "Role", "Value", "compact", "fill_none", "fill_tokens", "merge_batch"]
 
 NONE = -1
 """Map element of padding and other elements without image content."""
@@ -147,6 +147,12 @@ def _split_of(here: Tensor, batch: int, axis: int) -> BatchAxis | None:
 def split_batch(content: Tensor, batch: int, where: BatchAxis) -> Tensor:
     """Rows of the first sample, its batch axis replaced by the two axes (outer, inner)."""
     split = content.unflatten(where.axis, (where.outer, batch, where.inner))
+    samples = torch.arange(batch).view(-1, *[1] * (split.dim() - where.axis - 2))
+    if not bool(((split == NONE) | (split % batch == samples)).all()):
+        raise ProvenanceError(
+            "an operator brings samples of a batch to other places in it, so that samples would be mixed; "
+            "labels belong to one sample each. Align the part of the model before it instead."
+        )
     split = torch.where(split == NONE, NONE, split.div(batch, rounding_mode="floor"))
     first = split.narrow(where.axis + 1, 0, 1)
     if not bool((split == first).all()):
@@ -173,3 +179,24 @@ def fill_none(rows: Tensor, axes: Sequence[int]) -> Tensor:
     filled = torch.where(rows == NONE, rows.amax(tuple(axes), keepdim=True), rows)
     constant = all(filled.shape[a] == 1 or _is_constant(filled, a) for a in axes)
     return compact(filled) if constant else rows
+
+
+def fill_tokens(content: Tensor, batch: int) -> Tensor:
+    """A map in which whole tokens without content, beside tokens with content, have the image-level label (eq. 5).
+
+    A token is whatever differs in its row: elements that share the row of others along an axis are its channels.
+    """
+    channels = [a for a in range(content.dim()) if content.shape[a] > 1 and _is_constant_but_none(content, a)]
+    empty = content == NONE
+    if not bool(empty.any()):
+        return content
+    for axis in channels:
+        empty = empty.all(axis, keepdim=True)
+    where = find_batch_axis(content, batch)
+    sample = torch.arange(content.shape[where.axis]) // where.inner % batch
+    image = IMAGE * batch + sample.view([-1 if a == where.axis else 1 for a in range(content.dim())])
+    return compact(torch.where(empty, image, content))
+
+
+def _is_constant_but_none(content: Tensor, axis: int) -> bool:
+    return bool(((content == NONE) | (content == content.amax(axis, keepdim=True))).all())

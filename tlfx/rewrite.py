@@ -84,7 +84,7 @@ class _Writer:
 
     def _write(self, place: int, label: Label) -> None:
         assert label.after is not None
-        after = self.copies[label.after]
+        after = self.copies.get(label.after) or self._end()  # the output itself is written last
         self.position[label.first : label.first + label.size] = label.position()
         args = tuple(self._operand(a, after) for a in label.args)
         kwargs = {k: self._operand(v, after) for k, v in label.kwargs.items()}
@@ -117,10 +117,13 @@ class _Writer:
         return self._insert(after, runtime.gather, (labels, self._constant(index, "index", after)), {}, "rows")
 
     def _output(self, output: OutputLabel) -> Node:
-        end = next(iter(reversed(self.graph.nodes)))
+        end = self._end()
         rows = self._rows(output.rows, end)
         where = output.where
         return self._insert(end, runtime.output, (rows, where.axis, where.outer, where.inner), {}, "share")
+
+    def _end(self) -> Node:
+        return next(iter(reversed(self.graph.nodes)))
 
     def _insert(self, after: Node, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Node:
         with self.graph.inserting_after(self.last.get(after, after)):

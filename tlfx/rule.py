@@ -115,6 +115,7 @@ def rule(*operators: Any, override: bool = False) -> Callable[[F], F]:
 def operator_name(operator: Any) -> str:
     """Readable name of an operator.
 
+    >>> import torch
     >>> operator_name(torch.ops.aten.linear.default)
     'aten.linear.default'
     """

@@ -19,6 +19,7 @@ __all__ = [
     "average",
     "context",
     "convolve",
+    "convolve_at",
     "gather",
     "mix",
     "moved",
@@ -244,8 +245,35 @@ def resample(
 def resample_at(operator: Callable[..., Tensor], rows: Tensor, places: Tensor, *args: Any) -> Tensor:
     """Resampling at run-time places (batch, *out, 2 or 3), over itself run on ones; uniform where it sees nothing."""
     maps, places = rows.movedim(-1, 1), places.float()
-    over, under = operator(maps, places, *args), operator(torch.ones_like(maps[:, :1]), places, *args)
-    mean = maps.flatten(2).mean(2).view(*maps.shape[:2], *[1] * (maps.dim() - 2))
+    return _over_seen(maps, operator(maps, places, *args), operator(torch.ones_like(maps[:, :1]), places, *args))
+
+
+@label_arithmetic
+def convolve_at(
+    operator: Callable[..., Tensor],
+    rows: Tensor,
+    kernel: Tensor,
+    places: Tensor,
+    gates: Tensor,
+    copies: int,
+    *args: Any,
+) -> Tensor:
+    """Spatial mixing by a convolution at run-time places, |K| averaged over channels and times |gates|, over itself run
+    on ones; uniform where it sees nothing. ``copies`` of the labels meet the offsets of as many groups of channels."""
+    weight = _magnitude(kernel).mean((0, 1), keepdim=True).expand(1, copies, -1, -1)
+    places, gates, bias = places.float(), gates.float().abs(), weight.new_zeros(1)
+
+    def run(maps: Tensor) -> Tensor:
+        return operator(maps.expand(-1, copies, -1, -1).contiguous(), weight, places, gates, bias, *args)
+
+    maps = rows.movedim(-1, 1)
+    over = torch.cat([run(channel) for channel in maps.split(1, 1)], 1)
+    return _over_seen(maps, over, run(torch.ones_like(maps[:, :1])))
+
+
+def _over_seen(maps: Tensor, over: Tensor, under: Tensor) -> Tensor:
+    """Quotient of maps (batch, channels, *size) as labels; the mean of the maps where nothing is seen."""
+    mean = maps.flatten(2).mean(2).view(*maps.shape[:2], *[1] * (over.dim() - 2))
     return torch.where(under > _TINY, over / under.clamp_min(_TINY), mean).flatten(2).transpose(1, 2)
 
 

@@ -97,15 +97,10 @@ HAND: dict[str, dict[str, int]] = {
         "weight": 12 * 4,  # channels × channels: q·kᵀ, temperature, softmax, dropout
     },
 }
-AWAITED = {
-    "xcit_nano_12_p8_224": "q·kᵀ over tokens counts as spatial mixing although a softmax makes it a mixing weight"
-}
 
 
 @pytest.mark.parametrize("name", HAND)
-def test_operators_by_class(name, report_of, request):
-    if name in AWAITED:
-        request.applymarker(pytest.mark.xfail(reason=AWAITED[name], strict=True, raises=AssertionError))
+def test_operators_by_class(name, report_of):
     report = report_of(name)
     counts = report.counts
     assert {k: counts[k] for k in HAND[name]} == HAND[name]

@@ -144,7 +144,7 @@ def layouts(draw: st.DrawFn) -> dict[str, Any]:
 PARTS = {"query": "bhnd", "key": "bhmd", "scores": "bhnm", "value": "bhmg", "out": "bhng"}
 
 
-@several(15)
+@several(10)
 @given(layouts())
 def test_attention_by_einsum_in_any_layout(drawn: dict[str, Any]) -> None:
     def formula(one: str, other: str, out: str, swap: bool) -> str:

@@ -176,3 +176,13 @@ def test_mean_of_weights_over_heads_is_a_weight() -> None:
         return x, (parts @ parts.transpose(2, 3)).softmax(-1).mean(1)
 
     assert Probe(function, SIZE).roles == [Role.CONTENT, Role.WEIGHT]
+
+
+def test_one_number_for_each_sample() -> None:
+    """Values of one axis, the batch, have labels like any other."""
+    check(
+        lambda x: (x.mean((1, 2, 3)) + x.amax((1, 2, 3)) * x[:, 0, 0, 0])[:, None],
+        lambda y, x: ((y.mean((1, 2, 3)) + (y.mean((1, 2, 3)) + y[:, 0, 0, 0]) / 2) / 2)[:, None],
+        SIZE,
+        {"add": Operation.RESIDUAL},
+    )

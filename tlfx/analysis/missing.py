@@ -82,6 +82,8 @@ def missing(model: nn.Module, images: Tensor) -> list[Missing]:
 
     Where the walk stops early, every operator beyond that has no rule is counted. Raises CaptureError.
 
+    >>> import torch
+    >>> from torch import nn
     >>> missing(nn.Conv2d(3, 8, 4), torch.rand(2, 3, 8, 8))
     []
     """

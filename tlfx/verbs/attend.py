@@ -36,7 +36,7 @@ class Attention(Window):
         lead = [f"lead{i}" for i in range(len(self.shape) - 2)]
         of_value, out, of_weight = [*lead, "m", "e"], (*lead, "n", "e"), (*lead, "n", "m")
         found = LetteredRows.of(value, of_value)
-        if not found.varying(["m"]):
+        if not self.contracted(found, out):
             self.record(Operation.CHANNEL_MIX)
             return self.from_rows(found.pick(split_letter(out, found.batch)), found.place_in(out))
         if not self.walk.is_aligned(self.node):

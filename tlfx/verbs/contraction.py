@@ -74,7 +74,7 @@ class Contraction(Reduction):
 
     def _multiply_contents(self, a: Value, of_a: Letters, b: Value, of_b: Letters, out: Letters) -> Value:
         rows_a, rows_b = LetteredRows.of(a, of_a), LetteredRows.of(b, of_b)
-        tokens_a, tokens_b = (self._contracted(r, out) for r in (rows_a, rows_b))
+        tokens_a, tokens_b = (self.contracted(r, out) for r in (rows_a, rows_b))
         if tokens_a and tokens_b:
             return self._context(a, of_a, b, of_b, out)
         if tokens_a or tokens_b:
@@ -86,7 +86,7 @@ class Contraction(Reduction):
             return self.content(one)
         return self.weight(*maps)
 
-    def _contracted(self, rows: LetteredRows, out: Letters) -> list[str]:
+    def contracted(self, rows: LetteredRows, out: Letters) -> list[str]:
         """Contracted letters along which rows vary."""
         if rows.batch not in out:
             raise ProvenanceError("this contraction sums over the batch; labels belong to one sample each")
@@ -97,12 +97,12 @@ class Contraction(Reduction):
         found = LetteredRows.of(x, of_x)
         gone = [i for i, c in enumerate(found.letters) if c not in split_letter(out, found.batch)]
         found = replace(found, rows=fill_none(found.rows, gone))
-        tokens = self._contracted(found, out)
+        tokens = self.contracted(found, out)
         if not tokens:
             self.record(Operation.CHANNEL_MIX)
             return self.from_rows(found.pick(split_letter(out, found.batch)), found.place_in(out))
         if w.is_constant and not self._mixes_tokens(x, of_x, found, tokens, out):
-            kept = self.uniform_over(found.rows, gone)
+            kept = self.uniform_over(with_image(found.rows), gone)
             return self.from_rows(arrange(kept, found.letters, split_letter(out, found.batch)), found.place_in(out))
         if w.role is Role.WEIGHT and not self.walk.is_aligned(self.node):
             return self.in_place(w, of_w, tokens, out)
@@ -180,12 +180,15 @@ class Contraction(Reduction):
     def _read_context(self, q: Value, of_q: Letters, context: Value, of_c: Letters, out: Letters) -> Value | None:
         """Second contraction of a linear attention, q(kᵀv): |q| on the context, summed over heads, normalised."""
         query = LetteredRows.of(q, of_q)
-        if self._contracted(query, out):
+        if self.contracted(query, out):
             return None
+        if not self.walk.is_aligned(self.node):
+            self.record(Operation.SPATIAL_MIX)
+            return self.from_rows(query.pick(split_letter(out, query.batch)), query.place_in(out))
         for content in context.maps:
             side = context.with_maps(content, role=Role.CONTENT)
             found = LetteredRows.of(side, of_c)
-            tokens = self._contracted(found, out)
+            tokens = self.contracted(found, out)
             if tokens:
                 return self._mix_heads(q, of_q, query, found, out)
         return None

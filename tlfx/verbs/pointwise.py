@@ -36,6 +36,7 @@ class Pointwise(Verbs):
         """Point-wise; over tokens it makes mixing weights, over a context kᵀv likewise."""
         axis = axis % len(x.shape)
         if x.role is Role.CONTEXT:
+            self.walk.settle_as_weight(x.node)
             return replace(self.weight(), stochastic=axis)
         out = self.pointwise(x)
         over_tokens = x.role is Role.WEIGHT or x.map.shape[axis] > 1

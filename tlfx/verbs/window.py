@@ -89,15 +89,25 @@ class Window(Contraction):
         self, x: Value, operator: Callable[..., Tensor], where: Value, *args: Any, spatial: int
     ) -> Value:
         """Resampling at places that may depend on the image: operator(maps, places, *args)."""
+        return self._at_places(runtime.resample_at, x, spatial, operator, where.node, *args)
+
+    def convolve_by_data(self, x: Value, weight: Value, places: Value, gates: Value, copies: int, *args: Any) -> Value:
+        """A convolution over two axes at places that may depend on the image, the operator called as (maps, kernel,
+        places, gates, bias, *args): spatial mixing by |K|, averaged over channels."""
+        return self._at_places(
+            runtime.convolve_at, x, 2, self.target, weight.node, places.node, gates.node, copies, *args
+        )
+
+    def _at_places(
+        self, function: Callable[..., Tensor], x: Value, spatial: int, operator: Callable[..., Tensor], *args: Any
+    ) -> Value:
         if not x.is_content:
             return self.pointwise_like(x)
         rows = _full(x.rows, x, spatial)
         if x.batch_axis != BatchAxis(0) or rows[0, 0].numel() != rows[0, 0, 0].numel():
             raise ProvenanceError(f"{self.node.name} samples a value whose channels carry different labels")
         self.record(Operation.SPATIAL_MIX)
-        ids = self.label(
-            runtime.resample_at, operator, Rows(with_image(rows[0, 0, 0])), where.node, *args, shape=self.shape[2:]
-        )
+        ids = self.label(function, operator, Rows(with_image(rows[0, 0, 0])), *args, shape=self.shape[2:])
         return self.from_rows(ids[None, None, None], BatchAxis(0))
 
     def overlap_add(self, x: Value, operator: Callable[..., Tensor], kernel: Sequence[int], *args: Any) -> Value:

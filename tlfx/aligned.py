@@ -51,8 +51,8 @@ def align(
         example: images, a tuple of arguments or a dict of keyword arguments to capture now.
         layers: align attention only in these modules (glob patterns such as ``"blocks.[0-5]"``) or these attentions
             (numbers in order of execution); elsewhere it leaves labels in place (Table 8).
-        residual: ``"average"`` (eq. 11), or ``"skip"`` to leave the skip path, the summand whose label was made first, out of
-            labels: Y ← g(Y) (ablation).
+        residual: ``"average"`` (eq. 11), or ``"skip"`` to leave the skip path out of labels, Y ← g(Y) (ablation); the
+            skip path is the summand whose label was made first.
         on_unknown: ``"error"``, or ``"pointwise"`` to let labels pass operators without a rule that keep the shape.
 
     Raises:

@@ -123,7 +123,8 @@ class _Writer:
         return self._insert(end, runtime.output, (rows, where.axis, where.outer, where.inner), {}, "share")
 
     def _end(self) -> Node:
-        return next(iter(reversed(self.graph.nodes)))
+        node: Node = next(iter(reversed(self.graph.nodes)))
+        return node
 
     def _insert(self, after: Node, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Node:
         with self.graph.inserting_after(self.last.get(after, after)):

@@ -119,7 +119,7 @@ def find_batch_axis(content: Tensor, batch: int) -> BatchAxis:
     """The axis of a compact map along which the sample changes, as outer · batch · inner."""
     sample = torch.where(content == NONE, NONE, content % batch)
     for axis in range(content.dim()):
-        along = sample.transpose(0, axis).flatten(1)
+        along = sample.movedim(axis, 0).reshape(content.shape[axis], -1)
         here = along.amax(1)
         if not bool((torch.where(along == NONE, here[:, None], along) == here[:, None]).all()):
             continue

@@ -10,11 +10,10 @@ from tlfx.provenance import NONE, Value
 from tlfx.rule import rule
 from tlfx.verbs import Op
 
-from .convolution import each
+from .convolution import AVERAGE, each
 
 aten = torch.ops.aten
 
-AVERAGE = {1: aten.avg_pool1d.default, 2: aten.avg_pool2d.default, 3: aten.avg_pool3d.default}
 ADAPTIVE = {
     1: aten.adaptive_avg_pool1d.default,
     2: aten.adaptive_avg_pool2d.default,

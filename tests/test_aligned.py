@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import pytest
 import timm
 import torch
-from invariants import rectangles, share, target
 from timm.layers import DropPath
 from timm.models.convnext import ConvNeXtBlock
 from timm.models.resnet import BasicBlock
@@ -28,6 +27,7 @@ from twins.arithmetic import mix, residual
 from twins.vit import timm_maps
 
 import tlfx
+from tlfx.analysis.invariants import rectangles, share, target
 
 CLASSES = 5
 SIDE = 16

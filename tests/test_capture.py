@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from invariants import rectangles, share, target
 from timm.models.convit import ConVit
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 import tlfx
+from tlfx.analysis.invariants import rectangles, share, target
 
 CLASSES = 5
 SIDE = 16

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from invariants import rectangles, share, target
 from torch import Tensor, nn
 
 import tlfx
 from tlfx import errors
+from tlfx.analysis.invariants import rectangles, share, target
 from tlfx.rule import Registry, rule
 
 SIDE = 16

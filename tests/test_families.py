@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from invariants import measure
 
 import tlfx
+from tlfx.analysis.invariants import measure
 
 TABLE = Path(__file__).parent / "data" / "families.csv"
 ROWS = list(csv.DictReader(TABLE.read_text().splitlines()))

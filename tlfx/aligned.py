@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
+from tlfx.call import arguments_of, images_of, key_of, tensors_of
 from tlfx.capture import Captured, capture
 from tlfx.errors import InputError, TargetError
 from tlfx.mix.target import MixedTarget, check_labels
@@ -82,7 +83,7 @@ def align(
     module.__class__ = _aligned_class(type(module))
     module.__dict__["_tlfx"] = _Alignment(chosen)
     if example is not None:
-        _alignment(module).plan(module, *_arguments(example))
+        _alignment(module).plan(module, *arguments_of(example))
     return model
 
 
@@ -108,7 +109,7 @@ def aligned_code(model: nn.Module, example: Any = None) -> str:
     if not isinstance(model, Aligned):
         raise InputError(f"{type(model).__name__} is not aligned: call tlfx.align(model) first")
     alignment = _alignment(model)
-    plan = alignment.latest if example is None else alignment.plan(model, *_arguments(example))
+    plan = alignment.latest if example is None else alignment.plan(model, *arguments_of(example))
     if plan is None:
         raise InputError("the model has not been captured yet: call it with a target, or pass example=images")
     return str(plan.graph_module.code)
@@ -133,24 +134,25 @@ class _Alignment:
 
     def run(self, model: Aligned, args: tuple[Any, ...], kwargs: dict[str, Any], target: Any) -> tuple[Any, Any]:
         """The model's output and the target that reaches it."""
-        images = _images(args, kwargs)
+        images = images_of(args, kwargs)
         if not isinstance(target, MixedTarget):
-            return self._plain(model, args, kwargs, target)
+            return self._plain(model, args, kwargs, target, images.shape[0])
         _check(target, images)
         plan = self.plan(model, args, kwargs)
-        outputs, shares = plan.graph_module(*_tensors(args, kwargs), target.mask)
+        outputs, shares = plan.graph_module(*tensors_of(args, kwargs), target.mask)
         soft = [None if o is None else _soft(target, s, o) for s, o in zip(shares, plan.outputs, strict=True)]
         spec = plan.captured.out_spec
         return pytree.tree_unflatten(list(outputs), spec), pytree.tree_unflatten(soft, spec)
 
-    def _plain(self, model: Aligned, args: tuple[Any, ...], kwargs: dict[str, Any], target: Any) -> tuple[Any, Any]:
+    def _plain(
+        self, model: Aligned, args: tuple[Any, ...], kwargs: dict[str, Any], target: Any, batch: int
+    ) -> tuple[Any, Any]:
         """An unmixed target: the model's own forward, and the target as soft labels in the structure of the output."""
         if not isinstance(target, Tensor):
             raise TargetError(
                 f"the target is a {type(target).__name__}, expected a tlfx.MixedTarget from a mixer, integer labels "
                 "(batch,) or soft labels (batch, classes)"
             )
-        batch = _images(args, kwargs).shape[0]
         if target.dim() != (2 if target.is_floating_point() else 1):
             raise TargetError(
                 f"the target is {target.dtype} of shape {tuple(target.shape)}, expected integer labels (batch,) or "
@@ -171,8 +173,8 @@ class _Alignment:
 
     def plan(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Plan:
         """The plan for a call like this one, made now if there is none."""
-        images = _images(args, kwargs)
-        key = _key(model, args, kwargs)
+        images = images_of(args, kwargs)
+        key = key_of(model, args, kwargs, images)
         found = self.plans.get(key) or self.plans.get((key, images.shape[0]))
         if found is None:
             captured = capture(model, _own_forward(model), args, kwargs, images)
@@ -228,7 +230,6 @@ _CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
 
 
 def _make_class(base: type[nn.Module]) -> type[nn.Module]:
-
     @functools.wraps(base.forward)
     def forward(self: Aligned, *args: Any, target: Any = None, **kwargs: Any) -> Any:
         return Aligned.forward(self, *args, target=target, **kwargs)
@@ -275,32 +276,6 @@ def _options(layers: Sequence[str | int] | None, residual: str, on_unknown: str)
     return Options(None if layers is None else tuple(layers), residual, on_unknown)
 
 
-def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments of a call, from the images, a tuple or a dict."""
-    if isinstance(example, dict):
-        return (), dict(example)
-    return (tuple(example), {}) if isinstance(example, tuple | list) else ((example,), {})
-
-
-def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    return [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-
-
-def _images(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The images among the arguments: the first tensor with a height and a width."""
-    tensors = _tensors(args, kwargs)
-    found = next((x for x in tensors if x.dim() in (4, 5)), None)
-    if found is None:
-        given = ", ".join(str(tuple(x.shape)) for x in tensors) or "no tensor"
-        raise InputError(
-            f"no images among the arguments: expected a tensor (batch, channels, height, width) or, for video, (batch, "
-            f"channels, frames, height, width), got {given}"
-        )
-    if not found.is_floating_point():
-        raise InputError(f"images have dtype {found.dtype}, expected a floating type: use images.float() / 255")
-    return found
-
-
 def _check(target: MixedTarget, images: Tensor) -> None:
     """The target against the images; values are read on the CPU only, since reading waits for a GPU."""
     mask = target.get("mask")
@@ -310,39 +285,6 @@ def _check(target: MixedTarget, images: Tensor) -> None:
         raise TargetError(
             f"the target lies on {target.mask.device}, the images on {images.device}: use target.to(images.device)"
         )
-
-
-def _key(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
-    """What a capture depends on: the arguments but for the batch size, autocast, and the model but for its values."""
-    leaves, spec = pytree.tree_flatten((args, kwargs))
-    images = _images(args, kwargs)
-    call = tuple(_argument_key(x, images.shape[0]) for x in leaves)
-    device = images.device.type
-    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    modules = tuple((name, _settings(m)) for name, m in model.named_modules())
-    tensors = (*model.parameters(), *model.buffers())
-    return call, str(spec), autocast, modules, tuple((x.shape, x.dtype, x.device) for x in tensors)
-
-
-_SETTING = frozenset((bool, int, float, str, type(None)))
-
-
-def _settings(module: nn.Module) -> Hashable:
-    """What a module's forward depends on beside its tensors: its class, mode, hooks, numbers, names and flags."""
-    values = tuple((k, v) for k, v in vars(module).items() if _is_setting(v))
-    return type(module), values, tuple(module._forward_pre_hooks), tuple(module._forward_hooks)
-
-
-def _is_setting(value: Any) -> bool:
-    return type(value) in _SETTING or (type(value) is tuple and _SETTING.issuperset(map(type, value)))
-
-
-def _argument_key(x: Any, batch: int) -> Hashable:
-    if not isinstance(x, Tensor):
-        return type(x), x if isinstance(x, Hashable) else repr(x)
-    batched = x.dim() > 0 and x.shape[0] == batch
-    layout = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return batched, tuple(x.shape[1:] if batched else x.shape), x.dtype, x.device, layout
 
 
 def _soft(target: MixedTarget, share: Tensor, output: OutputLabel) -> Tensor:

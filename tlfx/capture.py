@@ -19,6 +19,7 @@ from torch.export import Dim
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from tlfx.call import is_channels_last
 from tlfx.errors import CaptureError
 from tlfx.inline import inline_subgraphs
 
@@ -99,8 +100,7 @@ def _example(x: Tensor, batched: bool) -> Tensor:
     """The shape, type and layout of a tensor, at batch 2 if its batch size is free."""
     shape = (2, *x.shape[1:]) if batched else x.shape
     example = torch.zeros(shape, dtype=x.dtype, device=x.device)
-    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return example.contiguous(memory_format=torch.channels_last) if last else example
+    return example.contiguous(memory_format=torch.channels_last) if is_channels_last(x) else example
 
 
 def _export(entry: nn.Module, tensors: list[Tensor], dynamic: list[bool] | None) -> GraphModule:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-__all__ = ["MASK", "Label", "LabelTable", "Rows"]
+__all__ = ["MASK", "Label", "LabelTable", "Rows", "by_first_occurrence"]
 
 MASK = "mask"
 """Stands for the mask of the images among a label's arguments, and names it in the aligned graph."""
@@ -104,3 +104,13 @@ class LabelTable:
         """Index of the label that each row number belongs to."""
         starts = torch.tensor([label.first for label in self.labels])
         return torch.bucketize(ids.contiguous(), starts, right=True) - 1
+
+
+def by_first_occurrence(groups: Tensor, count: int) -> Tensor:
+    """The numbers 0 … ``count`` - 1 that ``groups`` (int64, one axis) holds, in the order in which each comes first.
+
+    >>> by_first_occurrence(torch.tensor([2, 0, 2, 1]), 3)
+    tensor([2, 0, 1])
+    """
+    first = torch.full((count,), len(groups)).scatter_reduce(0, groups, torch.arange(len(groups)), "amin")
+    return first.argsort()

@@ -24,7 +24,7 @@ from tlfx.rule import REGISTRY, operator_name
 from tlfx.source import describe, hint, module_path, shapes
 from tlfx.taxonomy import Operation
 from tlfx.verbs import Op
-from tlfx.verbs.base import Verbs
+from tlfx.verbs.base import Verbs, numbered
 from tlfx.verbs.movement import with_image
 
 __all__ = ["Options", "OutputLabel", "Propagation", "Walk", "propagate"]
@@ -242,7 +242,7 @@ class Walk:
             return None
         where, rows = value.batch_axis, value.rows
         axis = _class_axis(value)
-        split_axis = axis if axis < where.axis else axis + 1
+        split_axis = numbered(where, axis)
         rows = op.uniform_over(rows, [split_axis]).squeeze(split_axis)
         full = [s for i, s in enumerate(value.shape) if i != axis]
         place = BatchAxis(where.axis - (axis < where.axis), where.outer, where.inner)

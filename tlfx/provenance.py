@@ -18,7 +18,18 @@ from torch.fx import Node
 
 from tlfx.errors import ProvenanceError
 
-__all__ = ["IMAGE", "NONE", "BatchAxis", "Role", "Value", "compact", "fill_none", "fill_tokens", "merge_batch"]
+__all__ = [
+    "IMAGE",
+    "NONE",
+    "BatchAxis",
+    "Role",
+    "Value",
+    "compact",
+    "fill_none",
+    "fill_tokens",
+    "image_map",
+    "merge_batch",
+]
 
 NONE = -1
 """Map element of padding and other elements without image content."""
@@ -193,9 +204,13 @@ def fill_tokens(content: Tensor, batch: int) -> Tensor:
     for axis in channels:
         empty = empty.all(axis, keepdim=True)
     where = find_batch_axis(content, batch)
-    sample = torch.arange(content.shape[where.axis]) // where.inner % batch
-    image = IMAGE * batch + sample.view([-1 if a == where.axis else 1 for a in range(content.dim())])
-    return compact(torch.where(empty, image, content))
+    return compact(torch.where(empty, image_map(content.shape, batch, where), content))
+
+
+def image_map(shape: Sequence[int], batch: int, where: BatchAxis) -> Tensor:
+    """The compact map of a value that has the image-level label everywhere, its batch lying at ``where``."""
+    sample = torch.arange(shape[where.axis]) // where.inner % batch
+    return IMAGE * batch + sample.view([-1 if axis == where.axis else 1 for axis in range(len(shape))])
 
 
 def _is_constant_but_none(content: Tensor, axis: int) -> bool:

@@ -12,7 +12,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_map
 
 from tlfx import runtime
-from tlfx.label import MASK, Label, LabelTable, Rows
+from tlfx.label import MASK, Label, LabelTable, Rows, by_first_occurrence
 from tlfx.propagate import OutputLabel, Propagation
 
 __all__ = ["read_labels", "rewrite"]
@@ -149,5 +149,4 @@ def _count(label: Label) -> int:
 def _in_order(places: Tensor) -> list[int]:
     """Distinct places in the order of their first occurrence."""
     distinct, inverse = places.unique(return_inverse=True)
-    first = torch.full((len(distinct),), len(places)).scatter_reduce(0, inverse, torch.arange(len(places)), "amin")
-    return [int(p) for p in distinct[first.argsort()]]
+    return [int(p) for p in distinct[by_first_occurrence(inverse, len(distinct))]]

@@ -203,8 +203,7 @@ def attention(
 
 def _attention_bias(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) -> Tensor | None:
     if causal:
-        allowed = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
-        return torch.zeros_like(allowed, dtype=torch.float32).masked_fill(~allowed, float("-inf"))
+        mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
     if mask is None or mask.dtype != torch.bool:
         return None if mask is None else mask.float()
     return torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, float("-inf"))

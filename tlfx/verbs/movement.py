@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 from tlfx import runtime
 from tlfx.errors import ProvenanceError
 from tlfx.label import Rows
-from tlfx.provenance import IMAGE, NONE, BatchAxis, Value, compact
+from tlfx.provenance import IMAGE, NONE, BatchAxis, Value, compact, image_map
 from tlfx.verbs.base import Verbs
 
 __all__ = ["Movement"]
@@ -51,10 +51,10 @@ class Movement(Verbs):
 
         return self.target(*tree_map(swap, self.args), **tree_map(swap, self.kwargs))
 
-    def remap(self, x: Value, move: Callable[[Tensor], Tensor], shape: Sequence[int] | None = None) -> Value:
+    def remap(self, x: Value, move: Callable[[Tensor], Tensor]) -> Value:
         """The value whose maps are those of ``x`` moved by a function of a full map."""
         if not x.maps:
-            return self.weight(shape=shape)
+            return self.weight()
         return self._moved(x, [_run(move, m) for m in x.expanded()], move)
 
     def _moved(self, x: Value, maps: Sequence[Tensor], move: Callable[[Tensor], Tensor] | None) -> Value:
@@ -128,10 +128,7 @@ class Movement(Verbs):
             return x.expanded()[0]
         if blank == NONE:
             return torch.tensor(NONE).expand(x.shape)
-        where = known.batch_axis
-        length = x.shape[where.axis]
-        sample = torch.arange(length) // where.inner % self.batch
-        content = (blank * self.batch + sample).view([-1 if a == where.axis else 1 for a in range(len(x.shape))])
+        content = image_map(x.shape, self.batch, known.batch_axis)
         self.walk.tokens(x, content)
         return content.expand(x.shape)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tlfx import runtime
-from tlfx.label import Rows
+from tlfx.label import Rows, by_first_occurrence
 from tlfx.provenance import NONE, Role, Value, compact, split_batch
 from tlfx.taxonomy import Operation
 from tlfx.verbs.base import Verbs
@@ -22,7 +22,7 @@ class Pointwise(Verbs):
     def pointwise(self, x: Value) -> Value:
         """Point-wise transformation, Y ← Y: of one value, whatever constants it is combined with."""
         self.record(Operation.WEIGHT if x.role is Role.WEIGHT else Operation.POINTWISE)
-        return self._shaped(x, None)
+        return self._shaped(x)
 
     def dropout(self, x: Value) -> Value:
         """Point-wise; but mixing weights are read before dropout (eq. 9)."""
@@ -54,7 +54,7 @@ class Pointwise(Verbs):
         statistic = self._statistic(a, b)
         if statistic is not None:
             self.record(Operation.POINTWISE)
-            return self._shaped(b if statistic is a else a, None)
+            return self._shaped(b if statistic is a else a)
         self.record(Operation.RESIDUAL)
         return self._averaged(a, b, self.walk.options.residual == "skip")
 
@@ -65,14 +65,13 @@ class Pointwise(Verbs):
         if pair is not None:
             return pair
         self.record(Operation.POINTWISE)
-        smaller_a, smaller_b = _is_broadcast(a, self.shape), _is_broadcast(b, self.shape)
+        smaller_a, smaller_b = a.shape != self.shape, b.shape != self.shape
         if smaller_a != smaller_b:
-            return self._shaped(b if smaller_a else a, None)
+            return self._shaped(b if smaller_a else a)
         return self._averaged(a, b)
 
     def numerator(self, a: Value, b: Value) -> Value:
         """Quotient: the label of the numerator, or that of the denominator under a constant."""
-        self.record(Operation.POINTWISE)
         return self.pointwise(b if a.is_constant else a)
 
     def either(self, a: Value, b: Value) -> Value:
@@ -93,7 +92,7 @@ class Pointwise(Verbs):
         if a.role is b.role:
             return self.pointwise(a if a.maps else b) if a.role is Role.WEIGHT else None
         weight, content = (a, b) if a.role is Role.WEIGHT else (b, a)
-        as_weight = bool(weight.maps) and (keep is Role.WEIGHT or _is_broadcast(content, self.shape))
+        as_weight = bool(weight.maps) and (keep is Role.WEIGHT or content.shape != self.shape)
         return self.pointwise(weight if as_weight else content)
 
     def _beside_content(self, a: Value, b: Value) -> tuple[Value, Value]:
@@ -104,7 +103,7 @@ class Pointwise(Verbs):
     def _beside_context(self, a: Value, b: Value) -> Value:
         context, other = (a, b) if a.role is Role.CONTEXT else (b, a)
         self.record(Operation.POINTWISE)
-        return self._shaped(other if other.role is Role.WEIGHT and other.shape == self.shape else context, None)
+        return self._shaped(other if other.role is Role.WEIGHT and other.shape == self.shape else context)
 
     def _statistic(self, a: Value, b: Value) -> Value | None:
         """The operand that is broadcast along the channels of the other, if either is."""
@@ -114,14 +113,15 @@ class Pointwise(Verbs):
                 return small
         return None
 
-    def _shaped(self, x: Value, stochastic: int | None) -> Value:
+    def _shaped(self, x: Value) -> Value:
+        """The value in the shape of the output, which it is broadcast to."""
         lead = len(self.shape) - len(x.shape)
         maps = tuple(m.reshape([1] * lead + list(m.shape)) if lead else m for m in x.maps)
-        return Value(self.node, self.shape, self.batch, x.role, maps, stochastic)
+        return Value(self.node, self.shape, self.batch, x.role, maps)
 
     def _averaged(self, a: Value, b: Value, later: bool = False) -> Value:
         """Rows that agree stay; each distinct pair of differing rows becomes one new row."""
-        a, b = self._shaped(a, None), self._shaped(b, None)
+        a, b = self._shaped(a), self._shaped(b)
         where = a.batch_axis
         ids_a, ids_b = torch.broadcast_tensors(*(split_batch(v.map, v.batch, where) for v in (a, b)))
         if later:
@@ -135,13 +135,8 @@ class Pointwise(Verbs):
             return merged
         one, other = a[differ], b[differ]
         pairs, place = torch.stack((one, other)).unique(dim=1, return_inverse=True)
-        first = torch.full((pairs.shape[1],), len(place)).scatter_reduce(0, place, torch.arange(len(place)), "amin")
-        order = first.argsort()
+        order = by_first_occurrence(place, pairs.shape[1])
         new = self.label(
             runtime.average, *(Rows(ids) for ids in pairs[:, order]), shape=(len(order),), elementwise=True
         )
         return merged.masked_scatter(differ, new[order.argsort()[place]])
-
-
-def _is_broadcast(x: Value, shape: tuple[int, ...]) -> bool:
-    return len(x.shape) < len(shape) or x.shape != shape

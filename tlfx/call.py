@@ -1,0 +1,80 @@
+"""A call of a model: its arguments, the images among them, and all that a capture of it depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from tlfx.errors import InputError
+
+__all__ = ["arguments_of", "images_of", "is_channels_last", "key_of", "tensors_of"]
+
+
+def arguments_of(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a call, from the images, a tuple or a dict."""
+    if isinstance(example, dict):
+        return (), dict(example)
+    return (tuple(example), {}) if isinstance(example, tuple | list) else ((example,), {})
+
+
+def tensors_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors of a call, in the order in which a captured graph takes them."""
+    return [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+
+
+def images_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The images among the arguments: the first tensor with a height and a width.
+
+    Raises InputError if there are none, or they are of no floating type.
+    """
+    tensors = tensors_of(args, kwargs)
+    found = next((x for x in tensors if x.dim() in (4, 5)), None)
+    if found is None:
+        given = ", ".join(str(tuple(x.shape)) for x in tensors) or "no tensor"
+        raise InputError(
+            f"no images among the arguments: expected a tensor (batch, channels, height, width) or, for video, (batch, "
+            f"channels, frames, height, width), got {given}"
+        )
+    if not found.is_floating_point():
+        raise InputError(f"images have dtype {found.dtype}, expected a floating type: use images.float() / 255")
+    return found
+
+
+def key_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], images: Tensor) -> Hashable:
+    """What a capture depends on: the arguments but for the batch size, autocast, and the model but for its values."""
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    call = tuple(_argument_key(x, images.shape[0]) for x in leaves)
+    device = images.device.type
+    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    modules = tuple((name, _settings(m)) for name, m in model.named_modules())
+    tensors = (*model.parameters(), *model.buffers())
+    return call, str(spec), autocast, modules, tuple((x.shape, x.dtype, x.device) for x in tensors)
+
+
+_SETTING = frozenset((bool, int, float, str, type(None)))
+
+
+def _settings(module: nn.Module) -> Hashable:
+    """What a module's forward depends on beside its tensors: its class, mode, hooks, numbers, names and flags."""
+    values = tuple((k, v) for k, v in vars(module).items() if _is_setting(v))
+    return type(module), values, tuple(module._forward_pre_hooks), tuple(module._forward_hooks)
+
+
+def _is_setting(value: Any) -> bool:
+    return type(value) in _SETTING or (type(value) is tuple and _SETTING.issuperset(map(type, value)))
+
+
+def _argument_key(x: Any, batch: int) -> Hashable:
+    if not isinstance(x, Tensor):
+        return type(x), x if isinstance(x, Hashable) else repr(x)
+    batched = x.dim() > 0 and x.shape[0] == batch
+    return batched, tuple(x.shape[1:] if batched else x.shape), x.dtype, x.device, is_channels_last(x)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether a tensor (batch, channels, height, width) lies in memory with its channels last."""
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()

@@ -17,45 +17,44 @@ aten = torch.ops.aten
 @rule(aten.index)
 def index(op: Op, x: Value, indices: Sequence[Value | None]) -> Value:
     """x[indices]."""
-    if all(op.is_known(i) for i in indices):
-        return op.remap(x, lambda m: m[tuple(slice(None) if i is None else op.concrete(i) for i in indices)])
-    return op.move_by_data(x, aten.index.Tensor, list(indices), out=op.shape)
+    return op.take(x, aten.index.Tensor, list(indices), axes=indexed_axes(indices))
 
 
 @rule(aten.index_select)
 def index_select(op: Op, x: Value, dim: int, chosen: Value) -> Value:
     """Whole slices along an axis."""
-    if op.is_known(chosen):
-        return op.move()
-    return op.move_by_data(x, aten.index_select.default, dim, chosen, out=op.shape)
+    return op.take(x, op.target, dim, chosen, axes=[dim])
 
 
 @rule(aten.gather)
 def gather(op: Op, x: Value, dim: int, chosen: Value, **options: Any) -> Value:
     """x (batch, n, channels), chosen (batch, k, channels)."""
-    if op.is_known(chosen):
-        return op.move()
-    return op.move_by_data(x, aten.gather.default, dim, chosen, out=op.shape)
+    return op.take(x, op.target, dim, chosen, axes=[dim], aligned=True)
 
 
 @rule(aten.take_along_dim)
 def take_along_dim(op: Op, x: Value, chosen: Value, dim: int | None = None) -> Value:
-    """Likewise, the indices broadcast."""
-    if op.is_known(chosen):
-        return op.move()
-    return op.move_by_data(x, aten.take_along_dim.default, chosen, dim, out=op.shape)
+    """Likewise, the indices broadcast; without an axis, along all of them."""
+    axes = range(len(x.shape)) if dim is None else [dim]
+    return op.take(x, op.target, chosen, dim, axes=axes, aligned=True)
 
 
 @rule(aten.topk)
 def topk(op: Op, x: Value, k: int, dim: int = -1, *settings: Any) -> list[Value]:
-    """The largest values, uniform over where they may come from, and their indices: decisions others are moved by."""
-    return [op.reduce(x, dim, keepdim=True), op.weight()]
+    """The largest values, with the labels of where they come from, and their indices."""
+    return op.take_own(x, dim)
 
 
 @rule(aten.sort)
-def sort(op: Op, x: Value, *settings: Any, **options: Any) -> list[Value]:
+def sort(op: Op, x: Value, dim: int = -1, descending: bool = False, *, stable: Any = None) -> list[Value]:
     """Values in order, likewise, and their indices."""
-    return [op.reduce(x, options.get("dim", settings[-2] if len(settings) > 1 else -1), keepdim=True), op.weight()]
+    return op.take_own(x, dim)
+
+
+@rule(aten.argsort)
+def argsort(op: Op, x: Value, dim: int = -1, descending: bool = False, *, stable: Any = None) -> Value:
+    """The indices alone."""
+    return op.decide(x, dim)
 
 
 @rule(aten.masked_fill)
@@ -66,12 +65,12 @@ def masked_fill(op: Op, x: Value, mask: Value, value: Any) -> Value:
 
 @rule(aten.where)
 def where(op: Op, condition: Value, a: Any = None, b: Any = None) -> Value:
-    """An element-wise choice."""
+    """An element-wise choice: by a known condition a movement, by any other the average of differing labels."""
     if all(not isinstance(v, Value) or v.is_constant for v in (a, b)):
         return op.pointwise(condition)
     if not (isinstance(a, Value) and isinstance(b, Value)):
         return op.pointwise(a if isinstance(a, Value) else b)
-    return op.either(a, b)
+    return op.either(a, b, op.concrete(condition) if op.is_known(condition) else None)
 
 
 @rule(aten.embedding)
@@ -90,6 +89,78 @@ def one_hot(op: Op, x: Value, classes: int = -1) -> Value:
 
 @rule(aten.index_put)
 def index_put(op: Op, x: Value, indices: Sequence[Value | None], source: Value, accumulate: bool = False) -> Value:
-    """x[indices] = source at known indices."""
-    at = tuple(slice(None) if i is None else op.concrete(i) for i in indices)
-    return op.written(x, source, at, accumulate)
+    """x[indices] = source, or += source."""
+    axes = indexed_axes(indices)
+    return op.put(x, source, aten.index_put.default, [list(indices)], [accumulate], axes=axes, adds=accumulate)
+
+
+@rule(aten.index_copy)
+def index_copy(op: Op, x: Value, dim: int, chosen: Value, source: Value) -> Value:
+    """Whole slices of x overwritten."""
+    return op.put(x, source, aten.index_copy.default, [dim, chosen], axes=[dim])
+
+
+@rule(aten.index_add)
+def index_add(op: Op, x: Value, dim: int, chosen: Value, source: Value, *, alpha: Any = 1) -> Value:
+    """Whole slices added to those of x."""
+    return op.put(x, source, aten.index_add.default, [dim, chosen], axes=[dim], adds=True)
+
+
+@rule(aten.index_reduce)
+def index_reduce(
+    op: Op, x: Value, dim: int, chosen: Value, source: Value, reduce: str, *, include_self: bool = True
+) -> Value:
+    """Likewise, by another reduction; all count alike."""
+    kind = {"adds": True, "include_self": include_self}
+    return op.put(x, source, aten.index_reduce.default, [dim, chosen], ["mean"], axes=[dim], **kind)
+
+
+@rule(aten.scatter.src)
+def scatter(op: Op, x: Value, dim: int, chosen: Value, source: Value) -> Value:
+    """x (batch, n, channels) overwritten at chosen (batch, k, channels)."""
+    return op.put(x, source, aten.scatter.src, [dim, chosen], axes=[dim], aligned=True)
+
+
+@rule(aten.scatter_add, aten.scatter.reduce)
+def scatter_add(op: Op, x: Value, dim: int, chosen: Value, source: Value, *, reduce: str = "add") -> Value:
+    """x (batch, n, channels) plus what goes to chosen (batch, k, channels): token merging."""
+    return op.put(x, source, aten.scatter_add.default, [dim, chosen], axes=[dim], aligned=True, adds=True)
+
+
+@rule(aten.scatter_reduce)
+def scatter_reduce(
+    op: Op, x: Value, dim: int, chosen: Value, source: Value, reduce: str, *, include_self: bool = True
+) -> Value:
+    """Likewise, by any reduction; all tokens that meet count alike."""
+    kind = {"aligned": True, "adds": True, "include_self": include_self}
+    return op.put(x, source, aten.scatter_reduce.two, [dim, chosen], ["sum"], axes=[dim], **kind)
+
+
+@rule(aten.scatter.value, aten.scatter.value_reduce, aten.index_fill)
+def fill_at(op: Op, x: Value, *settings: Any, **options: Any) -> Value:
+    """Point-wise: at some places, a number."""
+    return op.pointwise(x)
+
+
+@rule(aten.slice_scatter, aten.select_scatter, aten.diagonal_scatter)
+def overlay(op: Op, x: Value, source: Value, *settings: Any, **options: Any) -> Value:
+    """A part of x replaced."""
+    return op.put(x, source, op.target, [], settings, axes=[], **options)
+
+
+@rule(aten.masked_scatter)
+def masked_scatter(op: Op, x: Value, mask: Value, source: Value) -> Value:
+    """The places of a known mask, taken in order."""
+    op.concrete(mask)
+    return op.put(x, source, op.target, [mask], axes=[])
+
+
+def indexed_axes(indices: Sequence[Value | None]) -> list[int]:
+    """The axes that indices stand for: one each, and as many as it has for a mask."""
+    axes: list[int] = []
+    axis = 0
+    for i in indices:
+        count = len(i.shape) if i is not None and i.node.meta["val"].dtype == torch.bool else 1
+        axes += range(axis, axis + count) if i is not None else ()
+        axis += count
+    return axes

@@ -59,26 +59,26 @@ def extreme(op: Op, x: Value, other: Any = None, keepdim: bool = False) -> Any:
     if isinstance(other, Value):
         return op.either(x, other)
     reduced = op.reduce(x, other, keepdim)
-    return reduced if other is None else [reduced, op.weight()]
+    return reduced if other is None else [reduced, op.decide(x, other, keepdim)]
 
 
 @rule(aten.median, aten.nanmedian)
 def median(op: Op, x: Value, dim: int | None = None, keepdim: bool = False) -> Any:
     """Median of all, or along an axis (with indices)."""
     reduced = op.reduce(x, dim, keepdim)
-    return reduced if dim is None else [reduced, op.weight()]
+    return reduced if dim is None else [reduced, op.decide(x, dim, keepdim)]
 
 
 @rule(aten.mode)
 def mode(op: Op, x: Value, dim: int = -1, keepdim: bool = False) -> list[Value]:
     """A value and its index along an axis."""
-    return [op.reduce(x, dim, keepdim), op.weight()]
+    return [op.reduce(x, dim, keepdim), op.decide(x, dim, keepdim)]
 
 
 @rule(aten.kthvalue)
 def kthvalue(op: Op, x: Value, k: int, dim: int = -1, keepdim: bool = False) -> list[Value]:
     """Likewise."""
-    return [op.reduce(x, dim, keepdim), op.weight()]
+    return [op.reduce(x, dim, keepdim), op.decide(x, dim, keepdim)]
 
 
 @rule(aten.aminmax)
@@ -94,7 +94,13 @@ def quantile(op: Op, x: Value, q: float, dim: int | None = None, keepdim: bool =
     return op.reduce(x, dim, keepdim)
 
 
-@rule(aten.argmax, aten.argmin, aten.argsort, aten.count_nonzero, aten.nonzero)
-def decide(op: Op, x: Value, *settings: Any, **options: Any) -> Value:
-    """Where something lies, not what it is: a decision without label."""
+@rule(aten.argmax, aten.argmin)
+def decide(op: Op, x: Value, dim: int | None = None, keepdim: bool = False) -> Value:
+    """Where the largest lies: over channels a decision with the token's label, over tokens one without."""
+    return op.decide(x, dim, keepdim)
+
+
+@rule(aten.count_nonzero, aten.nonzero)
+def count(op: Op, x: Value, *settings: Any, **options: Any) -> Value:
+    """How many there are and where: decisions without label."""
     return op.weight()

@@ -849,19 +849,24 @@ def test_residual_without_the_skip() -> None:
 class Downsampling(nn.Module):
     """A residual block whose skip has a convolution of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, skip_first: bool) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.branch = nn.Sequential(nn.Conv2d(3, 4, 3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
         self.skip = nn.Conv2d(3, 4, 4, 4)
+        self.skip_first = skip_first
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = self.skip(x)
-        return self.branch(x) + shortcut
+        if self.skip_first:
+            shortcut = self.skip(x)
+            return self.branch(x) + shortcut
+        out = self.branch(x)
+        return out + self.skip(x)
 
 
-def test_residual_without_a_skip_that_downsamples() -> None:
-    model = Downsampling()
+@pytest.mark.parametrize("skip_first", [True, False])
+def test_residual_without_a_skip_that_downsamples(skip_first: bool) -> None:
+    model = Downsampling(skip_first)
     weight = model.branch[0].weight.detach().abs().mean((0, 1), keepdim=True)
     mask = mixture().mask
     expected = conv2d(mask, weight, stride=4, padding=1) / conv2d(torch.ones_like(mask), weight, stride=4, padding=1)

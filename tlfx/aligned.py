@@ -53,7 +53,7 @@ def align(
         layers: align attention only in these modules (glob patterns such as ``"blocks.[0-5]"``) or these attentions
             (numbers in order of execution); elsewhere it leaves labels in place (Table 8).
         residual: ``"average"`` (eq. 11), or ``"skip"`` to leave the skip path out of labels, Y ← g(Y) (ablation); the
-            skip path is the summand whose label was made first.
+            skip path is the summand with fewer operators since the two parted.
         on_unknown: ``"error"``, or ``"pointwise"`` to let labels pass operators without a rule that keep the shape.
 
     Raises:

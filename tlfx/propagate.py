@@ -21,6 +21,7 @@ from tlfx.errors import NoContentError, RuleError, TlfxError, UnknownOperatorErr
 from tlfx.label import MASK, LabelTable, Rows
 from tlfx.provenance import BatchAxis, Role, Value, merge_batch
 from tlfx.rule import REGISTRY, operator_name
+from tlfx.skip import content_graph, skip_of
 from tlfx.source import describe, hint, module_path, shapes
 from tlfx.taxonomy import Operation
 from tlfx.verbs import Op
@@ -137,6 +138,12 @@ class Walk:
         number = self._attention.setdefault(node, len(self._attention))
         path = module_path(node)
         return any(number == x if isinstance(x, int) else _is_inside(path, x) for x in self.options.layers)
+
+    def is_branch(self, a: Value, b: Value) -> bool:
+        """Whether the first of two summands is the branch g of a residual connection, not its skip path."""
+        graph = content_graph(self.operations)
+        found = skip_of(graph, [v.node for v in (a, b) if v.node in graph])
+        return b.node not in found[1] if found else a.node not in graph
 
     def evaluate(self, node: Node) -> Any:
         """What a constant node holds, None if it depends on the image or on chance, or has no data."""

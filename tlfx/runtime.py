@@ -13,6 +13,7 @@ from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 __all__ = [
     "attention",
@@ -23,8 +24,10 @@ __all__ = [
     "gather",
     "mix",
     "moved",
+    "ordered",
     "output",
     "pixels",
+    "put",
     "resample",
     "resample_at",
     "scan",
@@ -103,6 +106,24 @@ def split_batch(value: Tensor, split: Split | None) -> Tensor:
         return value.movedim(axis, 0)
     parts: Tensor = value.unflatten(axis, (outer, -1, inner))
     return parts.movedim(axis + 1, 0)
+
+
+def merge_batch(rows: Tensor, split: Split) -> Tensor:
+    """The inverse: the batch of labels (batch, *shape, channels) where the value has it; channels stay last."""
+    axis = split[0]
+    merged: Tensor = rows.movedim(0, axis + 1)
+    return merged.flatten(axis, axis + 2)
+
+
+def narrow(values: Any, once: Sequence[int]) -> Any:
+    """Values, or values in containers, with their tensors at the first place along the axes ``once``."""
+
+    def first(value: Any) -> Any:
+        for axis in once if isinstance(value, Tensor) else ():
+            value = value.narrow(axis, 0, 1)
+        return value
+
+    return tree_map(first, values) if once else values
 
 
 @label_arithmetic
@@ -305,19 +326,69 @@ def moved(
     rows: Tensor,
     *args: Any,
     split: Split,
+    split_out: Split | None = None,
+    once: Sequence[int] = (),
 ) -> Tensor:
     """Data-dependent movement: labels move by the same run-time indices as the value.
 
-    ``operator`` takes the labels in the layout of the value, one channel at a time, then ``args``.
+    ``operator`` takes the labels in the layout of the value, one channel at a time, then ``args``, of which one place
+    is enough along the axes ``once``. The batch of what comes out lies at ``split_out``, or where it was.
     """
-    axis = split[0]
-    merged = rows.movedim(0, axis + 1).flatten(axis, axis + 2)
-    out = torch.stack([operator(channel, *args) for channel in merged.unbind(-1)], -1)
-    return split_batch(out, split).flatten(1, -2)
+    args = narrow(args, once)
+    out = [operator(channel, *args) for channel in merge_batch(rows, split).unbind(-1)]
+    return split_batch(torch.stack(out, -1), split_out or split).flatten(1, -2)
+
+
+def ordered(rows: Tensor, axis: int, outputs: Sequence[Tensor], **options: Any) -> Tensor:
+    """The same along an axis, by indices that an operator found itself: its second output."""
+    return moved(torch.gather, rows, axis, outputs[1], **options)
+
+
+@label_arithmetic
+def put(
+    operator: Callable[..., Tensor],
+    rows: Tensor,
+    valid: Tensor | int,
+    source: Tensor,
+    valid_source: Tensor | int,
+    image: Tensor,
+    before: Sequence[Any],
+    after: Sequence[Any],
+    *,
+    split: Split,
+    once: Sequence[int] = (),
+    **options: Any,
+) -> Tensor:
+    """Data-dependent writing (token merging): the operator, called as (labels, *before, labels, *after), over itself
+    run on ones, so that labels that meet are averaged; the image-level label where there is none.
+
+    ``rows`` and ``source`` are labels, of which ``valid`` (one for each row) tells those with content, 1 if all have;
+    or values without content, ``valid`` being 0.
+    """
+    over, under = (
+        _masses(x, v, split) if isinstance(v, Tensor) or v else _no_masses(x, image.shape[-1] + 1, once)
+        for x, v in ((rows, valid), (source, valid_source))
+    )
+    before, after = narrow((tuple(before), tuple(after)), once)
+    channels = zip(over.unbind(-1), under.unbind(-1), strict=True)
+    out = torch.stack([operator(one, *before, other, *after, **options) for one, other in channels], -1)
+    mass = out[..., -1:]
+    merged = split_batch(torch.cat((out[..., :-1] / mass.clamp_min(_TINY), mass), -1), split).flatten(1, -2)
+    return torch.where(merged[..., -1:] > _TINY, merged[..., :-1], image)
+
+
+def _masses(rows: Tensor, valid: Tensor | int, split: Split) -> Tensor:
+    """Labels and their mass in the layout of the value, both zero where there is no content."""
+    known = valid[..., None] if isinstance(valid, Tensor) else valid
+    return merge_batch(_with_mass(rows) * known, split)
+
+
+def _no_masses(value: Tensor, channels: int, once: Sequence[int]) -> Tensor:
+    zeros = torch.zeros_like(narrow(value, once), dtype=torch.float32)
+    return zeros[..., None].expand(*zeros.shape, channels)
 
 
 @label_arithmetic
 def output(rows: Tensor, axis: int, outer: int, inner: int) -> Tensor:
     """Labels of an output, its batch merged back to where the output has it; channels stay last."""
-    axes = rows.movedim(0, axis + 1)
-    return axes.flatten(axis, axis + 2)
+    return merge_batch(rows, (axis, outer, inner))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rule_harness import Probe, check, check_moves, label_rows, several, tokens
 from torch import Tensor, nn
 
-from tlfx import Operation, ProvenanceError
+from tlfx import Operation, ProvenanceError, runtime
 from tlfx.provenance import Role
 
 aten = torch.ops.aten
@@ -178,30 +178,178 @@ def test_patches_dropped_by_chance() -> None:
     check(function, twin, SIZE)
 
 
-def test_moving_across_samples_is_an_error() -> None:
-    with pytest.raises(ProvenanceError):
-        Probe(lambda x: x.index_select(0, x.sum((1, 2, 3)).argsort()[:1]), SIZE)
+def test_an_index_expanded_along_channels_moves_one_label_a_token() -> None:
+    def function(x: Tensor) -> Tensor:
+        return tokens(x).gather(1, scores(x).argsort(1)[:, :5].unsqueeze(-1).expand(-1, -1, 4))
+
+    (label,) = [la for la in Probe(function, SIZE).found.labels.labels if la.function is runtime.moved]
+    assert label.size == 5
+
+
+def test_an_order_for_each_channel() -> None:
+    def order(x: Tensor) -> Tensor:
+        return tokens(x).argsort(1)
+
+    check(lambda x: tokens(x).gather(1, order(x)), lambda y, x: tokens(y).gather(1, order(x)), SIZE)
+
+
+ACROSS: dict[str, Callable[..., Any]] = {
+    "chosen by the image": lambda x: x.index_select(0, x.sum((1, 2, 3)).argsort()),
+    "shuffled by chance": lambda x: x + x[torch.randperm(x.shape[0])],
+    "shuffled with the tokens": lambda x: x[torch.randperm(x.shape[0])[:, None], :, scores(x).argmax(1)[:, None] % 3],
+    "flipped": lambda x: x[torch.arange(x.shape[0] - 1, -1, -1), :, x.sum((1, 2, 3)).long() % 3],
+    "scattered": lambda x: torch.zeros_like(x).index_copy(0, torch.randperm(x.shape[0]), x),
+    "sorted": lambda x: x.sort(0).values,
+}
+
+
+@pytest.mark.parametrize("name", ACROSS)
+def test_moving_across_samples_is_an_error(name: str) -> None:
+    with pytest.raises(ProvenanceError, match="moves image content between the samples of a batch, or by indices that"):
+        Probe(ACROSS[name], SIZE)
+
+
+# writing at indices that depend on the image, as token merging does
+
+
+def halves(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens to merge into others (batch, 6, 4), those others, and where each goes (batch, 6)."""
+    one, other = tokens(x)[:, ::2], tokens(x)[:, 1::2]
+    return one, other, (one @ other.transpose(1, 2)).argmax(-1)
+
+
+@pytest.mark.parametrize("reduce", ["sum", "mean", "amax"])
+@pytest.mark.parametrize("include_self", [True, False])
+def test_token_merging(reduce: str, include_self: bool) -> None:
+    """Tokens that meet are averaged; those that nothing is merged into keep their label."""
+
+    def function(x: Tensor) -> Tensor:
+        one, other, where = halves(x)
+        index = where.unsqueeze(-1).expand(-1, -1, 4)
+        return other.scatter_reduce(1, index, one, reduce, include_self=include_self)
+
+    def twin(y: Tensor, x: Tensor) -> Tensor:
+        (one, other, _), (_, _, where) = halves(y), halves(x)
+        out = other.clone()
+        for sample in range(len(x)):
+            for place in range(6):
+                merged = [*one[sample, where[sample] == place]]
+                if merged:
+                    out[sample, place] = torch.stack(merged + [other[sample, place]] * include_self).mean(0)
+        return out
+
+    probe = check(function, twin, SIZE, {"scatter_reduce": Operation.AGGREGATION})
+    assert [la.size for la in probe.found.labels.labels if la.function is runtime.put] == [6]
+
+
+def test_merging_by_a_sum_onto_nothing() -> None:
+    """Places that nothing goes to have the label of the image, as tokens without content have."""
+
+    def function(x: Tensor) -> Tensor:
+        one, _, where = halves(x)
+        return torch.zeros_like(one).scatter_add(1, where.unsqueeze(-1).expand(-1, -1, 4), one)
+
+    def twin(y: Tensor, x: Tensor) -> Tensor:
+        one, where = halves(y)[0], halves(x)[2]
+        out = y.mean((1, 2, 3)).view(-1, 1, 1).repeat(1, 6, 4)
+        for sample in range(len(x)):
+            for place in where[sample].unique():
+                out[sample, place] = one[sample, where[sample] == place].mean(0)
+        return out
+
+    check(function, twin, SIZE)
+
+
+def test_tokens_brought_back_to_their_places() -> None:
+    """What pruning took away stays empty, what it left returns to where it was."""
+
+    def order(x: Tensor) -> Tensor:
+        return scores(x).argsort(1).unsqueeze(-1).expand(-1, -1, 4)
+
+    def function(x: Tensor) -> Tensor:
+        kept = tokens(x).gather(1, order(x)[:, :5])
+        return torch.zeros(x.shape[0], TOKENS, 4).scatter(1, order(x)[:, :5], kept * 2)
+
+    def twin(y: Tensor, x: Tensor) -> Tensor:
+        image = y.mean((1, 2, 3)).view(-1, 1, 1).expand(-1, TOKENS, 4)
+        return image.scatter(1, order(x)[:, :5], tokens(y).gather(1, order(x)[:, :5]))
+
+    check(function, twin, SIZE)
+
+
+def test_adding_at_known_places() -> None:
+    def function(x: Tensor, where: Tensor) -> tuple[Tensor, ...]:
+        part = x[..., :2]
+        return (
+            x.index_add(3, where, part, alpha=2),
+            aten.index_put(x, [None, None, None, where], part, True),
+            x.index_reduce(3, where, part, "amax"),
+        )
+
+    def twin(y: Tensor, x: Tensor) -> list[Tensor]:
+        out = y.clone()
+        for source, place in ((0, 3), (1, 0)):
+            out[..., place] = (y[..., place] + y[..., source]) / 2
+        return [out] * 3
+
+    check(function, twin, SIZE, where=torch.tensor([3, 0]))
+
+
+def test_written_slices_are_a_movement() -> None:
+    def function(x: Tensor, where: Tensor) -> tuple[Tensor, ...]:
+        part = x[..., :2]
+        return (
+            x.index_copy(3, where, part),
+            x.slice_scatter(part, 3, 1, 3),
+            x.select_scatter(x[:, :, 0], 2, 1),
+            x.scatter(3, where.expand(x.shape[0], 4, 3, 2), part),
+            x.masked_scatter(torch.arange(4) > 1, part),
+        )
+
+    check_moves(function, SIZE, where=torch.tensor([3, 0]))
+
+
+def test_a_number_at_chosen_places_is_point_wise() -> None:
+    def function(x: Tensor, where: Tensor) -> tuple[Tensor, ...]:
+        return x.index_fill(3, where, 2.0), x.scatter(1, x.argmax(1, keepdim=True), 1.0)
+
+    check(function, lambda y, x: [y, y], SIZE, {"index_fill": Operation.POINTWISE}, where=torch.tensor([3, 0]))
+
+
+def test_a_known_condition_chooses() -> None:
+    def function(x: Tensor, mask: Tensor) -> Tensor:
+        return torch.where(mask, x, x.flip(3))
+
+    check_moves(function, SIZE, mask=torch.tensor([True, False, True, True]))
 
 
 # sorting, choosing, looking up
 
 
 @pytest.mark.parametrize("name", ["topk", "sort", "sort_stable"])
-def test_values_in_order_come_from_anywhere(name: str) -> None:
-    """Each channel has an order of its own: uniform over the places a value may come from."""
-    functions = {
-        "topk": lambda x: x.topk(2, dim=2).values,
-        "sort": lambda x: x.sort(2, descending=True).values,
-        "sort_stable": lambda x: torch.sort(x, dim=2, stable=True).values,
+def test_values_in_order_bring_their_labels(name: str) -> None:
+    functions: dict[str, Callable[[Tensor], Any]] = {
+        "topk": lambda x: x.topk(2, dim=2),
+        "sort": lambda x: x.sort(2, descending=True),
+        "sort_stable": lambda x: torch.sort(x, dim=2, stable=True),
     }
-
-    def twin(y: Tensor, x: Tensor) -> Tensor:
-        return y.mean(2, keepdim=True).expand(-1, -1, functions[name](x).shape[2], -1)
-
-    check(functions[name], twin, SIZE)
+    order = functions[name]
+    check(lambda x: order(x).values, lambda y, x: y.gather(2, order(x).indices), SIZE)
 
 
-def test_indices_of_an_order_are_decisions() -> None:
+def test_channels_in_order_keep_their_label() -> None:
+    """Values, and decisions about them, belong to the token whose channels they are."""
+    functions = (
+        lambda x: x.topk(4, dim=1).values,
+        lambda x: x.sort(1).indices,
+        lambda x: x.argsort(1),
+        lambda x: x.argmax(1, keepdim=True).expand(-1, 4, -1, -1),
+    )
+    for function in functions:
+        check(function, lambda y, x: y[:, :1].expand(-1, 4, -1, -1), SIZE)
+
+
+def test_indices_of_an_order_of_tokens_are_decisions() -> None:
     probe = Probe(lambda x: (*x.topk(2, 2), *x.sort(2)), SIZE)
     assert probe.roles == [Role.CONTENT, Role.WEIGHT] * 2
 
@@ -249,12 +397,6 @@ def test_writing_a_constant_leaves_no_content() -> None:
         return out
 
     check(function, twin, SIZE, where=torch.tensor([2, 0]))
-
-
-def test_adding_at_indices_is_an_error() -> None:
-    where = torch.tensor([2, 0])
-    with pytest.raises(ProvenanceError, match="adds content to content at indices"):
-        Probe(lambda x, where: aten.index_put(x, [None, None, where], x[:, :, :2], True), SIZE, where=where)
 
 
 def test_operations_of_indexing() -> None:

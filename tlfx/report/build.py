@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import networkx as nx  # type: ignore[import-untyped]
 import torch
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
@@ -17,11 +16,11 @@ from tlfx.propagate import OutputLabel, Propagation
 from tlfx.provenance import NONE, Role, Value
 from tlfx.report.data import NodeReport, OutputReport, short
 from tlfx.report.flops import flops
-from tlfx.report.graph import skip_of
 from tlfx.report.layout import layout, tokens
 from tlfx.report.why import reason
 from tlfx.rewrite import read_labels
 from tlfx.rule import operator_name
+from tlfx.skip import content_graph, skip_of
 from tlfx.source import module_path, shapes
 from tlfx.taxonomy import Operation
 
@@ -73,7 +72,7 @@ class _Builder:
         for label in found.labels.labels:
             self.labels.setdefault(label.after, []).append(label)
         self.kinds = {path: type(m).__name__ for path, m in found.graph_module._modules[MODEL].named_modules()}  # type: ignore[union-attr]
-        self.graph = self._content_graph()
+        self.graph = content_graph(found.operations)
         self.by_name = {node.name: node for node in found.operations}
 
     def node(self, node: Node) -> NodeReport:
@@ -120,18 +119,9 @@ class _Builder:
         ids = [m[m != NONE].div(batch, rounding_mode="floor") for m in maps]
         return any(bool(self.rows[i].any()) for i in ids)
 
-    def _content_graph(self) -> Any:
-        """Data flow between nodes that hold or weigh image content."""
-        graph = nx.DiGraph()
-        content = {n: o for n, o in self.found.operations.items() if o is not Operation.CONSTANT}
-        for node in content:
-            graph.add_node(node.name)
-            graph.add_edges_from((n.name, node.name) for n in node.all_input_nodes if n in content)
-        return graph
-
     def _skip(self, node: Node) -> tuple[str | None, tuple[str, ...]]:
-        operands = [n.name for n in node.all_input_nodes if n.name in self.graph]
-        return skip_of(self.graph, node.name, operands) or (None, ())
+        found = skip_of(self.graph, [n for n in node.all_input_nodes if n in self.graph])
+        return (found[0].name, tuple(n.name for n in found[1])) if found else (None, ())
 
     def _ends(self, module: str, branch: Sequence[str]) -> tuple[str, ...]:
         """The first and the last of a branch: modules as seen from ``module``, operators where they lie in it."""

@@ -1,4 +1,4 @@
-"""The graph of a report in networkx: skip connections and exports."""
+"""The graph of a report in networkx, and its exports."""
 
 from __future__ import annotations
 
@@ -9,32 +9,10 @@ import networkx as nx  # type: ignore[import-untyped]
 
 from tlfx.report.data import NodeReport
 
-__all__ = ["digraph", "skip_of", "to_dot", "to_graphml"]
+__all__ = ["digraph", "to_dot", "to_graphml"]
 
 Graph = Any
 """A networkx.DiGraph of node names, in execution order."""
-
-
-def skip_of(graph: Graph, node: str, operands: Iterable[str]) -> tuple[str, tuple[str, ...]] | None:
-    """Where the skip connection of a sum of two operands starts, and the nodes of its branch g.
-
-    ``graph`` holds the nodes with image content in execution order. The skip starts at the last node that both operands
-    depend on; g is the operand with more nodes since then. None where the operands share no ancestor.
-
-    >>> import networkx as nx
-    >>> graph = nx.DiGraph([("x", "norm"), ("norm", "mlp"), ("x", "add"), ("mlp", "add")])
-    >>> skip_of(graph, "add", ["x", "mlp"])
-    ('x', ('norm', 'mlp'))
-    """
-    known = [{o, *nx.ancestors(graph, o)} for o in operands]
-    shared = set.intersection(*known) if len(known) > 1 else set()
-    if not shared:
-        return None
-    order = {name: place for place, name in enumerate(graph)}
-    skip = max(shared, key=order.__getitem__)
-    after = nx.descendants(graph, skip)
-    branch = max((after & nodes for nodes in known), key=len)
-    return skip, tuple(sorted(branch, key=order.__getitem__))
 
 
 def digraph(nodes: Iterable[NodeReport]) -> Graph:

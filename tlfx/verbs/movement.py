@@ -10,10 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from tlfx import runtime
-from tlfx.errors import ProvenanceError
-from tlfx.label import Rows
-from tlfx.provenance import IMAGE, NONE, BatchAxis, Value, compact, image_map
+from tlfx.provenance import IMAGE, NONE, Value, compact, image_map
 from tlfx.verbs.base import Verbs
 
 __all__ = ["Movement"]
@@ -109,14 +106,6 @@ class Movement(Verbs):
             tuple(compact(m.expand(self.shape)) for m in source.expanded()),
         )
 
-    def written(self, x: Value, source: Value, at: tuple[Any, ...], accumulate: bool) -> Value:
-        """A value into which another is written at known places."""
-        content = x.expanded()[0].clone() if x.is_content else torch.full(x.shape, NONE)
-        if accumulate and x.is_content:
-            raise ProvenanceError(f"{self.node.name} adds content to content at indices, which has no rule")
-        content[at] = source.expanded()[0] if source.is_content else torch.tensor(NONE)
-        return self.content(content)
-
     def _joins_channels(self, known: Value, axis: int) -> bool:
         where = known.batch_axis
         if axis == where.axis or known.map.shape[axis] > 1:
@@ -131,29 +120,6 @@ class Movement(Verbs):
         content = image_map(x.shape, self.batch, known.batch_axis)
         self.walk.tokens(x, content)
         return content.expand(x.shape)
-
-    def move_by_data(self, x: Value, function: Callable[..., Tensor], *args: Any, out: Sequence[int]) -> Value:
-        """Movement by indices that depend on the image or on chance: labels move by the same indices at run time.
-
-        ``function`` takes the labels, laid out as ``x``, then the nodes of ``args``; ``out`` is its output's shape.
-        """
-        where = x.batch_axis
-        full = list(x.shape)
-        full[where.axis : where.axis + 1] = [where.outer, where.inner]
-        shape = list(out)
-        if shape[where.axis] % (where.outer * self.batch * where.inner):
-            raise ProvenanceError(f"{self.node.name} moves elements across the samples of a batch")
-        shape[where.axis : where.axis + 1] = [where.outer, shape[where.axis] // (where.outer * self.batch)]
-        nodes = tree_map(lambda v: v.node if isinstance(v, Value) else v, args)
-        rows = self.label(
-            runtime.moved,
-            function,
-            Rows(with_image(x.rows.expand(full))),
-            *nodes,
-            shape=shape,
-            kwargs={"split": (where.axis, where.outer, where.inner)},
-        )
-        return self.from_rows(rows, BatchAxis(where.axis, where.outer, shape[where.axis + 1]), shape=tuple(out))
 
 
 def with_image(rows: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class Pointwise(Verbs):
             self.record(Operation.POINTWISE)
             return self._shaped(b if statistic is a else a)
         self.record(Operation.RESIDUAL)
-        return self._averaged(a, b, self.walk.options.residual == "skip")
+        return self._of_branch(a, b) if self.walk.options.residual == "skip" else self._averaged(a, b)
 
     def product(self, a: Value, b: Value) -> Value:
         """Product: point-wise with a factor that is broadcast along any axis; of two full values, their average."""
@@ -74,13 +74,16 @@ class Pointwise(Verbs):
         """Quotient: the label of the numerator, or that of the denominator under a constant."""
         return self.pointwise(b if a.is_constant else a)
 
-    def either(self, a: Value, b: Value) -> Value:
-        """Element-wise choice between two values (maximum, where): the average of differing labels."""
+    def either(self, a: Value, b: Value, first: Tensor | None = None) -> Value:
+        """Element-wise choice between two values (maximum, where): the average of differing labels, unless it is known
+        where the ``first`` is chosen (bool)."""
         a, b = self._beside_content(a, b)
         pair = self._one_of(a, b, keep=Role.CONTENT)
         if pair is not None:
             return pair
         self.record(Operation.POINTWISE)
+        if first is not None:
+            return self.content(torch.where(first, self._shaped(a).expanded()[0], self._shaped(b).expanded()[0]))
         return self._averaged(a, b)
 
     def _one_of(self, a: Value, b: Value, keep: Role) -> Value | None:
@@ -119,14 +122,18 @@ class Pointwise(Verbs):
         maps = tuple(m.reshape([1] * lead + list(m.shape)) if lead else m for m in x.maps)
         return Value(self.node, self.shape, self.batch, x.role, maps)
 
-    def _averaged(self, a: Value, b: Value, later: bool = False) -> Value:
+    def _averaged(self, a: Value, b: Value) -> Value:
         """Rows that agree stay; each distinct pair of differing rows becomes one new row."""
         a, b = self._shaped(a), self._shaped(b)
         where = a.batch_axis
         ids_a, ids_b = torch.broadcast_tensors(*(split_batch(v.map, v.batch, where) for v in (a, b)))
-        if later:
-            return self.from_rows(compact(torch.maximum(ids_a, ids_b)), where)
         return self.from_rows(compact(self._pairs(ids_a, ids_b)), where)
+
+    def _of_branch(self, a: Value, b: Value) -> Value:
+        """The label of the branch g, and of the skip path where g has none."""
+        branch, skip = (a, b) if self.walk.is_branch(a, b) else (b, a)
+        one, other = torch.broadcast_tensors(*(self._shaped(v).map for v in (branch, skip)))
+        return self.content(torch.where(one == NONE, other, one))
 
     def _pairs(self, a: Tensor, b: Tensor) -> Tensor:
         merged = torch.where(a == NONE, b, a)

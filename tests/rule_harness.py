@@ -15,6 +15,7 @@ import torch
 from hypothesis import Phase, settings
 from torch import Tensor, nn
 from torch.fx import Node
+from torch.utils._pytree import tree_map
 
 from tlfx import Operation
 from tlfx.capture import capture
@@ -43,7 +44,13 @@ class Net(nn.Module):
         self.names = list(parts)
 
     def forward(self, images: Tensor) -> Any:
-        return self.function(images, **{name: getattr(self, name) for name in self.names})
+        outputs = self.function(images, **{name: getattr(self, name) for name in self.names})
+        return tree_map(_as_real, outputs)
+
+
+def _as_real(output: Tensor) -> Tensor:
+    """Decisions as numbers, since the labels of outputs that are no numbers are not read."""
+    return output if output.is_floating_point() or output.is_complex() else output.float()
 
 
 class Probe:

@@ -617,6 +617,11 @@ def test_a_batch_on_the_second_axis() -> None:
     torch.testing.assert_close(soft, expected, **LABEL)
 
 
+def test_a_batch_of_one_that_cannot_be_told_from_other_axes() -> None:
+    with pytest.raises(tlfx.CaptureError, match=r"(?s)a batch of 1 cannot be told from .* two images or more"):
+        tlfx.align(Net(sequence_first))(pictures(1), mixture(1))
+
+
 def test_a_second_tensor_with_the_batch_or_without() -> None:
     class Biased(Net):
         def forward(self, x: Tensor, bias: Tensor) -> Tensor:
@@ -662,7 +667,7 @@ def test_control_flow_that_depends_on_the_data(function: Function) -> None:
     message = str(caught.value)
     assert "Net cannot be captured as a graph" in message
     assert f"source: {__file__}:{number + 1} in {function.__name__}: {lines[number].strip()}" in message
-    assert "torch.where or masks, or align the part without it" in message
+    assert "torch.where or masks of a fixed size, or align the part of the model without it" in message
     assert torch.equal(model(pictures()), expected)
 
 
@@ -672,9 +677,37 @@ def test_control_flow_inside_torch() -> None:
         tlfx.align(model)(pictures(), mixture())
 
 
+def chosen_tokens(net: Net, x: Tensor) -> Tensor:
+    return x[:, x[0].sum(-1) > 0].mean(1)
+
+
+def counted(net: Net, x: Tensor) -> Tensor:
+    return x.mean(1) + x.flatten(1).sum(1).nonzero().sum()
+
+
+@pytest.mark.parametrize("function", [chosen_tokens, counted])
+def test_sizes_that_depend_on_the_data(function: Function) -> None:
+    wording = r"(?s)^Net has a tensor whose size depends on the data.*test_capture\.py.* -> \(.*\?.*\)\nReplace it by"
+    with pytest.raises(tlfx.CaptureError, match=wording):
+        tlfx.align(Net(function))(pictures(), mixture())
+
+
 def test_a_forward_that_fails_by_itself() -> None:
-    with pytest.raises(tlfx.CaptureError, match=r"(?s)RuntimeError: .*type.*If the model runs without a target"):
-        tlfx.align(vit().double())(pictures(), mixture())
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(4, 8, 4, 4))
+    wording = (
+        r"(?s)^Sequential fails by itself, with or without alignment: RuntimeError: .*to have 4 channels.*"
+        rf"It was given \(3, 3, {SIDE}, {SIDE}\) float32: call it with arguments that it takes"
+    )
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(tlfx.CaptureError, match=wording):
+        tlfx.align(model)(pictures(), mixture())
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_a_refusal_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(tlfx.CaptureError):
+        tlfx.align(Net(branch_on_a_value))(pictures(), mixture())
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("draw", [random.random, np.random.rand])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,15 @@ def scripted(model: nn.Module) -> nn.Module:
 def test_a_forward_that_would_hide_the_aligned_one(hide: Callable[[nn.Module], nn.Module]) -> None:
     with pytest.raises(tlfx.InputError, match=r"has a forward of the instance .* align the model before that"):
         tlfx.align(hide(Net()))
+
+
+def test_a_graph_module_is_held_by_a_module_to_be_aligned() -> None:
+    traced = torch.fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    with pytest.raises(tlfx.InputError, match=r"whose class is rewritten .* such as torch.nn.Sequential\(model\)"):
+        tlfx.align(traced)
+    holder = tlfx.align(nn.Sequential(traced))
+    torch.testing.assert_close(holder(pictures(), mixture())[1].sum(1), torch.ones(len(pictures())))
+    assert torch.equal(deepcopy(holder.eval())(pictures()), traced(pictures()))
 
 
 def test_code_of_models_without_any() -> None:

@@ -15,9 +15,9 @@ from torch.utils import _pytree as pytree
 
 from tlfx.call import arguments_of, images_of, key_of, tensors_of
 from tlfx.capture import Captured, capture
-from tlfx.errors import InputError, TargetError
+from tlfx.errors import CaptureError, InputError, NoContentError, ProvenanceError, TargetError
 from tlfx.mix.target import MixedTarget, check_labels
-from tlfx.propagate import Options, OutputLabel, propagate
+from tlfx.propagate import Options, OutputLabel, Propagation, propagate
 from tlfx.rewrite import rewrite
 
 __all__ = ["Aligned", "align", "aligned_code", "unalign"]
@@ -39,7 +39,7 @@ def align(
     ``(output, soft_target)``: the model's own output, bit for bit, and the target that reaches it (TL-Align, arXiv
     2210.06455), a detached float32 tensor (batch, classes) with rows that sum to 1. A dense output (batch, channels,
     height, width) gets (batch, classes, height, width); tuples, lists, dicts and dataclasses of outputs get the same
-    structure of targets, with None for what carries no image content.
+    structure of targets, with None for what carries no image content or is no floating-point tensor.
 
     The target is a :class:`tlfx.MixedTarget`, anywhere among the arguments or as ``target=``; integer labels (batch,)
     and soft labels (batch, classes) are taken as ``target=`` too and come back as plain soft targets. All other
@@ -77,6 +77,11 @@ def align(
         raise InputError(
             f"{type(model).__name__} has a forward of the instance (compiled, scripted or patched) that would hide the "
             "aligned one: align the model before that"
+        )
+    if isinstance(model, GraphModule):
+        raise InputError(
+            f"{type(model).__name__} is a torch.fx.GraphModule, whose class is rewritten whenever its graph is: align "
+            "the model it was traced from, or a module that holds it, such as torch.nn.Sequential(model)"
         )
     chosen = _options(layers, residual, on_unknown)
     module: nn.Module = unalign(model)
@@ -178,11 +183,24 @@ class _Alignment:
         found = self.plans.get(key) or self.plans.get((key, images.shape[0]))
         if found is None:
             captured = capture(model, _own_forward(model), args, kwargs, images)
-            propagation = propagate(captured.graph_module, captured.images, self.options)
+            propagation = _propagate(captured, self.options)
             found = _Plan(rewrite(propagation), captured, propagation.outputs)
             self.plans[key if captured.batch is None else (key, captured.batch)] = found
         self.latest = found
         return found
+
+
+def _propagate(captured: Captured, options: Options) -> Propagation:
+    """What propagation finds; a batch of one is found only where it comes first."""
+    try:
+        return propagate(captured.graph_module, captured.images, options)
+    except (NoContentError, ProvenanceError) as error:
+        if captured.batch != 1:
+            raise
+        raise CaptureError(
+            f"{error}\nThis model computes with its batch size, so that it is captured for one size only, and a batch "
+            "of 1 cannot be told from other axes of length 1: call it with two images or more (drop_last=True)."
+        ) from error
 
 
 class Aligned(nn.Module):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-import linecache
+import io
+import logging
 import random
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -20,8 +20,8 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from tlfx.call import is_channels_last
-from tlfx.errors import CaptureError
 from tlfx.inline import inline_subgraphs
+from tlfx.refusal import check_sizes, explain
 
 __all__ = ["MODEL", "Captured", "capture"]
 
@@ -92,8 +92,26 @@ def capture(
         try:
             program, fixed = _export(entry, tensors, None), batch
         except Exception as error:
-            raise _explained(model, error) from error
-    return _cleaned(program, entry, model, position, _names(forward, args, kwargs), fixed)
+            raise explain(_kind(model), error, lambda: _run(model, forward, args, kwargs), tensors) from error
+    captured = _cleaned(program, entry, model, position, _names(forward, args, kwargs), fixed)
+    check_sizes(_kind(model), captured.graph_module.graph)
+    return captured
+
+
+def _kind(model: nn.Module) -> str:
+    """The class of a model as its user named it."""
+    return str(getattr(type(model), "_tlfx_base", type(model)).__name__)
+
+
+def _run(model: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Run a forward and leave no trace of it in buffers, attributes or random states."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with _state_kept(model), torch.no_grad():
+            forward(model, *args, **kwargs)
+    finally:
+        for buffer, before in buffers:
+            buffer.copy_(before)
 
 
 def _example(x: Tensor, batched: bool) -> Tensor:
@@ -106,10 +124,11 @@ def _example(x: Tensor, batched: bool) -> Tensor:
 def _export(entry: nn.Module, tensors: list[Tensor], dynamic: list[bool] | None) -> GraphModule:
     size = Dim("batch", min=1, max=4096)
     shapes = None if dynamic is None else (tuple({0: size} if d else {} for d in dynamic),)
-    with _state_kept(entry), _capture_mode(tensors[0].device.type), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _state_kept(entry) as has_drawn, _capture_mode(tensors[0].device.type), _quiet():
         example = tuple(_example(x, bool(dynamic and dynamic[i])) for i, x in enumerate(tensors))
         program = torch.export.export(entry, example, dynamic_shapes=shapes, strict=False)
+        if has_drawn():  # a graph would repeat for ever what was drawn once
+            raise RuntimeError("the forward draws from the random generator of Python or NumPy: use torch's instead")
         unchecked = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
         return program.module(**unchecked)
 
@@ -126,18 +145,30 @@ def _capture_mode(device: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _state_kept(model: nn.Module) -> Iterator[None]:
+def _quiet() -> Iterator[None]:
+    """Without what export prints of a graph that it cannot finish: the error tells it in one line."""
+    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = log.level
+    log.setLevel(max(log.getEffectiveLevel(), logging.ERROR))
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
+@contextlib.contextmanager
+def _state_kept(model: nn.Module) -> Iterator[Callable[[], bool]]:
     """Leave the random states of torch, NumPy and Python as they were found, and no new attributes on modules.
 
-    Raises RuntimeError if a forward draws from Python or NumPy: a graph would repeat for ever what was drawn once.
+    Gives a function that tells whether a forward has drawn from Python or NumPy.
     """
     attributes = [(vars(m), set(vars(m))) for m in model.modules()]
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
-            yield
-        if random.getstate() != python or not all(map(np.array_equal, np.random.get_state(), numpy)):
-            raise RuntimeError("the forward draws from the random generator of Python or NumPy: use torch's instead")
+            yield lambda: random.getstate() != python or not all(map(np.array_equal, np.random.get_state(), numpy))
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
@@ -163,7 +194,7 @@ def _cleaned(
     graph.eliminate_dead_code()
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     for node in graph.nodes:
-        _strip_entry(node, type(model).__name__)
+        _strip_entry(node, _kind(model))
     _rename(placeholders, names)
     root = nn.Module()
     for node in graph.nodes:
@@ -171,7 +202,7 @@ def _cleaned(
             path, node.target = str(node.target), str(node.target).replace(".", "_")
             root.register_buffer(node.target, held[path], persistent=False)
     root._modules[MODEL] = model
-    graph_module = GraphModule(root, graph, class_name=type(model).__name__)
+    graph_module = GraphModule(root, graph, class_name=_kind(model))
     graph_module._modules = {MODEL: model}
     return Captured(graph_module, placeholders[position].name, entry.seen.out_spec, batch)
 
@@ -237,27 +268,3 @@ def _flatten(output: Any) -> tuple[list[Any], pytree.TreeSpec]:
     for kind in unknown:
         torch.export.register_dataclass(kind)
     return _flatten(output) if unknown else (leaves, spec)
-
-
-def _explained(model: nn.Module, error: Exception) -> CaptureError:
-    """What export could not do, where, and what to do about it."""
-    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
-    frames = [f for f in frames if not _is_library(f.filename)] or [f for f in frames if f.name == "forward"]
-    where = "unknown"
-    if frames:
-        last = frames[-1]
-        line = linecache.getline(last.filename, last.lineno or 0).strip()
-        where = f"{last.filename}:{last.lineno} in {last.name}: {line}"
-    return CaptureError(
-        f"{type(model).__name__} cannot be captured as a graph: {type(error).__name__}: {reason}\n"
-        f"  source: {where}\n"
-        "If the model runs without a target, its control flow depends on the data (an if, a loop or a size taken from "
-        "a tensor's values): replace it by torch.where or masks, or align the part without it (its backbone, say)."
-    )
-
-
-def _is_library(filename: str) -> bool:
-    """Whether a source file is torch's, generated, or machinery of this module."""
-    torch_folder = str(inspect.getsourcefile(torch)).rsplit("/", 1)[0]
-    return filename.startswith((torch_folder, "<")) or filename == contextlib.__file__

@@ -233,7 +233,7 @@ class Walk:
     def _outputs(self, node: Node) -> list[OutputLabel | None]:
         leaves = tree_flatten(node.args)[0]
         op = Op(node, (), {}, self)
-        labels = [self._output(op, self.values[n]) if isinstance(n, Node) else None for n in leaves]
+        labels = [self._output(op, self.values[n]) if isinstance(n, Node) and _is_real(n) else None for n in leaves]
         if not any(labels):
             raise NoContentError(
                 "no output of the model carries image content, so there is no label to align; "
@@ -255,6 +255,12 @@ class Walk:
         place = BatchAxis(where.axis - (axis < where.axis), where.outer, where.inner)
         full[place.axis : place.axis + 1] = [where.outer, where.inner]
         return OutputLabel(with_image(rows).expand(full), place, axis)
+
+
+def _is_real(node: Node) -> bool:
+    """Whether a value is of a floating type: integers and truth values are decisions, which no loss is taken of."""
+    example = node.meta.get("val")
+    return isinstance(example, Tensor) and (example.is_floating_point() or example.is_complex())
 
 
 def _is_inside(path: str, pattern: str) -> bool:

@@ -8,13 +8,18 @@ from torch import SymBool, SymFloat, SymInt, Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["describe", "hint", "module_path", "shapes"]
+__all__ = ["describe", "hint", "module_path", "shapes", "sizes"]
 
 
 def shapes(node: Node) -> list[tuple[int, ...]]:
     """Shapes of the tensors that a node gives, at the batch size of the example."""
+    return [tuple(int(s) for s in size) for size in sizes(node)]
+
+
+def sizes(node: Node) -> list[tuple[Any, ...]]:
+    """The same, with None where a size depends on the data."""
     leaves = tree_leaves(node.meta.get("val"))
-    return [tuple(int(hint(s)) for s in leaf.shape) for leaf in leaves if isinstance(leaf, Tensor)]
+    return [tuple(hint(s) for s in leaf.shape) for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def hint(size: Any) -> Any:
@@ -32,8 +37,8 @@ def describe(node: Node) -> str:
     """Where a node comes from: its name, module, source line and the shapes that go in and out."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     module = f"{stack[-1][0] or 'the model itself'} ({_class_name(stack[-1][1])})" if stack else "unknown"
-    given = ", ".join(str(s) for n in node.all_input_nodes for s in shapes(n))
-    made = ", ".join(str(s) for s in shapes(node))
+    given = ", ".join(str(s) for n in node.all_input_nodes for s in sizes(n))
+    made = ", ".join(str(s) for s in sizes(node)).replace("None", "?")
     return f"  node:   {node.name}\n  module: {module}\n  source: {_line(node)}\n  shapes: {given} -> {made}"
 
 

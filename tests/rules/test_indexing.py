@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rule_harness import Probe, check, check_moves, label_rows, several, tokens
 from torch import Tensor, nn
 
-from tlfx import Operation, ProvenanceError, runtime
+from tlfx import CaptureError, Operation, ProvenanceError, runtime
 from tlfx.provenance import Role
 
 aten = torch.ops.aten
@@ -42,8 +42,12 @@ def test_known_indices_are_a_movement(name: str) -> None:
     check_moves(KNOWN[name], SIZE, where=torch.tensor([2, 0]))
 
 
-def test_a_known_mask_chooses() -> None:
-    check_moves(lambda x, mask: x[..., mask], SIZE, mask=torch.tensor([True, False, True, True]))
+def test_a_mask_that_never_changes_is_to_be_made_indices() -> None:
+    """Export knows no size for what a mask chooses, even of a buffer."""
+    mask = torch.tensor([True, False, True, True])
+    with pytest.raises(CaptureError, match=r"A mask that never changes can be indices, mask.nonzero\(\), made once"):
+        Probe(lambda x, mask: x[..., mask], SIZE, mask=mask)
+    check_moves(lambda x, where: x[..., where], SIZE, where=mask.nonzero()[:, 0])
 
 
 @several(8)

@@ -45,7 +45,7 @@ MOVEMENTS: dict[str, Callable[[Tensor], Any]] = {
     "repeat": lambda x: x.repeat(1, 2, 1, 3),
     "tile": lambda x: x.tile(2, 3),
     "repeat_interleave": lambda x: x.repeat_interleave(2, dim=2),
-    "repeat_interleave_counts": lambda x: x.repeat_interleave(torch.tensor([1, 0, 2, 3]), dim=2),
+    "repeat_interleave_counts": lambda x: x.repeat_interleave(torch.tensor([1, 0, 2, 3]), dim=2, output_size=6),
     "repeat_batch_interleaved": lambda x: x.repeat_interleave(3, 0),
     "slice": lambda x: x[:, 1:, ::2, -3:],
     "ellipsis": lambda x: x[..., None, 2:5],

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
+from collections.abc import Iterator
 
 TIMEOUT = 300
 """Seconds; a command takes a few, but the machine may be busy."""
@@ -15,3 +21,25 @@ def tlfx(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
     command = [sys.executable, "-m", "tlfx", *arguments]
     settings = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=settings)
+
+
+def tlfx_on_a_terminal(*arguments: str, rows: int, columns: int, **environment: str) -> str:
+    """Run ``python -m tlfx`` on a terminal of its own and return all that it shows."""
+    command = [sys.executable, "-m", "tlfx", *arguments]
+    settings = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm-256color", **environment}
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=settings, start_new_session=True
+    )
+    os.close(theirs)
+    shown = b"".join(_chunks(ours))
+    assert process.wait(TIMEOUT) == 0
+    return shown.decode().replace("\r\n", "\n")
+
+
+def _chunks(terminal: int) -> Iterator[bytes]:
+    """What a terminal is given, until no process holds it."""
+    with contextlib.suppress(OSError), open(terminal, "rb", buffering=0) as file:
+        while chunk := file.read(4096):
+            yield chunk

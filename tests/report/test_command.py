@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import re
 
 import pytest
+from command import tlfx, tlfx_on_a_terminal
 
 
-def tlfx(*arguments, status=0):
-    command = [sys.executable, "-m", "tlfx", "inspect", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=300)
+def inspect(*arguments, status=0):
+    done = tlfx("inspect", *arguments)
     assert done.returncode == status, done.stderr
     return done
 
@@ -19,7 +18,7 @@ def tlfx(*arguments, status=0):
 def test_files_and_json_in_one_run(tmp_path):
     files = {form: tmp_path / f"model.{form}" for form in ("dot", "graphml", "svg", "html")}
     options = [text for form, file in files.items() for text in (f"--{form}", str(file))]
-    data = json.loads(tlfx("test_vit", "--only", "spatial", "--json", *options).stdout)
+    data = json.loads(inspect("test_vit", "--only", "spatial", "--json", *options).stdout)
     assert {n["class"] for n in data["nodes"]} == {"spatial_mix"}
     assert data["summary"]["spatial_mix"] == len(data["nodes"])
     starts = {"dot": "digraph", "graphml": "<?xml", "svg": "<svg", "html": "<!doctype html>"}
@@ -27,7 +26,7 @@ def test_files_and_json_in_one_run(tmp_path):
 
 
 def test_text_in_a_pipe_is_plain():
-    text = tlfx("test_vit", "--module", "blocks.*").stdout
+    text = inspect("test_vit", "--module", "blocks.*").stdout
     assert "\x1b" not in text
     assert "spatial mixing" in text
     assert "patch_embed " not in text.partition("class ")[0]
@@ -44,7 +43,24 @@ def test_text_in_a_pipe_is_plain():
     ],
 )
 def test_bad_input_ends_with_a_message(arguments, message):
-    done = tlfx(*arguments, status=2)
+    done = inspect(*arguments, status=2)
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_more_than_a_screen_goes_through_the_pager_in_colour():
+    pager = {"PAGER": "sed s/^/:/"}
+    text = tlfx_on_a_terminal("inspect", "test_vit", rows=24, columns=90, **pager)
+    lines = text.splitlines()
+    assert len(lines) > 24
+    assert all(line.startswith(":") for line in lines)
+    assert "\x1b[" in text
+    assert max(len(re.sub(r"\x1b\[[0-9;]*m", "", line)) for line in lines) <= 91
+
+
+def test_less_than_a_screen_is_shown_at_once():
+    text = tlfx_on_a_terminal("inspect", "test_vit", "--no-color", rows=200, columns=90, PAGER="sed s/^/:/")
+    assert "spatial mixing" in text
+    assert not text.startswith(":")
+    assert "\x1b[3" not in text

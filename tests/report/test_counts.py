@@ -70,17 +70,17 @@ HAND: dict[str, dict[str, int]] = {
         "aggregation": 1,
         "weight": 0,
     },
-    "test_maxvit": {
-        # two convolutions of the stem; a depth-wise 3×3, window and grid attention in each of 4 blocks
-        "spatial_mix": 2 + 4 * 3,
-        # two 1×1 and two of squeeze-and-excitation; 1×1 on the skip of 3 blocks that widen; qkv, proj, fc1, fc2 in 8
-        # attention blocks; head
-        "channel_mix": 4 * 4 + 3 + 8 * 4 + 1,
+    "maxvit_tiny_tf_224": {
+        # two convolutions of the stem; a depth-wise 3×3, window and grid attention in each of 2 + 2 + 5 + 2 blocks
+        "spatial_mix": 2 + 11 * 3,
+        # two 1×1 and two of squeeze-and-excitation; 1×1 on the skip of 3 blocks that widen; qkv, proj, fc1, fc2 in 22
+        # attention blocks; two layers of the head
+        "channel_mix": 11 * 4 + 3 + 22 * 4 + 2,
         # norm and activation of the stem; three norms, two activations, and activation, gate and product of
-        # squeeze-and-excitation; norm1, proj_drop, norm2, gelu, drop1, drop2; norm and dropout of the head
-        "pointwise": 2 + 4 * 8 + 8 * 6 + 2,
-        "residual": 4 + 8 * 2,
-        "aggregation": 4 + 4 + 1,  # means of squeeze-and-excitation, pools on the skips, pool of the head
+        # squeeze-and-excitation; norm1, proj_drop, norm2, gelu, drop1, drop2; norm, tanh and dropout of the head
+        "pointwise": 2 + 11 * 8 + 22 * 6 + 3,
+        "residual": 11 + 22 * 2,
+        "aggregation": 11 + 4 + 1,  # means of squeeze-and-excitation, pools on the skips, pool of the head
         "weight": 0,
     },
     "xcit_nano_12_p8_224": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -72,6 +73,12 @@ def test_each_model_has_its_row() -> None:
 def test_a_model_that_hangs() -> None:
     row = analyse("zoo_models:hangs", Limits(timeout=2))
     assert row == {"model": "zoo_models:hangs", "status": "timeout", "reason": "not done after 2 s"}
+
+
+@pytest.mark.usefixtures("place")
+def test_a_worker_whose_sweep_is_gone_ends_by_itself() -> None:
+    command = [sys.executable, "-m", "tlfx.zoo.worker", "zoo_models:hangs", "--seconds", "2"]
+    assert subprocess.run(command, timeout=60).returncode == -signal.SIGALRM
 
 
 def test_the_limit_on_memory_holds_before_torch_is_there() -> None:

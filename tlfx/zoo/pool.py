@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -13,6 +14,10 @@ from dataclasses import dataclass
 from tlfx.zoo.table import Row
 
 __all__ = ["Limits", "analyse", "sweep"]
+
+
+GRACE = 10
+"""Seconds after its time limit when a worker ends by itself, should the sweep be no more."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,8 @@ def sweep(names: Iterable[str], limits: Limits, jobs: int) -> Iterator[Row]:
 
 def analyse(name: str, limits: Limits) -> Row:
     """The row of one model, from a process of its own. Nothing that the model does raises an error here."""
-    options = ["--memory", str(limits.memory), *(["--check"] if limits.check else [])]
+    seconds = math.ceil(limits.timeout) + GRACE
+    options = ["--memory", str(limits.memory), "--seconds", str(seconds), *(["--check"] if limits.check else [])]
     command = [sys.executable, "-m", "tlfx.zoo.worker", name, *options]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limits.timeout)

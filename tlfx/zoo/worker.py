@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import json
 import re
+import signal
 import sys
 import time
 from collections import Counter
@@ -28,9 +29,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name")
     parser.add_argument("--memory", type=int, default=0, help="bytes, 0 for no limit")
+    parser.add_argument("--seconds", type=int, default=0, help="after which the process ends itself, 0 for no limit")
     parser.add_argument("--check", action="store_true", help="measure the invariants too")
     args = parser.parse_args()
     _limit_memory(args.memory)
+    if hasattr(signal, "alarm"):
+        signal.alarm(args.seconds)
     with contextlib.redirect_stdout(sys.stderr):
         row = probe(args.name, args.check)
     print(json.dumps(row))

@@ -8,21 +8,15 @@ elements without image content.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from hypothesis import Phase, settings
-from torch import Tensor, nn
-from torch.fx import Node
-from torch.utils._pytree import tree_map
+from torch import Tensor
 
-from tlfx import Operation
-from tlfx.capture import capture
-from tlfx.propagate import Options, OutputLabel, Walk
-from tlfx.provenance import NONE, Role, Value
-from tlfx.rewrite import rewrite
-from tlfx.verbs import Op
+from tlfx import Operation, testing
+from tlfx.provenance import Role
+from tlfx.testing.probe import split_shape
 
 TOLERANCE = {"rtol": 0.0, "atol": 2e-6, "equal_nan": True}
 BATCH = 3
@@ -30,43 +24,11 @@ Twin = Callable[[Tensor, Tensor], Any]
 """Labels and images, both (batch, channels, *size) in float64, to the label at every element of every output."""
 
 
-class Net(nn.Module):
-    """A function of images and of named parts: modules, parameters, and buffers for other tensors."""
-
-    def __init__(self, function: Callable[..., Any], parts: dict[str, Any]) -> None:
-        super().__init__()
-        self.function = function
-        for name, part in parts.items():
-            if isinstance(part, Tensor) and not isinstance(part, nn.Parameter):
-                self.register_buffer(name, part)
-            else:
-                setattr(self, name, part)
-        self.names = list(parts)
-
-    def forward(self, images: Tensor) -> Any:
-        outputs = self.function(images, **{name: getattr(self, name) for name in self.names})
-        return tree_map(_as_real, outputs)
-
-
-def _as_real(output: Tensor) -> Tensor:
-    """Decisions as numbers, since the labels of outputs that are no numbers are not read."""
-    return output if output.is_floating_point() or output.is_complex() else output.float()
-
-
-class Probe:
-    """A captured function whose labels can be read at every element of its outputs, for any mask."""
+class Probe(testing.Probe):
+    """A captured function of images (batch, *size), and the share of the first image at every element."""
 
     def __init__(self, function: Callable[..., Any], size: Sequence[int], **parts: Any) -> None:
-        self.net = Net(function, parts)
-        self.images = torch.randn(BATCH, *size, generator=torch.Generator().manual_seed(0))
-        captured = capture(self.net, Net.forward, (self.images,), {}, self.images)
-        walk = Walk(captured.graph_module, captured.images, Options())
-        self.found = walk.run()
-        end = self.found.graph_module.graph.output_node()
-        values = [walk.values[n] for n in end.args[0] if isinstance(n, Node)]
-        self.values: list[Value] = Op(end, (), {}, walk).resolve_all(*values)
-        outputs = [_elements(v) if v.is_content else None for v in self.values]
-        self.graph_module = rewrite(replace(self.found, outputs=outputs))
+        super().__init__(function, torch.randn(BATCH, *size, generator=torch.Generator().manual_seed(0)), parts)
 
     @property
     def roles(self) -> list[Role]:
@@ -76,25 +38,15 @@ class Probe:
     def shares(self, mask: Tensor) -> list[Tensor]:
         """The share of the first image at every element of each output that has content."""
         torch.manual_seed(0)
-        labels = self.graph_module(self.images, mask)[1]
-        return [_read(share, v) for share, v in zip(labels, self.values, strict=True) if v.is_content]
+        return [label[..., 0] for label in self.labels(mask)]
 
     def samples(self) -> list[Tensor]:
         """The sample that each element of an output belongs to."""
         numbers = torch.arange(BATCH)
-        split = [(v.batch_axis.axis, _split_shape(v, (BATCH,))) for v in self.values if v.is_content]
+        split = [(v.batch_axis.axis, split_shape(v, (BATCH,))) for v in self.values if v.is_content]
         return [
             numbers.view(-1, *[1] * (len(full) - axis - 2)).expand(full).flatten(axis, axis + 2) for axis, full in split
         ]
-
-    def operation(self, *names: str) -> Operation:
-        """The operation of the last call of an operator, by its name without overload (``"linear"``)."""
-        nodes = [n for n in self.found.graph_module.graph.nodes if n.op == "call_function" and _name(n) in names]
-        return self.found.operations[nodes[-1]]
-
-    def code(self) -> str:
-        """Code of the aligned graph."""
-        return str(self.graph_module.code)
 
 
 def several(examples: int) -> settings:
@@ -184,27 +136,3 @@ def normalised(weights: Tensor) -> Tensor:
     """Norm(|W|): rows of absolute values that sum to 1."""
     weights = weights.double().abs()
     return weights / weights.sum(-1, keepdim=True)
-
-
-def _name(node: Node) -> str:
-    packet = getattr(node.target, "overloadpacket", node.target)
-    return str(packet.__name__)
-
-
-def _split_shape(value: Value, batch: Sequence[int]) -> list[int]:
-    """Shape of a value, its batch axis replaced by (outer, *batch, inner)."""
-    where = value.batch_axis
-    return [*value.shape[: where.axis], where.outer, *batch, where.inner, *value.shape[where.axis + 1 :]]
-
-
-def _elements(value: Value) -> OutputLabel:
-    """The label of an output at every element, its class axis being no axis at all."""
-    rows = value.rows.clamp_min(0).expand(_split_shape(value, ()))
-    return OutputLabel(rows, value.batch_axis, rows.dim())
-
-
-def _read(share: Tensor, value: Value) -> Tensor:
-    where = value.batch_axis
-    full = _split_shape(value, (BATCH,))
-    blank = (value.rows == NONE).unsqueeze(where.axis + 1).expand(full)
-    return share[..., 0].double().view(full).masked_fill(blank, torch.nan).flatten(where.axis, where.axis + 2)

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
         TargetError,
         TlfxError,
         UnknownOperatorError,
+        WrongRuleError,
     )
     from tlfx.mix.target import MixedTarget
+    from tlfx.packs import rules
     from tlfx.report import Report, inspect
     from tlfx.taxonomy import Operation
 
@@ -38,9 +40,11 @@ __all__ = [
     "TargetError",
     "TlfxError",
     "UnknownOperatorError",
+    "WrongRuleError",
     "align",
     "aligned_code",
     "inspect",
+    "rules",
     "unalign",
 ]
 __version__ = "0.1.0"
@@ -48,6 +52,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "tlfx.aligned": ("Aligned", "align", "aligned_code", "unalign"),
     "tlfx.mix.target": ("MixedTarget",),
+    "tlfx.packs": ("rules",),
     "tlfx.report": ("Report", "inspect"),
     "tlfx.taxonomy": ("Operation",),
 }

@@ -19,6 +19,7 @@ from tlfx.errors import CaptureError, InputError, NoContentError, ProvenanceErro
 from tlfx.mix.target import MixedTarget, check_labels
 from tlfx.propagate import Options, OutputLabel, Propagation, propagate
 from tlfx.rewrite import rewrite
+from tlfx.rule import REGISTRY
 
 __all__ = ["Aligned", "align", "aligned_code", "unalign"]
 
@@ -179,7 +180,8 @@ class _Alignment:
     def plan(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Plan:
         """The plan for a call like this one, made now if there is none."""
         images = images_of(args, kwargs)
-        key = key_of(model, args, kwargs, images)
+        REGISTRY.load()
+        key = (REGISTRY.generation, key_of(model, args, kwargs, images))
         found = self.plans.get(key) or self.plans.get((key, images.shape[0]))
         if found is None:
             captured = capture(model, _own_forward(model), args, kwargs, images)

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from tlfx.call import is_channels_last
 from tlfx.inline import inline_subgraphs
+from tlfx.opaque import ModuleCall, collect_calls, marked
 from tlfx.refusal import check_sizes, explain
 
 __all__ = ["MODEL", "Captured", "capture"]
@@ -87,13 +88,15 @@ def capture(
     batch = images.shape[0]
     batched = [x.dim() > 0 and x.shape[0] == batch for x in tensors]
     try:
-        program, fixed = _export(entry, tensors, batched), None
+        program, calls = _export(entry, tensors, batched)
+        fixed = None
     except Exception:
         try:
-            program, fixed = _export(entry, tensors, None), batch
+            program, calls = _export(entry, tensors, None)
+            fixed = batch
         except Exception as error:
             raise explain(_kind(model), error, lambda: _run(model, forward, args, kwargs), tensors) from error
-    captured = _cleaned(program, entry, model, position, _names(forward, args, kwargs), fixed)
+    captured = _cleaned(program, entry, model, position, _names(forward, args, kwargs), fixed, calls)
     check_sizes(_kind(model), captured.graph_module.graph)
     return captured
 
@@ -121,16 +124,19 @@ def _example(x: Tensor, batched: bool) -> Tensor:
     return example.contiguous(memory_format=torch.channels_last) if is_channels_last(x) else example
 
 
-def _export(entry: nn.Module, tensors: list[Tensor], dynamic: list[bool] | None) -> GraphModule:
+def _export(
+    entry: nn.Module, tensors: list[Tensor], dynamic: list[bool] | None
+) -> tuple[GraphModule, list[ModuleCall]]:
+    """The graph of a forward, and the calls of modules with a rule in it."""
     size = Dim("batch", min=1, max=4096)
     shapes = None if dynamic is None else (tuple({0: size} if d else {} for d in dynamic),)
-    with _state_kept(entry) as has_drawn, _capture_mode(tensors[0].device.type), _quiet():
+    with _state_kept(entry) as has_drawn, _capture_mode(tensors[0].device.type), _quiet(), marked(entry) as calls:
         example = tuple(_example(x, bool(dynamic and dynamic[i])) for i, x in enumerate(tensors))
         program = torch.export.export(entry, example, dynamic_shapes=shapes, strict=False)
         if has_drawn():  # a graph would repeat for ever what was drawn once
             raise RuntimeError("the forward draws from the random generator of Python or NumPy: use torch's instead")
         unchecked = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
-        return program.module(**unchecked)
+        return program.module(**unchecked), calls
 
 
 @contextlib.contextmanager
@@ -178,7 +184,13 @@ def _state_kept(model: nn.Module) -> Iterator[Callable[[], bool]]:
 
 
 def _cleaned(
-    program: GraphModule, entry: _Entry, model: nn.Module, position: int, names: list[str], batch: int | None
+    program: GraphModule,
+    entry: _Entry,
+    model: nn.Module,
+    position: int,
+    names: list[str],
+    batch: int | None,
+    calls: list[ModuleCall],
 ) -> Captured:
     """A graph module of our own: flat inputs and outputs, no checks, parameters read from the model itself."""
     graph = Graph()
@@ -192,6 +204,7 @@ def _cleaned(
         if node.op == "call_function" and not node.users and "_assert_" in str(node.target):
             graph.erase_node(node)
     graph.eliminate_dead_code()
+    collect_calls(graph, calls)
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     for node in graph.nodes:
         _strip_entry(node, _kind(model))

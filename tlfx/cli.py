@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 
 import tlfx
@@ -38,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     args = _parser(given).parse_args(given)
     try:
-        return int(_command(args.command).run(args))
+        with _rules(getattr(args, "rules", [])):
+            return int(_command(args.command).run(args))
     except TlfxError as error:
         if args.debug:
             traceback.print_exc()
@@ -69,6 +71,15 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
             sub.description = module.__doc__
             module.add_arguments(sub)
     return parser
+
+
+def _rules(files: Sequence[str]) -> AbstractContextManager[None]:
+    """The rules of files, in force while a command runs; torch is imported for them alone."""
+    if not files:
+        return nullcontext()
+    from tlfx.packs import rules
+
+    return rules(*files)
 
 
 def _command(name: str) -> ModuleType:

@@ -13,6 +13,7 @@ __all__ = [
     "TargetError",
     "TlfxError",
     "UnknownOperatorError",
+    "WrongRuleError",
 ]
 
 
@@ -42,6 +43,10 @@ class RuleError(TlfxError):
 
 class RuleConflictError(RuleError):
     """Two rules for one operator."""
+
+
+class WrongRuleError(RuleError):
+    """A rule whose labels do not agree with what its operator does."""
 
 
 class UnknownOperatorError(RuleError):

@@ -20,7 +20,7 @@ from tlfx.errors import ModelError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["add_arguments", "from_arguments", "load", "parse_size"]
+__all__ = ["add_arguments", "add_rules", "from_arguments", "load", "parse_size"]
 
 IMAGE = (3, 224, 224)
 CLIP_FRAMES = 16
@@ -41,7 +41,15 @@ def add_arguments(parser: argparse.ArgumentParser, model: str = "model") -> None
     parser.add_argument(
         "--path", metavar="DIR", action="append", default=[], help="directory to import from; may be repeated"
     )
+    add_rules(parser)
     parser.add_argument("--input-size", metavar="SIZE", help="size of the images: H, HxW, CxHxW, or CxTxHxW for video")
+
+
+def add_rules(parser: argparse.ArgumentParser) -> None:
+    """The option that names files of rules."""
+    parser.add_argument(
+        "--rules", metavar="FILE", action="append", default=[], help="Python file of rules; may be repeated"
+    )
 
 
 def from_arguments(args: argparse.Namespace, device: str = "cpu") -> tuple[nn.Module, Tensor]:

@@ -19,12 +19,13 @@ from tlfx.alias import AliasSets, written_argument
 from tlfx.constant import Constants
 from tlfx.errors import NoContentError, RuleError, TlfxError, UnknownOperatorError
 from tlfx.label import MASK, LabelTable, Rows
+from tlfx.opaque import ModuleCall, call_of
 from tlfx.provenance import BatchAxis, Role, Value, merge_batch
-from tlfx.rule import REGISTRY, operator_name
+from tlfx.rule import REGISTRY, Rule, operator_name
 from tlfx.skip import content_graph, skip_of
 from tlfx.source import describe, hint, module_path, shapes
 from tlfx.taxonomy import Operation
-from tlfx.verbs import Op
+from tlfx.verbs import ModuleOp, Op
 from tlfx.verbs.base import Verbs, numbered
 from tlfx.verbs.movement import with_image
 
@@ -155,7 +156,8 @@ class Walk:
         if node.op == "get_attr":
             self.operations[node] = Operation.CONSTANT
             return Value(node, shapes(node)[0], self.batch) if shapes(node) else None
-        return self._call(node)
+        call = call_of(node)
+        return self._call(node) if call is None else self._inside(node, call)
 
     def _placeholder(self, node: Node) -> Any:
         self.operations[node] = Operation.CONSTANT
@@ -170,6 +172,34 @@ class Walk:
         rows = self.table.add(runtime.pixels, MASK, node, shape=size, after=node)
         content = merge_batch(rows.view(1, 1, 1, *size), self.batch, BatchAxis(0))
         return Value(node, shape, self.batch, Role.CONTENT, (content,))
+
+    def _inside(self, node: Node, call: ModuleCall) -> Any:
+        """A node in a call of a module with a rule: its last one stands for all."""
+        self.operations[node] = Operation.CONSTANT
+        self.values[node] = self._of_constants(node)
+        if node is call.last:
+            self._apply_module(call)
+        return self.values[node]
+
+    def _apply_module(self, call: ModuleCall) -> None:
+        look_up = self.values.get
+        args, kwargs = tree_map(lambda a: look_up(a) if isinstance(a, Node) else a, call.arguments)
+        if all(v.is_constant for v in tree_flatten((args, kwargs))[0] if isinstance(v, Value)):
+            return
+        op = ModuleOp(call, args, kwargs, self)
+        found = REGISTRY.find_module(call.module)
+        assert found is not None
+        out = self._judge(found, op, call.module, *args, **kwargs)
+        values = [v for v in tree_flatten(out)[0] if isinstance(v, Value)]
+        if len(values) != len(call.outputs):
+            raise RuleError(
+                f"the rule {found.origin} gives {len(values)} values for a module that returns {len(call.outputs)} "
+                f"tensors\n{describe(call.last)}"
+            )
+        for node, value in zip(call.outputs, values, strict=True):
+            if node in call.inner:
+                self.values[node] = op.output(value, node)
+                self.operations[node] = _operation_of(op, value)
 
     def _call(self, node: Node) -> Any:
         args, kwargs = tree_map(self._look_up, (tuple(node.args), dict(node.kwargs)))
@@ -204,19 +234,23 @@ class Walk:
         if found is None:
             return self._unknown(node, args, kwargs)
         op = Op(node, args, kwargs, self)
-        try:
-            out = found.function(op, *args, **kwargs)
-        except TlfxError as error:
-            raise type(error)(f"{error}\n{describe(node)}") from error
-        except Exception as error:
-            raise RuleError(
-                f"the rule {found.origin} failed: {type(error).__name__}: {error}\n{describe(node)}"
-            ) from error
+        out = self._judge(found, op, *args, **kwargs)
         self.operations[node] = _operation_of(op, out)
         written = written_argument(node)
         if written is not None and isinstance(out, Value):
             self._aliases.write(written, out)
         return out
+
+    def _judge(self, found: Rule, op: Op, *args: Any, **kwargs: Any) -> Any:
+        """What a rule makes of an operation; errors tell where."""
+        try:
+            return found.function(op, *args, **kwargs)
+        except TlfxError as error:
+            raise type(error)(f"{error}\n{describe(op.node)}") from error
+        except Exception as error:
+            raise RuleError(
+                f"the rule {found.origin} failed: {type(error).__name__}: {error}\n{describe(op.node)}"
+            ) from error
 
     def _unknown(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.options.on_unknown == "pointwise":

@@ -13,13 +13,16 @@ Packs of rules are modules named by the entry-point group ``tlfx.rules``; import
 from __future__ import annotations
 
 import importlib.metadata
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from torch import nn
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 
-from tlfx.errors import RuleConflictError, RuleError
+from tlfx.errors import RuleConflictError
 
 __all__ = ["REGISTRY", "Registry", "Rule", "rule"]
 
@@ -46,11 +49,15 @@ class Rule:
 
 
 class Registry:
-    """Rules by operator: one entry for each overload packet, overload or Python function."""
+    """Rules by operator: one entry for each overload packet, overload, Python function or class of modules."""
 
     def __init__(self) -> None:
         self._rules: dict[Any, Rule] = {}
         self._loaded = False
+        self.broken: dict[str, str] = {}
+        """Packs that could not be imported, and why."""
+        self.generation = object()
+        """Changes with the rules: what was derived by others is out of date."""
 
     def add(self, operator: Any, function: Callable[..., Any], override: bool = False) -> None:
         """Register a rule. Raises RuleConflictError if the operator has one already and ``override`` is not set."""
@@ -63,14 +70,21 @@ class Registry:
                 "Remove one of them, or pass override=True to the one that should win."
             )
         self._rules[operator] = entry
+        self.generation = object()
 
     def find(self, operator: Any) -> Rule | None:
         """The rule for an operator: its overload's, its packet's, or that of what it is the in-place form of."""
         self.load()
         return next((self._rules[key] for key in _keys(operator) if key in self._rules), None)
 
+    def find_module(self, module: nn.Module) -> Rule | None:
+        """The rule for a module: that of its class, or of the nearest class it derives from."""
+        self.load()
+        return next((self._rules[kind] for kind in type(module).__mro__ if kind in self._rules), None)
+
     def load(self) -> None:
-        """Import every rule pack that is installed, once. Raises RuleError naming a pack that cannot be imported."""
+        """Import every rule pack that is installed, once. One that cannot be imported is named in a warning and in
+        :attr:`broken`, and does not take the others down; two rules for one operator raise RuleConflictError."""
         if self._loaded:
             return
         self._loaded = True
@@ -80,9 +94,22 @@ class Registry:
             except RuleConflictError:
                 raise
             except Exception as error:
-                raise RuleError(
-                    f"rule pack {entry.name!r} ({entry.value}) cannot be imported: {error}. Mend or uninstall it."
-                ) from error
+                self.broken[entry.name] = f"{type(error).__name__}: {error}"
+                warnings.warn(
+                    f"rule pack {entry.name!r} ({entry.value}) cannot be imported: {self.broken[entry.name]}. "
+                    "Its operators have no rule: mend or uninstall it.",
+                    stacklevel=2,
+                )
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Take back, at the end of the context, what was registered in it."""
+        self.load()
+        before = dict(self._rules), self.generation
+        try:
+            yield
+        finally:
+            self._rules, self.generation = before
 
     def __iter__(self) -> Iterator[Rule]:
         self.load()
@@ -101,7 +128,19 @@ def rule(*operators: Any, override: bool = False) -> Callable[[F], F]:
 
     An operator is an overload packet (``torch.ops.aten.linear``, which covers all its overloads and its in-place
     form), a single overload, a Python function found in graphs, or a name such as ``"aten::linear"`` for an operator
-    that this torch may not have, or whose library is not loaded yet. Raises RuleConflictError for a second rule.
+    that this torch may not have, or whose library is not loaded yet. The rule is called with the operation
+    (:class:`tlfx.verbs.Op`) and the operator's own arguments, a :class:`tlfx.provenance.Value` in place of each tensor.
+
+    A class of modules is an operator too: the module is then opaque, its inner graph is not followed, and the rule is
+    called with the operation, the module and the arguments of its forward.
+
+    Raises RuleConflictError for a second rule, naming both, unless ``override`` is set.
+
+    >>> @rule("my_lib::sharpen")
+    ... def sharpen(op, x, amount):
+    ...     return op.pointwise(x)
+    >>> REGISTRY.find("my_lib.sharpen").name
+    'my_lib.sharpen'
     """
 
     def register(function: F) -> F:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import networkx as nx  # type: ignore[import-untyped]
 from torch.fx import Node
 
+from tlfx.opaque import sources_of
 from tlfx.taxonomy import Operation
 
 __all__ = ["content_graph", "skip_of"]
@@ -24,7 +25,7 @@ def content_graph(operations: Mapping[Node, Operation]) -> Graph:
     for node in operations:
         if node in content:
             graph.add_node(node)
-            graph.add_edges_from((n, node) for n in node.all_input_nodes if n in content)
+            graph.add_edges_from((n, node) for n in sources_of(node) if n in content)
     return graph
 
 

@@ -61,14 +61,14 @@ def _run_missing(args: argparse.Namespace) -> int:
 
 
 def _row(rule: Rule, packs: list[importlib.metadata.EntryPoint]) -> dict[str, Any]:
-    """A rule, and the entry point whose module holds it; none for a rule that was registered without."""
+    """A rule, and the entry point whose module holds it; the file of one that was registered without."""
     module = f"{rule.function.__module__}."
     pack = next((p for p in packs if module.startswith(f"{p.module}.")), None)
     distribution = pack.dist if pack is not None else None
     return {
         "operator": rule.name,
         "rule": rule.origin,
-        "pack": pack.name if pack is not None else None,
+        "pack": pack.name if pack is not None else rule.function.__code__.co_filename,
         "plugin": f"{distribution.name} {distribution.version}" if distribution is not None else None,
     }
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tlfx import models
 from tlfx.commands import output
 from tlfx.errors import InputError
 from tlfx.zoo import table
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1) // 2), help="models at a time")
     parser.add_argument("--timeout", metavar="SECONDS", type=float, default=600.0, help="for each model; default: 600")
     parser.add_argument("--memory", metavar="SIZE", default="8G", help="for each model; 0 for no limit; default: 8G")
+    models.add_rules(parser)
     output.add_color(parser)
 
 
@@ -46,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.jobs < 1 or args.timeout <= 0:
         raise InputError(f"--jobs {args.jobs} and --timeout {args.timeout:g} must be positive")
-    limits = Limits(args.timeout, parse_bytes(args.memory), args.check)
+    limits = Limits(args.timeout, parse_bytes(args.memory), args.check, tuple(args.rules))
     console = output.console(args, stderr=True)
     selected = select(args.patterns or ["*"])
     names = _smallest(selected, console) if args.smallest else list(selected)

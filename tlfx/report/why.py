@@ -9,6 +9,7 @@ from torch.fx import Node
 
 from tlfx import runtime
 from tlfx.label import Label
+from tlfx.opaque import call_of
 from tlfx.provenance import Role, Value
 from tlfx.taxonomy import Operation
 
@@ -24,6 +25,7 @@ _SPATIAL = {
     runtime.convolve: "slides a kernel over tokens",
     runtime.resample: "averages neighbouring tokens",
     runtime.resample_at: "samples tokens at places that depend on the image",
+    runtime.convolve_at: "slides a kernel over places that depend on the image",
     runtime.context: "contracts tokens between two values with content (kᵀv)",
     runtime.scan: "lets each token see those before it",
     runtime.uniform: "lets each token see all others",
@@ -53,7 +55,12 @@ def reason(node: Node, operation: Operation, given: Sequence[Value], labels: Seq
 def _constant(node: Node) -> str:
     if node.op == "get_attr":
         return "a parameter, buffer or constant of the model"
-    return "computed without image content"
+    call = call_of(node)
+    return (
+        f"inside {type(call.module).__name__}, which has a rule of its own"
+        if call
+        else "computed without image content"
+    )
 
 
 def _weight(given: Sequence[Value], value: Any) -> str:
@@ -69,6 +76,8 @@ def _aggregation(given: Sequence[Value], labels: Sequence[Label]) -> str:
     parameters = [v for v in given if v.is_constant and len(v.shape) > 1]
     if any(label.function is runtime.resample for label in labels):
         return "kernel = stride: gathers each patch into one token" if parameters else "pools windows of tokens"
+    if any(label.function is runtime.put for label in labels):
+        return "merges tokens at places that depend on the image"
     if parameters:
         return "contracts an axis that holds several tokens"
     return "sums over tokens, each with the same weight"

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 from torch.utils._pytree import tree_map
 
 from tlfx.provenance import IMAGE, NONE, Value, compact, image_map
@@ -84,9 +85,9 @@ class Movement(Verbs):
         shape = (*x.shape[:axis], 1, *x.shape[axis:])
         return Value(x.node, shape, x.batch, x.role, tuple(m.unsqueeze(axis) for m in x.maps))
 
-    def output(self, x: Any) -> Any:
-        """One of the outputs of an operator that has several, as the value of its own node."""
-        return replace(x, node=self.node) if isinstance(x, Value) else x
+    def output(self, x: Any, node: Node | None = None) -> Any:
+        """One of the outputs of an operator that has several, as the value of a node of its own."""
+        return replace(x, node=node or self.node) if isinstance(x, Value) else x
 
     def halves(self, x: Value, axis: int) -> tuple[Value, Value]:
         """The two halves of a value along an axis."""

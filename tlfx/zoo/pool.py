@@ -22,11 +22,13 @@ GRACE = 10
 
 @dataclass(frozen=True)
 class Limits:
-    """What one model may use: seconds and bytes (0 for no limit), and whether its invariants are measured too."""
+    """What one model may use: seconds and bytes (0 for no limit); whether its invariants are measured too; and files of
+    rules."""
 
     timeout: float
     memory: int = 0
     check: bool = False
+    rules: tuple[str, ...] = ()
 
 
 def sweep(names: Iterable[str], limits: Limits, jobs: int) -> Iterator[Row]:
@@ -45,6 +47,7 @@ def analyse(name: str, limits: Limits) -> Row:
     """The row of one model, from a process of its own. Nothing that the model does raises an error here."""
     seconds = math.ceil(limits.timeout) + GRACE
     options = ["--memory", str(limits.memory), "--seconds", str(seconds), *(["--check"] if limits.check else [])]
+    options += [option for file in limits.rules for option in ("--rules", file)]
     command = [sys.executable, "-m", "tlfx.zoo.worker", name, *options]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limits.timeout)

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tlfx.analysis.figures import INVARIANTS
@@ -31,16 +32,17 @@ def main() -> None:
     parser.add_argument("--memory", type=int, default=0, help="bytes, 0 for no limit")
     parser.add_argument("--seconds", type=int, default=0, help="after which the process ends itself, 0 for no limit")
     parser.add_argument("--check", action="store_true", help="measure the invariants too")
+    parser.add_argument("--rules", action="append", default=[], help="file of rules")
     args = parser.parse_args()
     _limit_memory(args.memory)
     if hasattr(signal, "alarm"):
         signal.alarm(args.seconds)
     with contextlib.redirect_stdout(sys.stderr):
-        row = probe(args.name, args.check)
+        row = probe(args.name, args.check, args.rules)
     print(json.dumps(row))
 
 
-def probe(name: str, check: bool = False) -> dict[str, Any]:
+def probe(name: str, check: bool = False, rules: Sequence[str] = ()) -> dict[str, Any]:
     """What a sweep records of a model; a failure is recorded with its reason, as far as the model got.
 
     >>> probe("test_vit")["status"]
@@ -48,7 +50,10 @@ def probe(name: str, check: bool = False) -> dict[str, Any]:
     """
     row: dict[str, Any] = {"status": "ok"}
     try:
-        _fill(row, name, check)
+        from tlfx import packs
+
+        with packs.rules(*rules):
+            _fill(row, name, check)
     except Exception as error:
         row |= {"status": _status(error), "reason": f"{type(error).__name__}: {_in_one_line(error)}"}
     return row

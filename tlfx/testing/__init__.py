@@ -1,0 +1,7 @@
+"""For authors of rules: labels at every element of a value, and rules checked against what operators truly do."""
+
+from tlfx.testing.check import check_rule
+from tlfx.testing.content import Content
+from tlfx.testing.probe import Probe
+
+__all__ = ["Content", "Probe", "check_rule"]

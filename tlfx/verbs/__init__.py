@@ -10,6 +10,7 @@ from tlfx.opaque import ModuleCall
 from tlfx.source import shapes
 from tlfx.verbs.attend import Attention
 from tlfx.verbs.indexed import Indexed
+from tlfx.verbs.own_weights import OwnWeights
 from tlfx.verbs.pointwise import Pointwise
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["ModuleOp", "Op"]
 
 
-class Op(Attention, Pointwise, Indexed):
+class Op(Attention, Pointwise, Indexed, OwnWeights):
     """One call of an operator: its shapes, and every verb a rule can use."""
 
 

@@ -59,8 +59,8 @@ def argsort(op: Op, x: Value, dim: int = -1, descending: bool = False, *, stable
 
 @rule(aten.masked_fill)
 def masked_fill(op: Op, x: Value, mask: Value, value: Any) -> Value:
-    """Point-wise: where the mask holds, a number."""
-    return op.pointwise(x)
+    """Point-wise; where a known mask holds, a number without content."""
+    return op.erase(x, op.concrete(mask)) if op.is_known(mask) else op.pointwise(x)
 
 
 @rule(aten.where)
@@ -136,9 +136,18 @@ def scatter_reduce(
     return op.put(x, source, aten.scatter_reduce.two, [dim, chosen], ["sum"], axes=[dim], **kind)
 
 
-@rule(aten.scatter.value, aten.scatter.value_reduce, aten.index_fill)
-def fill_at(op: Op, x: Value, *settings: Any, **options: Any) -> Value:
-    """Point-wise: at some places, a number."""
+@rule(aten.scatter.value, aten.index_fill)
+def fill_at(op: Op, x: Value, dim: int, chosen: Value, value: Any) -> Value:
+    """Point-wise; at known places, a number without content."""
+    if not op.is_known(chosen):
+        return op.pointwise(x)
+    filled = op.target if op.target is aten.scatter.value else aten.index_fill.int_Scalar
+    return op.erase(x, filled(torch.zeros(op.shape), dim, op.concrete(chosen), 1) > 0)
+
+
+@rule(aten.scatter.value_reduce)
+def scale_at(op: Op, x: Value, dim: int, chosen: Value, value: Any, *, reduce: str) -> Value:
+    """Point-wise: at some places, plus or times a number."""
     return op.pointwise(x)
 
 

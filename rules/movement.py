@@ -177,8 +177,8 @@ def pad_by_copies(op: Op, x: Value, pad: Sequence[int]) -> Any:
 
 @rule(aten.tril, aten.triu)
 def triangle(op: Op, x: Value, diagonal: int = 0) -> Value:
-    """Elements outside the triangle hold no content, but the value is mostly a weight: it keeps its rows."""
-    return op.pointwise(x)
+    """Elements outside the triangle hold no content."""
+    return op.erase(x, op.target(torch.ones(op.shape), diagonal) == 0)
 
 
 @rule(aten.copy)

@@ -313,11 +313,25 @@ def test_written_slices_are_a_movement() -> None:
     check_moves(function, SIZE, where=torch.tensor([3, 0]))
 
 
-def test_a_number_at_chosen_places_is_point_wise() -> None:
+def test_a_number_at_known_places_has_no_content() -> None:
     def function(x: Tensor, where: Tensor) -> tuple[Tensor, ...]:
-        return x.index_fill(3, where, 2.0), x.scatter(1, x.argmax(1, keepdim=True), 1.0)
+        mask = torch.zeros(4, dtype=torch.bool).index_fill(0, where, True)
+        index = where.expand(x.shape[0], 4, 3, 2)
+        return x.index_fill(3, where, 2.0), x.masked_fill(mask, 1.0), x.scatter(3, index, 0.0)
 
-    check(function, lambda y, x: [y, y], SIZE, {"index_fill": Operation.POINTWISE}, where=torch.tensor([3, 0]))
+    def twin(y: Tensor, x: Tensor) -> list[Tensor]:
+        out = y.clone()
+        out[..., [3, 0]] = torch.nan
+        return [out] * 3
+
+    check(function, twin, SIZE, {"index_fill": Operation.POINTWISE}, where=torch.tensor([3, 0]))
+
+
+def test_a_number_at_places_from_the_image_is_point_wise() -> None:
+    def function(x: Tensor) -> tuple[Tensor, ...]:
+        return x.scatter(1, x.argmax(1, keepdim=True), 1.0), x.masked_fill(x > 0, 1.0)
+
+    check(function, lambda y, x: [y, y], SIZE, {"masked_fill": Operation.POINTWISE})
 
 
 def test_a_known_condition_chooses() -> None:

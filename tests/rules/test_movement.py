@@ -241,8 +241,9 @@ def test_parts_of_a_complex_number_share_a_label() -> None:
 
 
 @pytest.mark.parametrize("function", [torch.tril, torch.triu])
-def test_triangle_keeps_rows(function: Callable[[Tensor], Tensor]) -> None:
-    check(lambda x: function(x), lambda y, x: y, SIZE)
+def test_outside_a_triangle_is_no_content(function: Callable[[Tensor], Tensor]) -> None:
+    kept = function(torch.ones(SIZE[1:])) > 0
+    check(lambda x: function(x), lambda y, x: y.masked_fill(~kept, torch.nan), SIZE)
 
 
 def test_a_write_through_a_view_reaches_its_base() -> None:

@@ -24,7 +24,13 @@ _LAWS, _LESS, _MORE = 1e-4, 1e-12, 1e-6
 
 
 def check_rule(
-    operator: Callable[..., Any], make_inputs: Callable[[], Any], *, less: str = "", trials: int = 50, seed: int = 0
+    operator: Callable[..., Any],
+    make_inputs: Callable[[], Any],
+    *,
+    less: str = "",
+    channels: Sequence[int] = (),
+    trials: int = 50,
+    seed: int = 0,
 ) -> None:
     """Check the rule of an operator, or of a module, against what the operator does.
 
@@ -42,6 +48,7 @@ def check_rule(
             taken from the first call.
         less: why labels may leave out tokens that the output depends on (a gate, the statistics of a norm, scores), if
             they may.
+        channels: axes of the outputs that hold channels of one token, which count together; else each element counts.
         trials: how many random inputs to try at most; what a label counts must matter in one of them.
         seed: of the random inputs.
 
@@ -53,7 +60,7 @@ def check_rule(
         torch.manual_seed(seed)
         first = _Inputs(make_inputs())
         probe = _probe(operator, first)
-        outputs = [_Output(place, value, bool(less)) for place, value in enumerate(probe.values[:-1])]
+        outputs = [_Output(place, value, bool(less), channels) for place, value in enumerate(probe.values[:-1])]
         for trial in range(trials):
             _give(probe, first if trial == 0 else _Inputs(make_inputs()))
             _check_laws(probe, outputs, seed + trial)
@@ -148,8 +155,8 @@ def _check_laws(probe: Probe, outputs: Sequence[_Output], seed: int) -> None:
 class _Output:
     """One output of an operator: what its labels are said to be made of, and what it truly depends on."""
 
-    def __init__(self, place: int, value: Value, may_be_less: bool) -> None:
-        self.place, self.value, self.may_be_less = place, value, may_be_less
+    def __init__(self, place: int, value: Value, may_be_less: bool, channels: Sequence[int]) -> None:
+        self.place, self.value, self.may_be_less, self.channels = place, value, may_be_less, channels
         ids = value.expanded()[0].flatten() if value.is_content else torch.full((_count(value),), NONE)
         self.known, self.sample = ids != NONE, ids % BATCH
         self.exempt = self.known & (ids.div(BATCH, rounding_mode="floor") == IMAGE)
@@ -185,11 +192,19 @@ class _Output:
             own = own | others
         elif bool(others.any()) and not self.may_be_less:
             raise WrongRuleError(f"output {self.place} depends on other samples of the batch, which has no label")
+        own = self._over_channels(own)
         shares = self.shares if self.value.is_content else torch.zeros_like(own, dtype=torch.float64)
         self.said, self.true = self.said | (shares > _MORE), self.true | own
         lost = own & ~(shares > _LESS) & ~self.exempt[:, None]
         if bool(lost.any()) and not self.may_be_less:
             self._disagree("leaves out", lost)
+
+    def _over_channels(self, depends: Tensor) -> Tensor:
+        """What elements (elements, pixels) depend on, those of one token together."""
+        whole = depends.view(*self.value.shape, -1)
+        for axis in self.channels:
+            whole = whole.any(axis % len(self.value.shape), keepdim=True)
+        return whole.expand(*self.value.shape, -1).flatten(0, -2)
 
     @property
     def extra(self) -> Tensor:

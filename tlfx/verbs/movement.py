@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_map
 
-from tlfx.provenance import IMAGE, NONE, Value, compact, image_map
+from tlfx.provenance import IMAGE, NONE, Role, Value, compact, image_map
+from tlfx.taxonomy import Operation
 from tlfx.verbs.base import Verbs
 
 __all__ = ["Movement"]
@@ -106,6 +107,13 @@ class Movement(Verbs):
             source.role,
             tuple(compact(m.expand(self.shape)) for m in source.expanded()),
         )
+
+    def erase(self, x: Value, gone: Tensor) -> Value:
+        """Point-wise but for numbers in place of known elements (bool): those hold no content."""
+        self.record(Operation.WEIGHT if x.role is Role.WEIGHT else Operation.POINTWISE)
+        if not x.is_content:
+            return replace(x, node=self.node, shape=self.shape, stochastic=None)
+        return self.content(torch.where(gone, NONE, x.map))
 
     def _joins_channels(self, known: Value, axis: int) -> bool:
         where = known.batch_axis

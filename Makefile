@@ -7,7 +7,7 @@ demo: .venv/examples.stamp  ## train a small ViT on real images, plain and align
 	$(BIN)/python examples/train.py
 
 test: .venv/test.stamp  ## run the default test suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 slow: .venv/test.stamp  ## run the long sweeps
 	$(BIN)/python -m pytest -m slow

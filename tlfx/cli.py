@@ -25,6 +25,7 @@ COMMANDS = {
     "code": "print the aligned graph of a model as Python code",
     "check": "test on a model that its alignment is exact",
     "rules": "list the known operators, or those a model needs and that have no rule",
+    "bench": "time the training step with alignment against the same step without",
     "zoo": "analyse many models of timm and torchvision and write a CSV file",
 }
 

@@ -28,9 +28,14 @@ DYNAMIC = ("img_size", "dynamic_img_size", "strict_img_size")
 """Arguments by which a timm model of a fixed image size is built for another one."""
 
 
-def add_arguments(parser: argparse.ArgumentParser, model: str = "model") -> None:
-    """The arguments that name a model; ``model`` may be an option such as ``--missing`` instead of a position."""
+def add_arguments(parser: argparse.ArgumentParser, model: str = "model", several: bool = False) -> None:
+    """The arguments that name a model; ``model`` may be an option such as ``--missing`` instead of a position.
+
+    With ``several`` they name one or more, held as ``models``.
+    """
     named: dict[str, Any] = {"dest": "model"} if model.startswith("-") else {}
+    if several:
+        model, named = "models", {"nargs": "+"}
     parser.add_argument(
         model,
         metavar="MODEL",

@@ -1,0 +1,49 @@
+"""Ratios are taken in pairs, and memory is that of a step."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from tlfx.analysis.speed import PLAIN, Settings, Timing, bench, compare
+
+
+def test_ratios_are_taken_in_pairs() -> None:
+    """A slow spell that meets both steps of a pair does not count."""
+    timing = Timing([2.2, 11.0, 3.3], [2.0, 10.0, 3.0], images=4, memory=30, plain_memory=20)
+    assert timing.ratio == pytest.approx(1.1)
+    assert timing.spread == pytest.approx((1.1, 1.1))
+    assert timing.throughput == pytest.approx(4 / 3.3)
+    assert timing.memory_ratio == 1.5
+
+
+def test_steps_alternate_and_none_always_runs_first() -> None:
+    ran: list[str] = []
+    steps = {PLAIN: lambda: ran.append("plain"), "other": lambda: ran.append("other")}
+    compare(steps, Settings(pairs=2, warm_up=0))
+    assert ran[2:] == ["plain", "other", "other", "plain"]
+
+
+def test_time_and_memory_of_a_step() -> None:
+    def step(seconds: float, numbers: int) -> None:
+        torch.zeros(numbers)
+        time.sleep(seconds)
+
+    steps = {PLAIN: lambda: step(0.01, 10_000), "other": lambda: step(0.03, 30_000)}
+    found = compare(steps, Settings(batch=2, pairs=3))["other"]
+    assert 2 < found.ratio < 4
+    assert found.memory == pytest.approx(120_000, rel=0.01)
+    assert found.memory_ratio == pytest.approx(3, rel=0.01)
+
+
+@pytest.mark.parametrize("forward_only", [False, True])
+def test_a_model_is_timed_plain_and_aligned(forward_only: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1000))
+    found = bench(model, (3, 16, 16), Settings(batch=2, pairs=2, forward_only=forward_only))
+    assert list(found) == [PLAIN, "aligned"]
+    assert found[PLAIN].ratio == 1.0
+    assert all(len(t.seconds) == 2 and t.memory > 0 for t in found.values())
+    assert all(p.grad is None for p in model.parameters())

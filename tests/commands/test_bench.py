@@ -1,0 +1,31 @@
+"""``tlfx bench`` as a process."""
+
+from __future__ import annotations
+
+import json
+
+from command import tlfx
+
+QUICK = ("--batch", "2", "--pairs", "2", "--device", "cpu", "--threads", "1")
+
+
+def test_a_table_of_ratios() -> None:
+    done = tlfx("bench", "test_vit", "test_convnext", *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert "training step, batch 2, float32, cpu, 2 pairs" in done.stdout
+    assert [done.stdout.count(word) for word in ("test_vit", "test_convnext", "plain", "aligned")] == [1, 1, 2, 2]
+    assert done.stderr == ""
+
+
+def test_ratios_as_json() -> None:
+    done = tlfx("bench", "test_vit", "--json", "--forward", "--dtype", "bfloat16", *QUICK)
+    rows = json.loads(done.stdout)["test_vit"]
+    assert rows["plain"]["ratio"] == 1.0
+    assert set(rows["aligned"]) == {"ratio", "spread", "images_per_second", "memory_ratio", "memory_bytes"}
+    assert rows["aligned"]["ratio"] > 0
+
+
+def test_bad_numbers_are_refused() -> None:
+    done = tlfx("bench", "test_vit", "--pairs", "0")
+    assert done.returncode == 2
+    assert "--batch, --pairs and --threads must be positive" in done.stderr

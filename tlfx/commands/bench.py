@@ -1,0 +1,118 @@
+"""Time the training step of models with alignment against the same step without: median of ratios taken in pairs.
+
+Plain and aligned steps alternate on one model in one process; the model is captured before the clock starts. The
+machine should have nothing else to do. The spread is the middle half of the ratios; memory is what tensors of a step
+hold at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING, Any
+
+from tlfx import models
+from tlfx.commands import output
+from tlfx.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from tlfx.analysis.speed import Settings, Timing
+
+__all__ = ["add_arguments", "run"]
+
+TYPES = ("float32", "bfloat16", "float16")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``tlfx bench``."""
+    models.add_arguments(parser, several=True)
+    parser.add_argument("--batch", metavar="N", type=int, default=16, help="images in a batch; default: 16")
+    parser.add_argument("--pairs", metavar="N", type=int, default=9, help="pairs of steps to time; default: 9")
+    parser.add_argument("--forward", action="store_true", help="the forward pass alone, without gradients")
+    parser.add_argument("--dtype", choices=TYPES, default="float32", help="others than float32 by autocast")
+    parser.add_argument("--device", help="default: a GPU if there is one")
+    parser.add_argument("--threads", metavar="N", type=int, help="threads of the CPU; default: torch's")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    output.add_color(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print a table of ratios; exit status 0, whatever they are."""
+    os.environ.setdefault(
+        "KINETO_LOG_LEVEL", "99"
+    )  # what measures memory else prints of itself, if torch is not there yet
+    import torch
+
+    from tlfx.analysis.speed import bench
+
+    if args.batch < 1 or args.pairs < 1 or (args.threads or 1) < 1:
+        raise InputError("--batch, --pairs and --threads must be positive")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    settings = _settings(args)
+    found: dict[str, dict[str, Timing]] = {}
+    for name in args.models:
+        args.model = name
+        model, images = models.from_arguments(args)
+        found[name] = bench(model, tuple(images.shape[1:]), settings)
+    if args.json:
+        output.print_json({name: {k: _row(t) for k, t in timings.items()} for name, timings in found.items()})
+    else:
+        output.console(args).print(_table(found, settings))
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    import torch
+
+    from tlfx.analysis.speed import Settings
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return Settings(
+        batch=args.batch,
+        pairs=args.pairs,
+        forward_only=args.forward,
+        dtype=getattr(torch, args.dtype),
+        device=device,
+    )
+
+
+def _row(timing: Timing) -> dict[str, Any]:
+    low, high = timing.spread
+    return {
+        "ratio": round(timing.ratio, 4),
+        "spread": [round(low, 4), round(high, 4)],
+        "images_per_second": round(timing.throughput, 2),
+        "memory_ratio": round(timing.memory_ratio, 4),
+        "memory_bytes": timing.memory,
+    }
+
+
+def _table(found: dict[str, dict[str, Timing]], settings: Settings) -> Table:
+    from rich.table import Table
+
+    what = "forward" if settings.forward_only else "training step"
+    kind = str(settings.dtype).removeprefix("torch.")
+    table = Table(title=f"{what}, batch {settings.batch}, {kind}, {settings.device}, {settings.pairs} pairs")
+    for name, justify in (("model", "left"), ("step", "left"), *((n, "right") for n in _COLUMNS)):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for model, timings in found.items():
+        for place, (step, timing) in enumerate(timings.items()):
+            table.add_row("" if place else model, step, *_cells(timing))
+    return table
+
+
+_COLUMNS = ("time", "spread", "images/s", "memory", "")
+
+
+def _cells(timing: Timing) -> list[str]:
+    low, high = timing.spread
+    return [
+        f"{timing.ratio:.3f}",
+        f"{low:.3f}-{high:.3f}",
+        f"{timing.throughput:.1f}",
+        f"{timing.memory_ratio:.3f}",
+        f"{timing.memory / 2**20:.0f} MiB",
+    ]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tlfx import runtime
 from tlfx.label import Label, LabelTable, Rows
-from tlfx.propagate import OutputLabel
+from tlfx.outputs import OutputLabel
 from tlfx.provenance import BatchAxis
 from tlfx.rewrite import read_labels
 

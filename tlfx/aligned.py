@@ -17,7 +17,8 @@ from tlfx.call import arguments_of, images_of, key_of, tensors_of
 from tlfx.capture import Captured, capture
 from tlfx.errors import CaptureError, InputError, NoContentError, ProvenanceError, TargetError
 from tlfx.mix.target import MixedTarget, check_labels
-from tlfx.propagate import Options, OutputLabel, Propagation, propagate
+from tlfx.outputs import OutputLabel
+from tlfx.propagate import Options, Propagation, propagate
 from tlfx.rewrite import rewrite
 from tlfx.rule import REGISTRY
 

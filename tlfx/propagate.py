@@ -17,19 +17,19 @@ from torch.utils._pytree import tree_flatten, tree_map
 from tlfx import runtime
 from tlfx.alias import AliasSets, written_argument
 from tlfx.constant import Constants
-from tlfx.errors import NoContentError, RuleError, TlfxError, UnknownOperatorError
+from tlfx.errors import RuleError, TlfxError, UnknownOperatorError
 from tlfx.label import MASK, LabelTable, Rows
 from tlfx.opaque import ModuleCall, call_of
+from tlfx.outputs import OutputLabel, read_outputs
 from tlfx.provenance import BatchAxis, Role, Value, merge_batch
 from tlfx.rule import REGISTRY, Rule, operator_name
 from tlfx.skip import content_graph, skip_of
 from tlfx.source import describe, hint, module_path, shapes
 from tlfx.taxonomy import Operation
 from tlfx.verbs import ModuleOp, Op
-from tlfx.verbs.base import Verbs, numbered
-from tlfx.verbs.movement import with_image
+from tlfx.verbs.base import Verbs
 
-__all__ = ["Options", "OutputLabel", "Propagation", "Walk", "propagate"]
+__all__ = ["Options", "Propagation", "Walk", "propagate"]
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,6 @@ class Options:
     layers: tuple[str | int, ...] | None = None
     residual: str = "average"
     on_unknown: str = "error"
-
-
-@dataclass(frozen=True, eq=False)
-class OutputLabel:
-    """Where the label of one output is read: rows in the shape of the output without its class axis."""
-
-    rows: Tensor
-    where: BatchAxis
-    class_axis: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +83,7 @@ class Walk:
         outputs: list[OutputLabel | None] = []
         for node in self.graph_module.graph.nodes:
             if node.op == "output":
-                outputs = self._outputs(node)
+                outputs = read_outputs(Op(node, (), {}, self), self.values)
             else:
                 self.values[node] = self._visit(node)
                 self._aliases.add(node)
@@ -264,38 +255,6 @@ class Walk:
             "Write one with tlfx.rule.rule, or pass on_unknown='pointwise' to let labels pass where the shape is kept."
         )
 
-    def _outputs(self, node: Node) -> list[OutputLabel | None]:
-        leaves = tree_flatten(node.args)[0]
-        op = Op(node, (), {}, self)
-        labels = [self._output(op, self.values[n]) if isinstance(n, Node) and _is_real(n) else None for n in leaves]
-        if not any(labels):
-            raise NoContentError(
-                "no output of the model carries image content, so there is no label to align; "
-                "the model must return what it computes from the images (logits, features or maps)."
-            )
-        return labels
-
-    def _output(self, op: Op, value: Any) -> OutputLabel | None:
-        if not isinstance(value, Value):
-            return None
-        value = op.resolve(value)
-        if not value.is_content or len(value.shape) < 2:
-            return None
-        where, rows = value.batch_axis, value.rows
-        axis = _class_axis(value)
-        split_axis = numbered(where, axis)
-        rows = op.uniform_over(rows, [split_axis]).squeeze(split_axis)
-        full = [s for i, s in enumerate(value.shape) if i != axis]
-        place = BatchAxis(where.axis - (axis < where.axis), where.outer, where.inner)
-        full[place.axis : place.axis + 1] = [where.outer, where.inner]
-        return OutputLabel(with_image(rows).expand(full), place, axis)
-
-
-def _is_real(node: Node) -> bool:
-    """Whether a value is of a floating type: integers and truth values are decisions, which no loss is taken of."""
-    example = node.meta.get("val")
-    return isinstance(example, Tensor) and (example.is_floating_point() or example.is_complex())
-
 
 def _is_inside(path: str, pattern: str) -> bool:
     return fnmatchcase(path, pattern) or fnmatchcase(path, f"{pattern}.*")
@@ -309,12 +268,3 @@ def _operation_of(op: Op, out: Any) -> Operation:
     if first.role is Role.WEIGHT:
         return Operation.WEIGHT
     return op.operation
-
-
-def _class_axis(value: Value) -> int:
-    """The axis of an output that counts classes or features: labels do not vary along it."""
-    where = value.batch_axis.axis
-    free = [a for a in range(len(value.shape)) if a != where]
-    constant = [a for a in free if value.map.shape[a] == 1 and value.shape[a] > 1] or free
-    tokens = len(constant) < len(free) or len(free) == 1
-    return constant[0] if tokens or len(value.shape) != 3 else constant[-1]

@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_map
 
 from tlfx import runtime
 from tlfx.label import MASK, Label, LabelTable, Rows, by_first_occurrence
-from tlfx.propagate import OutputLabel, Propagation
+from tlfx.outputs import OutputLabel
+from tlfx.propagate import Propagation
 
 __all__ = ["read_labels", "rewrite"]
 

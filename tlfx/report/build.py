@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 from tlfx.capture import MODEL
 from tlfx.label import Label
-from tlfx.propagate import OutputLabel, Propagation
+from tlfx.outputs import OutputLabel
+from tlfx.propagate import Propagation
 from tlfx.provenance import NONE, Role, Value
 from tlfx.report.data import NodeReport, OutputReport, short
 from tlfx.report.flops import flops

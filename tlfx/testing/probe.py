@@ -12,7 +12,8 @@ from torch.fx import Node
 from torch.utils._pytree import tree_map
 
 from tlfx.capture import capture
-from tlfx.propagate import Options, OutputLabel, Walk
+from tlfx.outputs import OutputLabel
+from tlfx.propagate import Options, Walk
 from tlfx.provenance import NONE, Value
 from tlfx.rewrite import rewrite
 from tlfx.taxonomy import Operation

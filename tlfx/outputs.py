@@ -1,0 +1,74 @@
+"""Outputs of a model: where the label of each is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.fx import Node
+from torch.utils._pytree import tree_leaves
+
+from tlfx.errors import NoContentError
+from tlfx.provenance import BatchAxis, Value
+from tlfx.verbs import Op
+from tlfx.verbs.base import numbered
+from tlfx.verbs.movement import with_image
+
+__all__ = ["OutputLabel", "read_outputs"]
+
+
+@dataclass(frozen=True, eq=False)
+class OutputLabel:
+    """Where the label of one output is read: rows in the shape of the output without its class axis."""
+
+    rows: Tensor
+    where: BatchAxis
+    class_axis: int
+
+
+def read_outputs(op: Op, values: Mapping[Node, Any]) -> list[OutputLabel | None]:
+    """The labels of a graph's outputs, None for one without; ``op`` is the output node as an operation.
+
+    Raises NoContentError if no output has one.
+    """
+    leaves = tree_leaves(op.node.args)
+    labels = [_read(op, values[n]) if isinstance(n, Node) and _is_real(n) else None for n in leaves]
+    if not any(labels):
+        raise NoContentError(
+            "no output of the model carries image content, so there is no label to align; "
+            "the model must return what it computes from the images (logits, features or maps)."
+        )
+    return labels
+
+
+def _read(op: Op, value: Any) -> OutputLabel | None:
+    if not isinstance(value, Value):
+        return None
+    value = op.resolve(value)
+    if not value.is_content or len(value.shape) < 2:
+        return None
+    where, rows = value.batch_axis, value.rows
+    axis = _class_axis(value)
+    split_axis = numbered(where, axis)
+    rows = op.uniform_over(rows, [split_axis]).squeeze(split_axis)
+    full = [s for i, s in enumerate(value.shape) if i != axis]
+    place = BatchAxis(where.axis - (axis < where.axis), where.outer, where.inner)
+    full[place.axis : place.axis + 1] = [where.outer, where.inner]
+    return OutputLabel(with_image(rows).expand(full), place, axis)
+
+
+def _is_real(node: Node) -> bool:
+    """Whether a value is of a floating type: integers and truth values are decisions, which no loss is taken of."""
+    example = node.meta.get("val")
+    return isinstance(example, Tensor) and (example.is_floating_point() or example.is_complex())
+
+
+def _class_axis(value: Value) -> int:
+    """The axis of an output that counts classes or features: labels do not vary along it."""
+    where = value.batch_axis.axis
+    free = [a for a in range(len(value.shape)) if a != where]
+    constant = [a for a in free if value.map.shape[a] == 1 and value.shape[a] > 1] or free
+    tokens = len(constant) < len(free) or len(free) == 1
+    return constant[0] if tokens or len(value.shape) != 3 else constant[-1]

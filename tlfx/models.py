@@ -20,7 +20,7 @@ from tlfx.errors import ModelError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["add_arguments", "add_rules", "from_arguments", "load", "parse_size"]
+__all__ = ["add_arguments", "add_input_size", "add_rules", "from_arguments", "load", "parse_size"]
 
 IMAGE = (3, 224, 224)
 CLIP_FRAMES = 16
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser, model: str = "model", several
         "--path", metavar="DIR", action="append", default=[], help="directory to import from; may be repeated"
     )
     add_rules(parser)
-    parser.add_argument("--input-size", metavar="SIZE", help="size of the images: H, HxW, CxHxW, or CxTxHxW for video")
+    add_input_size(parser)
 
 
 def add_rules(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +55,11 @@ def add_rules(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rules", metavar="FILE", action="append", default=[], help="Python file of rules; may be repeated"
     )
+
+
+def add_input_size(parser: argparse.ArgumentParser) -> None:
+    """The option that gives the size of images."""
+    parser.add_argument("--input-size", metavar="SIZE", help="size of the images: H, HxW, CxHxW, or CxTxHxW for video")
 
 
 def from_arguments(args: argparse.Namespace, device: str = "cpu") -> tuple[nn.Module, Tensor]:

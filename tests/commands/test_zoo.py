@@ -18,9 +18,9 @@ def swept(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the models that were analysed, by a stand-in that takes no time."""
     names: list[str] = []
 
-    def analyse(name: str, limits: pool.Limits) -> table.Row:
+    def analyse(name: str, task: pool.Task) -> table.Row:
         names.append(name)
-        figures = {FIGURES[0]: "0.0"} if limits.check else {}
+        figures = {FIGURES[0]: "0.0"} if task.check else {}
         failed = {"status": "failed", "reason": "ProvenanceError: [mixed]"}
         return {"model": name, **(failed if name == "test_byobnet" else {"status": "ok"}), **figures}
 
@@ -34,15 +34,15 @@ def zoo(path: Path, *arguments: str) -> int:
 
 def test_a_real_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "zoo.csv"
-    assert zoo(path, "test_vit", "test_resnet", "--check", "--jobs", "2") == 0
+    assert zoo(path, "test_convnext", "test_resnet", "--check", "--jobs", "2", "--input-size", "96") == 0
     rows = table.read(path)
-    assert list(rows) == ["test_resnet", "test_vit"]
+    assert list(rows) == ["test_convnext", "test_resnet"]
     for row in rows.values():
-        assert (row["status"], row["reason"]) == ("ok", "")
+        assert (row["status"], row["image"], row["reason"]) == ("ok", "3x96x96", "")
         assert sum(int(row[name]) for name in OPERATIONS) == int(row["nodes"])
         assert all(float(row[name]) < 1e-6 for name in FIGURES)
         assert min(float(row["capture_seconds"]), float(row["analysis_seconds"])) > 0
-    assert rows["test_vit"]["family"] == "vision_transformer"
+    assert rows["test_resnet"]["family"] == "resnet"
     assert "2 models: 2 ok" in capsys.readouterr().err
 
 
@@ -64,7 +64,7 @@ def test_figures_that_are_not_there_are_measured(tmp_path: Path, swept: list[str
 
 
 def test_an_interrupted_sweep_keeps_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def analyse(name: str, limits: pool.Limits) -> table.Row:
+    def analyse(name: str, task: pool.Task) -> table.Row:
         if name == "test_vit":
             raise KeyboardInterrupt
         return {"model": name, "status": "ok"}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tlfx.zoo.pool import Limits, analyse, sweep
+from tlfx.zoo.pool import Task, analyse, sweep
 
 SOURCE = """
 import ctypes, os, signal, time
@@ -54,8 +54,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("place")
 def test_each_model_has_its_row() -> None:
     names = ["Good", "Mixes", "killed", "crashes", "leaves", "swells"]
-    limits = Limits(timeout=300, memory=3 * 2**30)
-    rows = {row["model"]: row for row in sweep([f"zoo_models:{n}" for n in names], limits, jobs=2)}
+    task = Task(timeout=300, memory=3 * 2**30)
+    rows = {row["model"]: row for row in sweep([f"zoo_models:{n}" for n in names], task, jobs=2)}
     found = {n: (rows[f"zoo_models:{n}"]["status"], rows[f"zoo_models:{n}"].get("reason", "")) for n in names}
     assert found["Good"] == ("ok", "")
     assert found["Mixes"][0] == "failed"
@@ -71,7 +71,7 @@ def test_each_model_has_its_row() -> None:
 
 @pytest.mark.usefixtures("place")
 def test_a_model_that_hangs() -> None:
-    row = analyse("zoo_models:hangs", Limits(timeout=2))
+    row = analyse("zoo_models:hangs", Task(timeout=2))
     assert row == {"model": "zoo_models:hangs", "status": "timeout", "reason": "not done after 2 s"}
 
 

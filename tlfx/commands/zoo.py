@@ -37,18 +37,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1) // 2), help="models at a time")
     parser.add_argument("--timeout", metavar="SECONDS", type=float, default=600.0, help="for each model; default: 600")
     parser.add_argument("--memory", metavar="SIZE", default="8G", help="for each model; 0 for no limit; default: 8G")
+    models.add_input_size(parser)
     models.add_rules(parser)
     output.add_color(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Sweep and print a summary; exit status 0 when every model has its row, whatever it says."""
-    from tlfx.zoo.pool import Limits, sweep
+    from tlfx.zoo.pool import Task, sweep
     from tlfx.zoo.select import select
 
     if args.jobs < 1 or args.timeout <= 0:
         raise InputError(f"--jobs {args.jobs} and --timeout {args.timeout:g} must be positive")
-    limits = Limits(args.timeout, parse_bytes(args.memory), args.check, tuple(args.rules))
+    if args.input_size is not None:
+        models.parse_size(args.input_size)
+    task = Task(args.timeout, parse_bytes(args.memory), args.check, args.input_size, tuple(args.rules))
     console = output.console(args, stderr=True)
     selected = select(args.patterns or ["*"])
     names = _smallest(selected, console) if args.smallest else list(selected)
@@ -58,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     table.write(args.output, rows.values())
     try:
         with _progress(console, "models", len(todo)) as advance:
-            for row in sweep(todo, limits, args.jobs):
+            for row in sweep(todo, task, args.jobs):
                 rows[row["model"]] = row | {"family": selected[row["model"]]}
                 table.append(args.output, rows[row["model"]])
                 advance(_line(row))

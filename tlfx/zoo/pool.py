@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from tlfx.zoo.table import Row
 
-__all__ = ["Limits", "analyse", "sweep"]
+__all__ = ["Task", "analyse", "sweep"]
 
 
 GRACE = 10
@@ -21,20 +21,33 @@ GRACE = 10
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What one model may use: seconds and bytes (0 for no limit); whether its invariants are measured too; and files of
-    rules."""
+class Task:
+    """What is done with each model, and what it may use."""
 
     timeout: float
+    """Seconds."""
     memory: int = 0
+    """Bytes, 0 for no limit."""
     check: bool = False
+    """Whether its invariants are measured too."""
+    input_size: str | None = None
+    """Size of the images where it is not the model's own."""
     rules: tuple[str, ...] = ()
+    """Files of rules."""
+
+    @property
+    def options(self) -> list[str]:
+        """The options of a worker."""
+        options = ["--memory", str(self.memory), "--seconds", str(math.ceil(self.timeout) + GRACE)]
+        options += ["--check"] if self.check else []
+        options += ["--input-size", self.input_size] if self.input_size is not None else []
+        return options + [option for file in self.rules for option in ("--rules", file)]
 
 
-def sweep(names: Iterable[str], limits: Limits, jobs: int) -> Iterator[Row]:
+def sweep(names: Iterable[str], task: Task, jobs: int) -> Iterator[Row]:
     """The rows of models, as they come, ``jobs`` at a time; an interrupt ends those under way and starts no other."""
     with ThreadPoolExecutor(jobs) as pool:
-        running = [pool.submit(analyse, name, limits) for name in names]
+        running = [pool.submit(analyse, name, task) for name in names]
         try:
             for done in as_completed(running):
                 yield done.result()
@@ -43,16 +56,13 @@ def sweep(names: Iterable[str], limits: Limits, jobs: int) -> Iterator[Row]:
                 waiting.cancel()
 
 
-def analyse(name: str, limits: Limits) -> Row:
+def analyse(name: str, task: Task) -> Row:
     """The row of one model, from a process of its own. Nothing that the model does raises an error here."""
-    seconds = math.ceil(limits.timeout) + GRACE
-    options = ["--memory", str(limits.memory), "--seconds", str(seconds), *(["--check"] if limits.check else [])]
-    options += [option for file in limits.rules for option in ("--rules", file)]
-    command = [sys.executable, "-m", "tlfx.zoo.worker", name, *options]
+    command = [sys.executable, "-m", "tlfx.zoo.worker", name, *task.options]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limits.timeout)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=task.timeout)
     except subprocess.TimeoutExpired:
-        return {"model": name, "status": "timeout", "reason": f"not done after {limits.timeout:g} s"}
+        return {"model": name, "status": "timeout", "reason": f"not done after {task.timeout:g} s"}
     try:
         row = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):

@@ -18,8 +18,8 @@ OPERATIONS = tuple(operation.value for operation in Operation)
 FIGURES = tuple(f"check_{invariant.name}" for invariant in INVARIANTS)
 """The columns of the invariants, empty where they were not measured."""
 COLUMNS = (
-    "model", "family", "status", "parameters", "nodes", *OPERATIONS, "capture_seconds", "analysis_seconds", *FIGURES,
-    "reason",
+    "model", "family", "status", "image", "parameters", "nodes", *OPERATIONS, "capture_seconds", "analysis_seconds",
+    *FIGURES, "reason",
 )  # fmt: skip
 
 

@@ -32,17 +32,18 @@ def main() -> None:
     parser.add_argument("--memory", type=int, default=0, help="bytes, 0 for no limit")
     parser.add_argument("--seconds", type=int, default=0, help="after which the process ends itself, 0 for no limit")
     parser.add_argument("--check", action="store_true", help="measure the invariants too")
+    parser.add_argument("--input-size", help="size of the images")
     parser.add_argument("--rules", action="append", default=[], help="file of rules")
     args = parser.parse_args()
     _limit_memory(args.memory)
     if hasattr(signal, "alarm"):
         signal.alarm(args.seconds)
     with contextlib.redirect_stdout(sys.stderr):
-        row = probe(args.name, args.check, args.rules)
+        row = probe(args.name, args.check, args.input_size, args.rules)
     print(json.dumps(row))
 
 
-def probe(name: str, check: bool = False, rules: Sequence[str] = ()) -> dict[str, Any]:
+def probe(name: str, check: bool = False, input_size: str | None = None, rules: Sequence[str] = ()) -> dict[str, Any]:
     """What a sweep records of a model; a failure is recorded with its reason, as far as the model got.
 
     >>> probe("test_vit")["status"]
@@ -53,19 +54,20 @@ def probe(name: str, check: bool = False, rules: Sequence[str] = ()) -> dict[str
         from tlfx import packs
 
         with packs.rules(*rules):
-            _fill(row, name, check)
+            _fill(row, name, check, input_size)
     except Exception as error:
         row |= {"status": _status(error), "reason": f"{type(error).__name__}: {_in_one_line(error)}"}
     return row
 
 
-def _fill(row: dict[str, Any], name: str, check: bool) -> None:
+def _fill(row: dict[str, Any], name: str, check: bool, input_size: str | None) -> None:
     import torch
 
-    from tlfx.models import load
+    from tlfx.models import load, parse_size
 
     torch.set_num_threads(1)
-    model, images = load(name)
+    model, images = load(name, input_size=None if input_size is None else parse_size(input_size))
+    row["image"] = "x".join(map(str, images.shape[1:]))
     row["parameters"] = sum(p.numel() for p in model.parameters())
     _analyse(row, model, images)
     if check:

@@ -8,7 +8,7 @@ Arguments named ``rows`` are labels in a shape: (batch, *shape, channels).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec
 
 import torch
@@ -41,6 +41,9 @@ Split = tuple[int, int, int]
 """Where the batch lies in a value: (axis, outer, inner), the axis being of length outer · batch · inner."""
 
 _TINY = 1e-20
+_PART = {"cpu": 2**20}
+_LARGE_PART = 2**26
+"""Bytes of attention weights at a time, by type of device: what a cache holds, or what costs a GPU no extra launch."""
 
 
 def label_arithmetic(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
@@ -215,11 +218,36 @@ def attention(
     if queries is not None:
         query = _select(query, -2, queries)
         bias = bias if bias is None or bias.shape[-2] == 1 else _select(bias, -2, queries)
-    scores = (
-        query @ _repeat_groups(key, query).transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
-    )
+    key = _repeat_groups(key, query).transpose(-2, -1)
+    query = query * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if split == (0, 1, 1) and query.dim() == key.dim() == 4:
+        return torch.cat(list(_attention_in_parts(query, key, bias, rows, equation)))
+    scores = query @ key
     weight = torch.softmax(scores if bias is None else scores + bias, -1)
     return _contract(split_batch(weight, split), rows, equation, average=True).flatten(1, -2)
+
+
+def _attention_in_parts(
+    query: Tensor, key: Tensor, bias: Tensor | None, rows: Tensor, equation: str
+) -> Iterator[Tensor]:
+    """Some samples at a time, in one pair of buffers that stays in the cache: weights for all never exist."""
+    _, heads, count, _ = query.shape
+    keys = key.shape[-1]
+    step = max(1, _PART.get(query.device.type, _LARGE_PART) // (4 * heads * count * keys))
+    scores, weight = query.new_empty(2, min(step, len(query)) * heads, count, keys).unbind()
+    for start in range(0, len(query), step):
+        q, k = query[start : start + step], key[start : start + step].expand(-1, heads, -1, -1)
+        some = len(q) * heads
+        torch.bmm(q.flatten(0, 1), k.flatten(0, 1), out=scores[:some])
+        if bias is not None:
+            scores[:some].unflatten(0, (-1, heads)).add_(bias[start : start + step] if _is_batched(bias) else bias)
+        torch.softmax(scores[:some], -1, out=weight[:some])
+        split = weight[:some].unflatten(0, (-1, heads))
+        yield _contract(split, rows[start : start + step], equation, average=True).flatten(1, -2)
+
+
+def _is_batched(bias: Tensor) -> bool:
+    return bias.dim() == 4 and bias.shape[0] > 1
 
 
 def _attention_bias(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) -> Tensor | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -41,13 +41,26 @@ class AliasSets:
         """Note the storage of a node's value."""
         example = node.meta.get("val")
         if isinstance(example, Tensor):
-            self._sharing[_storage(example)].append(node)
+            family = self._sharing[_storage(example)]
+            if node not in family:
+                family.append(node)
 
     def note_write(self, node: Node) -> None:
         """Note that an operator writes in place, if it does."""
         written = written_argument(node)
         if written is not None and isinstance(written.meta.get("val"), Tensor):
             self._written.add(_storage(written.meta["val"]))
+
+    def written_by(self, nodes: Sequence[Node]) -> dict[Node, int]:
+        """The other nodes whose memory these write to in place, and their storages."""
+        written = [w for w in map(written_argument, nodes) if w is not None]
+        storages = {_storage(w.meta["val"]) for w in written if isinstance(w.meta.get("val"), Tensor)}
+        return {node: s for s in storages for node in self._sharing[s] if node not in nodes}
+
+    def storage_of(self, node: Node) -> int | None:
+        """The storage of a node's value."""
+        example = node.meta.get("val")
+        return _storage(example) if isinstance(example, Tensor) else None
 
     def is_written(self, node: Node) -> bool:
         """Whether anything so far has written to the memory of a node's value."""

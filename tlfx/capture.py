@@ -23,6 +23,7 @@ from tlfx.call import is_channels_last
 from tlfx.inline import inline_subgraphs
 from tlfx.opaque import ModuleCall, collect_calls, marked
 from tlfx.refusal import check_sizes, explain
+from tlfx.rule import REGISTRY
 
 __all__ = ["MODEL", "Captured", "capture"]
 
@@ -81,6 +82,7 @@ def capture(
     ``images`` is the tensor among the arguments that holds the image content. The model, its buffers and the global
     random state stay as they are. Raises CaptureError with the reason, the source line and the remedy.
     """
+    REGISTRY.load()  # what is wrong with rules is not to be taken for a failure of the model
     leaves, spec = pytree.tree_flatten((args, kwargs))
     tensors = [x for x in leaves if isinstance(x, Tensor)]
     entry = _Entry(model, forward, leaves, spec)

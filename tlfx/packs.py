@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ def rules(*sources: str | Path | Mapping[Any, Callable[..., Any]], override: boo
     Raises RuleError for a file that cannot be run, RuleConflictError for a second rule of an operator; whatever was
     registered is taken back then too.
 
-    >>> import tlfx
+    >>> import tlfx, torch
     >>> from torch import nn
     >>> class Mystery(nn.Module):
     ...     def forward(self, x):
@@ -57,9 +58,14 @@ def load_file(path: str | Path) -> None:
     if spec is None or spec.loader is None:
         raise RuleError(f"{place} is no Python file: rules are functions decorated with tlfx.rule.rule")
     REGISTRY.load()
+    module = importlib.util.module_from_spec(spec)
+    added = sys.modules.setdefault(place.stem, module) is module  # dataclasses look for the module they lie in
     try:
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+        spec.loader.exec_module(module)
     except RuleConflictError:
         raise
     except Exception as error:
         raise RuleError(f"the rules in {place} cannot be loaded: {type(error).__name__}: {error}") from error
+    finally:
+        if added:
+            del sys.modules[place.stem]

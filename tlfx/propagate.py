@@ -5,6 +5,7 @@ Nothing is computed but shapes, integer maps and the few constants (indices, mas
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -187,10 +188,41 @@ class Walk:
                 f"the rule {found.origin} gives {len(values)} values for a module that returns {len(call.outputs)} "
                 f"tensors\n{describe(call.last)}"
             )
+        self._write_back(call, values)
         for node, value in zip(call.outputs, values, strict=True):
             if node in call.inner:
                 self.values[node] = op.output(value, node)
                 self.operations[node] = _operation_of(op, value)
+
+    def _write_back(self, call: ModuleCall, values: Sequence[Value]) -> None:
+        """Where a module writes to what it was given, all views of that follow the output that shares its memory."""
+        self._aliases.add(call.last)
+        changed = self._aliases.written_by(call.inner)
+        made = [n for n in self._with_content([*changed, *call.inner]) if any(self._is_read_by(u) for u in n.users)]
+        lost = [n for n in made if n not in call.outputs]
+        for node, value in zip(call.outputs, values, strict=True):
+            if self._aliases.storage_of(node) in changed.values():
+                self._aliases.write(node, value)
+                lost = [n for n in lost if self._aliases.storage_of(n) != self._aliases.storage_of(node)]
+        if lost:
+            raise RuleError(
+                f"{type(call.module).__name__} has a rule of its own, and {lost[0].name}, which it computes or writes "
+                f"to and does not return, is read after it: no rule can tell its label\n{describe(call.last)}"
+            )
+
+    def _with_content(self, nodes: Sequence[Node]) -> list[Node]:
+        """Those of ``nodes`` (in order) that are computed from content, inside a call or not."""
+        found: set[Node] = set()
+        for node in nodes:
+            sources = {node, *node.all_input_nodes}
+            values = [self.values[n] for n in sources]
+            if not found.isdisjoint(sources) or any(isinstance(v, Value) and not v.is_constant for v in values):
+                found.add(node)
+        return [node for node in nodes if node in found]
+
+    def _is_read_by(self, user: Node) -> bool:
+        """Whether a node that is still to come makes something of a value."""
+        return user not in self.values and (user.op == "output" or bool(shapes(user)))
 
     def _call(self, node: Node) -> Any:
         args, kwargs = tree_map(self._look_up, (tuple(node.args), dict(node.kwargs)))

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import nn
+from torch._library.custom_ops import CustomOpDef
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 
-from tlfx.errors import RuleConflictError
+from tlfx.errors import InputError, RuleConflictError
 
 __all__ = ["REGISTRY", "Registry", "Rule", "rule"]
 
@@ -36,6 +37,7 @@ class Rule:
 
     operator: Any
     function: Callable[..., Any]
+    override: bool = False
 
     @property
     def name(self) -> str:
@@ -45,7 +47,14 @@ class Rule:
     @property
     def origin(self) -> str:
         """Module and name of the rule's function."""
-        return f"{self.function.__module__}.{self.function.__qualname__}"
+        known = self.function if hasattr(self.function, "__qualname__") else type(self.function)
+        return f"{known.__module__}.{known.__qualname__}"
+
+    @property
+    def file(self) -> str | None:
+        """Source file of the rule's function, if it is one of Python."""
+        code = getattr(self.function, "__code__", None)
+        return None if code is None else str(code.co_filename)
 
 
 class Registry:
@@ -53,17 +62,29 @@ class Registry:
 
     def __init__(self) -> None:
         self._rules: dict[Any, Rule] = {}
-        self._loaded = False
+        self._loaded = self._loading = False
+        self._conflict: RuleConflictError | None = None
         self.broken: dict[str, str] = {}
         """Packs that could not be imported, and why."""
         self.generation = object()
         """Changes with the rules: what was derived by others is out of date."""
 
     def add(self, operator: Any, function: Callable[..., Any], override: bool = False) -> None:
-        """Register a rule. Raises RuleConflictError if the operator has one already and ``override`` is not set."""
-        operator = operator_name(operator) if isinstance(operator, str | OpOverload | OpOverloadPacket) else operator
-        entry = Rule(operator, function)
+        """Register a rule. One with ``override`` wins over those of packs, whichever comes first.
+
+        Raises RuleConflictError if the operator has a rule already and ``override`` is not set, InputError for what is
+        no operator or no rule.
+        """
+        if not callable(function) or not (callable(operator) or isinstance(operator, str)):
+            raise InputError(f"a rule from {operator!r} to {function!r}: expected an operator and a function")
+        if isinstance(operator, nn.Module):
+            raise InputError(f"a rule for a {type(operator).__name__} that exists: expected its class, or an operator")
+        named = isinstance(operator, str | OpOverload | OpOverloadPacket | CustomOpDef)
+        operator = operator_name(operator) if named else operator
+        entry = Rule(operator, function, override)
         known = self._rules.get(operator)
+        if known is not None and known.override and self._loading and not override:
+            return
         if known is not None and not override:
             raise RuleConflictError(
                 f"{entry.name} has two rules: {known.origin} and {entry.origin}. "
@@ -84,10 +105,22 @@ class Registry:
 
     def load(self) -> None:
         """Import every rule pack that is installed, once. One that cannot be imported is named in a warning and in
-        :attr:`broken`, and does not take the others down; two rules for one operator raise RuleConflictError."""
+        :attr:`broken`, and does not take the others down; two rules for one operator raise RuleConflictError, now and
+        at every later use."""
+        if self._conflict is not None:
+            raise self._conflict
         if self._loaded:
             return
-        self._loaded = True
+        self._loaded = self._loading = True
+        try:
+            self._load_packs()
+        except RuleConflictError as error:
+            self._conflict = error
+            raise
+        finally:
+            self._loading = False
+
+    def _load_packs(self) -> None:
         for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
             try:
                 entry.load()
@@ -127,14 +160,16 @@ def rule(*operators: Any, override: bool = False) -> Callable[[F], F]:
     """Register the decorated function as the rule of one or several operators.
 
     An operator is an overload packet (``torch.ops.aten.linear``, which covers all its overloads and its in-place
-    form), a single overload, a Python function found in graphs, or a name such as ``"aten::linear"`` for an operator
-    that this torch may not have, or whose library is not loaded yet. The rule is called with the operation
-    (:class:`tlfx.verbs.Op`) and the operator's own arguments, a :class:`tlfx.provenance.Value` in place of each tensor.
+    form), a single overload, what ``torch.library.custom_op`` makes, a Python function found in graphs, or a name such
+    as ``"aten::linear"`` for an operator that this torch may not have, or whose library is not loaded yet. The rule is
+    called with the operation (:class:`tlfx.verbs.Op`) and the operator's own arguments, a
+    :class:`tlfx.provenance.Value` in place of each tensor.
 
     A class of modules is an operator too: the module is then opaque, its inner graph is not followed, and the rule is
     called with the operation, the module and the arguments of its forward.
 
-    Raises RuleConflictError for a second rule, naming both, unless ``override`` is set.
+    Raises RuleConflictError for a second rule, naming both, unless ``override`` is set, and InputError for what is no
+    operator.
 
     >>> @rule("my_lib::sharpen")
     ... def sharpen(op, x, amount):
@@ -160,8 +195,8 @@ def operator_name(operator: Any) -> str:
     """
     if isinstance(operator, OpOverload | OpOverloadPacket | HigherOrderOperator):
         return str(operator)
-    if isinstance(operator, str):
-        return operator.replace("::", ".")
+    if isinstance(operator, str | CustomOpDef):
+        return (operator if isinstance(operator, str) else operator._qualname).replace("::", ".")
     return getattr(operator, "__name__", str(operator))
 
 

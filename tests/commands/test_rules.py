@@ -79,7 +79,7 @@ def test_a_rule_without_a_pack(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rules", "--json"]) == 0
     rows = json.loads("[" + capsys.readouterr().out.partition("\n[")[2])
     found = next(r for r in rows if r["operator"] == "tlfx_tests.ripple")
-    assert (found["pack"], found["plugin"]) == (None, None)
+    assert (found["pack"], found["plugin"]) == (__file__, None)
 
 
 def test_operators_without_a_rule() -> None:

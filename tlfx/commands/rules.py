@@ -62,13 +62,13 @@ def _run_missing(args: argparse.Namespace) -> int:
 
 def _row(rule: Rule, packs: list[importlib.metadata.EntryPoint]) -> dict[str, Any]:
     """A rule, and the entry point whose module holds it; the file of one that was registered without."""
-    module = f"{rule.function.__module__}."
+    module = f"{rule.origin.rpartition('.')[0]}."
     pack = next((p for p in packs if module.startswith(f"{p.module}.")), None)
     distribution = pack.dist if pack is not None else None
     return {
         "operator": rule.name,
         "rule": rule.origin,
-        "pack": pack.name if pack is not None else rule.function.__code__.co_filename,
+        "pack": pack.name if pack is not None else rule.file,
         "plugin": f"{distribution.name} {distribution.version}" if distribution is not None else None,
     }
 

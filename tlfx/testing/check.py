@@ -21,6 +21,10 @@ __all__ = ["check_rule"]
 BATCH = 2
 _LAWS, _LESS, _MORE = 1e-4, 1e-12, 1e-6
 """How far labels may be off, and shares that count as none."""
+_REMEDIES = {
+    "leaves out": "Mend the rule, or say by less= why labels leave out what the output depends on.",
+    "counts": "Mend the rule: this token has never mattered, whatever the inputs.",
+}
 
 
 def check_rule(
@@ -222,8 +226,7 @@ class _Output:
         raise WrongRuleError(
             f"output {self.place}, element {index}: its label {does} token {token}.\n"
             f"  said by the rule: tokens {self.said[element].nonzero().flatten().tolist()}\n"
-            f"  it depends on:    tokens {self.true[element].nonzero().flatten().tolist()}\n"
-            "Mend the rule, or say by less= why labels leave out what the output depends on."
+            f"  it depends on:    tokens {self.true[element].nonzero().flatten().tolist()}\n" + _REMEDIES[does]
         )
 
 

@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 
 import tlfx
+from tlfx import models
 from tlfx.errors import TlfxError
 
 __all__ = ["COMMANDS", "main"]
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     args = _parser(given).parse_args(given)
     try:
+        models.add_paths(getattr(args, "path", []))  # rules may import from there too
         with _rules(getattr(args, "rules", [])):
             return int(_command(args.command).run(args))
     except TlfxError as error:

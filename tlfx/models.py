@@ -20,7 +20,7 @@ from tlfx.errors import ModelError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["add_arguments", "add_input_size", "add_rules", "from_arguments", "load", "parse_size"]
+__all__ = ["add_arguments", "add_input_size", "add_paths", "add_rules", "from_arguments", "load", "parse_size"]
 
 IMAGE = (3, 224, 224)
 CLIP_FRAMES = 16
@@ -94,7 +94,7 @@ def load(
     (2, 3, 160, 160)
     """
     options = dict(kwargs or {})
-    _add_paths(paths)
+    add_paths(paths)
     source, colon, rest = name.partition(":")
     if not colon:
         build = _timm(name, options)
@@ -235,7 +235,8 @@ def _images(size: tuple[int, ...], device: str) -> Tensor:
     return torch.randn(2, *size, generator=torch.Generator().manual_seed(0)).to(device)
 
 
-def _add_paths(paths: Iterable[str]) -> None:
+def add_paths(paths: Iterable[str]) -> None:
+    """Import from these directories first. Raises ModelError for what is no directory."""
     for path in reversed(list(paths)):
         if not Path(path).is_dir():
             raise ModelError(f"--path {path!r} is no directory")

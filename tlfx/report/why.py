@@ -12,6 +12,7 @@ from tlfx.label import Label
 from tlfx.opaque import call_of
 from tlfx.provenance import Role, Value
 from tlfx.taxonomy import Operation
+from tlfx.verbs.own_weights import OWN_WEIGHTS
 
 __all__ = ["reason"]
 
@@ -89,5 +90,7 @@ def _spatial(labels: Sequence[Label]) -> str:
         weight = next(label.args[0] for label in labels if label.function is runtime.mix)
         learned = isinstance(weight, Node) and weight.op == "get_attr"
         return "contracts tokens, with weights" if learned else "contracts tokens, with weights W(Z)"
+    if any(getattr(function, "__name__", "").startswith(OWN_WEIGHTS) for function in functions):
+        return "mixes tokens by weights that its rule computes"
     found = next((text for function, text in _SPATIAL.items() if function in functions), None)
     return found or "contracts tokens"

@@ -15,7 +15,10 @@ from tlfx.provenance import BatchAxis, Value
 from tlfx.taxonomy import Operation
 from tlfx.verbs.movement import Movement, with_image
 
-__all__ = ["OwnWeights"]
+__all__ = ["OWN_WEIGHTS", "OwnWeights"]
+
+OWN_WEIGHTS = "mix_by_"
+"""How the names of label functions begin that mix by weights of a rule."""
 
 
 class OwnWeights(Movement):
@@ -51,7 +54,7 @@ class OwnWeights(Movement):
                 weight = weights(*(next(found) if isinstance(v, Value) else v for v in inputs))
                 return runtime.mix(weight, rows, "qm,m->q", (0, 1, 1))
 
-        mixed.__qualname__ = mixed.__name__ = f"mix_by_{getattr(weights, '__name__', 'weights')}"
+        mixed.__qualname__ = mixed.__name__ = f"{OWN_WEIGHTS}{getattr(weights, '__name__', 'weights')}"
         self.record(Operation.SPATIAL_MIX)
         ids = self.label(mixed, Rows(with_image(tokens)), *(v.node for v in given), shape=(torch.Size(size).numel(),))
         return self.from_rows(ids.view(1, 1, *size), BatchAxis(0))

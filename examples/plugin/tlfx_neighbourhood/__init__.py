@@ -1,0 +1,7 @@
+"""Neighbourhood attention and exponential smoothing: an operator and a module that tlfx learns from their rules."""
+
+from tlfx_neighbourhood.model import Classifier, classifier
+from tlfx_neighbourhood.operator import attention
+from tlfx_neighbourhood.smoothing import Smoothing
+
+__all__ = ["Classifier", "Smoothing", "attention", "classifier"]

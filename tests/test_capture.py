@@ -718,3 +718,28 @@ def test_chance_that_is_not_from_torch(draw: Callable[[], float]) -> None:
         tlfx.align(model)(pictures(), mixture())
     assert random.getstate() == state
     assert np.random.get_state()[2] == numpy_state
+
+
+class Recording(nn.Module):
+    """Puts a hook on a layer at its first call, as Hugging Face's models do, and reads what the hook saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.seen = nn.Conv2d(3, CLASSES, 4, 4), []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not getattr(self, "hooked", False):
+            self.layer.register_forward_hook(lambda module, args, output: self.seen.append(output))
+            self.hooked = True
+        self.seen.clear()
+        self.layer(x)
+        return torch.stack(self.seen).sum(0).mean((2, 3))
+
+
+def test_hooks_that_a_forward_registers_are_registered_once() -> None:
+    plain = Recording()
+    aligned = tlfx.align(deepcopy(plain))
+    outputs, _ = aligned(pictures(), mixture())
+    assert torch.equal(outputs, plain(pictures()))
+    assert torch.equal(aligned(pictures()), plain(pictures()))
+    assert len(aligned.layer._forward_hooks) == 1

@@ -168,11 +168,13 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _state_kept(model: nn.Module) -> Iterator[Callable[[], bool]]:
-    """Leave the random states of torch, NumPy and Python as they were found, and no new attributes on modules.
+    """Leave the random states of torch, NumPy and Python as they were found, and no new attributes or hooks on modules.
 
     Gives a function that tells whether a forward has drawn from Python or NumPy.
     """
-    attributes = [(vars(m), set(vars(m))) for m in model.modules()]
+    places = [vars(m) for m in model.modules()]
+    places += [hooks for place in places for name, hooks in place.items() if name.endswith("_hooks")]
+    known = [(place, set(place)) for place in places]
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
@@ -180,7 +182,7 @@ def _state_kept(model: nn.Module) -> Iterator[Callable[[], bool]]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
-        for now, before in attributes:
+        for now, before in known:
             for name in now.keys() - before:
                 del now[name]
 

@@ -201,11 +201,14 @@ def operator_name(operator: Any) -> str:
 
 
 def _keys(operator: Any) -> Iterator[Any]:
-    """What to look an operator up by, the most special first; ``add_`` goes by the rule of ``add``."""
+    """What to look an operator up by, the most special first; ``add_.Scalar`` goes by the rules of ``add.Scalar`` and
+    ``add``."""
     if not isinstance(operator, OpOverload):
         yield operator
         return
     yield operator_name(operator)
     yield operator_name(operator.overloadpacket)
     if operator._schema.is_mutable:
-        yield operator_name(operator.overloadpacket).removesuffix("_")
+        functional = operator_name(operator.overloadpacket).removesuffix("_")
+        yield f"{functional}.{operator._overloadname}"
+        yield functional

@@ -422,3 +422,8 @@ def test_operations_of_indexing() -> None:
     probe = Probe(lambda x: tokens(x).gather(1, scores(x).argsort(1).unsqueeze(-1).expand(-1, -1, 4)), SIZE)
     assert probe.operation("gather") is Operation.LAYOUT
     assert probe.operation("argsort") is Operation.WEIGHT
+
+
+def test_numbers_scattered_in_place() -> None:
+    """``scatter_`` goes by the rule of ``scatter`` with a number: point-wise."""
+    check(lambda x: x.clone().scatter_(1, x.argmax(1, keepdim=True), 1.0), lambda y, x: y, SIZE)

@@ -37,8 +37,15 @@ def addmm(op: Op, bias: Value, a: Value, b: Value, **scales: float) -> Value:
 
 @rule(aten.einsum)
 def einsum(op: Op, equation: str, operands: Sequence[Value], path: Any = None) -> Value:
-    """Any equation of one or two operands."""
+    """Any equation; of more than two operands, two after two."""
     return op.einsum(_explicit(equation.replace(" ", ""), operands), *operands)
+
+
+@rule(aten.bilinear)
+def bilinear(op: Op, a: Value, b: Value, weight: Value, bias: Value | None = None) -> Value:
+    """a (*, i), b (*, j), weight (out, i, j): a product of two values over their channels."""
+    lead = "abcdefgh"[: len(a.shape) - 1]
+    return op.einsum(f"{lead}x,{lead}y,zxy->{lead}z", a, b, weight)
 
 
 def _explicit(equation: str, operands: Sequence[Value]) -> str:

@@ -149,14 +149,17 @@ def mix(
     if queries is not None:
         weight = _select(weight, equation.index("q") + 1, queries)
     if stochastic:
-        return _contract(weight.float(), rows, equation, average=True).flatten(1, -2)
-    return _by_mass(_contract(_magnitude(weight), rows if mass else _with_mass(rows), equation)).flatten(1, -2)
+        mixed = _contract(weight.float(), rows, equation, average=True)
+    else:
+        mixed = _by_mass(_contract(_magnitude(weight), rows if mass else _with_mass(rows), equation))
+    return mixed.reshape(len(mixed), -1, mixed.shape[-1])
 
 
 @label_arithmetic
 def context(weight: Tensor, rows: Tensor, equation: str, split: Split | None = None) -> Tensor:
     """First contraction of a linear attention q(kᵀv): |k|·Y, with its mass |k|·1 as a last channel."""
-    return _contract(_magnitude(split_batch(weight, split)), _with_mass(rows), equation).flatten(1, -2)
+    mixed = _contract(_magnitude(split_batch(weight, split)), _with_mass(rows), equation)
+    return mixed.reshape(len(mixed), -1, mixed.shape[-1])
 
 
 @label_arithmetic

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from string import ascii_lowercase
 
 import pytest
@@ -339,9 +340,93 @@ def test_einsum_with_an_implicit_output() -> None:
     )
 
 
-def test_einsum_of_three_operands_is_an_error() -> None:
-    with pytest.raises(RuleError, match="einsum of 3 operands: write it as einsums of two"):
-        Probe(lambda x, w: torch.einsum("bchw,cd,de->behw", x, w, w), SIZE, w=nn.Parameter(torch.randn(4, 4)))
+def test_einsum_of_three_operands_over_channels() -> None:
+    check(
+        lambda x, w: torch.einsum("bchw,cd,de->behw", x, w, w),
+        lambda y, x: y[:, :1].expand(-1, 4, -1, -1),
+        SIZE,
+        {"einsum": Operation.CHANNEL_MIX},
+        w=nn.Parameter(torch.randn(4, 4)),
+    )
+
+
+def test_einsum_of_three_operands_over_tokens() -> None:
+    """Linear attention and its normaliser in one: |q|·|k|ᵀ mixes the tokens, the factor leaves them in place."""
+
+    def function(x: Tensor) -> Tensor:
+        q = tokens(x).sigmoid()
+        context = torch.einsum("bnd,bne->bde", q, tokens(x))
+        return torch.einsum("bnd,bde,bn->bne", q, context, 1 / (q @ q.sum(1).unsqueeze(-1))[..., 0])
+
+    def twin(y: Tensor, x: Tensor) -> Tensor:
+        q = tokens(x).sigmoid()
+        weights = normalised(q @ q.transpose(1, 2))
+        return spread((weights @ label_rows(y).unsqueeze(-1))[..., 0], 4)
+
+    check(function, twin, SIZE, {"einsum": Operation.SPATIAL_MIX})
+
+
+def test_einsum_that_mixes_by_a_weight_of_its_own_is_an_error() -> None:
+    def function(x: Tensor, w: Tensor) -> Tensor:
+        attention = (tokens(x) @ x.flatten(2)).softmax(-1)
+        return torch.einsum("bnm,mk,bkd->bnd", attention, w, tokens(x))
+
+    with pytest.raises(RuleError, match="einsum mixes tokens by a weight of its own making: write it as two operators"):
+        Probe(function, SIZE, w=nn.Parameter(torch.randn(TOKENS, TOKENS)))
+
+
+def test_a_token_read_by_channels_of_its_own() -> None:
+    """The state of a recurrence under its read-out: broadcast along channels, a factor leaves labels alone."""
+
+    def function(x: Tensor) -> Tensor:
+        state = tokens(x).unsqueeze(-1).expand(-1, -1, -1, 3).cumsum(1)
+        return torch.einsum("bnds,bns->bnd", state, tokens(x)[..., :3])
+
+    def twin(y: Tensor, x: Tensor) -> Tensor:
+        rows = label_rows(y)
+        return spread(rows.cumsum(1) / torch.arange(1, TOKENS + 1), 4)
+
+    check(function, twin, SIZE)
+
+
+def test_products_of_different_values_of_the_same_tokens_are_averaged() -> None:
+    """Σ x·g(x) over channels, g having mixed the tokens: rule of products."""
+    conv = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+
+    def function(x: Tensor, conv: nn.Module) -> Tensor:
+        return torch.einsum("bchw,bchw->bhw", x, conv(x))
+
+    def twin(y: Tensor, x: Tensor) -> Tensor:
+        kernel = conv.weight.double().abs().mean((0, 1))[None, None]
+        ones = torch.ones_like(y[:, :1])
+        return (y[:, 0] + (F.conv2d(y[:, :1], kernel, padding=1) / F.conv2d(ones, kernel, padding=1))[:, 0]) / 2
+
+    check(function, twin, SIZE, conv=conv)
+
+
+def test_bilinear() -> None:
+    """Both inputs of the same tokens: their label."""
+    check(
+        lambda x, layer: layer(tokens(x), tokens(x).tanh()),
+        lambda y, x: spread(label_rows(y), 5),
+        SIZE,
+        {"bilinear": Operation.CHANNEL_MIX},
+        layer=nn.Bilinear(4, 4, 5),
+    )
+
+
+def test_pooling_of_a_sequence_by_one_weight_each() -> None:
+    """Tokens contracted between a softmax over them and themselves (CCT): one row, Y ← softmax·Y."""
+    score = nn.Linear(4, 1)
+
+    def function(x: Tensor, score: nn.Module) -> Tensor:
+        return (score(tokens(x)).softmax(1).transpose(1, 2) @ tokens(x)).squeeze(1)
+
+    def twin(y: Tensor, x: Tensor) -> Tensor:
+        weights = deepcopy(score).double()(tokens(x)).softmax(1)[..., 0]
+        return spread((weights * label_rows(y)).sum(1), 4)
+
+    check(function, twin, SIZE, score=score)
 
 
 def test_channels_of_two_values_make_a_weight() -> None:

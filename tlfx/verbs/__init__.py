@@ -11,7 +11,6 @@ from tlfx.source import shapes
 from tlfx.verbs.attend import Attention
 from tlfx.verbs.indexed import Indexed
 from tlfx.verbs.own_weights import OwnWeights
-from tlfx.verbs.pointwise import Pointwise
 
 if TYPE_CHECKING:
     from tlfx.propagate import Walk
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["ModuleOp", "Op"]
 
 
-class Op(Attention, Pointwise, Indexed, OwnWeights):
+class Op(Attention, Indexed, OwnWeights):
     """One call of an operator: its shapes, and every verb a rule can use."""
 
 

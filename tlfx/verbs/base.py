@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from copy import copy
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 from torch.fx import Node
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from tlfx.propagate import Walk
 
 __all__ = ["Verbs"]
+
+V = TypeVar("V", bound="Verbs")
 
 _PRECEDENCE = (
     Operation.LAYOUT,
@@ -38,6 +41,7 @@ class Verbs:
         self.kwargs = kwargs
         self.walk = walk
         self.operation = Operation.LAYOUT
+        self._shapes: list[tuple[int, ...]] | None = None
 
     @property
     def target(self) -> Any:
@@ -52,7 +56,13 @@ class Verbs:
     @property
     def shapes(self) -> list[tuple[int, ...]]:
         """Shapes of all tensor outputs."""
-        return shapes(self.node)
+        return shapes(self.node) if self._shapes is None else self._shapes
+
+    def step(self: V, shape: Sequence[int]) -> V:
+        """One of several steps that the operator consists of, with an output of its own."""
+        step = copy(self)
+        step.operation, step._shapes = Operation.LAYOUT, [tuple(shape)]
+        return step
 
     @property
     def batch(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -16,12 +17,13 @@ from tlfx.provenance import Role, Value, fill_none, merge_batch
 from tlfx.taxonomy import Operation
 from tlfx.verbs.letters import LetteredRows, Letters, arrange, equation, split_letter
 from tlfx.verbs.movement import with_image
+from tlfx.verbs.pointwise import Pointwise
 from tlfx.verbs.reduction import Reduction
 
 __all__ = ["Contraction"]
 
 
-class Contraction(Reduction):
+class Contraction(Pointwise, Reduction):
     """Verbs of operators that multiply two values and sum over an axis."""
 
     def contract(self, x: Value, axis: int, weight: Value) -> Value:
@@ -37,14 +39,30 @@ class Contraction(Reduction):
         return self.multiply(x, letters, weight, ["out", contracted, *ones], out)
 
     def einsum(self, formula: str, *operands: Value) -> Value:
-        """An einsum of one or two operands, each letter an axis (no ellipsis)."""
+        """An einsum, each letter an axis (no ellipsis); of more than two operands, one after another."""
         inputs, out = formula.replace(" ", "").split("->")
-        letters = inputs.split(",")
-        if len(operands) == 1:
-            return self.sum_to(operands[0], letters[0], out)
-        if len(operands) != 2:
-            raise RuleError(f"einsum of {len(operands)} operands: write it as einsums of two")
-        return self.multiply(operands[0], letters[0], operands[1], letters[1], out)
+        terms = list(zip(operands, inputs.split(","), strict=True))
+        while len(terms) > 2:
+            terms = self._contract_pair(terms, out)
+        if len(terms) == 1:
+            return self.sum_to(*terms[0], out)
+        return self.multiply(*terms[0], *terms[1], out)
+
+    def _contract_pair(self, terms: list[tuple[Value, str]], out: str) -> list[tuple[Value, str]]:
+        """Two of several operands multiplied: the first two that make content, since a weight among the steps of one
+        operator is not in the graph."""
+        sizes = {c: size for x, letters in terms for c, size in zip(letters, x.shape, strict=True)}
+        made: list[list[tuple[Value, str]]] = []
+        for i, j in combinations(range(len(terms)), 2):
+            rest = [t for n, t in enumerate(terms) if n not in (i, j)]
+            kept = {*out, *(c for _, letters in rest for c in letters)}
+            of_step = "".join(dict.fromkeys(c for c in terms[i][1] + terms[j][1] if c in kept))
+            step = self.step([sizes[c] for c in of_step])
+            made.append([(step.multiply(*terms[i], *terms[j], of_step), of_step), *rest])
+            if made[-1][0][0].role in (Role.CONTENT, Role.CONTEXT):
+                self.record(step.operation)
+                return made[-1]
+        return made[0]
 
     def matmul(self, a: Value, b: Value) -> Value:
         """A matrix product with the broadcasting of ``torch.matmul``."""
@@ -84,7 +102,24 @@ class Contraction(Reduction):
         if torch.equal(one, other):
             self.record(Operation.CHANNEL_MIX)
             return self.content(one)
-        return self.weight(*maps)
+        return self._token_by_token(of_a, of_b, out, maps) or self.weight(*maps)
+
+    def _token_by_token(self, of_a: Letters, of_b: Letters, out: Letters, maps: list[Tensor]) -> Value | None:
+        """The product of two values of the same tokens: of the one that the other is broadcast along, or the average
+        of both (rule of products). None where they differ in their tokens, as queries and keys do."""
+        one, other = ([c for c, size in zip(out, m.shape, strict=True) if size > 1] for m in maps)
+        if one != other:
+            return None
+        long = [c for c, size in zip(out, self.shape, strict=True) if size > 1]
+        factors = [any(c not in letters for c in long) for letters in (of_a, of_b)]
+        if factors[0] != factors[1]:
+            self.record(Operation.POINTWISE)
+            return self.content(maps[factors.index(False)])
+        if len(one) < 2:
+            return None
+        self.record(Operation.POINTWISE)
+        a, b = (self.content(m) for m in maps)
+        return self._averaged(a, b)
 
     def contracted(self, rows: LetteredRows, out: Letters) -> list[str]:
         """Contracted letters along which rows vary."""
@@ -136,6 +171,8 @@ class Contraction(Reduction):
         options: dict[str, bool],
     ) -> Tensor:
         """A label whose rows go by the letters ``kept``, by weight and rows."""
+        if w.node is self.node:
+            raise RuleError(f"{self.node.name} mixes tokens by a weight of its own making: write it as two operators")
         rows = found.varying(found.letters)
         sizes = dict(zip(split_letter(of_w, found.batch), _split_shape(w, of_w, found), strict=True))
         sizes |= {c: found.rows.shape[found.letters.index(c)] for c in rows}

@@ -45,6 +45,20 @@ def grid_sampler(op: Op, x: Value, grid: Value, mode: int, padding: int, align: 
     return op.resample_by_data(x, op.target, grid, bilinear, padding, align, spatial=len(x.shape) - 2)
 
 
+@rule(aten.affine_grid_generator)
+def affine_grid(op: Op, theta: Value, size: Any, align: bool) -> Value:
+    """theta (batch, 2, 3) or (batch, 3, 4): where to sample, which has no label."""
+    return op.weight()
+
+
+@rule(aten.max_unpool2d, aten.max_unpool3d)
+def max_unpool(op: Op, x: Value, where: Value, size: Any, *settings: Any) -> Value:
+    """x (batch, channels, *size) back to where a pool took it from: every place of a window has the window's label."""
+    spatial = len(x.shape) - 2
+    nearest = aten.upsample_nearest2d.vec if spatial == 2 else aten.upsample_nearest3d.vec
+    return op.resample(x, list(op.shape[2:]), None, spatial=spatial, operator=nearest)
+
+
 @rule(aten.col2im)
 def col2im(op: Op, x: Value, output_size: Any, kernel_size: Any, *settings: Any) -> Value:
     """x (batch, channels · kernel, patches) → (batch, channels, height, width)."""

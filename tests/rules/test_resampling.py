@@ -300,3 +300,35 @@ def test_deformable_convolution(modulated: bool, groups: int) -> None:
 
     operations = {"deform_conv2d": Operation.SPATIAL_MIX}
     check(function, twin, SIZE, operations, conv=conv, offsets=offsets, gates=gates)
+
+
+def test_an_affine_transformation_by_the_image() -> None:
+    """A spatial transformer: the grid depends on the image and has no label; what is sampled has that of its places."""
+    where = nn.Linear(2, 6)
+
+    def theta(x: Tensor) -> Tensor:
+        return 0.2 * where(x.mean((2, 3))).view(-1, 2, 3) + torch.eye(2, 3)
+
+    def function(x: Tensor, where: nn.Module) -> Tensor:
+        turned = 0.2 * where(x.mean((2, 3))).view(-1, 2, 3) + torch.eye(2, 3)
+        return F.grid_sample(x, F.affine_grid(turned, [x.shape[0], 2, 3, 5], False), "bilinear", "border", False)
+
+    def twin(y: Tensor, x: Tensor) -> Tensor:
+        grid = F.affine_grid(theta(x.float()), [len(x), 2, 3, 5], False).double()
+        return F.grid_sample(y, grid, "bilinear", "border", False)
+
+    check(function, twin, SIZE, {"affine_grid_generator": Operation.WEIGHT}, where=where)
+
+
+def test_unpooling() -> None:
+    """SegNet: what comes back where the pool took it from has the label of its window, and so have the zeros beside."""
+    conv = nn.Conv2d(2, 2, 1)
+
+    def function(x: Tensor, conv: nn.Module) -> Tensor:
+        pooled, places = F.max_pool2d(x, 2, return_indices=True)
+        return F.max_unpool2d(conv(pooled), places, 2)
+
+    def twin(y: Tensor, x: Tensor) -> Tensor:
+        return F.avg_pool2d(y, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+    check(function, twin, SIZE, conv=conv)

@@ -1,0 +1,59 @@
+"""The invariants on models of other libraries and of user code, and what cannot be aligned, by name.
+
+``rules/MODELS.md`` holds the figures of all: ``python tests/models/table.py``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import tlfx
+from models.catalogue import CATALOGUE
+from tlfx.analysis.invariants import measure, rectangles, target
+
+TOLERANCE = 1e-5
+TABLE = Path(__file__).parents[2] / "rules" / "MODELS.md"
+ALIGNED = {name: entry for name, entry in CATALOGUE.items() if entry.error is None}
+REFUSED = {name: entry for name, entry in CATALOGUE.items() if entry.error is not None}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if entry.slow else []) for n, entry in ALIGNED.items()]
+)
+def test_invariants(name: str) -> None:
+    entry = ALIGNED[name]
+    figures = measure(entry.model(), entry.size)
+    assert figures.worst_exact() <= entry.rounding, figures
+    assert figures.worst_label() < TOLERANCE, figures
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_by_name(name: str) -> None:
+    """The error names the model, the reason, the line and the remedy, and the model stays as it was."""
+    entry = REFUSED[name]
+    model = entry.model().eval()
+    images = entry.images()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    aligned = tlfx.align(model)
+    assert entry.error is not None
+    with pytest.raises(entry.error, match=entry.reason) as raised:
+        aligned(images, target(rectangles(len(images), entry.size[-2:], seed=0)))
+    for words in (tlfx.unalign(model).__class__.__name__, "source: ", "align the part of the model without it"):
+        assert words in str(raised.value)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_only_known_models_may_differ_by_rounding() -> None:
+    assert {name for name, entry in CATALOGUE.items() if entry.rounding} == {
+        "transformers: BEiT",
+        "transformers: BEiT, shared bias",
+    }
+
+
+def test_the_table_has_every_model() -> None:
+    rows = [line.split(" | ")[:3] for line in TABLE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    found = {f"{source}: {name.removeprefix('| ')}": status for name, source, status in rows[1:]}
+    assert found == {name: entry.status for name, entry in CATALOGUE.items()}

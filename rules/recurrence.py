@@ -48,26 +48,43 @@ def cumulative_extreme(op: Op, x: Value, dim: int) -> list[Value]:
     return [op.scan(x, dim), op.weight()]
 
 
-@rule(
-    aten.fft_fft,
-    aten.fft_ifft,
-    aten.fft_rfft,
-    aten.fft_irfft,
-    aten.fft_hfft,
-    aten.fft_ihfft,
-)
-def fourier(op: Op, x: Value, n: Any = None, dim: int = -1, norm: Any = None) -> Value:
+@rule(aten.fft_fft, aten.fft_rfft)
+def fourier(op: Op, x: Value, n: int | None = None, dim: int = -1, norm: Any = None) -> Value:
+    """Every frequency sees every position of an axis."""
+    return op.to_frequencies(x, [dim], None if n is None else [n])
+
+
+@rule(aten.fft_fft2, aten.fft_rfft2, aten.fft_fftn, aten.fft_rfftn)
+def fourier_of_several(op: Op, x: Value, s: Any = None, dim: Sequence[int] | None = None, norm: Any = None) -> Value:
+    """Every frequency sees every position of several axes."""
+    return op.to_frequencies(x, transformed(op, x, s, dim), s)
+
+
+@rule(aten.fft_ifft, aten.fft_irfft)
+def inverse_fourier(op: Op, x: Value, n: int | None = None, dim: int = -1, norm: Any = None) -> Value:
+    """Filtered frequencies give a convolution; any others every position."""
+    return op.from_frequencies(x, [dim])
+
+
+@rule(aten.fft_ifft2, aten.fft_irfft2, aten.fft_ifftn, aten.fft_irfftn)
+def inverse_fourier_of_several(
+    op: Op, x: Value, s: Any = None, dim: Sequence[int] | None = None, norm: Any = None
+) -> Value:
+    """Likewise (global filters)."""
+    return op.from_frequencies(x, transformed(op, x, s, dim))
+
+
+@rule(aten.fft_hfft, aten.fft_ihfft)
+def hermitian_fourier(op: Op, x: Value, n: Any = None, dim: int = -1, norm: Any = None) -> Value:
     """Every frequency sees every position of an axis."""
     return op.spread(x, [dim])
 
 
-@rule(aten.fft_fft2, aten.fft_ifft2, aten.fft_rfft2, aten.fft_irfft2)
-def fourier_2d(op: Op, x: Value, s: Any = None, dim: Sequence[int] = (-2, -1), norm: Any = None) -> Value:
-    """Every frequency sees every position of two axes."""
-    return op.spread(x, dim)
-
-
-@rule(aten.fft_fftn, aten.fft_ifftn, aten.fft_rfftn, aten.fft_irfftn)
-def fourier_nd(op: Op, x: Value, s: Any = None, dim: Any = None, norm: Any = None) -> Value:
-    """Every frequency sees every position of several axes."""
-    return op.spread(x, range(1, len(x.shape)) if dim is None else dim)
+def transformed(op: Op, x: Value, sizes: Any, axes: Sequence[int] | None) -> Sequence[int]:
+    """The axes of a transform: those given, else the last two, or the last few that sizes are given for, or all that
+    are not the batch."""
+    if axes is not None:
+        return axes
+    if "2" in op.target.overloadpacket.__name__:
+        return (-2, -1)
+    return range(1, len(x.shape)) if sizes is None else range(len(x.shape) - len(sizes), len(x.shape))

@@ -23,6 +23,7 @@ __all__ = [
     "NONE",
     "BatchAxis",
     "Role",
+    "Spectrum",
     "Value",
     "compact",
     "fill_none",
@@ -70,6 +71,8 @@ class Value:
     maps: tuple[Tensor, ...] = ()
     stochastic: int | None = None
     """Axis along which the value sums to 1: it comes out of a softmax over tokens."""
+    spectrum: Spectrum | None = None
+    """What the value is the Fourier transform of, if nothing but constant filters came after."""
 
     @property
     def is_content(self) -> bool:
@@ -107,6 +110,16 @@ class Value:
         Raises ProvenanceError if two samples are laid out differently.
         """
         return split_batch(self.map, self.batch, self.batch_axis)
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """The Fourier transform of a value along ``axes``, of ``lengths``, times ``filters``."""
+
+    source: Value
+    axes: tuple[int, ...]
+    lengths: tuple[int, ...]
+    filters: tuple[Value, ...] = ()
 
 
 def compact(full: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ __all__ = [
     "context",
     "convolve",
     "convolve_at",
+    "filtered",
     "gather",
     "mix",
     "moved",
@@ -290,6 +291,33 @@ def resample(
 ) -> Tensor:
     """Resampling and pooling: the operator itself run on the label map, over itself run on ones."""
     return _over_ones(lambda maps: operator(maps, *args), rows, valid, channel)
+
+
+@label_arithmetic
+def filtered(
+    rows: Tensor,
+    operator: Callable[..., Tensor],
+    filters: Sequence[Tensor],
+    shape: Sequence[int],
+    lengths: Sequence[int],
+    axes: Sequence[int],
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Spatial mixing by a filter of frequencies, which is a circular convolution: |K| averaged over channels, K being
+    what the inverse transform ``operator`` makes of the product of ``filters``, broadcast to ``shape``."""
+    spectrum = torch.ones((), dtype=torch.complex128, device=rows.device)
+    for factor in filters:
+        spectrum = spectrum * factor
+    sizes, dims = (list(lengths), list(axes)) if len(axes) > 1 else (lengths[0], axes[0])
+    kernel = operator(spectrum.expand(*shape), sizes, dims).abs() + _TINY
+    kernel = kernel.mean([a for a in range(len(shape)) if a not in axes])
+    kernel = torch.fft.fftn(kernel.permute([sorted(axes).index(a) for a in axes]))
+    places = list(range(-len(axes), 0))
+
+    def run(maps: Tensor) -> Tensor:
+        return torch.fft.ifftn(torch.fft.fftn(maps, lengths, places) * kernel, dim=places).real
+
+    return _over_ones(run, rows.double(), valid).float()
 
 
 @label_arithmetic

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -147,8 +148,8 @@ TRANSFORMS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] = {
     "fft2": (lambda x: torch.fft.fft2(x).real, (2, 3)),
     "fft2_over_tokens_and_channels": (lambda x: torch.fft.fft2(tokens(x)).real, (1,)),
     "fftn": (lambda x: torch.fft.fftn(x, dim=(1, 2, 3)).imag, (2, 3)),
-    "there_and_back": (lambda x: torch.fft.irfft2(torch.fft.rfft2(x, norm="ortho"), s=(3, 4), norm="ortho"), (2, 3)),
-    "fft_and_ifft": (lambda x: torch.fft.ifft(torch.fft.fft(x, dim=2), dim=2).real, (2,)),
+    "back_from_other_frequencies": (lambda x: torch.fft.irfft2(torch.fft.rfft2(x).abs() * 1j, s=(3, 4)), (2, 3)),
+    "back_to_another_size": (lambda x: torch.fft.ifft(torch.fft.fft(x, dim=2), n=5, dim=2).real, (2,)),
 }
 
 
@@ -167,18 +168,62 @@ def test_a_transform_over_channels_mixes_channels() -> None:
     check(lambda x: torch.fft.fft(x, dim=1).real, lambda y, x: y, SIZE, {"fft_fft": Operation.CHANNEL_MIX})
 
 
-def test_global_filter() -> None:
-    """GFNet: a learned complex filter of all frequencies."""
-    filters = nn.Parameter(torch.randn(4, 3, 3, 2))
+THERE_AND_BACK: dict[str, Callable[[Tensor], Tensor]] = {
+    "two_axes": lambda x: torch.fft.irfft2(torch.fft.rfft2(x, norm="ortho"), s=(3, 4), norm="ortho"),
+    "one_axis": lambda x: torch.fft.ifft(torch.fft.fft(x, dim=2), dim=2).real,
+    "padded": lambda x: torch.fft.irfft(torch.fft.rfft(x, n=9), n=9)[..., :4],
+    "tokens": lambda x: torch.fft.irfft(torch.fft.rfft(tokens(x), dim=1), n=12, dim=1).transpose(1, 2).view_as(x),
+}
+
+
+@pytest.mark.parametrize("name", THERE_AND_BACK)
+def test_there_and_back_leaves_labels_alone(name: str) -> None:
+    check(THERE_AND_BACK[name], lambda y, x: y, SIZE)
+
+
+@pytest.mark.parametrize("order", [(2, 3), (3, 2)])
+def test_global_filter(order: tuple[int, int]) -> None:
+    """GFNet: a circular convolution, one position at a time, by |K| averaged over channels."""
+    size, halved = ((5, 4), (5, 3)) if order == (2, 3) else ((4, 5), (3, 4))
+    filters = nn.Parameter(torch.randn(3, *halved, 2))
 
     def function(x: Tensor, filters: Tensor) -> Tensor:
-        spectrum = torch.fft.rfft2(x, dim=(2, 3), norm="ortho") * torch.view_as_complex(filters)
-        return torch.fft.irfft2(spectrum, s=x.shape[2:], dim=(2, 3), norm="ortho")
+        spectrum = torch.fft.rfft2(x, dim=order, norm="ortho") * torch.view_as_complex(filters)
+        return torch.fft.irfft2(spectrum, s=size, dim=order, norm="ortho")
 
-    check(
-        function,
-        lambda y, x: y.mean((2, 3), keepdim=True).expand_as(y),
-        SIZE,
-        {"fft_irfft2": Operation.CHANNEL_MIX, "fft_rfft2": Operation.SPATIAL_MIX, "mul": Operation.POINTWISE},
-        filters=filters,
-    )
+    def twin(y: Tensor, x: Tensor) -> Tensor:
+        back = torch.fft.irfft2(torch.view_as_complex(filters.double())[None], s=size, dim=order)
+        kernel = back[0].abs().mean(0)
+        out = torch.zeros_like(y[:, 0])
+        for i, j, k, m in product(range(5), range(4), range(5), range(4)):
+            out[:, i, j] += kernel[(i - k) % 5, (j - m) % 4] * y[:, 0, k, m]
+        return (out / kernel.sum()).unsqueeze(1).expand(-1, 3, -1, -1)
+
+    operations = {"fft_irfft2": Operation.SPATIAL_MIX, "mul": Operation.POINTWISE}
+    check(function, twin, (3, 5, 4), operations, filters=filters)
+
+
+def test_long_convolution() -> None:
+    """Hyena: twice the length, so that nothing wraps around, and no position sees a later one."""
+    kernel = nn.Parameter(torch.randn(4, 12))
+
+    def function(x: Tensor, kernel: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft(x.flatten(2), n=24) * torch.fft.rfft(kernel, n=24)
+        return torch.fft.irfft(spectrum, n=24)[..., :12]
+
+    def twin(y: Tensor, x: Tensor) -> Tensor:
+        weight = kernel.detach().double().abs().mean(0)
+        rows = [(label_rows(y)[:, : i + 1] * weight[: i + 1].flip(0)).sum(1) / weight[: i + 1].sum() for i in range(12)]
+        return torch.stack(rows, 1).unsqueeze(1).expand(-1, 4, -1)
+
+    check(function, twin, (4, 3, 4), kernel=kernel)
+
+
+def test_a_filter_of_the_image_is_no_convolution() -> None:
+    """A filter that depends on the image: every position sees every other."""
+
+    def function(x: Tensor) -> Tensor:
+        spectrum = torch.fft.fft(x, dim=3)
+        return torch.fft.ifft(spectrum * x.mean((2, 3), keepdim=True), dim=3).real
+
+    check(function, lambda y, x: y.mean(3, keepdim=True).expand_as(y), SIZE)

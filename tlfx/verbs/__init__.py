@@ -9,6 +9,7 @@ from torch import nn
 from tlfx.opaque import ModuleCall
 from tlfx.source import shapes
 from tlfx.verbs.attend import Attention
+from tlfx.verbs.frequency import Frequency
 from tlfx.verbs.indexed import Indexed
 from tlfx.verbs.own_weights import OwnWeights
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["ModuleOp", "Op"]
 
 
-class Op(Attention, Indexed, OwnWeights):
+class Op(Attention, Frequency, Indexed, OwnWeights):
     """One call of an operator: its shapes, and every verb a rule can use."""
 
 

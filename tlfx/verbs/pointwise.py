@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tlfx import runtime
 from tlfx.label import Rows, by_first_occurrence
-from tlfx.provenance import NONE, Role, Value, compact, split_batch
+from tlfx.provenance import NONE, Role, Spectrum, Value, compact, split_batch
 from tlfx.taxonomy import Operation
 from tlfx.verbs.base import Verbs
 
@@ -63,7 +63,7 @@ class Pointwise(Verbs):
         a, b = self._beside_content(a, b)
         pair = self._one_of(a, b, keep=Role.CONTENT)
         if pair is not None:
-            return pair
+            return replace(pair, spectrum=_filtered(a, b) or _filtered(b, a))
         self.record(Operation.POINTWISE)
         smaller_a, smaller_b = a.shape != self.shape, b.shape != self.shape
         if smaller_a != smaller_b:
@@ -147,3 +147,10 @@ class Pointwise(Verbs):
             runtime.average, *(Rows(ids) for ids in pairs[:, order]), shape=(len(order),), elementwise=True
         )
         return merged.masked_scatter(differ, new[order.argsort()[place]])
+
+
+def _filtered(x: Value, factor: Value) -> Spectrum | None:
+    """The spectrum of a value times a constant."""
+    if x.spectrum is None or not factor.is_constant:
+        return None
+    return replace(x.spectrum, filters=(*x.spectrum.filters, factor))

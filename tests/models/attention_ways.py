@@ -19,12 +19,14 @@ CLASSES = 5
 
 
 class Tokens(nn.Module):
-    """A ViT around any layer that takes and gives tokens (batch, 16, dim): patches, positions, blocks, mean, head."""
+    """A ViT around any layer that takes and gives tokens (batch, 16, dim): patches, positions, blocks, a head on the
+    class token, the first patch or the mean."""
 
-    def __init__(self, *layers: nn.Module, class_token: bool = False) -> None:
+    def __init__(self, *layers: nn.Module, class_token: bool = False, first: bool = False) -> None:
         super().__init__()
         self.patches = nn.Conv2d(3, DIM, 8, 8)
         self.position = nn.Parameter(0.1 * torch.randn(1, 16, DIM))
+        self.first = class_token or first
         self.class_token = nn.Parameter(torch.randn(1, 1, DIM)) if class_token else None
         self.norms = nn.ModuleList(nn.LayerNorm(DIM) for _ in layers)
         self.layers = nn.ModuleList(layers)
@@ -36,7 +38,7 @@ class Tokens(nn.Module):
             x = torch.cat((self.class_token.expand(x.shape[0], -1, -1), x), 1)
         for norm, layer in zip(self.norms, self.layers, strict=True):
             x = x + layer(norm(x))
-        return self.head(x.mean(1) if self.class_token is None else x[:, 0])
+        return self.head(x[:, 0] if self.first else x.mean(1))
 
 
 class MultiHead(nn.Module):

@@ -224,6 +224,7 @@ ENTRIES = {
     "scan by cumsum": around(CumulativeScan),
     "LSTM over tokens": around(Lstm),
     "GFNet": around(GlobalFilter, nn.Identity, GlobalFilter),
+    "GFNet, one token read": around(GlobalFilter, nn.Identity, GlobalFilter, first=True),
     "AFNO": around(AdaptiveFourier, AdaptiveFourier),
     "FNet": around(FourierMixing),
     "long convolution (Hyena)": around(LongConvolution),

@@ -5,7 +5,9 @@ from . import (
     contraction,
     convolution,
     creation,
+    difference,
     indexing,
+    loss,
     movement,
     normalisation,
     pointwise,
@@ -13,6 +15,7 @@ from . import (
     recurrence,
     reduction,
     resampling,
+    similarity,
 )
 
 __all__ = [
@@ -20,7 +23,9 @@ __all__ = [
     "contraction",
     "convolution",
     "creation",
+    "difference",
     "indexing",
+    "loss",
     "movement",
     "normalisation",
     "pointwise",
@@ -28,4 +33,5 @@ __all__ = [
     "recurrence",
     "reduction",
     "resampling",
+    "similarity",
 ]

@@ -48,6 +48,69 @@ def bilinear(op: Op, a: Value, b: Value, weight: Value, bias: Value | None = Non
     return op.einsum(f"{lead}x,{lead}y,zxy->{lead}z", a, b, weight)
 
 
+@rule(aten.tensordot)
+def tensordot(op: Op, a: Value, b: Value, dims_a: Sequence[int], dims_b: Sequence[int]) -> Value:
+    """Any axes of one contracted with as many of the other; the rest side by side."""
+    gone_a, gone_b = ([d % len(v.shape) for d in dims] for v, dims in ((a, dims_a), (b, dims_b)))
+    of_a = [f"a{i}" for i in range(len(a.shape))]
+    of_b = [of_a[gone_a[gone_b.index(i)]] if i in gone_b else f"b{i}" for i in range(len(b.shape))]
+    kept = [c for i, c in enumerate(of_a) if i not in gone_a] + [c for i, c in enumerate(of_b) if i not in gone_b]
+    return op.multiply(a, of_a, b, of_b, kept)
+
+
+@rule(aten.inner)
+def inner(op: Op, a: Value, b: Value) -> Value:
+    """The last axes contracted."""
+    if not (a.shape and b.shape):
+        return op.product(a, b)
+    return tensordot(op, a, b, [-1], [-1])
+
+
+@rule(aten.outer, aten.ger)
+def outer(op: Op, a: Value, b: Value) -> Value:
+    """a (n), b (m) → (n, m)."""
+    return op.multiply(a, ["n"], b, ["m"], ["n", "m"])
+
+
+@rule(aten.linalg_multi_dot, aten.chain_matmul)
+def chain(op: Op, matrices: Sequence[Value]) -> Value:
+    """Matrices (a, b), (b, c), (c, d), … → (a, d); the first and last may be vectors."""
+    letters = "abcdefghijklmnopqrstuvwxyz"[: len(matrices) + 1]
+    terms = [letters[i : i + 2] for i in range(len(matrices))]
+    terms[0] = terms[0][-len(matrices[0].shape) :]
+    terms[-1] = terms[-1][: len(matrices[-1].shape)]
+    return op.einsum(",".join(terms) + "->" + "".join(c for c in terms[0][:-1] + terms[-1][1:]), *matrices)
+
+
+@rule(aten.kron)
+def kron(op: Op, a: Value, b: Value) -> Value:
+    """A copy of b for each element of a, times it."""
+    one, other = torch.ones(a.shape, dtype=torch.int64), torch.ones(b.shape, dtype=torch.int64)
+    if b.is_constant:
+        return op.pointwise(op.remap(a, lambda m: torch.kron(m, other)))
+    if a.is_constant:
+        return op.pointwise(op.remap(b, lambda m: torch.kron(one, m)))
+    return op.product(op.remap(a, lambda m: torch.kron(m, other)), op.remap(b, lambda m: torch.kron(one, m)))
+
+
+@rule(aten.linalg_cross, aten.cross)
+def cross(op: Op, a: Value, b: Value, dim: int | None = None) -> Value:
+    """Vectors of three along an axis: a product of the two."""
+    return op.product(*(op.spread(v, [-1 if dim is None else dim]) if v.is_content else v for v in (a, b)))
+
+
+@rule(aten.linalg_matrix_power, aten.matrix_power, aten.linalg_inv, aten.inverse, aten.linalg_pinv, aten.matrix_exp)
+def matrix_function(op: Op, x: Value, *settings: Any, **options: Any) -> Value:
+    """Of a mixing weight a mixing weight; of anything else uniform over the matrix."""
+    return op.spread(x, [-2, -1]) if x.is_content else op.pointwise(x)
+
+
+@rule(aten.linalg_solve, aten.linalg_solve_triangular)
+def solve(op: Op, a: Value, b: Value, **options: Any) -> Value:
+    """a (*, n, n), b (*, n, m): every row of the solution sees all rows of b."""
+    return op.spread(b, [-2]) if b.is_content else op.weight()
+
+
 def _explicit(equation: str, operands: Sequence[Value]) -> str:
     """An equation with its output and its ellipses spelled out."""
     inputs, arrow, out = equation.partition("->")

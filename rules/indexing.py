@@ -39,6 +39,12 @@ def take_along_dim(op: Op, x: Value, chosen: Value, dim: int | None = None) -> V
     return op.take(x, op.target, chosen, dim, axes=axes, aligned=True)
 
 
+@rule(aten.take)
+def take(op: Op, x: Value, chosen: Value) -> Value:
+    """Elements of x by their place in it, all axes counted as one."""
+    return op.take(x, op.target, chosen, axes=range(len(x.shape)))
+
+
 @rule(aten.topk)
 def topk(op: Op, x: Value, k: int, dim: int = -1, *settings: Any) -> list[Value]:
     """The largest values, with the labels of where they come from, and their indices."""
@@ -92,6 +98,13 @@ def index_put(op: Op, x: Value, indices: Sequence[Value | None], source: Value, 
     """x[indices] = source, or += source."""
     axes = indexed_axes(indices)
     return op.put(x, source, aten.index_put.default, [list(indices)], [accumulate], axes=axes, adds=accumulate)
+
+
+@rule(aten.put)
+def put(op: Op, x: Value, chosen: Value, source: Value, accumulate: bool = False) -> Value:
+    """Elements of x overwritten, or added to, likewise."""
+    axes = range(len(x.shape))
+    return op.put(x, source, aten.put.default, [chosen], [accumulate], axes=axes, adds=accumulate)
 
 
 @rule(aten.index_copy)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from tlfx.errors import RuleError
 from tlfx.provenance import NONE, Value
 from tlfx.rule import rule
 from tlfx.verbs import Op
@@ -152,6 +153,22 @@ def cat(op: Op, values: Sequence[Value], dim: int = 0) -> Value:
 def stack(op: Op, values: Sequence[Value], dim: int = 0) -> Value:
     """Likewise along a new axis."""
     return op.stack(values, dim)
+
+
+@rule(aten.hstack, aten.column_stack, aten.vstack, aten.row_stack, aten.dstack)
+def stack_side_by_side(op: Op, values: Sequence[Value]) -> Value:
+    """Along the second axis, the first or the third, of values that have at least as many."""
+    name = op.target.overloadpacket.__name__
+    axis = 2 if name == "dstack" else 0 if name in ("vstack", "row_stack") else 1
+    if any(len(v.shape) <= max(axis, 1) for v in values):
+        raise RuleError(f"{name} of values of fewer than {max(axis, 1) + 1} axes: give them their axes before")
+    return op.join(values, axis)
+
+
+@rule(aten.broadcast_tensors)
+def broadcast(op: Op, values: Sequence[Value]) -> list[Value]:
+    """Each in the shape of all."""
+    return [op.taken_from(v) for v in values]
 
 
 @rule(aten.pad, aten.constant_pad_nd)

@@ -23,7 +23,10 @@ ACTIVATIONS = (
     aten.clamp, aten.clamp_min, aten.clamp_max, aten.clip, aten.nan_to_num, aten.logit, aten.angle, aten.asinh,
     aten.acosh, aten.atanh, aten.sinc, aten.erfinv, aten.absolute, aten.fix, aten.deg2rad, aten.rad2deg, aten.arcsin,
     aten.arccos, aten.arctan, aten.special_expit, aten.signbit, aten.heaviside, aten.logical_not, aten.bitwise_not,
-    aten.isnan, aten.isinf, aten.isfinite,
+    aten.isnan, aten.isinf, aten.isfinite, aten.renorm, aten.isin, aten.bucketize, aten.lgamma, aten.digamma,
+    aten.polygamma, aten.mvlgamma, aten.i0, aten.special_gammaln, aten.special_i0, aten.special_i0e, aten.special_i1,
+    aten.special_i1e, aten.special_ndtr, aten.special_ndtri, aten.special_log_ndtr, aten.special_entr,
+    aten.special_erfcx,
 )  # fmt: skip
 
 
@@ -51,9 +54,12 @@ def div(op: Op, a: Any, b: Any, *, rounding_mode: Any = None) -> Value:
     return op.numerator(a, b) if isinstance(a, Value) and isinstance(b, Value) else op.pointwise(_value(a, b))
 
 
-@rule(aten.pow, aten.float_power, aten.atan2, aten.arctan2, aten.xlogy, aten.copysign, aten.ldexp)
+@rule(
+    aten.pow, aten.float_power, aten.atan2, aten.arctan2, aten.xlogy, aten.copysign, aten.ldexp, aten.nextafter,
+    aten.gcd, aten.lcm, aten.__lshift__, aten.__rshift__, aten.bitwise_left_shift, aten.bitwise_right_shift, aten.polar,
+)  # fmt: skip
 def power(op: Op, a: Any, b: Any) -> Value:
-    """The label of the base."""
+    """The label of the base, or whatever comes first."""
     return op.numerator(a, b) if isinstance(a, Value) and isinstance(b, Value) else op.pointwise(_value(a, b))
 
 
@@ -61,6 +67,18 @@ def power(op: Op, a: Any, b: Any) -> Value:
 def extreme(op: Op, a: Value, b: Value) -> Value:
     """Either of the two: the average of differing labels."""
     return op.either(a, b)
+
+
+@rule(aten.complex)
+def complex_of(op: Op, real: Value, imaginary: Value) -> Value:
+    """Two parts of one number: the average of differing labels."""
+    return op.residual(real, imaginary)
+
+
+@rule(aten.searchsorted)
+def searchsorted(op: Op, steps: Value, x: Any, *settings: Any, **options: Any) -> Value:
+    """Where each element lies between steps: a decision with its label."""
+    return op.pointwise(x) if isinstance(x, Value) and not x.is_constant else op.weight()
 
 
 @rule(aten.addcmul)

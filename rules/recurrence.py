@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -34,6 +35,16 @@ def recurrent(
     seen = op.reduce(x, axis, keepdim=True).map.transpose(0, axis)
     sequence = op.spread(x, [axis]) if bidirectional else op.scan(x, axis)
     return [sequence, *(op.content(seen, shape=shape) for shape in op.shapes[1:])]
+
+
+@rule(aten.gru_cell, aten.lstm_cell, aten.rnn_tanh_cell, aten.rnn_relu_cell)
+def cell(op: Op, x: Value, state: Any, *params: Any) -> Any:
+    """One step: x (batch, channels) and the state before it, averaged."""
+    before = state if isinstance(state, list | tuple) else [state]
+    token = op.step((*op.shape[:-1], 1))
+    seen = [token.reduce(v, -1, keepdim=True) for v in (x, *before) if v.is_content]
+    out = op.remap(reduce(token.residual, seen), lambda m: m.expand(op.shape)) if seen else op.weight()
+    return [out] * len(before) if len(before) > 1 else out
 
 
 @rule(aten.cumsum, aten.cumprod, aten.logcumsumexp)

@@ -47,10 +47,18 @@ def deviation_and_mean(
     return [reduced, reduced]
 
 
-@rule(aten.norm, aten.linalg_vector_norm)
+@rule(aten.norm, aten.linalg_vector_norm, aten.linalg_norm)
 def norm(op: Op, x: Value, p: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
     """The length of a vector."""
     return op.reduce(x, dim, keepdim)
+
+
+@rule(aten.linalg_matrix_norm)
+def matrix_norm(
+    op: Op, x: Value, kind: Any = "fro", dim: Any = (-2, -1), keepdim: bool = False, *, dtype: Any = None
+) -> Value:
+    """The size of a matrix."""
+    return op.reduce(x, list(dim), keepdim)
 
 
 @rule(aten.max, aten.min)
@@ -100,7 +108,7 @@ def decide(op: Op, x: Value, dim: int | None = None, keepdim: bool = False) -> V
     return op.decide(x, dim, keepdim)
 
 
-@rule(aten.count_nonzero, aten.nonzero)
+@rule(aten.count_nonzero, aten.nonzero, aten.nonzero_static, aten.histc, aten.dist)
 def count(op: Op, x: Value, *settings: Any, **options: Any) -> Value:
-    """How many there are and where: decisions without label."""
+    """How many there are and where, or one number of two values: decisions without label."""
     return op.weight()

@@ -315,7 +315,8 @@ def filtered(
     places = list(range(-len(axes), 0))
 
     def run(maps: Tensor) -> Tensor:
-        return torch.fft.ifftn(torch.fft.fftn(maps, lengths, places) * kernel, dim=places).real
+        convolved: Tensor = torch.fft.ifftn(torch.fft.fftn(maps, lengths, places) * kernel, dim=places)
+        return convolved.real
 
     return _over_ones(run, rows.double(), valid).float()
 

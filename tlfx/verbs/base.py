@@ -42,6 +42,7 @@ class Verbs:
         self.walk = walk
         self.operation = Operation.LAYOUT
         self._shapes: list[tuple[int, ...]] | None = None
+        self._whole: Verbs | None = None
 
     @property
     def target(self) -> Any:
@@ -61,7 +62,7 @@ class Verbs:
     def step(self: V, shape: Sequence[int]) -> V:
         """One of several steps that the operator consists of, with an output of its own."""
         step = copy(self)
-        step.operation, step._shapes = Operation.LAYOUT, [tuple(shape)]
+        step._shapes, step._whole = [tuple(shape)], self
         return step
 
     @property
@@ -73,6 +74,8 @@ class Verbs:
         """Note what the operator turned out to be; of several, the one that does most to the labels stands."""
         if _PRECEDENCE.index(operation) > _PRECEDENCE.index(self.operation):
             self.operation = operation
+        if self._whole is not None:
+            self._whole.record(operation)
 
     def constant(self, shape: Sequence[int] | None = None) -> Value:
         """A value without image content."""

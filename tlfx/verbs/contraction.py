@@ -60,7 +60,6 @@ class Contraction(Pointwise, Reduction):
             step = self.step([sizes[c] for c in of_step])
             made.append([(step.multiply(*terms[i], *terms[j], of_step), of_step), *rest])
             if made[-1][0][0].role in (Role.CONTENT, Role.CONTEXT):
-                self.record(step.operation)
                 return made[-1]
         return made[0]
 

@@ -30,6 +30,13 @@ def scaled_dot_product_attention(
     return op.attend(query, key, value, attn_mask, is_causal, scale)
 
 
+@rule("flex_attention")
+def flex_attention(op: Op, query: Value, key: Value, value: Value, *settings: Any) -> list[Value]:
+    """query (batch, heads, n, d), key and value (batch, heads, m, d), with any score function and block mask."""
+    out = op.attend_by_itself(query, key, value, *op.node.args[3:])
+    return [out, *(op.weight(shape=shape) for shape in op.shapes[1:])]
+
+
 @rule(aten.softmax, aten._softmax, aten.log_softmax, aten._safe_softmax)
 def softmax(op: Op, x: Value, dim: int, dtype: Any = None) -> Value:
     """Over tokens a mixing weight, over channels point-wise."""

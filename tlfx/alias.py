@@ -98,6 +98,8 @@ def _same(old: Value, new: Value) -> bool:
 
 
 def _storage(example: Tensor) -> int:
+    while torch._C._functorch.is_batchedtensor(example):  # inside a vmap
+        example = torch._C._functorch.get_unwrapped(example)
     return int(example.untyped_storage()._cdata)
 
 

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from tlfx.call import is_channels_last
 from tlfx.inline import inline_subgraphs
 from tlfx.opaque import ModuleCall, collect_calls, marked
-from tlfx.refusal import check_sizes, explain
+from tlfx.refusal import check_sizes, check_vmap, explain
 from tlfx.rule import REGISTRY
 
 __all__ = ["MODEL", "Captured", "capture"]
@@ -100,6 +100,7 @@ def capture(
             raise explain(_kind(model), error, lambda: _run(model, forward, args, kwargs), tensors) from error
     captured = _cleaned(program, entry, model, position, _names(forward, args, kwargs), fixed, calls)
     check_sizes(_kind(model), captured.graph_module.graph)
+    check_vmap(_kind(model), captured.graph_module.graph)
     return captured
 
 
@@ -217,10 +218,13 @@ def _cleaned(
     for node in graph.nodes:
         if node.op == "get_attr" and not _is_own(model, str(node.target)):
             path, node.target = str(node.target), str(node.target).replace(".", "_")
-            root.register_buffer(node.target, held[path], persistent=False)
+            if isinstance(held[path], nn.Module):  # a function that an operator takes
+                root._modules[node.target] = held[path]
+            else:
+                root.register_buffer(node.target, held[path], persistent=False)
     root._modules[MODEL] = model
     graph_module = GraphModule(root, graph, class_name=_kind(model))
-    graph_module._modules = {MODEL: model}
+    graph_module._modules = dict(root._modules)
     return Captured(graph_module, placeholders[position].name, entry.seen.out_spec, batch)
 
 

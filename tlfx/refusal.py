@@ -17,7 +17,7 @@ from torch.fx import Graph
 from tlfx.errors import CaptureError
 from tlfx.source import describe, sizes
 
-__all__ = ["check_sizes", "explain"]
+__all__ = ["check_sizes", "check_vmap", "explain"]
 
 _REMEDY = (
     "Replace it by torch.where or masks of a fixed size, or align the part of the model without it (its backbone, say)."
@@ -42,6 +42,17 @@ def explain(kind: str, error: Exception, run: Callable[[], Any], tensors: Sequen
         "It runs by itself, but what it does there depends on the data (an if, a loop or a size taken from a tensor's "
         f"values) or leaves torch. {_REMEDY}"
     )
+
+
+def check_vmap(kind: str, graph: Graph) -> None:
+    """Raise CaptureError if a vmap stands in a graph: what begins and ends it is lost."""
+    for node in graph.nodes:
+        if "_functorch" in str(getattr(node.target, "__module__", "")):
+            raise CaptureError(
+                f"{kind} calls torch.vmap, which no captured graph can run\n{describe(node)}\n"
+                "Write it with a batch axis. Flex attention without a mask calls it too: give it one, made by "
+                "create_block_mask when the model is built."
+            )
 
 
 def check_sizes(kind: str, graph: Graph) -> None:

@@ -203,6 +203,8 @@ def operator_name(operator: Any) -> str:
 def _keys(operator: Any) -> Iterator[Any]:
     """What to look an operator up by, the most special first; ``add_.Scalar`` goes by the rules of ``add.Scalar`` and
     ``add``."""
+    if isinstance(operator, HigherOrderOperator):
+        yield operator_name(operator)
     if not isinstance(operator, OpOverload):
         yield operator
         return

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 __all__ = [
+    "attend_by",
     "attention",
     "average",
     "context",
@@ -252,6 +253,17 @@ def _attention_in_parts(
 
 def _is_batched(bias: Tensor) -> bool:
     return bias.dim() == 4 and bias.shape[0] > 1
+
+
+@label_arithmetic
+def attend_by(
+    operator: Callable[..., Any], query: Tensor, key: Tensor, rows: Tensor, *settings: Any, split: Split
+) -> Tensor:
+    """Spatial mixing by an attention whose weights the operator alone knows: the operator itself run on labels in place
+    of the values (batch, heads, tokens, channels), averaged over heads."""
+    labels = merge_batch(rows, split).unsqueeze(1).expand(-1, key.shape[1], -1, -1)
+    out = operator(query.float(), key.float(), labels, *settings)[0]
+    return split_batch(out.mean(1), split).flatten(1, -2)
 
 
 def _attention_bias(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) -> Tensor | None:

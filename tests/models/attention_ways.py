@@ -188,5 +188,7 @@ ENTRIES = {
     "TransformerEncoder, norm first": around(partial(Encoder, True, True), class_token=True),
     "TransformerEncoder, batch second": around(partial(Encoder, False, True)),
     "TransformerDecoder": around(Decoder),
+    # PyTorch's flex attention has no gradient on the CPU.
+    "flex attention, no gradients": Entry("torch", lambda: Tokens(Flex(), Flex(), first=True).requires_grad_(False)),
     **linear_attentions(),
 }

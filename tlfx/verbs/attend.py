@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch.utils._pytree import tree_map
+
 from tlfx import runtime
 from tlfx.errors import RuleError
 from tlfx.label import Rows
@@ -60,6 +64,36 @@ class Attention(Window):
             query_axis=kept.index("n"),
         )
         return self.from_rows(arrange(ids, kept, split_letter(out, found.batch)), found.place_in(out))
+
+    def attend_by_itself(self, query: Value, key: Value, value: Value, *settings: Any) -> Value:
+        """The same by an operator whose weights no one else knows, called as (query, key, value, *settings), all of
+        them (batch, heads, tokens, channels): it is run on the labels themselves."""
+        if not value.is_content:
+            return self._of_constants(query, key)
+        where, rows = value.batch_axis, value.rows
+        if where.axis != 0 or rows.shape[2] > 1 or rows.shape[-1] > 1:
+            raise RuleError("attention whose heads or channels carry different labels")
+        if rows.shape[3] == 1:
+            self.record(Operation.CHANNEL_MIX)
+            return self.from_rows(rows, where)
+        if not self.walk.is_aligned(self.node):
+            return self._left_in_place(query, ())
+        self.record(Operation.SPATIAL_MIX)
+        full = with_image(rows[:, :, 0, :, 0]).expand(where.outer, where.inner, -1)
+        nodes = tree_map(lambda v: v.node if isinstance(v, Value) else v, settings)
+        split = (0, where.outer, where.inner)
+        shape = (where.outer, where.inner, self.shape[2])
+        ids = self.label(
+            runtime.attend_by,
+            self.target,
+            query.node,
+            key.node,
+            Rows(full),
+            *nodes,
+            shape=shape,
+            kwargs={"split": split},
+        )
+        return self.from_rows(ids[:, :, None, :, None], where)
 
     def _of_constants(self, query: Value, key: Value) -> Value:
         """Attention to learned values: what comes out belongs to the query."""

@@ -34,8 +34,9 @@ def max_pool(
 ) -> Value:
     """x (batch, channels, *size): any position of a window may be the largest, so all count alike."""
     spatial = _spatial(op)
-    if dilation not in (1, [1], [1] * spatial):
-        size, steps, edges, holes = (each(s, spatial) for s in (kernel_size, stride or kernel_size, padding, dilation))
+    size, steps, edges, holes = (each(s, spatial) for s in (kernel_size, stride or kernel_size, padding, dilation))
+    beyond = any(n < k for n, k in zip(x.shape[-spatial:], size, strict=True))  # which averaging in three axes refuses
+    if beyond or holes != [1] * spatial:
         x, ones = lengthened(op, x, size, steps, edges, holes), torch.ones(1, 1, *size)
         return op.pool(x, CONVOLUTION[spatial], ones, None, steps, edges, holes, spatial=spatial)
     return op.pool(

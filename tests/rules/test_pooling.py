@@ -238,3 +238,13 @@ def test_pools_of_weights_are_weights() -> None:
         return x, F.avg_pool2d(scores.unsqueeze(1), 2)
 
     assert Probe(function, (4, 4, 6)).roles == [Role.CONTENT, Role.WEIGHT]
+
+
+def test_max_pool_of_a_clip_shorter_than_its_kernel() -> None:
+    """Padded to fit (the branches of S3D); averaging over three axes would refuse it."""
+    check(
+        lambda x: F.max_pool3d(x, 3, 1, 1),
+        lambda y, x: pooled(y, (2, 2, 4), 3, 1, 1),
+        (2, 2, 2, 4),
+        {"max_pool3d": Operation.SPATIAL_MIX},
+    )

@@ -24,7 +24,7 @@ ACTIVATIONS = (
     aten.acosh, aten.atanh, aten.sinc, aten.erfinv, aten.absolute, aten.fix, aten.deg2rad, aten.rad2deg, aten.arcsin,
     aten.arccos, aten.arctan, aten.special_expit, aten.signbit, aten.heaviside, aten.logical_not, aten.bitwise_not,
     aten.isnan, aten.isinf, aten.isfinite, aten.renorm, aten.isin, aten.bucketize, aten.lgamma, aten.digamma,
-    aten.polygamma, aten.mvlgamma, aten.i0, aten.special_gammaln, aten.special_i0, aten.special_i0e, aten.special_i1,
+    aten.mvlgamma, aten.i0, aten.special_gammaln, aten.special_i0, aten.special_i0e, aten.special_i1,
     aten.special_i1e, aten.special_ndtr, aten.special_ndtri, aten.special_log_ndtr, aten.special_entr,
     aten.special_erfcx,
 )  # fmt: skip
@@ -33,6 +33,12 @@ ACTIVATIONS = (
 @rule(*ACTIVATIONS)
 def activation(op: Op, x: Value, *settings: Any, **options: Any) -> Value:
     """Y ← Y."""
+    return op.pointwise(x)
+
+
+@rule(aten.polygamma, aten.special_polygamma)
+def polygamma(op: Op, n: int, x: Value) -> Value:
+    """Y ← Y; the order comes first."""
     return op.pointwise(x)
 
 

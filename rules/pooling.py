@@ -63,13 +63,6 @@ def adaptive_max_pool(op: Op, x: Value, output_size: Any) -> list[Value]:
     return [op.pool(x, ADAPTIVE[spatial], output_size, spatial=spatial), op.weight()]
 
 
-@rule(aten.fractional_max_pool2d, aten.fractional_max_pool3d)
-def fractional_max_pool(op: Op, x: Value, kernel_size: Any, output_size: Any, samples: Value) -> list[Value]:
-    """Windows laid by chance: uniform over windows that divide the map evenly."""
-    spatial = _spatial(op)
-    return [op.pool(x, ADAPTIVE[spatial], output_size, spatial=spatial), op.weight()]
-
-
 def lengthened(op: Op, x: Value, size: list[int], steps: list[int], edges: list[int], holes: list[int]) -> Value:
     """x with places without content at its end, where rounding up takes a last window beyond it."""
     counts = op.shape[-len(size) :]

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rule_harness import several
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torchvision.ops import deform_conv2d
 
 from tlfx.rule import REGISTRY
@@ -98,6 +99,15 @@ def attention(draw: Draw) -> Case:
         return q, k, content("bctc", (2, heads, keys, channels))
 
     return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=causal), make
+
+
+def flexible(draw: Draw) -> Case:
+    mask = create_block_mask(lambda b, h, query, key: query >= key, None, None, 4, 4, device="cpu")
+
+    def make() -> tuple[Any, ...]:
+        return torch.randn(2, 2, 4, 16), torch.randn(2, 2, 4, 16), content("bctc", (2, 2, 4, 16))
+
+    return lambda q, k, v: flex_attention(q, k, v, block_mask=mask), make
 
 
 def linear(draw: Draw) -> Case:
@@ -195,6 +205,11 @@ def scattered(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def everywhere(x: Tensor, dim: int) -> Tensor:
+    """Places of all elements, backwards along an axis."""
+    return torch.arange(x.numel()).view(x.shape).flip(dim)
+
+
 def put(x: Tensor, axis: int, index: Tensor) -> Tensor:
     moved = x.movedim(axis, 0)
     return aten.index_put(moved, [index], part(x, axis, index).movedim(axis, 0))
@@ -279,6 +294,7 @@ def written_in_place(x: Tensor, dim: int) -> Tensor:
 
 CASES: dict[str, tuple[Callable[[Draw], Case], str]] = {
     "attention.dropout": (on(F.dropout, p=0.5, training=True), ""),
+    "attention.flex_attention": (flexible, ""),
     "attention.scaled_dot_product_attention": (attention, ""),
     "attention.softmax": (either_axis(torch.softmax), SCORES),
     "contraction.addmm": (
@@ -288,8 +304,27 @@ CASES: dict[str, tuple[Callable[[Draw], Case], str]] = {
     "contraction.einsum": (einsum, ""),
     "contraction.linear": (linear, ""),
     "contraction.matmul": (matmul, ""),
+    "contraction.bilinear": (fixed(F.bilinear, "btc", (2, 3, 2), (4, 2, 2), largest=3), ""),
+    "contraction.chain": (fixed(lambda *m: torch.linalg.multi_dot(m), "bc", (2, 3), (3, 4)), ""),
+    "contraction.cross": (
+        lambda draw: (torch.linalg.cross, lambda: (content("btc", (2, 4, 3)), content("btc", (2, 4, 3)))),
+        "",
+    ),
+    "contraction.inner": (fixed(torch.inner, "btc", (5, 2)), ""),
+    "contraction.kron": (fixed(torch.kron, "btc", (1, 1, 2)), ""),
+    "contraction.matrix_function": (lambda draw: (torch.matrix_exp, lambda: content("btt", (2, 3, 3))), ""),
+    "contraction.outer": (fixed(torch.outer, "b", (3,)), ""),
+    "contraction.solve": (
+        lambda draw: (lambda x, w: torch.linalg.solve(w, x), lambda: (content("btc", (2, 3, 4)), torch.randn(3, 3))),
+        "",
+    ),
+    "contraction.tensordot": (fixed(lambda x, w: torch.tensordot(x, w, dims=1), "btc", (2, 5)), ""),
     "convolution.conv": (convolution, ""),
     "convolution.conv_transpose": (transposed_convolution, ""),
+    "difference.cumulative_trapezoid": (tokens_axis(torch.cumulative_trapezoid), ""),
+    "difference.diff": (tokens_axis(torch.diff), ""),
+    "difference.gradient": (tokens_axis(lambda x, dim: torch.gradient(x, dim=dim)), ""),
+    "difference.trapezoid": (tokens_axis(torch.trapezoid), ""),
     "indexing.argsort": (either_axis(lambda x, dim: x.argsort(dim)), CHOICE),
     "indexing.embedding": (on(lambda x: F.embedding((x.sigmoid() * 9).long(), torch.arange(20.0).view(10, 2))), ""),
     "indexing.fill_at": (at_indices(lambda x, axis, index: x.index_fill(axis, index, 1.0)), ""),
@@ -310,6 +345,8 @@ CASES: dict[str, tuple[Callable[[Draw], Case], str]] = {
     ),
     "indexing.one_hot": (on(lambda x: F.one_hot((x.sigmoid() * 3).long(), 3)), CHOICE),
     "indexing.overlay": (tokens_axis(lambda x, dim: x.slice_scatter(x.narrow(dim, 1, 1), dim, 0, 1)), ""),
+    "indexing.put": (tokens_axis(lambda x, dim: x.put(everywhere(x, dim), x * 2)), ""),
+    "indexing.take": (tokens_axis(lambda x, dim: x.take(everywhere(x, dim))), ""),
     "indexing.scale_at": (
         at_indices(
             lambda x, axis, i: x.scatter(axis, along(axis, i).expand(part(x, axis, i).shape), 2.0, reduce="add")
@@ -328,6 +365,15 @@ CASES: dict[str, tuple[Callable[[Draw], Case], str]] = {
     ),
     "indexing.topk": (either_axis(lambda x, dim: x.topk(2, dim).values), ""),
     "indexing.where": (on(lambda x: torch.where(x > 0, x, 0.1 * x)), ""),
+    "loss.class_loss": (
+        lambda draw: (
+            lambda x: F.cross_entropy(x, torch.arange(3).expand(2, 3), reduction="none"),
+            lambda: content("bct", (2, 4, 3)),
+        ),
+        "",
+    ),
+    "loss.loss": (fixed(lambda x, goal: F.mse_loss(x, goal, reduction="none"), "btc", (1, 1, 2)), ""),
+    "movement.broadcast": (tokens_axis(lambda x, dim: torch.broadcast_tensors(x, x.flip(dim))), ""),
     "movement.cat": (tokens_axis(lambda x, dim: torch.cat((x, x.flip(dim)), dim)), ""),
     "movement.copy": (tokens_axis(written_in_place), ""),
     "movement.im2col": (images(lambda x: F.unfold(x, 2, padding=1)), ""),
@@ -338,6 +384,7 @@ CASES: dict[str, tuple[Callable[[Draw], Case], str]] = {
     "movement.pad_by_copies": (images(lambda x: F.pad(x, (1, 1, 2, 0), mode="reflect")), ""),
     "movement.same": (on(lambda x: x.clone().contiguous()), ""),
     "movement.stack": (either_axis(lambda x, dim: torch.stack((x, x.flip(dim)), dim)), ""),
+    "movement.stack_side_by_side": (on(lambda x: torch.hstack((x, x)), "b|tc"), ""),
     "movement.triangle": (on(torch.tril, "b|ttc"), ""),
     "movement.view": (on(lambda x: x.contiguous().view(x.shape[0], -1)), ""),
     "movement.view_as_complex": (on(lambda x: torch.view_as_complex(torch.stack((x, x * 2), -1))), ""),
@@ -357,6 +404,7 @@ CASES: dict[str, tuple[Callable[[Draw], Case], str]] = {
     "pointwise.addcdiv": (on_both(lambda a, b: torch.addcdiv(a, b, torch.ones(1) * 2)), ""),
     "pointwise.addcmul": (on_both(lambda a, b: torch.addcmul(a, b, torch.ones(1) * 2)), ""),
     "pointwise.compare": (on_both(torch.gt), ""),
+    "pointwise.complex_of": (on_both(torch.complex), ""),
     "pointwise.div": (on_both(torch.div), DENOMINATOR),
     "pointwise.extreme": (on_both(torch.maximum), ""),
     "pointwise.getitem": (lambda draw: (lambda x: x.unbind(1)[1], lambda: content("btc", (2, 3, 2))), ""),
@@ -366,6 +414,8 @@ CASES: dict[str, tuple[Callable[[Draw], Case], str]] = {
         lambda draw: on_both(draw(st.sampled_from([torch.mul, lambda a, b: a * b.mean(-1, keepdim=True)])))(draw),
         GATE,
     ),
+    "pointwise.polygamma": (on(lambda x: torch.special.polygamma(1, x.abs() + 1)), ""),
+    "pointwise.searchsorted": (on(lambda x: torch.searchsorted(torch.tensor([-0.5, 0.0, 0.5]), x)), ""),
     "pointwise.power": (on_both(lambda a, b: (a.abs() + 1) ** b), DENOMINATOR),
     "pooling.adaptive_avg_pool": (images(lambda x: F.adaptive_avg_pool2d(x, 2)), ""),
     "pooling.adaptive_max_pool": (images(lambda x: F.adaptive_max_pool2d(x, 2)), ""),
@@ -375,8 +425,11 @@ CASES: dict[str, tuple[Callable[[Draw], Case], str]] = {
     "recurrence.cumulative": (tokens_axis(torch.cumsum), ""),
     "recurrence.cumulative_extreme": (tokens_axis(lambda x, dim: x.cummax(dim).values), ""),
     "recurrence.fourier": (tokens_axis(torch.fft.fft), ""),
-    "recurrence.fourier_2d": (images(torch.fft.fft2), ""),
-    "recurrence.fourier_nd": (images(lambda x: torch.fft.fftn(x, dim=(2, 3))), ""),
+    "recurrence.fourier_of_several": (images(torch.fft.fft2), ""),
+    "recurrence.hermitian_fourier": (tokens_axis(torch.fft.ihfft), ""),
+    "recurrence.inverse_fourier": (tokens_axis(torch.fft.ifft), ""),
+    "recurrence.inverse_fourier_of_several": (images(lambda x: torch.fft.ifftn(x, dim=(2, 3))), ""),
+    "recurrence.cell": (lambda draw: (nn.GRUCell(3, 4), lambda: content("bc", (2, 3))), ""),
     "recurrence.recurrent": (recurrent, ""),
     "reduction.both_extremes": (tokens_axis(lambda x, dim: torch.aminmax(x, dim=dim)), ""),
     "reduction.count": (tokens_axis(torch.count_nonzero), CHOICE),
@@ -385,11 +438,16 @@ CASES: dict[str, tuple[Callable[[Draw], Case], str]] = {
     "reduction.deviation_and_mean": (tokens_axis(torch.var_mean), ""),
     "reduction.extreme": (either_axis(lambda x, dim: x.max(dim).values), ""),
     "reduction.kthvalue": (tokens_axis(lambda x, dim: x.kthvalue(1, dim).values), ""),
+    "reduction.matrix_norm": (lambda draw: (torch.linalg.matrix_norm, lambda: content("btt", (2, 3, 3))), ""),
     "reduction.median": (tokens_axis(lambda x, dim: x.median(dim).values), ""),
     "reduction.mode": (tokens_axis(lambda x, dim: x.mode(dim).values), ""),
     "reduction.norm": (either_axis(lambda x, dim: torch.linalg.vector_norm(x, dim=dim)), ""),
     "reduction.quantile": (tokens_axis(lambda x, dim: torch.quantile(x, 0.3, dim)), ""),
     "reduction.reduce": (either_axis(torch.mean), ""),
+    "resampling.affine_grid": (
+        lambda draw: (lambda x: F.affine_grid(x, [2, 1, 3, 3]), lambda: content("bcc", (2, 2, 3))),
+        CHOICE,
+    ),
     "resampling.col2im": (lambda draw: (lambda x: F.fold(x, (3, 3), 2), lambda: content("bct", (2, 8, 4))), ""),
     "resampling.deform_conv2d": (deformed, ""),
     "resampling.grid_sampler": (
@@ -399,8 +457,19 @@ CASES: dict[str, tuple[Callable[[Draw], Case], str]] = {
         ),
         "",
     ),
+    "resampling.max_unpool": (
+        lambda draw: (
+            lambda x, places: F.max_unpool2d(x, places, 2),
+            lambda: (content("bctt", (2, 2, 2, 2)), torch.tensor([[0, 3], [9, 14]]).expand(2, 2, 2, 2)),
+        ),
+        "",
+    ),
     "resampling.upsample": (lambda draw: resized(draw(st.sampled_from(["nearest", "bilinear"])))(draw), ""),
     "resampling.upsample_bicubic": (resized("bicubic"), "bicubic weights are taken as bilinear, which reach less far"),
+    "similarity.cdist": (fixed(torch.cdist, "btc", (5, 2)), ""),
+    "similarity.cosine_similarity": (on_both(lambda a, b: F.cosine_similarity(a, b, 2), "bt|c"), ""),
+    "similarity.pairwise_distance": (on_both(F.pairwise_distance, "bt|c"), ""),
+    "similarity.vecdot": (on_both(torch.linalg.vecdot, "bt|c"), ""),
 }
 """For each rule a case, and why its labels may leave out what the output depends on."""
 

@@ -30,6 +30,10 @@ SETTINGS: dict[Any, tuple[Any, ...]] = {
     aten.clamp_max: (0.7,),
     aten.heaviside: (torch.zeros(()),),
     aten.logit: (1e-3,),
+    aten.renorm: (2, 1, 1.0),
+    aten.isin: (torch.tensor([0.5]),),
+    aten.bucketize: (torch.tensor([0.3, 0.6]),),
+    aten.mvlgamma: (1,),
 }
 """Arguments of activations that need any."""
 

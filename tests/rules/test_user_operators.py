@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from rule_harness import Probe, check, check_moves, label_rows, tokens
 from torch import Tensor, nn
 
@@ -172,15 +171,6 @@ def test_a_step_of_a_recurrence(kind: type[nn.Module]) -> None:
         return function(lift(x), cell)
 
     check(shaped, twin, SIZE, cell=kind(5, 5), lift=nn.Conv2d(4, 5, 1))
-
-
-def test_fractional_pooling() -> None:
-    check(
-        lambda x: F.fractional_max_pool2d(x, 2, output_size=(3, 2)),
-        lambda y, x: F.adaptive_avg_pool2d(y, (3, 2)),
-        (4, 5, 6),
-        {"fractional_max_pool2d": Operation.AGGREGATION},
-    )
 
 
 def test_counts_have_no_label() -> None:

@@ -187,7 +187,7 @@ class _Output:
         def run(images: Tensor) -> Tensor:
             torch.manual_seed(seed)
             picked: Tensor = net(images)[self.place]
-            return torch.view_as_real(picked).sum(-1) if picked.is_complex() else picked
+            return torch.view_as_real(picked.resolve_conj()).sum(-1) if picked.is_complex() else picked
 
         depends = influence(run, probe.images.double())
         elements = torch.arange(len(depends))

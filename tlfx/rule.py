@@ -173,6 +173,7 @@ def rule(*operators: Any, override: bool = False) -> Callable[[F], F]:
 
     >>> @rule("my_lib::sharpen")
     ... def sharpen(op, x, amount):
+    ...     '''Y ← Y.'''
     ...     return op.pointwise(x)
     >>> REGISTRY.find("my_lib.sharpen").name
     'my_lib.sharpen'

@@ -53,7 +53,8 @@ def full_mvit(name: str) -> nn.Module:
     """A published multiscale ViT for shorter and smaller clips than its builder takes."""
     with mock.patch.object(mvit_module, "_mvit", lambda weights, progress, **settings: settings):
         settings: Any = getattr(video, name)()
-    return MViT(**{**settings, "spatial_size": (64, 64), "temporal_size": 8, "num_classes": CLASSES})
+    plain = {"rel_pos_embed": False, "proj_after_attn": False}
+    return MViT(**{**plain, **settings, "spatial_size": (64, 64), "temporal_size": 8, "num_classes": CLASSES})
 
 
 def feature_maps(name: str) -> nn.Module:
@@ -70,10 +71,10 @@ ENTRIES = {
     "r2plus1d_18": Entry("torchvision", partial(video.r2plus1d_18, num_classes=CLASSES), (3, 4, 32, 32)),
     "s3d": Entry("torchvision", partial(video.s3d, num_classes=CLASSES), (3, 16, 224, 224), slow=True),
     "swin3d (small)": Entry("torchvision", swin3d, (3, 4, 36, 36)),
-    "swin3d_t": Entry("torchvision", partial(video.swin3d_t, num_classes=CLASSES), (3, 8, 64, 64)),
+    "swin3d_t": Entry("torchvision", partial(video.swin3d_t, num_classes=CLASSES), (3, 8, 64, 64), slow=True),
     "mvit (small)": Entry("torchvision", mvit, (3, 8, 32, 32)),
-    "mvit_v1_b": Entry("torchvision", partial(full_mvit, "mvit_v1_b"), (3, 8, 64, 64)),
-    "mvit_v2_s": Entry("torchvision", partial(full_mvit, "mvit_v2_s"), (3, 8, 64, 64)),
+    "mvit_v1_b": Entry("torchvision", partial(full_mvit, "mvit_v1_b"), (3, 8, 64, 64), slow=True),
+    "mvit_v2_s": Entry("torchvision", partial(full_mvit, "mvit_v2_s"), (3, 8, 64, 64), slow=True),
     "swin_v2 (small)": Entry("torchvision", swin_v2),
     "fcn_resnet50": Entry("torchvision", partial(segmentation.fcn_resnet50, **dense), (3, 64, 64)),
     "fcn_resnet50 with auxiliary head": Entry(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -149,7 +150,7 @@ ENTRIES = {
         ),
         (3, 64, 64),
     ),
-    "SepViT": staged("sep_vit", "SepViT", side=224),
+    "SepViT": replace(staged("sep_vit", "SepViT", side=224), slow=True),
     "ScalableViT": staged(
         "scalable_vit", "ScalableViT", reduction_factor=(8, 4, 2, 1), window_size=(16, 8, None, None)
     ),

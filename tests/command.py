@@ -19,14 +19,14 @@ TIMEOUT = 300
 def tlfx(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run ``python -m tlfx`` with its output in pipes."""
     command = [sys.executable, "-m", "tlfx", *arguments]
-    settings = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    settings = _settings(**environment)
     return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=settings)
 
 
 def tlfx_on_a_terminal(*arguments: str, rows: int, columns: int, **environment: str) -> str:
     """Run ``python -m tlfx`` on a terminal of its own and return all that it shows."""
     command = [sys.executable, "-m", "tlfx", *arguments]
-    settings = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm-256color", **environment}
+    settings = _settings(TERM="xterm-256color", **environment)
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     process = subprocess.Popen(
@@ -43,3 +43,9 @@ def _chunks(terminal: int) -> Iterator[bytes]:
     with contextlib.suppress(OSError), open(terminal, "rb", buffering=0) as file:
         while chunk := file.read(4096):
             yield chunk
+
+
+def _settings(**environment: str) -> dict[str, str]:
+    """The environment, but for the size of a terminal that a test runner may tell its own processes."""
+    inherited = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
+    return {**inherited, "OMP_NUM_THREADS": "1", **environment}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import tlfx
 from tlfx import errors
 from tlfx.analysis.invariants import rectangles, share, target
-from tlfx.rule import Registry, rule
+from tlfx.rule import Registry
 
 SIDE = 16
 CLASSES = 5
@@ -386,10 +386,10 @@ def test_two_rules_for_one_operator() -> None:
 
 
 def test_a_rule_that_fails_is_named() -> None:
-    @rule(torch.ops.tlfx_tests.tripled)
     def broken(op: Any, x: Any) -> Any:
         raise KeyError("nothing there")
 
     model = tlfx.align(Net(tripled).eval())
-    with pytest.raises(tlfx.RuleError, match=r"(?s)broken failed: KeyError: 'nothing there'.*module: inner \(Inner\)"):
+    message = r"(?s)broken failed: KeyError: 'nothing there'.*module: inner \(Inner\)"
+    with tlfx.rules({torch.ops.tlfx_tests.tripled: broken}), pytest.raises(tlfx.RuleError, match=message):
         model(pictures(), mixture())

@@ -174,7 +174,7 @@ def _state_kept(model: nn.Module) -> Iterator[Callable[[], bool]]:
     Gives a function that tells whether a forward has drawn from Python or NumPy.
     """
     places = [vars(m) for m in model.modules()]
-    places += [hooks for place in places for name, hooks in place.items() if name.endswith("_hooks")]
+    places += [v for place in places for k, v in place.items() if k.endswith("_hooks") and isinstance(v, dict)]
     known = [(place, set(place)) for place in places]
     python, numpy = random.getstate(), np.random.get_state()
     try:

@@ -207,22 +207,38 @@ def test_a_model_on_the_meta_device_is_inspected():
     assert (report.counts["aggregation"], report.counts["spatial_mix"]) == (1, 1)
 
 
-def test_an_index_without_data_is_explained():
-    class Shuffle(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.patch = nn.Conv2d(3, 8, 4, 4)
-            self.register_buffer("order", torch.arange(16).flip(0))
+class Shuffle(nn.Module):
+    """Tokens written to other places."""
 
-        def forward(self, x):
-            tokens = self.patch(x).flatten(2)
-            written = tokens.clone()
-            written[:, :, self.order] = tokens
-            return written
+    def __init__(self, write):
+        super().__init__()
+        self.patch, self.write = nn.Conv2d(3, 8, 4, 4), write
+        self.register_buffer("order", torch.arange(16).flip(0))
+        self.register_buffer("mask", torch.arange(16) > 7)
 
-    assert inspect(Shuffle(), input_size=SIZE).counts["aggregation"] == 1
+    def forward(self, x):
+        return self.write(self.patch(x).flatten(2), self)
+
+
+def test_an_index_without_data_is_followed():
+    def write(tokens, model):
+        written = tokens.clone()
+        written[:, :, model.order] = tokens
+        return written
+
+    counts = inspect(Shuffle(write), input_size=SIZE).counts
     with torch.device("meta"):
-        model = Shuffle()
+        model = Shuffle(write)
+    assert inspect(model, input_size=SIZE).counts == counts
+
+
+def test_a_mask_without_data_is_explained():
+    def write(tokens, model):
+        return tokens.masked_scatter(model.mask, tokens[..., :8])
+
+    assert inspect(Shuffle(write), input_size=SIZE).counts["aggregation"] == 1
+    with torch.device("meta"):
+        model = Shuffle(write)
     with pytest.raises(ProvenanceError, match=r"meta device.*order.*build it on the CPU"):
         inspect(model, input_size=SIZE)
 

@@ -66,7 +66,7 @@ dense = {"weights": None, "weights_backbone": None, "num_classes": CLASSES}
 
 ENTRIES = {
     "r3d (one block a stage)": Entry("torchvision", r3d, (3, 4, 32, 32)),
-    "r3d_18": Entry("torchvision", partial(video.r3d_18, num_classes=CLASSES), (3, 4, 64, 64)),
+    "r3d_18": Entry("torchvision", partial(video.r3d_18, num_classes=CLASSES), (3, 4, 64, 64), slow=True),
     "mc3_18": Entry("torchvision", partial(video.mc3_18, num_classes=CLASSES), (3, 4, 32, 32)),
     "r2plus1d_18": Entry("torchvision", partial(video.r2plus1d_18, num_classes=CLASSES), (3, 4, 32, 32)),
     "s3d": Entry("torchvision", partial(video.s3d, num_classes=CLASSES), (3, 16, 224, 224), slow=True),

@@ -130,6 +130,7 @@ ENTRIES = {
             local_window_size=2,
         ),
         (3, 64, 64),
+        slow=True,
     ),
     "MaxViT": Entry(
         "vit-pytorch",

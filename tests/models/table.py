@@ -1,4 +1,7 @@
-"""Write ``rules/MODELS.md``: how aligning every model of the catalogue ended; ``python tests/models/table.py``."""
+"""Write the table of ``rules/README.md``: how aligning every model of the catalogue ended.
+
+``python tests/models/table.py``
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,11 @@ import tlfx  # noqa: E402
 from models.catalogue import CATALOGUE, Entry  # noqa: E402
 from tlfx.analysis.invariants import measure, rectangles, target  # noqa: E402
 
-TABLE = Path(__file__).parents[2] / "rules" / "MODELS.md"
+README = Path(__file__).parents[2] / "rules" / "README.md"
 OPERATIONS = [o for o in tlfx.Operation if o not in (tlfx.Operation.CONSTANT, tlfx.Operation.LAYOUT)]
-HEAD = f"""# Models beyond timm's classifiers
-
+TITLE = "## Models beyond timm's classifiers\n"
+"""Begins the last section of the file, which is written anew."""
+HEAD = f"""{TITLE}
 Written by `python tests/models/table.py`; `tests/models/` holds the models, all small and with random weights.
 *exact* is the largest violation of outputs, gradients, buffers and independence, *label* that of the label laws, as
 `tlfx check` measures them. Operators are counted in training mode by class: {", ".join(o.value for o in OPERATIONS)}.
@@ -25,12 +29,13 @@ Written by `python tests/models/table.py`; `tests/models/` holds the models, all
 
 
 def main() -> None:
-    """Measure all and write the table."""
+    """Measure all and write the section."""
     lines = []
     for key, entry in CATALOGUE.items():
         lines.append("| " + " | ".join(row(key, entry)) + " |")
         print(lines[-1], file=sys.stderr, flush=True)
-    TABLE.write_text(HEAD + "\n".join(lines) + "\n", encoding="utf-8")
+    kept = README.read_text(encoding="utf-8").partition(TITLE)[0]
+    README.write_text(kept + HEAD + "\n".join(lines) + "\n", encoding="utf-8")
 
 
 def row(key: str, entry: Entry) -> list[str]:

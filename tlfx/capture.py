@@ -76,8 +76,11 @@ def capture(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     images: Tensor,
+    any_batch: bool = True,
 ) -> Captured:
     """Capture ``forward(model, *args, **kwargs)`` in the model's present mode, for any batch size if it can be.
+
+    Without ``any_batch`` it is captured for the size at hand alone, which takes half the time.
 
     ``images`` is the tensor among the arguments that holds the image content. The model, its buffers and the global
     random state stay as they are. Raises CaptureError with the reason, the source line and the remedy.
@@ -90,8 +93,8 @@ def capture(
     batch = images.shape[0]
     batched = [x.dim() > 0 and x.shape[0] == batch for x in tensors]
     try:
-        program, calls = _export(entry, tensors, batched)
-        fixed = None
+        program, calls = _export(entry, tensors, batched if any_batch else None)
+        fixed = None if any_batch else batch
     except Exception:
         try:
             program, calls = _export(entry, tensors, None)

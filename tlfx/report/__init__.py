@@ -49,7 +49,7 @@ def inspect(
     args, kwargs = _arguments(model, example, input_size)
     images = _images(args, kwargs)
     forward = (model._tlfx_base if isinstance(model, Aligned) else type(model)).forward
-    captured = capture(model, forward, args, kwargs, images)
+    captured = capture(model, forward, args, kwargs, images, any_batch=images.shape[0] != 2)
     found = _propagated(model, captured.graph_module, captured.images, on_unknown)
     node = next(n for n in captured.graph_module.graph.nodes if n.name == captured.images)
     batch = int(captured.batch or node.meta["val"].shape[0].node.hint)

@@ -75,7 +75,7 @@ def _fill(row: dict[str, Any], name: str, check: bool, input_size: str | None) -
 
 
 def _analyse(row: dict[str, Any], model: nn.Module, images: Tensor) -> None:
-    """Nodes of each class, all nodes, and how long it took; the counts are those of ``tlfx inspect``."""
+    """Nodes of each class, all nodes, and how long it took, captured for any batch size as ``align`` does."""
     from tlfx.capture import capture
     from tlfx.propagate import propagate
     from tlfx.rewrite import rewrite

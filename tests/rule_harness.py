@@ -16,7 +16,6 @@ from torch import Tensor
 
 from tlfx import Operation, testing
 from tlfx.provenance import Role
-from tlfx.testing.probe import split_shape
 
 TOLERANCE = {"rtol": 0.0, "atol": 2e-6, "equal_nan": True}
 BATCH = 3
@@ -43,7 +42,7 @@ class Probe(testing.Probe):
     def samples(self) -> list[Tensor]:
         """The sample that each element of an output belongs to."""
         numbers = torch.arange(BATCH)
-        split = [(v.batch_axis.axis, split_shape(v, (BATCH,))) for v in self.values if v.is_content]
+        split = [(v.batch_axis.axis, v.batch_axis.split(v.shape, BATCH)) for v in self.values if v.is_content]
         return [
             numbers.view(-1, *[1] * (len(full) - axis - 2)).expand(full).flatten(axis, axis + 2) for axis, full in split
         ]

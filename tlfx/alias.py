@@ -34,28 +34,27 @@ class AliasSets:
 
     def __init__(self, values: dict[Node, Any]) -> None:
         self._values = values
-        self._sharing: dict[int, list[Node]] = defaultdict(list)
+        self._sharing: dict[int, dict[Node, None]] = defaultdict(dict)
         self._written: set[int] = set()
 
     def add(self, node: Node) -> None:
         """Note the storage of a node's value."""
-        example = node.meta.get("val")
-        if isinstance(example, Tensor):
-            family = self._sharing[_storage(example)]
-            if node not in family:
-                family.append(node)
+        storage = self.storage_of(node)
+        if storage is not None:
+            self._sharing[storage][node] = None
 
     def note_write(self, node: Node) -> None:
         """Note that an operator writes in place, if it does."""
-        written = written_argument(node)
-        if written is not None and isinstance(written.meta.get("val"), Tensor):
-            self._written.add(_storage(written.meta["val"]))
+        self._written |= self._written_storages([node])
 
     def written_by(self, nodes: Sequence[Node]) -> dict[Node, int]:
         """The other nodes whose memory these write to in place, and their storages."""
-        written = [w for w in map(written_argument, nodes) if w is not None]
-        storages = {_storage(w.meta["val"]) for w in written if isinstance(w.meta.get("val"), Tensor)}
+        storages = self._written_storages(nodes)
         return {node: s for s in storages for node in self._sharing[s] if node not in nodes}
+
+    def _written_storages(self, nodes: Sequence[Node]) -> set[int]:
+        written = [w for w in map(written_argument, nodes) if w is not None]
+        return {s for s in map(self.storage_of, written) if s is not None}
 
     def storage_of(self, node: Node) -> int | None:
         """The storage of a node's value."""
@@ -64,8 +63,7 @@ class AliasSets:
 
     def is_written(self, node: Node) -> bool:
         """Whether anything so far has written to the memory of a node's value."""
-        example = node.meta.get("val")
-        return isinstance(example, Tensor) and _storage(example) in self._written
+        return self.storage_of(node) in self._written
 
     def write(self, written: Node, value: Value) -> None:
         """Give what was written in place to the written node and to every view that shares its memory."""

@@ -55,8 +55,7 @@ def _read(op: Op, value: Any) -> OutputLabel | None:
     rows = op.uniform_over(rows, [split_axis]).squeeze(split_axis)
     full = [s for i, s in enumerate(value.shape) if i != axis]
     place = BatchAxis(where.axis - (axis < where.axis), where.outer, where.inner)
-    full[place.axis : place.axis + 1] = [where.outer, where.inner]
-    return OutputLabel(with_image(rows).expand(full), place, axis)
+    return OutputLabel(with_image(rows).expand(place.split(full)), place, axis)
 
 
 def _is_real(node: Node) -> bool:

@@ -59,6 +59,14 @@ class BatchAxis:
     outer: int = 1
     inner: int = 1
 
+    def split(self, shape: Sequence[int], *batch: int) -> list[int]:
+        """A shape with its batch axis replaced by (outer, *batch, inner).
+
+        >>> BatchAxis(1, outer=2).split((3, 8, 5))
+        [3, 2, 1, 5]
+        """
+        return [*shape[: self.axis], self.outer, *batch, self.inner, *shape[self.axis + 1 :]]
+
 
 @dataclass(frozen=True, eq=False)
 class Value:

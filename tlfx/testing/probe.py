@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -93,15 +93,9 @@ class Probe:
     def _read(self, share: Tensor, value: Value) -> Tensor:
         where = value.batch_axis
         channels = share.shape[-1]
-        full = [*split_shape(value, (len(self.images),)), channels]
+        full = [*where.split(value.shape, len(self.images)), channels]
         blank = (value.rows == NONE).unsqueeze(where.axis + 1).unsqueeze(-1).expand(full)
         return share.double().view(full).masked_fill(blank, torch.nan).flatten(where.axis, where.axis + 2)
-
-
-def split_shape(value: Value, batch: Sequence[int]) -> list[int]:
-    """Shape of a value, its batch axis replaced by (outer, *batch, inner)."""
-    where = value.batch_axis
-    return [*value.shape[: where.axis], where.outer, *batch, where.inner, *value.shape[where.axis + 1 :]]
 
 
 def _name(node: Node) -> str:
@@ -111,5 +105,5 @@ def _name(node: Node) -> str:
 
 def _elements(value: Value) -> OutputLabel:
     """The label of an output at every element, its class axis being no axis at all."""
-    rows = value.rows.clamp_min(0).expand(split_shape(value, ()))
+    rows = value.rows.clamp_min(0).expand(value.batch_axis.split(value.shape))
     return OutputLabel(rows, value.batch_axis, rows.dim())

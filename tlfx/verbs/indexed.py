@@ -83,7 +83,7 @@ class Indexed(Movement):
             *self._labels_of(source, once),
             Rows(torch.tensor([IMAGE])),
             *_nodes(settings),
-            shape=_without(_split(known, self.shape), known.batch_axis, once),
+            shape=_without(known.batch_axis.split(self.shape), known.batch_axis, once),
             kwargs={"split": _as_split(known.batch_axis), **({"once": tuple(once)} if once else {}), **options},
         )
         return self.from_rows(ids, known.batch_axis)
@@ -132,9 +132,9 @@ class Indexed(Movement):
         shape = function(runtime.narrow(x.expanded()[0], once), *indices).shape
         ids = self.label(
             *call,
-            Rows(with_image(x.rows.expand(_without(_split(x, x.shape), where, once)))),
+            Rows(with_image(x.rows.expand(_without(where.split(x.shape), where, once)))),
             *nodes,
-            shape=[*shape[: place.axis], place.outer, place.inner, *shape[place.axis + 1 :]],
+            shape=place.split(shape),
             kwargs={"split": _as_split(where), **options},
         )
         return self.from_rows(ids, place)
@@ -179,7 +179,7 @@ class Indexed(Movement):
         """The rows of a value and which of them hold content, 1 for all; the value itself and 0 if none do."""
         if not x.is_content:
             return x.node, 0
-        rows = x.rows.expand(_without(_split(x, x.shape), x.batch_axis, once))
+        rows = x.rows.expand(_without(x.batch_axis.split(x.shape), x.batch_axis, once))
         known = rows != NONE
         return Rows(with_image(rows)), 1 if bool(known.all()) else known.float()
 
@@ -197,12 +197,6 @@ def _nodes(args: Any) -> Any:
 
 def _as_split(where: BatchAxis) -> tuple[int, int, int]:
     return where.axis, where.outer, where.inner
-
-
-def _split(x: Value, shape: Sequence[int]) -> list[int]:
-    """A shape with the batch axis of ``x`` as (outer, inner)."""
-    where = x.batch_axis
-    return [*shape[: where.axis], where.outer, where.inner, *shape[where.axis + 1 :]]
 
 
 def _without(split: list[int], where: BatchAxis, once: Sequence[int]) -> list[int]:

@@ -60,21 +60,21 @@ def _mixed_by(
     outer, inner, *size = shape
     name = getattr(weights, "__name__", "weights")
 
+    @runtime.label_arithmetic
     def mixed(rows: Tensor, *tensors: Tensor) -> Tensor:
         found = iter(tensors)
         batch = outer * len(rows) * inner
-        with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
-            try:
-                weight = weights(*(next(found) if isinstance(v, Value) else v for v in inputs))
-            except Exception as error:
-                raise RuleError(f"{name}, the weights of a rule, failed: {type(error).__name__}: {error}") from error
-            if tuple(weight.shape) not in ((1, *size), (batch, *size)):
-                raise RuleError(
-                    f"{name}, the weights of a rule, have shape {tuple(weight.shape)}, expected (batch or 1, out "
-                    f"tokens, tokens): ({batch} or 1, {size[0]}, {size[1]})"
-                )
-            weight = weight.expand(batch, *size).unflatten(0, (outer, -1, inner)).movedim(1, 0)
-            return runtime.mix(weight, rows, "oiqm,oim->oiq", (0, 1, 1))
+        try:
+            weight = weights(*(next(found) if isinstance(v, Value) else v for v in inputs))
+        except Exception as error:
+            raise RuleError(f"{name}, the weights of a rule, failed: {type(error).__name__}: {error}") from error
+        if tuple(weight.shape) not in ((1, *size), (batch, *size)):
+            raise RuleError(
+                f"{name}, the weights of a rule, have shape {tuple(weight.shape)}, expected (batch or 1, out "
+                f"tokens, tokens): ({batch} or 1, {size[0]}, {size[1]})"
+            )
+        weight = weight.expand(batch, *size).unflatten(0, (outer, -1, inner)).movedim(1, 0)
+        return runtime.mix(weight, rows, "oiqm,oim->oiq", (0, 1, 1))
 
     mixed.__qualname__ = mixed.__name__ = f"{OWN_WEIGHTS}{name}"
     return mixed

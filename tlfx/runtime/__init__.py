@@ -1,0 +1,42 @@
+"""Label arithmetic at run time: the functions that an aligned graph calls beside the model's own operators.
+
+Labels are float32 tensors (batch, rows, channels), rows summing to 1 over the classes that their channels stand for.
+Every function is a convex combination of rows, works outside autograd and autocast, and leaves its inputs alone.
+Arguments named ``rows`` are labels in a shape: (batch, *shape, channels).
+"""
+
+from __future__ import annotations
+
+from tlfx.runtime.arithmetic import label_arithmetic, merge_batch, split_batch
+from tlfx.runtime.attending import attend_by, attention
+from tlfx.runtime.mixing import context, mix, settle
+from tlfx.runtime.moving import moved, narrow, ordered, put
+from tlfx.runtime.rows import average, gather, output, pixels, scan, share, uniform
+from tlfx.runtime.sliding import convolve, convolve_at, filtered, resample, resample_at
+
+__all__ = [
+    "attend_by",
+    "attention",
+    "average",
+    "context",
+    "convolve",
+    "convolve_at",
+    "filtered",
+    "gather",
+    "label_arithmetic",
+    "merge_batch",
+    "mix",
+    "moved",
+    "narrow",
+    "ordered",
+    "output",
+    "pixels",
+    "put",
+    "resample",
+    "resample_at",
+    "scan",
+    "settle",
+    "share",
+    "split_batch",
+    "uniform",
+]

@@ -1,0 +1,117 @@
+"""Spatial mixing by operators that slide over a grid or sample it: run on the labels, over themselves run on ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tlfx.runtime.arithmetic import TINY, label_arithmetic, magnitude
+
+__all__ = ["convolve", "convolve_at", "filtered", "resample", "resample_at"]
+
+
+@label_arithmetic
+def convolve(
+    operator: Callable[..., Tensor],
+    rows: Tensor,
+    kernel: Tensor,
+    *args: Any,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Spatial mixing by a convolution: |K| averaged over channels, normalised over valid positions.
+
+    Rows have the shape (batch, lead, *size, channels); ``valid`` (lead, *size) tells the positions with content.
+    """
+    weight = magnitude(kernel).mean((0, 1), keepdim=True)
+    return _over_ones(lambda maps: operator(maps, weight, None, *args), rows, valid)
+
+
+@label_arithmetic
+def resample(
+    operator: Callable[..., Tensor], rows: Tensor, *args: Any, channel: bool = True, valid: Tensor | None = None
+) -> Tensor:
+    """Resampling and pooling: the operator itself run on the label map, over itself run on ones."""
+    return _over_ones(lambda maps: operator(maps, *args), rows, valid, channel)
+
+
+@label_arithmetic
+def filtered(
+    rows: Tensor,
+    operator: Callable[..., Tensor],
+    filters: Sequence[Tensor],
+    shape: Sequence[int],
+    lengths: Sequence[int],
+    axes: Sequence[int],
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Spatial mixing by a filter of frequencies, which is a circular convolution: |K| averaged over channels, K being
+    what the inverse transform ``operator`` makes of the product of ``filters``, broadcast to ``shape``."""
+    spectrum = torch.ones((), dtype=torch.complex128, device=rows.device)
+    for factor in filters:
+        spectrum = spectrum * factor
+    sizes, dims = (list(lengths), list(axes)) if len(axes) > 1 else (lengths[0], axes[0])
+    kernel = operator(spectrum.expand(*shape), sizes, dims).abs() + TINY
+    kernel = kernel.mean([a for a in range(len(shape)) if a not in axes])
+    kernel = torch.fft.fftn(kernel.permute([sorted(axes).index(a) for a in axes]))
+    places = list(range(-len(axes), 0))
+
+    def run(maps: Tensor) -> Tensor:
+        convolved: Tensor = torch.fft.ifftn(torch.fft.fftn(maps, lengths, places) * kernel, dim=places)
+        return convolved.real
+
+    return _over_ones(run, rows.double(), valid).float()
+
+
+@label_arithmetic
+def resample_at(operator: Callable[..., Tensor], rows: Tensor, places: Tensor, *args: Any) -> Tensor:
+    """Resampling at run-time places (batch, *out, 2 or 3), over itself run on ones; uniform where it sees nothing."""
+    maps, places = rows.movedim(-1, 1), places.float()
+    return _over_seen(maps, operator(maps, places, *args), operator(torch.ones_like(maps[:, :1]), places, *args))
+
+
+@label_arithmetic
+def convolve_at(
+    operator: Callable[..., Tensor],
+    rows: Tensor,
+    kernel: Tensor,
+    places: Tensor,
+    gates: Tensor,
+    copies: int,
+    *args: Any,
+) -> Tensor:
+    """Spatial mixing by a convolution at run-time places, |K| averaged over channels and times |gates|, over itself run
+    on ones; uniform where it sees nothing. ``copies`` of the labels meet the offsets of as many groups of channels."""
+    weight = magnitude(kernel).mean((0, 1), keepdim=True).expand(1, copies, -1, -1)
+    places, gates, bias = places.float(), gates.float().abs(), weight.new_zeros(1)
+
+    def run(maps: Tensor) -> Tensor:
+        return operator(maps.expand(-1, copies, -1, -1).contiguous(), weight, places, gates, bias, *args)
+
+    maps = rows.movedim(-1, 1)
+    over = torch.cat([run(channel) for channel in maps.split(1, 1)], 1)
+    return _over_seen(maps, over, run(torch.ones_like(maps[:, :1])))
+
+
+def _over_seen(maps: Tensor, over: Tensor, under: Tensor) -> Tensor:
+    """Quotient of maps (batch, channels, *size) as labels; the mean of the maps where nothing is seen."""
+    mean = maps.flatten(2).mean(2).view(*maps.shape[:2], *[1] * (over.dim() - 2))
+    return torch.where(under > TINY, over / under.clamp_min(TINY), mean).flatten(2).transpose(1, 2)
+
+
+def _over_ones(run: Callable[[Tensor], Tensor], rows: Tensor, valid: Tensor | None, channel: bool = True) -> Tensor:
+    batch, lead, *size, k = rows.shape
+    ones = rows.new_ones(1, *size) if valid is None else valid.to(rows.dtype)
+    maps = rows.movedim(-1, 1)
+    if valid is not None:
+        maps = maps * ones
+    maps = maps.flatten(0, 2)
+    if channel:
+        maps, ones = maps.unsqueeze(1), ones.unsqueeze(1)
+    over, under = run(maps), run(ones)
+    if channel:
+        over, under = over.squeeze(1), under.squeeze(1)
+    share: Tensor = over.unflatten(0, (batch, k, lead)) / under.clamp_min(TINY)
+    return share.movedim(1, -1).flatten(1, -2)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -17,12 +17,13 @@ from tlfx.call import arguments_of, images_of, key_of, tensors_of
 from tlfx.capture import Captured, capture
 from tlfx.errors import CaptureError, InputError, NoContentError, ProvenanceError, TargetError
 from tlfx.mix.target import MixedTarget, check_labels
+from tlfx.observer import Recorded, Recording
 from tlfx.outputs import OutputLabel
 from tlfx.propagate import Options, Propagation, propagate
 from tlfx.rewrite import rewrite
 from tlfx.rule import REGISTRY
 
-__all__ = ["Aligned", "align", "aligned_code", "unalign"]
+__all__ = ["Aligned", "Alignment", "Plan", "align", "aligned_code", "alignment_of", "unalign"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -88,9 +89,9 @@ def align(
     chosen = _options(layers, residual, on_unknown)
     module: nn.Module = unalign(model)
     module.__class__ = _aligned_class(type(module))
-    module.__dict__["_tlfx"] = _Alignment(chosen)
+    module.__dict__["_tlfx"] = Alignment(chosen)
     if example is not None:
-        _alignment(module).plan(module, *arguments_of(example))
+        alignment_of(module).plan(module, *arguments_of(example))
     return model
 
 
@@ -113,9 +114,7 @@ def aligned_code(model: nn.Module, example: Any = None) -> str:
 
     Raises InputError if the model is not aligned, or has not been captured and no example is given.
     """
-    if not isinstance(model, Aligned):
-        raise InputError(f"{type(model).__name__} is not aligned: call tlfx.align(model) first")
-    alignment = _alignment(model)
+    alignment = alignment_of(model)
     plan = alignment.latest if example is None else alignment.plan(model, *arguments_of(example))
     if plan is None:
         raise InputError("the model has not been captured yet: call it with a target, or pass example=images")
@@ -123,21 +122,35 @@ def aligned_code(model: nn.Module, example: Any = None) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class _Plan:
-    """An aligned graph, and what its outputs are."""
+class Plan:
+    """An aligned graph, and what its outputs and recorded labels are."""
 
     graph_module: GraphModule
     captured: Captured
     outputs: list[OutputLabel | None]
+    recorded: Recorded
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], mask: Tensor) -> tuple[Any, list[Any], list[Tensor]]:
+        """The model's output, the share of the first image at each position of it (a flat list, None where an output
+        has none, channels last), and the recorded labels."""
+        outputs, shares = self.graph_module(*tensors_of(args, kwargs), mask)
+        count = len(self.outputs)
+        return self.structured(outputs), list(shares[:count]), list(shares[count:])
+
+    def structured(self, leaves: Iterable[Any]) -> Any:
+        """One thing for each output, in the structure of the model's output."""
+        return pytree.tree_unflatten(list(leaves), self.captured.out_spec)
 
 
-class _Alignment:
-    """What an aligned model keeps beside its own state: options, and a plan for each kind of call."""
+class Alignment:
+    """What an aligned model keeps beside its own state: options, a plan for each kind of call, and open recordings."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.plans: dict[Hashable, _Plan] = {}
-        self.latest: _Plan | None = None
+        self.plans: dict[Hashable, Plan] = {}
+        self.captures: dict[Hashable, Captured] = {}
+        self.latest: Plan | None = None
+        self.recordings: list[Recording] = []
 
     def run(self, model: Aligned, args: tuple[Any, ...], kwargs: dict[str, Any], target: Any) -> tuple[Any, Any]:
         """The model's output and the target that reaches it."""
@@ -145,11 +158,12 @@ class _Alignment:
         if not isinstance(target, MixedTarget):
             return self._plain(model, args, kwargs, target, images.shape[0])
         _check(target, images)
-        plan = self.plan(model, args, kwargs)
-        outputs, shares = plan.graph_module(*tensors_of(args, kwargs), target.mask)
+        plan = self.plan(model, args, kwargs, tuple(dict.fromkeys(p for r in self.recordings for p in r.patterns)))
+        output, shares, labels = plan.run(args, kwargs, target.mask)
+        for recording in self.recordings:
+            recording.take(plan.recorded, labels)
         soft = [None if o is None else _soft(target, s, o) for s, o in zip(shares, plan.outputs, strict=True)]
-        spec = plan.captured.out_spec
-        return pytree.tree_unflatten(list(outputs), spec), pytree.tree_unflatten(soft, spec)
+        return output, plan.structured(soft)
 
     def _plain(
         self, model: Aligned, args: tuple[Any, ...], kwargs: dict[str, Any], target: Any, batch: int
@@ -178,17 +192,22 @@ class _Alignment:
         ]
         return output, pytree.tree_unflatten(soft, spec)
 
-    def plan(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Plan:
-        """The plan for a call like this one, made now if there is none."""
+    def plan(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], record: tuple[str, ...] = ()
+    ) -> Plan:
+        """The plan for a call like this one that reads the labels ``record``, made now if there is none."""
         images = images_of(args, kwargs)
         REGISTRY.load()
-        key = (REGISTRY.generation, key_of(model, args, kwargs, images))
-        found = self.plans.get(key) or self.plans.get((key, images.shape[0]))
-        if found is None:
+        call = (REGISTRY.generation, key_of(model, args, kwargs, images))
+        captured = self.captures.get(call) or self.captures.get((call, images.shape[0]))
+        if captured is None:
             captured = capture(model, _own_forward(model), args, kwargs, images)
-            propagation = _propagate(captured, self.options)
-            found = _Plan(rewrite(propagation), captured, propagation.outputs)
-            self.plans[key if captured.batch is None else (key, captured.batch)] = found
+        key = call if captured.batch is None else (call, captured.batch)
+        found = self.plans.get((key, record))
+        if found is None:
+            propagation = _propagate(captured, replace(self.options, record=record))
+            found = Plan(rewrite(propagation), captured, propagation.outputs, propagation.recorded)
+            self.captures[key], self.plans[key, record] = captured, found
         self.latest = found
         return found
 
@@ -225,18 +244,18 @@ class Aligned(nn.Module):
             return _own_forward(self)(self, *args, **kwargs)
         if len(targets) > 1:
             raise TargetError(f"{len(targets)} targets were given, expected one")
-        return _alignment(self).run(self, args, kwargs, targets[0])
+        return alignment_of(self).run(self, args, kwargs, targets[0])
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copies and pickles hold the model and the options; graphs are captured anew."""
         state = {k: v for k, v in self.__dict__.items() if k != "_tlfx"}
-        return _rebuilt, (self._tlfx_base, _alignment(self).options), state
+        return _rebuilt, (self._tlfx_base, alignment_of(self).options), state
 
 
 def _rebuilt(base: type[nn.Module], options: Options) -> nn.Module:
     model = base.__new__(base)
     model.__class__ = _aligned_class(base)
-    model.__dict__["_tlfx"] = _Alignment(options)
+    model.__dict__["_tlfx"] = Alignment(options)
     return model
 
 
@@ -278,8 +297,11 @@ def _own_forward(model: nn.Module) -> Callable[..., Any]:
     return model._tlfx_base.forward
 
 
-def _alignment(model: nn.Module) -> _Alignment:
-    alignment: _Alignment = model.__dict__["_tlfx"]
+def alignment_of(model: nn.Module) -> Alignment:
+    """What an aligned model keeps. Raises InputError for any other model."""
+    if not isinstance(model, Aligned):
+        raise InputError(f"{type(model).__name__} is not aligned: call tlfx.align(model) first")
+    alignment: Alignment = model.__dict__["_tlfx"]
     return alignment
 
 

@@ -20,6 +20,7 @@ from tlfx.alias import AliasSets, written_argument
 from tlfx.constant import Constants
 from tlfx.errors import RuleError, TlfxError, UnknownOperatorError
 from tlfx.label import MASK, LabelTable, Rows
+from tlfx.observer import Observer, Recorded
 from tlfx.opaque import ModuleCall, call_of
 from tlfx.outputs import OutputLabel, read_outputs
 from tlfx.provenance import BatchAxis, Role, Value, merge_batch
@@ -40,17 +41,20 @@ class Options:
     layers: tuple[str | int, ...] | None = None
     residual: str = "average"
     on_unknown: str = "error"
+    record: tuple[str, ...] = ()
+    """Patterns of the modules and nodes whose labels are to be read; see :func:`tlfx.record`."""
 
 
 @dataclass(frozen=True, eq=False)
 class Propagation:
-    """What the walk found: a value and an operation for every node, all labels, and the labels of the outputs."""
+    """What the walk found: a value and an operation for every node, all labels, and those of outputs and on the way."""
 
     graph_module: GraphModule
     values: dict[Node, Any]
     operations: dict[Node, Operation]
     labels: LabelTable
     outputs: list[OutputLabel | None]
+    recorded: Recorded
     device: torch.device
 
 
@@ -82,15 +86,20 @@ class Walk:
     def run(self) -> Propagation:
         """Walk the graph in order."""
         outputs: list[OutputLabel | None] = []
+        observer = Observer(self.graph_module.graph) if self.options.record else None
+        recorded = Recorded()
         for node in self.graph_module.graph.nodes:
             if node.op == "output":
-                outputs = read_outputs(Op(node, (), {}, self), self.values)
-            else:
-                self.values[node] = self._visit(node)
-                self._aliases.add(node)
-        return Propagation(
-            self.graph_module, self.values, self.operations, self.table, outputs, self.images.meta["val"].device
-        )
+                op = Op(node, (), {}, self)
+                outputs = read_outputs(op, self.values)
+                recorded = observer.choose(self.options.record, op) if observer else recorded
+                continue
+            self.values[node] = self._visit(node)
+            self._aliases.add(node)
+            if observer:
+                observer.see(node, self.values)
+        device = self.images.meta["val"].device
+        return Propagation(self.graph_module, self.values, self.operations, self.table, outputs, recorded, device)
 
     def tokens(self, x: Value, content: Tensor) -> None:
         """Remember that a constant is joined to tokens: wherever else it goes, it has the image-level label too."""

@@ -3,7 +3,7 @@ read."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -23,16 +23,19 @@ def rewrite(found: Propagation) -> GraphModule:
     """The aligned graph: the inputs of the captured one and a mask in, its outputs and their labels out.
 
     Each label of an output is float32 of the output's shape with the class axis taken out and the channels put last.
+    After them come the recorded labels, (batch, *positions, channels).
     """
     return _Writer(found).write()
 
 
-def read_labels(table: LabelTable, outputs: Sequence[OutputLabel | None]) -> dict[int, Label]:
-    """The labels that outputs depend on, by their place in the table, each restricted to the rows that are read."""
+def read_labels(
+    table: LabelTable, outputs: Sequence[OutputLabel | None], recorded: Iterable[Tensor] = ()
+) -> dict[int, Label]:
+    """The labels that outputs and recorded rows depend on, by their place in the table, each restricted to the rows
+    that are read."""
     needed = torch.zeros(table.rows, dtype=torch.bool)
-    for output in outputs:
-        if output is not None:
-            needed[output.rows] = True
+    for rows in (*(o.rows for o in outputs if o is not None), *recorded):
+        needed[rows] = True
     live: dict[int, Label] = {}
     for place in reversed(range(len(table.labels))):
         label = table.labels[place]
@@ -54,7 +57,7 @@ class _Writer:
         self.copies: dict[Node, Node] = {}
         self.outputs = self.graph.graph_copy(found.graph_module.graph, self.copies)
         self.root = nn.Module()
-        self.live = read_labels(found.labels, found.outputs)
+        self.live = read_labels(found.labels, found.outputs, found.recorded.rows.values())
         self.position = torch.full((found.labels.rows,), -1)
         self.written: dict[int, Node] = {}
         self.last: dict[Node, Node] = {}
@@ -65,7 +68,8 @@ class _Writer:
         for place, label in sorted(self.live.items()):
             self._write(place, label)
         labels = tuple(self._output(o) if o is not None else None for o in self.found.outputs)
-        self.graph.output((self.outputs, labels))
+        recorded = tuple(self._rows(rows, self._end()) for rows in self.found.recorded.rows.values())
+        self.graph.output((self.outputs, labels + recorded))
         self.graph.lint()
         source = self.found.graph_module
         for name, buffer in source.named_buffers(recurse=False):

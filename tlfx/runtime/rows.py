@@ -32,7 +32,7 @@ def gather(labels: Sequence[Tensor], index: Tensor | None = None, shape: Sequenc
     label = labels[0] if len(labels) == 1 else torch.cat(tuple(labels), 1)
     if index is not None:
         return label[:, index]
-    return label if shape is None else label.unflatten(1, tuple(shape))
+    return label if shape is None else label.reshape(label.shape[0], *shape, label.shape[-1])
 
 
 @label_arithmetic

@@ -24,7 +24,11 @@ def label_arithmetic(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
     @functools.wraps(function)
     def outside(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        with torch.no_grad(), torch.autocast(_device_type(args), enabled=False):
+        device = _device_type(args)
+        if not torch.is_autocast_enabled(device):  # entering autocast costs more than many a label
+            with torch.no_grad():
+                return function(*args, **kwargs)
+        with torch.no_grad(), torch.autocast(device, enabled=False):
             return function(*args, **kwargs)
 
     return outside

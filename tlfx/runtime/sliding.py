@@ -116,7 +116,7 @@ def _over_ones(run: Callable[[Tensor], Tensor], rows: Tensor, valid: Tensor | No
     maps = maps.flatten(0, 2)
     if channel:
         maps, ones = maps.unsqueeze(1), ones.unsqueeze(1)
-    over, under = run(maps), run(ones)
+    over, under = run(torch.cat((maps, ones))).split((len(maps), len(ones)))
     if channel:
         over, under = over.squeeze(1), under.squeeze(1)
     share: Tensor = over.unflatten(0, (batch, k, lead)) / under.clamp_min(TINY)

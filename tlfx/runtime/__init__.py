@@ -13,16 +13,19 @@ from tlfx.runtime.mixing import context, mix, settle
 from tlfx.runtime.moving import moved, narrow, ordered, put
 from tlfx.runtime.rows import average, gather, output, pixels, scan, share, uniform
 from tlfx.runtime.sliding import convolve, convolve_at, filtered, resample, resample_at
+from tlfx.runtime.weighing import attention_by_norm, heads_by_norm, residual_by_gate, residual_by_norm, weighted
 
 __all__ = [
     "attend_by",
     "attention",
+    "attention_by_norm",
     "average",
     "context",
     "convolve",
     "convolve_at",
     "filtered",
     "gather",
+    "heads_by_norm",
     "label_arithmetic",
     "merge_batch",
     "mix",
@@ -34,9 +37,12 @@ __all__ = [
     "put",
     "resample",
     "resample_at",
+    "residual_by_gate",
+    "residual_by_norm",
     "scan",
     "settle",
     "share",
     "split_batch",
     "uniform",
+    "weighted",
 ]

@@ -20,12 +20,13 @@ def convolve(
     kernel: Tensor,
     *args: Any,
     valid: Tensor | None = None,
+    signed: bool = False,
 ) -> Tensor:
     """Spatial mixing by a convolution: |K| averaged over channels, normalised over valid positions.
 
     Rows have the shape (batch, lead, *size, channels); ``valid`` (lead, *size) tells the positions with content.
     """
-    weight = magnitude(kernel).mean((0, 1), keepdim=True)
+    weight = magnitude(kernel, signed).mean((0, 1), keepdim=True)
     return _over_ones(lambda maps: operator(maps, weight, None, *args), rows, valid)
 
 
@@ -46,6 +47,7 @@ def filtered(
     lengths: Sequence[int],
     axes: Sequence[int],
     valid: Tensor | None = None,
+    signed: bool = False,
 ) -> Tensor:
     """Spatial mixing by a filter of frequencies, which is a circular convolution: |K| averaged over channels, K being
     what the inverse transform ``operator`` makes of the product of ``filters``, broadcast to ``shape``."""
@@ -53,7 +55,8 @@ def filtered(
     for factor in filters:
         spectrum = spectrum * factor
     sizes, dims = (list(lengths), list(axes)) if len(axes) > 1 else (lengths[0], axes[0])
-    kernel = operator(spectrum.expand(*shape), sizes, dims).abs() + TINY
+    kernel = operator(spectrum.expand(*shape), sizes, dims)
+    kernel = (kernel.real.clamp_min(0) if signed else kernel.abs()) + TINY
     kernel = kernel.mean([a for a in range(len(shape)) if a not in axes])
     kernel = torch.fft.fftn(kernel.permute([sorted(axes).index(a) for a in axes]))
     places = list(range(-len(axes), 0))
@@ -81,10 +84,11 @@ def convolve_at(
     gates: Tensor,
     copies: int,
     *args: Any,
+    signed: bool = False,
 ) -> Tensor:
     """Spatial mixing by a convolution at run-time places, |K| averaged over channels and times |gates|, over itself run
     on ones; uniform where it sees nothing. ``copies`` of the labels meet the offsets of as many groups of channels."""
-    weight = magnitude(kernel).mean((0, 1), keepdim=True).expand(1, copies, -1, -1)
+    weight = magnitude(kernel, signed).mean((0, 1), keepdim=True).expand(1, copies, -1, -1)
     places, gates, bias = places.float(), gates.float().abs(), weight.new_zeros(1)
 
     def run(maps: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 from torch.utils._pytree import tree_map
 
 from tlfx import runtime
-from tlfx.errors import RuleError
+from tlfx.errors import InputError, RuleError
 from tlfx.label import Rows
 from tlfx.provenance import Value
 from tlfx.taxonomy import Operation
@@ -53,6 +53,9 @@ class Attention(Window):
         shape = [self.shape[-2] if c == "n" else found.rows.shape[found.letters.index(c)] for c in kept]
         self.record(Operation.SPATIAL_MIX)
         options = {"mask": mask and mask.node, "causal": causal or None, "scale": scale}
+        if self.policy.heads == "norm":
+            options = {k: v for k, v in options.items() if v is not None}
+            return self._attend_by_norm(query, key, value, found, lead, kept, shape, options)
         ids = self.label(
             runtime.attention,
             query.node,
@@ -63,6 +66,38 @@ class Attention(Window):
             kwargs={"split": found.split_of(of_weight), **{k: v for k, v in options.items() if v is not None}},
             query_axis=kept.index("n"),
         )
+        return self.from_rows(arrange(ids, kept, split_letter(out, found.batch)), found.place_in(out))
+
+    def _attend_by_norm(
+        self,
+        query: Value,
+        key: Value,
+        value: Value,
+        found: LetteredRows,
+        lead: list[str],
+        kept: list[str],
+        shape: list[int],
+        options: dict[str, Any],
+    ) -> Value:
+        """The same with heads weighted by the norms of the value, for rows that are the same in all its channels."""
+        if found.varying(["e"]):
+            raise RuleError("attention whose channels carry different labels has no norm for each label")
+        where, letters = found.where, split_letter([*lead, "m"], found.batch)
+        full = {f"{found.batch}<": where.outer, f"{found.batch}>": where.inner, "m": value.shape[-2]}
+        rows = with_image(found.pick(letters)).expand([full.get(c, -1) for c in letters])
+        ids = self.label(
+            runtime.attention_by_norm,
+            query.node,
+            key.node,
+            value.node,
+            Rows(rows),
+            [i + 1 for i, c in enumerate(letters) if c not in kept and c != "m"],
+            found.split_of(lead),
+            shape=shape,
+            kwargs=options,
+            query_axis=kept.index("n"),
+        )
+        out = (*lead, "n", "e")
         return self.from_rows(arrange(ids, kept, split_letter(out, found.batch)), found.place_in(out))
 
     def attend_by_itself(self, query: Value, key: Value, value: Value, *settings: Any) -> Value:
@@ -78,6 +113,11 @@ class Attention(Window):
             return self.from_rows(rows, where)
         if not self.walk.is_aligned(self.node):
             return self._left_in_place(query, ())
+        if self.policy.heads == "norm":
+            raise InputError(
+                f"heads='norm' is not to be had for {self.node.name}, whose weights its operator alone knows: use "
+                "heads='mean', or leave this attention out with layers="
+            )
         self.record(Operation.SPATIAL_MIX)
         full = with_image(rows[:, :, 0, :, 0]).expand(where.outer, where.inner, -1)
         nodes = tree_map(lambda v: v.node if isinstance(v, Value) else v, settings)

@@ -1,6 +1,21 @@
 """Mixers of images, and the target they return."""
 
+from tlfx.mix.choice import RandomChoice
+from tlfx.mix.cutmix import CutMix, MixUp
+from tlfx.mix.masked import MaskMixer
+from tlfx.mix.mixer import Mixer
 from tlfx.mix.mixup import Mixup
+from tlfx.mix.patches import BlockMix, RandomPatchMix
 from tlfx.mix.target import MixedTarget
 
-__all__ = ["MixedTarget", "Mixup"]
+__all__ = [
+    "BlockMix",
+    "CutMix",
+    "MaskMixer",
+    "MixUp",
+    "MixedTarget",
+    "Mixer",
+    "Mixup",
+    "RandomChoice",
+    "RandomPatchMix",
+]

@@ -1,0 +1,59 @@
+"""Mixers that draw masks."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from tlfx.errors import InputError
+from tlfx.mix.mixer import Mixer
+
+__all__ = ["MaskMixer", "check_alpha"]
+
+
+class MaskMixer(Mixer):
+    """Base of the mixers that paste parts of one image on another; a new one says which pixels stay, in `masks`.
+
+    Masks are drawn on the device of the generator and cut out of the images where these lie. Arguments: see `Mixer`.
+
+    >>> class LeftHalf(MaskMixer):
+    ...     def masks(self, count, height, width, device):
+    ...         return (torch.arange(width, device=device) < width // 2).float().expand(count, 1, height, width)
+    >>> images, target = LeftHalf(num_classes=3)(torch.tensor([1.0, 5.0, 9.0]).view(3, 1, 1, 1).expand(3, 1, 1, 4),
+    ...                                          torch.tensor([0, 1, 2]))
+    >>> images.squeeze()
+    tensor([[1., 1., 9., 9.],
+            [5., 5., 1., 1.],
+            [9., 9., 5., 5.]])
+    >>> target.area()
+    tensor([[0.5000, 0.0000, 0.5000],
+            [0.5000, 0.5000, 0.0000],
+            [0.0000, 0.5000, 0.5000]])
+    """
+
+    @abstractmethod
+    def masks(self, count: int, height: int, width: int, device: torch.device) -> Tensor:
+        """Draw `count` masks on `device`, float32 (count, 1, height or 1, width or 1): 1 for what stays, else 0."""
+
+    def blend(self, images: Tensor, others: Tensor, mask: Tensor) -> Tensor:
+        """Images where the mask is 1, others where it is 0: moved, not computed with, so that ∞ and −0 survive."""
+        return torch.where(mask.bool(), images, others)
+
+    def _mix(self, images: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
+        batch, height, width = len(images), images.shape[-2], images.shape[-1]
+        if not self.mixup_enabled:
+            return images.clone(), torch.ones(batch, 1, height, width, device=images.device)
+        count = self._draws_for(batch)
+        mixes = self.draws.uniform(count, 1, 1, 1) < self.mix_prob
+        mask = torch.where(mixes.to(images.device), self.masks(count, height, width, images.device), 1.0)
+        if self.mode == "pair":
+            mask = torch.cat((mask, mask.flip(0)))
+        return self.blend(images, images[sources[1]], mask), mask.expand(batch, -1, height, width)
+
+
+def check_alpha(alpha: float) -> None:
+    """InputError unless α is a parameter of a Beta distribution."""
+    if not 0.0 < alpha < float("inf"):
+        raise InputError(f"alpha is {alpha}, expected a number above 0, as λ ~ Beta(α, α) needs; 1.0 is uniform")

@@ -1,6 +1,7 @@
 """Mixers of images, and the target they return."""
 
 from tlfx.mix.choice import RandomChoice
+from tlfx.mix.collate import Collate
 from tlfx.mix.cutmix import CutMix, MixUp
 from tlfx.mix.masked import MaskMixer
 from tlfx.mix.mixer import Mixer
@@ -10,6 +11,7 @@ from tlfx.mix.target import MixedTarget
 
 __all__ = [
     "BlockMix",
+    "Collate",
     "CutMix",
     "MaskMixer",
     "MixUp",

@@ -339,9 +339,9 @@ def _check(target: MixedTarget, images: Tensor) -> None:
 
 
 def _soft(target: MixedTarget, share: Tensor, output: OutputLabel) -> Tensor:
-    """Soft targets of an output from the share of the first image at each of its positions."""
+    """Soft targets of an output from the share of the first image, or of each of K, at each of its positions."""
     batch = output.where.axis
-    soft = target.soften(share[..., 0].movedim(batch, 0))
+    soft = target.soften((share if "labels" in target else share[..., 0]).movedim(batch, 0))
     return soft.movedim(0, batch).movedim(-1, output.class_axis)
 
 

@@ -3,6 +3,7 @@
 from tlfx.mix.choice import RandomChoice
 from tlfx.mix.collate import Collate
 from tlfx.mix.cutmix import CutMix, MixUp
+from tlfx.mix.grid import GridMix
 from tlfx.mix.masked import MaskMixer
 from tlfx.mix.mixer import Mixer
 from tlfx.mix.mixup import Mixup
@@ -13,6 +14,7 @@ __all__ = [
     "BlockMix",
     "Collate",
     "CutMix",
+    "GridMix",
     "MaskMixer",
     "MixUp",
     "MixedTarget",

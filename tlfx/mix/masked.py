@@ -35,7 +35,10 @@ class MaskMixer(Mixer):
 
     @abstractmethod
     def masks(self, count: int, height: int, width: int, device: torch.device) -> Tensor:
-        """Draw `count` masks on `device`, float32 (count, 1, height or 1, width or 1): 1 for what stays, else 0."""
+        """Draw `count` masks on `device`, float32 (count, 1, height or 1, width or 1): 1 for what stays, else 0.
+
+        Where K > 2 images make one, (count, K, …): channel k is 1 for what is of image k.
+        """
 
     def blend(self, images: Tensor, others: Tensor, mask: Tensor) -> Tensor:
         """Images where the mask is 1, others where it is 0: moved, not computed with, so that ∞ and −0 survive."""
@@ -44,13 +47,25 @@ class MaskMixer(Mixer):
     def _mix(self, images: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
         batch, height, width = len(images), images.shape[-2], images.shape[-1]
         if not self.mixup_enabled:
-            return images.clone(), torch.ones(batch, 1, height, width, device=images.device)
+            mask = torch.ones(batch, 1 if len(sources) == 2 else len(sources), height, width, device=images.device)
+            return images.clone(), self._unmixed(mask)
         count = self._draws_for(batch)
         mixes = self.draws.uniform(count, 1, 1, 1) < self.mix_prob
-        mask = torch.where(mixes.to(images.device), self.masks(count, height, width, images.device), 1.0)
+        mask = self.masks(count, height, width, images.device)
+        mask = torch.where(mixes.to(images.device), mask, self._unmixed(mask))
         if self.mode == "pair":
             mask = torch.cat((mask, mask.flip(0)))
-        return self.blend(images, images[sources[1]], mask), mask.expand(batch, -1, height, width)
+        mixed = images
+        for k, rows in enumerate(sources[1:], 1):
+            stays = mask if len(sources) == 2 else 1.0 - mask[:, k : k + 1]
+            mixed = self.blend(mixed, images[rows], stays)
+        return mixed, mask.expand(batch, -1, height, width)
+
+    def _unmixed(self, mask: Tensor) -> Tensor:
+        """The mask, of this shape, of images that stay as they are."""
+        unmixed = torch.zeros_like(mask)
+        unmixed[:, 0] = 1.0
+        return unmixed
 
 
 def check_alpha(alpha: float) -> None:

@@ -39,7 +39,8 @@ class Mixer(ABC):
     mode: one mask for the whole "batch", for each "pair" of images that are mixed with one another, or for each "elem".
     prob: probability to mix a batch (or pair, or element).
     pairing: "mirror" mixes image i with B − 1 − i, as timm, and needs an even batch; "roll" with i − 1, as torchvision;
-        "shuffle" with a random other one. `mode="pair"` needs "mirror".
+        "shuffle" with a random other one. `mode="pair"` needs "mirror". Where more than two images make one, "roll"
+        takes i − 1, i − 2, …, and "shuffle" as many random others.
     generator: a `torch.Generator` to draw from, on its device; None for torch's own, on the CPU.
 
     `mixup_enabled` switches mixing off and on between batches. InputError on arguments that no mixing can follow.
@@ -54,6 +55,7 @@ class Mixer(ABC):
         prob: float = 1.0,
         pairing: str = "roll",
         generator: torch.Generator | None = None,
+        images: int = 2,
     ) -> None:
         _check_choice("mode", mode, MODES)
         _check_choice("pairing", pairing, PAIRINGS)
@@ -64,6 +66,12 @@ class Mixer(ABC):
             )
         if not 0.0 <= prob <= 1.0:
             raise InputError(f"prob is {prob}, expected a probability in [0, 1]")
+        if images < 2 or (images > 2 and pairing == "mirror"):
+            raise InputError(
+                f"images is {images} with pairing={pairing!r}, expected 2 or more, and 2 for pairing='mirror', which "
+                "knows no third"
+            )
+        self.images = images
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         self.mode = mode
@@ -76,7 +84,7 @@ class Mixer(ABC):
         """Mix images (B, C, H, W), floating or uint8, with int64 labels (B,) or soft labels (B, num_classes).
 
         Both may come as one pair (images, labels). Returns new images of the same shape and type, and their target
-        with a float32 mask (B, 1, H, W). InputError for other images, TargetError for labels that do not fit them.
+        with a float32 mask (B, 1 or K, H, W). InputError for other images, TargetError for labels that do not fit them.
         """
         if labels is None and isinstance(images, tuple | list) and len(images) == 2:
             images, labels = images
@@ -91,19 +99,19 @@ class Mixer(ABC):
 
     @abstractmethod
     def _mix(self, images: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
-        """Mixed images and the mask (B, 1, H, W) that mixed them; sources, int64 (2, B), number the images of each."""
+        """Mixed images and the mask (B, 1 or K, H, W) that mixed them; sources, int64 (K, B), number what made each."""
 
     def _draws_for(self, batch: int) -> int:
         """How many masks a batch takes."""
         return {"batch": 1, "pair": batch // 2, "elem": batch}[self.mode]
 
     def _sources(self, batch: int) -> Tensor:
-        """For the images that make each mixed one, their numbers in the batch: int64 (2, batch)."""
+        """For the K images that make each mixed one, their numbers in the batch: int64 (K, batch)."""
         own = torch.arange(batch, device=self.draws.device)
         if self.pairing == "mirror":
             return torch.stack((own, own.flip(0)))
         order = self.draws.permutation(batch) if self.pairing == "shuffle" else own
-        return torch.stack((own, torch.empty_like(own).scatter_(0, order, order.roll(1))))
+        return torch.stack([torch.empty_like(own).scatter_(0, order, order.roll(k)) for k in range(self.images)])
 
     def _target(self, labels: Any, sources: Tensor, mask: Tensor) -> MixedTarget:
         """Labels of the images with the mask. TargetError if the labels are no tensor or their classes unknown."""
@@ -115,9 +123,11 @@ class Mixer(ABC):
                 f"a batch of {count} labels was given with {sources.shape[1]} images; expected one label per image"
             )
         labels, smoothing = self._smoothed(labels)
-        first, second = (labels[rows.to(labels.device)] for rows in sources)
-        classes = self._classes(labels)
-        return MixedTarget(first=first, second=second, mask=mask, num_classes=classes, smoothing=smoothing)
+        made_of = labels[sources.to(labels.device)]  # (K, B) or (K, B, num_classes)
+        fields = {"mask": mask, "num_classes": self._classes(labels), "smoothing": smoothing}
+        if len(made_of) > 2:
+            return MixedTarget(labels=made_of.transpose(0, 1), **fields)
+        return MixedTarget(first=made_of[0], second=made_of[1], **fields)
 
     def _smoothed(self, labels: Tensor) -> tuple[Tensor, float]:
         """Labels, and the smoothing that the target is still to have."""
@@ -147,10 +157,10 @@ class Mixer(ABC):
                 f"a batch of {len(images)} images cannot be mixed in pairs (i with B − 1 − i); use an even batch size "
                 "and drop_last=True in the DataLoader, or pairing='roll'"
             )
-        if len(images) < 2:
+        if len(images) < self.images:
             raise InputError(
-                f"a batch of {len(images)} images cannot be mixed, it takes 2 or more; use drop_last=True in the "
-                "DataLoader"
+                f"a batch of {len(images)} images cannot be mixed, it takes {self.images} or more; use drop_last=True "
+                "in the DataLoader"
             )
         # the largest value is NaN if any is; read on the CPU only, since reading stalls a GPU
         if images.is_floating_point() and images.device.type == "cpu" and images.amax().isnan():

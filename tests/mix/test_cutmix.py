@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from batches import CLASSES, batch, numbered, seeded
+from batches import CLASSES, batch, numbered, seeded, shaped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import v2
@@ -16,7 +16,7 @@ from tlfx.mix.draws import Draws
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([0.2, 1.0, 4.0]), st.integers(1, 15), st.integers(1, 15))
 def test_the_box_has_the_area_that_was_drawn(seed: int, alpha: float, height: int, width: int) -> None:
-    masks = CutMix(alpha=alpha, generator=seeded(seed)).masks(5, height, width, torch.device("cpu"))
+    masks = CutMix(alpha=alpha, generator=seeded(seed)).masks(shaped(5, height, width))
     draws = Draws(seeded(seed))
     lams, rows, columns = draws.shares(alpha, 5)[:, 0], draws.below(height, 5), draws.below(width, 5)
     for mask, lam, row, column in zip(masks, lams, rows.tolist(), columns.tolist(), strict=True):
@@ -35,7 +35,7 @@ def test_shares_and_places_are_spread_as_those_of_torchvision() -> None:
     torch.manual_seed(0)
     count, images, labels = 4000, *numbered(2, 9, 12)
     theirs = torch.stack([v2.CutMix(alpha=1.0, num_classes=2)(images, labels)[0][0, 0] for _ in range(count)])
-    ours = 1.0 - CutMix(generator=seeded()).masks(count, 9, 12, torch.device("cpu"))[:, 0]
+    ours = 1.0 - CutMix(generator=seeded()).masks(shaped(count, 9, 12))[:, 0]
     # torchvision's box is of even sides only, so the two agree up to a pixel's width
     torch.testing.assert_close(ours.mean(0), theirs.mean(0), atol=0.06, rtol=0)
     quantiles = torch.tensor([0.1, 0.25, 0.5, 0.75, 0.9])

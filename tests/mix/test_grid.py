@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from batches import CLASSES, batch, numbered, seeded
+from batches import CLASSES, batch, numbered, seeded, shaped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.models.mlp_mixer import MlpMixer
@@ -59,13 +59,11 @@ def test_labels_and_mask_tell_where_each_pixel_came_from(
 
 
 def test_shares_are_equal_on_average_and_for_large_alpha_each_time() -> None:
-    masks = GridMix(images=4, grid=8, alpha=1.0, generator=seeded()).masks(2000, 8, 8, torch.device("cpu"))
+    masks = GridMix(images=4, grid=8, alpha=1.0, generator=seeded()).masks(shaped(2000, 8, 8))
     torch.testing.assert_close(masks.mean((0, 2, 3)), torch.full((4,), 0.25), atol=0.02, rtol=0)
     torch.testing.assert_close(masks.mean((0, 1)), torch.full((8, 8), 0.25))
     spread = [
-        float(
-            GridMix(images=4, grid=8, alpha=alpha, generator=seeded()).masks(500, 8, 8, masks.device).mean((2, 3)).std()
-        )
+        float(GridMix(images=4, grid=8, alpha=alpha, generator=seeded()).masks(shaped(500, 8, 8)).mean((2, 3)).std())
         for alpha in (0.2, 1.0, 100.0)
     ]
     assert spread[0] > spread[1] > 2 * spread[2]

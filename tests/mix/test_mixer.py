@@ -153,8 +153,8 @@ def test_soft_labels_say_how_many_classes_there_are(make: Callable[..., MaskMixe
 
 def test_a_mixer_of_ones_own() -> None:
     class TopLeft(MaskMixer):
-        def masks(self, count: int, height: int, width: int, device: torch.device) -> torch.Tensor:
-            mask = torch.zeros(count, 1, height, width, device=device)
+        def masks(self, others: torch.Tensor) -> torch.Tensor:
+            mask = torch.zeros_like(others[:, :1])
             mask[..., 0, 0] = 1
             return mask
 

@@ -7,15 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from batches import CLASSES, batch, seeded
+from batches import CLASSES, batch, seeded, shaped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tlfx.errors import InputError
 from tlfx.mix import BlockMix, RandomPatchMix
 from tlfx.mix.draws import Draws
-
-CPU = torch.device("cpu")
 
 
 def grid(masks: torch.Tensor, size: int) -> torch.Tensor:
@@ -35,14 +33,14 @@ def grid(masks: torch.Tensor, size: int) -> torch.Tensor:
 )
 def test_as_many_random_patches_as_drawn(seed: int, alpha: float, rows: int, columns: int, size: int) -> None:
     mixer = RandomPatchMix(patch_size=size, alpha=alpha, generator=seeded(seed))
-    kept = grid(mixer.masks(6, rows * size, columns * size, CPU), size)
+    kept = grid(mixer.masks(shaped(6, rows * size, columns * size)), size)
     lams = Draws(seeded(seed)).shares(alpha, 6)[:, 0].tolist()
     assert kept.shape == (6, rows, columns)
     assert (~kept).flatten(1).sum(1).tolist() == [round((1 - lam) * rows * columns) for lam in lams]
 
 
 def test_every_patch_is_replaced_equally_often() -> None:
-    kept = grid(RandomPatchMix(patch_size=1, generator=seeded()).masks(6000, 3, 4, CPU), 1)
+    kept = grid(RandomPatchMix(patch_size=1, generator=seeded()).masks(shaped(6000, 3, 4)), 1)
     torch.testing.assert_close(kept.float().mean(0), torch.full((3, 4), 0.5), atol=0.03, rtol=0)
 
 
@@ -86,7 +84,7 @@ def test_blocks_are_those_of_beit(
     seed: int, alpha: float, rows: int, columns: int, min_block: int, min_aspect: float
 ) -> None:
     mixer = BlockMix(patch_size=2, alpha=alpha, min_block=min_block, min_aspect=min_aspect, generator=seeded(seed))
-    kept = grid(mixer.masks(3, rows * 2, columns * 2, CPU), 2)
+    kept = grid(mixer.masks(shaped(3, rows * 2, columns * 2)), 2)
     draws = Draws(seeded(seed))
     for mask, lam in zip(kept, draws.shares(alpha, 3)[:, 0].tolist(), strict=True):
         wanted = round((1 - lam) * rows * columns)
@@ -96,7 +94,7 @@ def test_blocks_are_those_of_beit(
 
 def test_blocks_come_near_the_share_that_was_drawn() -> None:
     mixer, draws = BlockMix(generator=seeded()), Draws(seeded())
-    kept = grid(mixer.masks(200, 224, 224, CPU), 16)
+    kept = grid(mixer.masks(shaped(200, 224, 224)), 16)
     lams = draws.shares(1.0, 200)[:, 0]
     gaps = kept.flatten(1).float().mean(1) - lams
     assert float(gaps.min()) > -0.01  # never more is replaced than was drawn
@@ -105,7 +103,7 @@ def test_blocks_come_near_the_share_that_was_drawn() -> None:
 
 def test_blocks_are_less_scattered_than_random_patches() -> None:
     def edges(mixer: Any) -> float:
-        kept = grid(mixer.masks(100, 56, 56, CPU), 4).float()
+        kept = grid(mixer.masks(shaped(100, 56, 56)), 4).float()
         return float(kept.diff(dim=1).abs().mean() + kept.diff(dim=2).abs().mean())
 
     blocks = edges(BlockMix(patch_size=4, generator=seeded()))

@@ -4,6 +4,7 @@ from tlfx.mix.choice import RandomChoice
 from tlfx.mix.collate import Collate
 from tlfx.mix.cutmix import CutMix, MixUp
 from tlfx.mix.grid import GridMix
+from tlfx.mix.guided import AttentiveCutMix, SaliencyMix
 from tlfx.mix.masked import MaskMixer
 from tlfx.mix.mixer import Mixer
 from tlfx.mix.mixup import Mixup
@@ -11,6 +12,7 @@ from tlfx.mix.patches import BlockMix, RandomPatchMix
 from tlfx.mix.target import MixedTarget
 
 __all__ = [
+    "AttentiveCutMix",
     "BlockMix",
     "Collate",
     "CutMix",
@@ -22,4 +24,5 @@ __all__ = [
     "Mixup",
     "RandomChoice",
     "RandomPatchMix",
+    "SaliencyMix",
 ]

@@ -37,18 +37,26 @@ class CutMix(MaskMixer):
         super().__init__(**arguments)
         self.alpha = alpha
 
-    def masks(self, count: int, height: int, width: int, device: torch.device) -> Tensor:
+    def masks(self, others: Tensor) -> Tensor:
         """Boxes of 0 in masks of 1."""
-        sides = (1.0 - self.draws.shares(self.alpha, count)[:, 0]).sqrt()
-        inside = [self._span(sides, length, device) for length in (height, width)]
-        return 1.0 - (inside[0][:, None, :, None] & inside[1][:, None, None, :]).float()
+        sides = (1.0 - self.draws.shares(self.alpha, len(others))[:, 0]).sqrt()
+        rows, columns = (
+            _span(sides.to(others.device), centre.to(others.device), length)
+            for centre, length in zip(self.centres(others), others.shape[-2:], strict=True)
+        )
+        return 1.0 - (rows[:, None, :, None] & columns[:, None, None, :]).float()
 
-    def _span(self, sides: Tensor, length: int, device: torch.device) -> Tensor:
-        """Which pixels of one axis lie in the box, bool (count, length)."""
-        cut, centre = (sides * length).long(), self.draws.below(length, len(sides))
-        low, high = ((centre + edge).to(device)[:, None] for edge in (-(cut // 2), (cut + 1) // 2))
-        pixels = torch.arange(length, device=device)
-        return (pixels >= low) & (pixels < high)
+    def centres(self, others: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and columns, int64 (count,), of the centres of the boxes in the images that are pasted."""
+        count, _, height, width = others.shape
+        return self.draws.below(height, count), self.draws.below(width, count)
+
+
+def _span(sides: Tensor, centres: Tensor, length: int) -> Tensor:
+    """Which pixels of an axis lie in boxes whose sides are shares of it, bool (count, length)."""
+    cut = (sides * length).long()[:, None]
+    from_centre = torch.arange(length, device=sides.device) - centres[:, None]
+    return (from_centre >= -(cut // 2)) & (from_centre < (cut + 1) // 2)
 
 
 class MixUp(MaskMixer):
@@ -71,9 +79,9 @@ class MixUp(MaskMixer):
         super().__init__(**arguments)
         self.alpha = alpha
 
-    def masks(self, count: int, height: int, width: int, device: torch.device) -> Tensor:
+    def masks(self, others: Tensor) -> Tensor:
         """λ, once for all pixels: (count, 1, 1, 1)."""
-        return self.draws.shares(self.alpha, count)[:, :1, None, None].to(device)
+        return self.draws.shares(self.alpha, len(others))[:, :1, None, None].to(others.device)
 
     def blend(self, images: Tensor, others: Tensor, mask: Tensor) -> Tensor:
         """The weighted sum; images with λ = 1 are left as they are."""

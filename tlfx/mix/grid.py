@@ -48,8 +48,9 @@ class GridMix(MaskMixer):
         self.grid = grid
         self.alpha = alpha
 
-    def masks(self, count: int, height: int, width: int, device: torch.device) -> Tensor:
+    def masks(self, others: Tensor) -> Tensor:
         """One-hot masks (count, K, height, width), or (count, 1, height, width) of the first of two images."""
+        (count, _, height, width), device = others.shape, others.device
         if min(height, width) < self.grid:
             raise InputError(
                 f"images of {height}×{width} do not divide into a grid of {self.grid}×{self.grid} cells; use a smaller "

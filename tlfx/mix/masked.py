@@ -19,8 +19,9 @@ class MaskMixer(Mixer):
     Masks are drawn on the device of the generator and cut out of the images where these lie. Arguments: see `Mixer`.
 
     >>> class LeftHalf(MaskMixer):
-    ...     def masks(self, count, height, width, device):
-    ...         return (torch.arange(width, device=device) < width // 2).float().expand(count, 1, height, width)
+    ...     def masks(self, others):
+    ...         count, _, height, width = others.shape
+    ...         return (torch.arange(width) < width // 2).float().to(others.device).expand(count, 1, height, width)
     >>> images, target = LeftHalf(num_classes=3)(torch.tensor([1.0, 5.0, 9.0]).view(3, 1, 1, 1).expand(3, 1, 1, 4),
     ...                                          torch.tensor([0, 1, 2]))
     >>> images.squeeze()
@@ -34,10 +35,11 @@ class MaskMixer(Mixer):
     """
 
     @abstractmethod
-    def masks(self, count: int, height: int, width: int, device: torch.device) -> Tensor:
-        """Draw `count` masks on `device`, float32 (count, 1, height or 1, width or 1): 1 for what stays, else 0.
+    def masks(self, others: Tensor) -> Tensor:
+        """Masks on the device of the images, float32 (count, 1, H or 1, W or 1): 1 for what stays, else 0.
 
-        Where K > 2 images make one, (count, K, …): channel k is 1 for what is of image k.
+        others: the images that are pasted, (count, C, H, W), one for each mask. Where K > 2 images make one, masks are
+        (count, K, …): channel k is 1 for what is of image k.
         """
 
     def blend(self, images: Tensor, others: Tensor, mask: Tensor) -> Tensor:
@@ -49,9 +51,9 @@ class MaskMixer(Mixer):
         if not self.mixup_enabled:
             mask = torch.ones(batch, 1 if len(sources) == 2 else len(sources), height, width, device=images.device)
             return images.clone(), self._unmixed(mask)
-        count = self._draws_for(batch)
-        mixes = self.draws.uniform(count, 1, 1, 1) < self.mix_prob
-        mask = self.masks(count, height, width, images.device)
+        others = images[sources[1, : self._draws_for(batch)]]
+        mixes = self.draws.uniform(len(others), 1, 1, 1) < self.mix_prob
+        mask = self.masks(others)
         mask = torch.where(mixes.to(images.device), mask, self._unmixed(mask))
         if self.mode == "pair":
             mask = torch.cat((mask, mask.flip(0)))

@@ -36,9 +36,9 @@ class _PatchMixer(MaskMixer):
         self.patch_size = patch_size
         self.alpha = alpha
 
-    def masks(self, count: int, height: int, width: int, device: torch.device) -> Tensor:
+    def masks(self, others: Tensor) -> Tensor:
         """Masks that are constant in each patch. InputError if the image is not made of whole patches."""
-        size = self.patch_size
+        (count, _, height, width), size = others.shape, self.patch_size
         if height % size or width % size:
             raise InputError(
                 f"images of {height}×{width} do not divide into patches of {size}×{size}; resize them, or pass the "
@@ -46,7 +46,7 @@ class _PatchMixer(MaskMixer):
             )
         rows, columns = height // size, width // size
         replaced = ((1.0 - self.draws.shares(self.alpha, count)[:, 0]) * (rows * columns)).round().long()
-        kept = self._kept(replaced, rows, columns).float().to(device)
+        kept = self._kept(replaced, rows, columns).float().to(others.device)
         return kept.unsqueeze(1).repeat_interleave(size, -2).repeat_interleave(size, -1)
 
     @abstractmethod

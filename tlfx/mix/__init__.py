@@ -9,6 +9,7 @@ from tlfx.mix.masked import MaskMixer
 from tlfx.mix.mixer import Mixer
 from tlfx.mix.mixup import Mixup
 from tlfx.mix.patches import BlockMix, RandomPatchMix
+from tlfx.mix.resize import ResizeMix
 from tlfx.mix.target import MixedTarget
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "Mixup",
     "RandomChoice",
     "RandomPatchMix",
+    "ResizeMix",
     "SaliencyMix",
 ]

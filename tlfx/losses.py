@@ -81,7 +81,7 @@ class BinaryCrossEntropy(nn.Module):
 class TokenLabelCrossEntropy(nn.Module):
     """Loss of the class token and of every patch token against the label that reaches it: cls + β·tokens.
 
-    TokenLabeling (arXiv 2104.10858, eq. 3) with aligned labels of the tokens in place of those of an annotator. The
+    TokenLabeling (arXiv 2104.10858) with aligned labels of the tokens in place of those of an annotator. The
     model gives (logits, token logits): (batch, classes), and (batch, tokens, classes) or (batch, classes, height,
     width). An aligned model gives targets of the same structure.
 

@@ -105,7 +105,7 @@ def test_transmix_averages_the_area_with_the_class_attention() -> None:
 
 
 def test_transmix_is_the_published_one_but_for_the_class_token_itself() -> None:
-    """Published: (λ₀ + λ₁)/2, λ₁ = ΣA·M / ΣA over patches (arXiv 2111.09833, eq. 3, 4, and the authors' code)."""
+    """Published: (λ₀ + λ₁)/2, λ₁ = ΣA·M / ΣA over patches (arXiv 2111.09833 and the authors' code)."""
     model = vit()
     images, target = mixed(patches=True)
     weights, area = last_attention(model, images)[:, 0], target.mask.mean((1, 2, 3))

@@ -152,5 +152,8 @@ def test_what_cannot_be_attended_to() -> None:
         InputError, match=r"dtype torch.uint8, but the network that attends to them takes floating ones"
     ):
         AttentiveCutMix(mean_of_cells, num_classes=4)(images.byte(), labels)
+    with pytest.raises(InputError, match=r"attention is a AvgPool2d in training mode, .* use attention.eval\(\)"):
+        AttentiveCutMix(torch.nn.AvgPool2d(4), num_classes=4)(images, labels)
+    AttentiveCutMix(torch.nn.AvgPool2d(4).eval(), num_classes=4)(images, labels)[1].check(4, (12, 8))
     with pytest.raises(InputError, match="patches is 0, expected how many to paste"):
         AttentiveCutMix(mean_of_cells, patches=0)

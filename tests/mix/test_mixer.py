@@ -14,12 +14,13 @@ from torch.utils.data import DataLoader, default_collate
 from torchvision.transforms import v2
 
 from tlfx.errors import InputError, TargetError
-from tlfx.mix import BlockMix, CutMix, MaskMixer, MixedTarget, Mixer, MixUp, RandomPatchMix
+from tlfx.mix import BlockMix, CutMix, GridMix, MaskMixer, MixedTarget, Mixer, MixUp, RandomPatchMix
 
 MIXERS: dict[str, Callable[..., MaskMixer]] = {
     "cutmix": CutMix,
     "mixup": MixUp,
     "patches": lambda **arguments: RandomPatchMix(patch_size=4, **arguments),
+    "grid": lambda **arguments: GridMix(images=2, **arguments),
     "blocks": lambda **arguments: BlockMix(patch_size=2, min_block=2, **arguments),
 }
 every_mixer = pytest.mark.parametrize("make", MIXERS.values(), ids=MIXERS)
@@ -120,6 +121,16 @@ def test_other_types_and_layouts(make: Callable[..., MaskMixer], dtype: torch.dt
     expected = (target.mask * first + (1 - target.mask) * second).expand_as(mixed)
     tolerance = 0.5 if dtype == torch.uint8 else 0.02
     torch.testing.assert_close(mixed.float(), expected, atol=tolerance, rtol=0)
+
+
+@every_mixer
+def test_no_value_is_read_from_the_device_of_the_images(make: Callable[..., MaskMixer]) -> None:
+    """On a device without values every read would raise; on a GPU it would wait."""
+    images, labels = (x.to("meta") for x in batch(6))
+    for arguments in ({"mode": "batch"}, {"mode": "pair", "pairing": "mirror"}, {"mode": "elem", "pairing": "shuffle"}):
+        mixed, target = make(num_classes=CLASSES, **arguments)(images, labels)
+        assert mixed.shape == images.shape
+        assert {x.device.type for x in (mixed, target.mask, target.first, target.second)} == {"meta"}
 
 
 @every_mixer

@@ -90,6 +90,12 @@ def test_soft_labels_and_hard_labels_agree() -> None:
     torch.testing.assert_close(soft.area(), hard.area())
 
 
+def test_one_label_may_be_hard_and_the_other_soft() -> None:
+    hard = make()
+    mixed = make(second=hard_or_soft(hard.second, CLASSES))
+    torch.testing.assert_close(mixed.area(), hard.area())
+
+
 def test_targets_are_float32_and_without_gradient_under_autocast() -> None:
     share = torch.rand(4, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):

@@ -24,13 +24,14 @@ class TargetAssigner:
 
     | method     | target                                                                                   |
     |------------|------------------------------------------------------------------------------------------|
-    | "plain"    | the area of each image, as CutMix and MixUp have it                                        |
-    | "transmix" | half the area, half what the last attention gives the class token (arXiv 2111.09833, eq. 3) |
+    | "plain"    | the area of each image, as CutMix and MixUp have it                                      |
+    | "transmix" | half the area, half what the class token attends to in the last layer (arXiv 2111.09833) |
     | "aligned"  | what reaches the output through all layers (TL-Align, arXiv 2210.06455)                  |
 
     TransMix is `tlfx.align(model, layers=[-1])`: labels stay in place up to the last attention, whose residual then
-    averages the class token's own label, the area, with what it attends to. Two things are otherwise than published:
-    the class token attends to itself too, with the area as its label, and patches that hold both images count in part.
+    averages the class token's own label, the area, with what it attends to, as the authors' code does. Two things are
+    otherwise: the class token attends to itself too, with the area as its label, and patches that hold both images
+    count in part.
     A model without a class token has the average over its tokens instead.
 
     InputError for an unknown method; at the first call for "transmix" and a model without attention.

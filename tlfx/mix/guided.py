@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tlfx.errors import InputError
 from tlfx.mix.cutmix import CutMix
@@ -83,6 +83,11 @@ class AttentiveCutMix(MaskMixer):
             raise InputError(
                 f"images have dtype {others.dtype}, but the network that attends to them takes floating ones; "
                 "normalise them before they are mixed, after the collate function"
+            )
+        if isinstance(self.attention, nn.Module) and self.attention.training:
+            raise InputError(
+                f"attention is a {type(self.attention).__name__} in training mode, in which it is random or learns "
+                "statistics: use attention.eval()"
             )
         found = self._maps(others)
         rows, columns = found.shape[1:]

@@ -60,7 +60,8 @@ class Mixup(Mixer):
         the visible area, so without correction only timm's own target differs.
     label_smoothing, num_classes: of the target.
     multi_label: dense targets (B, num_classes), each label smoothed towards 0.5.
-    pairing: "roll" (with image i − 1) or "shuffle" (with a random other one) mixes odd batches too; see `Mixer`.
+    pairing: "roll" (with image i − 1) or "shuffle" (with a random other one, drawn from torch) mixes odd batches too;
+        see `Mixer`.
 
     `mixup_enabled` switches mixing off and on between batches. InputError on arguments that no mixing can follow.
 

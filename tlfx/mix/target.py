@@ -113,7 +113,7 @@ class MixedTarget(dict[str, Any]):
         """
         share = share.float()
         shares = share.unbind(-1) if "labels" in self else (share, 1.0 - share)
-        labels = self.labels.unbind(1)
+        labels = self.labels.unbind(1) if "labels" in self else (self.first, self.second)
         soft = self._soft(labels[0], shares[0])
         for label, part in zip(labels[1:], shares[1:], strict=True):
             soft += self._soft(label, part)  # one after another, since all at once would take K times the memory

@@ -9,6 +9,7 @@ from tlfx.mix.masked import MaskMixer
 from tlfx.mix.mixer import Mixer
 from tlfx.mix.mixup import Mixup
 from tlfx.mix.patches import BlockMix, RandomPatchMix
+from tlfx.mix.puzzle import PuzzleMix
 from tlfx.mix.resize import ResizeMix
 from tlfx.mix.target import MixedTarget
 
@@ -23,6 +24,7 @@ __all__ = [
     "MixedTarget",
     "Mixer",
     "Mixup",
+    "PuzzleMix",
     "RandomChoice",
     "RandomPatchMix",
     "ResizeMix",

@@ -46,7 +46,7 @@ class MaskMixer(Mixer):
         """Images where the mask is 1, others where it is 0: moved, not computed with, so that ∞ and −0 survive."""
         return torch.where(mask.bool(), images, others)
 
-    def _mix(self, images: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
+    def _mix(self, images: Tensor, labels: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
         batch, height, width = len(images), images.shape[-2], images.shape[-1]
         if not self.mixup_enabled:
             mask = torch.ones(batch, 1 if len(sources) == 2 else len(sources), height, width, device=images.device)

@@ -91,14 +91,15 @@ class Mixer(ABC):
         self._check_images(images)
         self.draws.check_worker()
         sources = self._sources(len(images)).to(images.device)
-        mixed, mask = self._mix(images, sources)
+        labels = _checked(labels, len(images))
+        mixed, mask = self._mix(images, labels, sources)
         target = self._target(labels, sources, mask)
         on_cpu = images.device.type == "cpu"  # reading values stalls a GPU
         target.check(len(images), tuple(images.shape[-2:]), values=on_cpu)
         return mixed, target
 
     @abstractmethod
-    def _mix(self, images: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
+    def _mix(self, images: Tensor, labels: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
         """Mixed images and the mask (B, 1 or K, H, W) that mixed them; sources, int64 (K, B), number what made each."""
 
     def _draws_for(self, batch: int) -> int:
@@ -113,15 +114,8 @@ class Mixer(ABC):
         order = self.draws.permutation(batch) if self.pairing == "shuffle" else own
         return torch.stack([torch.empty_like(own).scatter_(0, order, order.roll(k)) for k in range(self.images)])
 
-    def _target(self, labels: Any, sources: Tensor, mask: Tensor) -> MixedTarget:
-        """Labels of the images with the mask. TargetError if the labels are no tensor or their classes unknown."""
-        if not isinstance(labels, Tensor):
-            raise TargetError(f"labels are a {type(labels).__name__}, expected a torch.Tensor (batch,)")
-        if labels.dim() == 0 or len(labels) != sources.shape[1]:
-            count = len(labels) if labels.dim() else 0
-            raise TargetError(
-                f"a batch of {count} labels was given with {sources.shape[1]} images; expected one label per image"
-            )
+    def _target(self, labels: Tensor, sources: Tensor, mask: Tensor) -> MixedTarget:
+        """Labels of the images with the mask. TargetError if the number of classes is unknown."""
         labels, smoothing = self._smoothed(labels)
         made_of = labels[sources.to(labels.device)]  # (K, B) or (K, B, num_classes)
         fields = {"mask": mask, "num_classes": self._classes(labels), "smoothing": smoothing}
@@ -168,6 +162,16 @@ class Mixer(ABC):
                 f"images hold NaN in {int(images.flatten(1).isnan().any(1).sum())} of {len(images)} samples; mixing "
                 "would carry it into their partners: look at the data and its normalisation"
             )
+
+
+def _checked(labels: Any, batch: int) -> Tensor:
+    """Labels of a batch. TargetError unless they are a tensor with one for each image."""
+    if not isinstance(labels, Tensor):
+        raise TargetError(f"labels are a {type(labels).__name__}, expected a torch.Tensor (batch,)")
+    if labels.dim() == 0 or len(labels) != batch:
+        count = len(labels) if labels.dim() else 0
+        raise TargetError(f"a batch of {count} labels was given with {batch} images; expected one label per image")
+    return labels
 
 
 def _check_choice(name: str, value: object, known: tuple[str, ...]) -> None:

@@ -99,7 +99,7 @@ class Mixup(Mixer):
         self.multi_label = multi_label
         self._check_arguments()
 
-    def _mix(self, images: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
+    def _mix(self, images: Tensor, labels: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
         """By timm's arithmetic, λ a number: in place on a copy, image by image."""
         batch, height, width = len(images), images.shape[-2], images.shape[-1]
         mixed, others = images.clone(), images[sources[1]]

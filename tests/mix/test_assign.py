@@ -139,7 +139,10 @@ def pooled() -> nn.Module:
     return vit("map")
 
 
-@pytest.mark.parametrize(("build", "last"), [(cait, 3), (swin, 2), (pooled, 3)])
+@pytest.mark.parametrize(
+    ("build", "last"),
+    [(pooled, 3), pytest.param(cait, 3, marks=pytest.mark.slow), pytest.param(swin, 2, marks=pytest.mark.slow)],
+)
 def test_the_last_attention_is_found(build: Callable[[], nn.Module], last: int) -> None:
     """As the number that counts from the first; attention that pools tokens is one too."""
     torch.manual_seed(0)

@@ -217,7 +217,7 @@ def test_a_generator_in_several_workers_would_repeat_itself() -> None:
     collate = Mixes(CutMix(num_classes=6, generator=seeded()))
     assert len(list(DataLoader(samples, batch_size=3, num_workers=1, collate_fn=collate))) == 2
     with pytest.raises(InputError, match="each of 2 DataLoader workers has the same copy"):
-        list(DataLoader(samples, batch_size=3, num_workers=2, collate_fn=collate))
+        list(DataLoader(samples, batch_size=6, num_workers=2, collate_fn=collate))
 
 
 # what cannot be mixed

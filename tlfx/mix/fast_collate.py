@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tlfx.errors import InputError
 from tlfx.mix.collate import stack
-from tlfx.mix.mixup import Mixup
+from tlfx.mix.mixup import Blend, Mixup
 from tlfx.mix.target import MixedTarget
 
 __all__ = ["FastCollateMixup"]
@@ -40,3 +40,9 @@ class FastCollateMixup(Mixup, CollateOfTimm):
                 "tlfx.mix.Collate for others"
             )
         return super().__call__(images, labels)
+
+    def _blend(self, lam: Any, cut: bool, height: int, width: int) -> Blend:
+        """Of a whole batch, timm's collate function draws a box for λ = 1 too."""
+        if cut and self.mode == "batch":
+            return self._cut(lam, height, width)
+        return super()._blend(lam, cut, height, width)

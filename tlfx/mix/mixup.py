@@ -149,8 +149,10 @@ class Mixup(Mixer):
 
     def _blend(self, lam: Any, cut: bool, height: int, width: int) -> Blend:
         """The blend of a drawn λ; a box is drawn only where there is something to mix."""
-        if not cut or lam == 1.0:
-            return Blend(lam)
+        return self._cut(lam, height, width) if cut and lam != 1.0 else Blend(lam)
+
+    def _cut(self, lam: Any, height: int, width: int) -> Blend:
+        """A blend with a box, drawn now."""
         if self.cutmix_minmax is None:
             return Blend(lam, _box_of_area(lam, height, width))
         return Blend(lam, _box_of_sides(self.cutmix_minmax, height, width))

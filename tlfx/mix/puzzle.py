@@ -79,24 +79,24 @@ class PuzzleMix(Mixer):
                 f"images of {height}×{width} do not divide into {self.blocks}×{self.blocks} blocks; resize them, or "
                 "use another number of blocks"
             )
-        count = self._draws_for(batch)
-        mixes = self.draws.uniform(count) < self.mix_prob * self.mixup_enabled
-        lams = torch.where(mixes, self.draws.shares(self.alpha, count)[:, 0], 1.0).tolist()
-        lams = lams * batch if self.mode == "batch" else lams + lams[::-1] if self.mode == "pair" else lams
         salient, pixels = self._salient(images, labels), _in_unit_range(images)
         mixed, mask = images.clone(), torch.ones(batch, 1, height, width, device=images.device)
-        for i, (lam, j) in enumerate(zip(lams, sources[1].tolist(), strict=True)):
+        for i, (lam, j) in enumerate(zip(self._lams(batch), sources[1].tolist(), strict=True)):
             if lam == 1.0:
                 continue
             first = self._choice(salient[[i, j]], pixels[[i, j]], lam)
             one, other = (self._moved(images[k], salient[k], z) for k, z in ((i, first), (j, ~first)))
-            mask[i] = (
-                _joined(torch.from_numpy(first).float().view(-1, 1, 1, 1), self.blocks)
-                .repeat_interleave(height // self.blocks, 1)
-                .repeat_interleave(width // self.blocks, 2)
-            )
+            stays = torch.from_numpy(first).to(mask)
+            mask[i, 0] = stays.repeat_interleave(height // self.blocks, 0).repeat_interleave(width // self.blocks, 1)
             mixed[i] = torch.where(mask[i].bool(), one, other)
         return mixed, mask
+
+    def _lams(self, batch: int) -> list[float]:
+        """λ for each image, 1 for those that stay unmixed."""
+        count = self._draws_for(batch)
+        mixes = self.draws.uniform(count) < self.mix_prob * self.mixup_enabled
+        lams: list[float] = torch.where(mixes, self.draws.shares(self.alpha, count)[:, 0], 1.0).tolist()
+        return {"batch": lams * batch, "pair": lams + lams[::-1], "elem": lams}[self.mode]
 
     def _salient(self, images: Tensor, labels: Tensor) -> Array:
         """Saliency of each block, of which those of an image sum to 1: (batch, blocks, blocks)."""

@@ -7,7 +7,7 @@ Without images, two photos that scikit-image ships are mixed.
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tlfx import models
 from tlfx.commands import output
@@ -48,6 +48,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_weights(parser)
     output.add_color(parser)
+    _intermix(parser)
+
+
+def _intermix(parser: argparse.ArgumentParser) -> None:
+    """Let images stand behind options too: by itself argparse takes the place behind the model for theirs."""
+    plain = parser.parse_known_args
+
+    def parse(args: Any = None, namespace: Any = None) -> Any:
+        parser.parse_known_args = plain  # type: ignore[method-assign]
+        return parser.parse_known_intermixed_args(args, namespace)
+
+    parser.parse_known_args = parse  # type: ignore[method-assign]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -75,7 +87,9 @@ def run(args: argparse.Namespace) -> int:
     readings, share = probe(normalised(pair.mixed, model), pair.mask)
     chosen = readings if args.at or args.every_block else _spread(readings)
     save(draw_label_maps(args.model, pair, chosen, float(share[0, 0])), args.output)
-    output.console(args).print(_table(args, chosen, float(pair.area[0]), float(share[0, 0])))
+    console = output.console(args)
+    console.print(_table(args.model, chosen, float(pair.area[0]), float(share[0, 0])))
+    console.print(f"drawn in {args.output}", markup=False, soft_wrap=True)
     return 0
 
 
@@ -89,11 +103,8 @@ def _photos(files: Sequence[str], example: Tensor) -> tuple[Tensor, Tensor]:
             f"the model takes inputs of {'x'.join(map(str, size))}, expected images of three colours, 3xHxW"
         )
     if len(files) not in (0, 2):
-        raise InputError(
-            f"{len(files)} image was given, expected two, or none"
-            if len(files) == 1
-            else f"{len(files)} images were given, expected two, or none"
-        )
+        given = f"{len(files)} image{'s were' if len(files) > 1 else ' was'} given"
+        raise InputError(f"{given}, expected two, or none for the photos that scikit-image ships")
     photos = [open_photo(f) for f in files] if files else [shipped_photo(n) for n in DEFAULT_PHOTOS]
     first, second = (fitted(photo, size[1:]) for photo in photos)
     return first, second
@@ -110,12 +121,12 @@ def _spread(readings: list[Reading]) -> list[Reading]:
     return [readings[round(i * (len(readings) - 1) / max(1, count - 1))] for i in range(count)]
 
 
-def _table(args: argparse.Namespace, readings: Sequence[Reading], area: float, share: float) -> Table:
+def _table(name: str, readings: Sequence[Reading], area: float, share: float) -> Table:
+    from rich import box
     from rich.table import Table
 
-    table = Table(
-        title=f"{args.model}: {args.output}", caption=f"λ by area {area:.3f}, λ that reaches the output {share:.3f}"
-    )
+    caption = f"λ by area {area:.3f}, λ that reaches the output {share:.3f}"
+    table = Table(title=name, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
     table.add_column("layer")
     for name in ("tokens", "λ read here", "least", "most"):
         table.add_column(name, justify="right")

@@ -35,6 +35,7 @@ def align(
     layers: Sequence[str | int] | None = None,
     residual: str = "average",
     on_unknown: str = "error",
+    attention: str = "auto",
 ) -> M:
     """Align a model in place and return it: the same object with the same parameters, of a subclass of its class.
 
@@ -58,6 +59,13 @@ def align(
         residual: ``"average"`` (eq. 11), or ``"skip"`` to leave the skip path out of labels, Y ← g(Y) (ablation); the
             skip path is the summand with fewer operators since the two parted.
         on_unknown: ``"error"``, or ``"pointwise"`` to let labels pass operators without a rule that keep the shape.
+
+        attention: how the labels of fused attention (``scaled_dot_product_attention``) are computed. ``"fused"``: by a
+            second pass without autograd over some samples at a time, so that no tensor (batch, heads, queries, keys)
+            lives. ``"reuse"``: as further columns of the value in the model's own pass, where that is known to leave
+            its bits alone, which is the CPU's float32 kernel at the shapes where it rounds alike with the columns and
+            without; elsewhere as ``"fused"``. ``"auto"``: ``"reuse"`` on the CPU, ``"fused"`` on other devices.
+            Attention whose weights are in the graph is always reused. Outputs are the same bits in all cases.
 
     Raises:
         InputError: the model is no module, an option is unknown, or images have the wrong rank or type.
@@ -86,7 +94,7 @@ def align(
             f"{type(model).__name__} is a torch.fx.GraphModule, whose class is rewritten whenever its graph is: align "
             "the model it was traced from, or a module that holds it, such as torch.nn.Sequential(model)"
         )
-    chosen = _options(layers, residual, on_unknown)
+    chosen = _options(layers, residual, on_unknown, attention)
     module: nn.Module = unalign(model)
     module.__class__ = _aligned_class(type(module))
     module.__dict__["_tlfx"] = Alignment(chosen)
@@ -305,10 +313,11 @@ def alignment_of(model: nn.Module) -> Alignment:
     return alignment
 
 
-def _options(layers: Sequence[str | int] | None, residual: str, on_unknown: str) -> Options:
+def _options(layers: Sequence[str | int] | None, residual: str, on_unknown: str, attention: str) -> Options:
     for name, value, known in (
         ("residual", residual, ("average", "skip")),
         ("on_unknown", on_unknown, ("error", "pointwise")),
+        ("attention", attention, ("auto", "fused", "reuse")),
     ):
         if value not in known:
             raise InputError(f"{name}={value!r} is unknown, expected one of {', '.join(map(repr, known))}")
@@ -316,7 +325,7 @@ def _options(layers: Sequence[str | int] | None, residual: str, on_unknown: str)
         layers = (layers,)
     if layers is not None and not all(isinstance(x, str | int) for x in layers):
         raise InputError(f"layers={layers!r}: expected module patterns such as 'blocks.0' or numbers of attentions")
-    return Options(None if layers is None else tuple(layers), residual, on_unknown)
+    return Options(None if layers is None else tuple(layers), residual, on_unknown, attention)
 
 
 def _check(target: MixedTarget, images: Tensor) -> None:

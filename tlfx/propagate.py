@@ -41,6 +41,7 @@ class Options:
     layers: tuple[str | int, ...] | None = None
     residual: str = "average"
     on_unknown: str = "error"
+    attention: str = "auto"
     record: tuple[str, ...] = ()
     """Patterns of the modules and nodes whose labels are to be read; see :func:`tlfx.record`."""
 
@@ -50,12 +51,17 @@ class Propagation:
     """What the walk found: a value and an operation for every node, all labels, and those of outputs and on the way."""
 
     graph_module: GraphModule
+    images: Node
     values: dict[Node, Any]
     operations: dict[Node, Operation]
     labels: LabelTable
     outputs: list[OutputLabel | None]
     recorded: Recorded
-    device: torch.device
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images, and so the labels, lie."""
+        return _device(self.images)
 
 
 def propagate(graph_module: GraphModule, images: str, options: Options | None = None) -> Propagation:
@@ -98,8 +104,7 @@ class Walk:
             self._aliases.add(node)
             if observer:
                 observer.see(node, self.values)
-        device = self.images.meta["val"].device
-        return Propagation(self.graph_module, self.values, self.operations, self.table, outputs, recorded, device)
+        return Propagation(self.graph_module, self.images, self.values, self.operations, self.table, outputs, recorded)
 
     def tokens(self, x: Value, content: Tensor) -> None:
         """Remember that a constant is joined to tokens: wherever else it goes, it has the image-level label too."""
@@ -140,6 +145,12 @@ class Walk:
         number = self._attention.setdefault(node, len(self._attention))
         path = module_path(node)
         return any(number == x if isinstance(x, int) else _is_inside(path, x) for x in self.options.layers)
+
+    @property
+    def joins_attention(self) -> bool:
+        """Whether labels may go through the model's own fused attention, by ``attention``: on the CPU, where the kernel
+        that can carry them is."""
+        return self.options.attention != "fused" and _device(self.images).type == "cpu"
 
     def is_branch(self, a: Value, b: Value) -> bool:
         """Whether the first of two summands is the branch g of a residual connection, not its skip path."""
@@ -309,3 +320,8 @@ def _operation_of(op: Op, out: Any) -> Operation:
     if first.role is Role.WEIGHT:
         return Operation.WEIGHT
     return op.operation
+
+
+def _device(node: Node) -> torch.device:
+    device: torch.device = node.meta["val"].device
+    return device

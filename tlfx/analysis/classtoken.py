@@ -54,7 +54,7 @@ def class_attention(table: LabelTable, rows: Tensor, places: Tensor, images: Nod
     if cells is None:
         return None
     fixed = table.add(
-        fixed_labels, MASK, images, _cell_of(cells, keys.numel()), tuple(cells.shape), shape=keys.shape, after=images
+        fixed_labels, MASK, _cell_of(cells, keys.numel()), tuple(cells.shape), shape=keys.shape, after=images
     )
     args = tuple(Rows(fixed) if isinstance(a, Rows) else a for a in label.args)
     ids = _again(table, label, args)
@@ -75,18 +75,17 @@ def _cell_of(cells: Tensor, count: int) -> Tensor:
     return found
 
 
-def fixed_labels(mask: Tensor, images: Tensor, cell: Tensor, size: tuple[int, int]) -> Tensor:
+def fixed_labels(mask: Tensor, cell: Tensor, size: tuple[int, int]) -> Tensor:
     """Labels (batch, tokens, K) of tokens that keep the label of their own part of the image (TokenLabeling).
 
     ``mask`` (batch or 1, K, height, width) is averaged over each cell of a grid of ``size``; ``cell`` (tokens,) says
     which one each token has, one more than there are for none: its label is zero.
 
     >>> mask = torch.tensor([[[[1.0, 1.0, 0.0, 1.0]]]])
-    >>> fixed_labels(mask, torch.rand(1, 3, 1, 4), torch.tensor([2, 0, 1]), (1, 2))
+    >>> fixed_labels(mask, torch.tensor([2, 0, 1]), (1, 2))
     tensor([[[0.0000],
              [1.0000],
              [0.5000]]])
     """
-    mask = mask.float().expand(len(images), -1, -1, -1)
-    cells = F.adaptive_avg_pool2d(mask, size).flatten(2).transpose(1, 2)
+    cells = F.adaptive_avg_pool2d(mask.float(), size).flatten(2).transpose(1, 2)
     return F.pad(cells, (0, 0, 0, 1))[:, cell]

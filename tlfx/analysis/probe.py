@@ -87,10 +87,10 @@ class Probe:
         images = torch.randn(BATCH, *size).to(parameter)
         forward = (model._tlfx_base if isinstance(model, Aligned) else type(model)).forward
         captured = capture(model.eval(), forward, (images,), {}, images, any_batch=False)
-        found = propagate(captured.graph_module, captured.images, Options(record=(EVERY_MODULE,)))
+        found = propagate(captured.graph_module, captured.images, Options(attention="fused", record=(EVERY_MODULE,)))
         places = centres(found.labels)
         self.layers = find_layers(found, places, at)
-        attended = _class_attention(found, self.layers, places, captured.images) if attention else {}
+        attended = _class_attention(found, self.layers, places) if attention else {}
         rows = {layer.path: layer.rows for layer in self.layers}
         self._outputs = found.outputs
         self._tokens = _add_outputs(found, list(rows))
@@ -143,11 +143,10 @@ def _over_patches(attended: Tensor) -> Tensor:
     return mean[:, :-1] / mean[:, -1:]
 
 
-def _class_attention(found: Propagation, layers: Sequence[Layer], places: Tensor, images: str) -> dict[str, Tensor]:
+def _class_attention(found: Propagation, layers: Sequence[Layer], places: Tensor) -> dict[str, Tensor]:
     """Rows of the class attention in each layer that has a class token, by path."""
-    node = next(n for n in found.graph_module.graph.nodes if n.name == images)
     rows = {
-        layer.path: class_attention(found.labels, layer.rows[layer.readout], places, node)
+        layer.path: class_attention(found.labels, layer.rows[layer.readout], places, found.images)
         for layer in layers
         if layer.has_class_token
     }

@@ -43,8 +43,6 @@ def centres(table: LabelTable) -> Tensor:
             found[inside] = _covering(torch.tensor([[0.0, 0.0], [1.0, 1.0]]).double(), label.shape[-2:]).flatten(0, 1)
         elif label.function in SLIDING:
             found[inside] = _slid(label, found)
-        elif label.function is runtime.uniform:
-            found[inside] = found[label.operands[0].ids].nanmean(1)
         elif label.elementwise:
             found[inside] = _met(label, found)
     return found
@@ -78,15 +76,15 @@ def _corners(places: Tensor) -> Tensor:
 
 
 def _met(label: Label, found: Tensor) -> Tensor:
-    """Where labels meet, as in a residual connection: the place of the first operand that lies somewhere.
+    """Where labels meet: the middle of what is averaged; of two summands, the place of the first that lies somewhere.
 
-    Operands of unknown place (what comes out of attention) are thereby known to lie there too.
+    Summands of unknown place (what comes out of attention) are thereby known to lie there too.
     """
-    operands = [operand.ids.flatten() for operand in label.operands]
-    place = found[operands[0]]
+    operands = [operand.ids.reshape(label.size, -1) for operand in label.operands]
+    place = found[operands[0]].nanmean(1)
     for ids in operands[1:]:
-        place = torch.where(place.isnan(), found[ids], place)
-    for ids in operands:
+        place = torch.where(place.isnan(), found[ids].nanmean(1), place)
+    for ids in (ids[:, 0] for ids in operands if ids.shape[1] == 1):
         found[ids] = torch.where(found[ids].isnan(), place, found[ids])
     return place
 

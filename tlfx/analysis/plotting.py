@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tlfx.errors import InputError
 
@@ -51,9 +51,15 @@ def check_file(path: str | Path, option: str) -> None:
         raise InputError(f"{option} {str(path)!r} cannot be written")
 
 
-def save(drawn: Figure, path: str | Path, **options: Any) -> None:
-    """Write a figure to a file, whole or not at all."""
+def save(drawn: Figure, path: str | Path, small: bool = False) -> None:
+    """Write a figure to a file, whole or not at all; ``small`` writes a PNG with 256 colours, a third of the size."""
     file = Path(path)
-    part = file.with_name(f".{file.name}.part")
-    drawn.savefig(part, format=file.suffix[1:].lower(), dpi=100, **options)
+    part, kind = file.with_name(f".{file.name}.part"), file.suffix[1:].lower()
+    drawn.savefig(part, format=kind, dpi=100)
+    if small and kind == "png":
+        from PIL import Image
+
+        with Image.open(part) as image:
+            palette = image.convert("RGB").quantize(256)
+        palette.save(part, format="PNG", optimize=True)
     part.replace(file)

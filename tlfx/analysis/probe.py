@@ -20,8 +20,10 @@ from tlfx.provenance import Value
 from tlfx.rewrite import rewrite
 from tlfx.runtime import split_batch
 
-__all__ = ["Probe", "Reading"]
+__all__ = ["Arrival", "Probe", "Reading"]
 
+OUTPUT = ""
+"""Stands for the output among paths of layers."""
 BATCH = 2
 """Images in a capture; a capture for one size takes half the time of one for any."""
 
@@ -58,6 +60,20 @@ class Reading:
         return self.tokens[:, self.layer.readout].mean(1)
 
 
+@dataclass(frozen=True, eq=False)
+class Arrival:
+    """What reaches the (first) output in one call.
+
+    Attributes:
+        label: float32 (batch, K), the aligned label; of a dense output, the mean over its positions.
+        class_attention: float32 (batch, K), as in :class:`Reading`, of the last attention of the class token: the
+            target of TransMix.
+    """
+
+    label: Tensor
+    class_attention: Tensor | None
+
+
 class Probe:
     """A model in evaluation whose tokens and labels are read at chosen layers.
 
@@ -75,9 +91,9 @@ class Probe:
     [('0', (4, 4)), ('1', (4, 4))]
     >>> mask = torch.zeros(1, 1, 16, 16)
     >>> mask[..., :8] = 1
-    >>> readings, share = probe(torch.rand(1, 3, 16, 16), mask)
-    >>> readings[0].map[0, 0].flatten()
-    tensor([1., 1., 0., 0.])
+    >>> readings, arrival = probe(torch.rand(1, 3, 16, 16), mask)
+    >>> readings[0].map[0, 0].flatten(), arrival.label.shape
+    (tensor([1., 1., 0., 0.]), torch.Size([1, 1]))
     """
 
     def __init__(
@@ -90,19 +106,18 @@ class Probe:
         found = propagate(captured.graph_module, captured.images, Options(attention="fused", record=(EVERY_MODULE,)))
         places = centres(found.labels)
         self.layers = find_layers(found, places, at)
-        attended = _class_attention(found, self.layers, places) if attention else {}
-        rows = {layer.path: layer.rows for layer in self.layers}
         self._outputs = found.outputs
+        self._output = next(i for i, output in enumerate(found.outputs) if output is not None)
+        attended = _class_attention(found, self.layers, places, self._output) if attention else {}
+        rows = {layer.path: layer.rows for layer in self.layers}
         self._tokens = _add_outputs(found, list(rows))
         self._attended = list(attended)
         recorded = Recorded({**rows, **{f"class attention in {path}": ids for path, ids in attended.items()}})
         self._graph = rewrite(replace(found, recorded=recorded))
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, mask: Tensor) -> tuple[list[Reading], Tensor]:
-        """What each layer holds, and the label that reaches the (first) output, float32 (batch, K).
-
-        Of a dense output it is the mean over positions.
+    def __call__(self, images: Tensor, mask: Tensor) -> tuple[list[Reading], Arrival]:
+        """What each layer holds, and what reaches the output.
 
         Args:
             images: floating (batch, channels, height, width).
@@ -110,19 +125,23 @@ class Probe:
         """
         parts = [self._run(*part) for part in _parts(images, mask)]
         readings = [_joined(same, len(images)) for same in zip(*(p for p, _ in parts), strict=True)]
-        return readings, torch.cat([share for _, share in parts])[: len(images)]
+        arrivals = [arrival for _, arrival in parts]
+        attended = _joined_attention([a.class_attention for a in arrivals], len(images))
+        return readings, Arrival(torch.cat([a.label for a in arrivals])[: len(images)], attended)
 
-    def _run(self, images: Tensor, mask: Tensor) -> tuple[list[Reading], Tensor]:
+    def _run(self, images: Tensor, mask: Tensor) -> tuple[list[Reading], Arrival]:
         """One call of the graph. A channel of ones tells how much of the class attention goes to patches."""
         values, labels = self._graph(images, torch.cat((mask, torch.ones_like(mask[:, :1])), 1))
-        place, where = next((i, o.where) for i, o in enumerate(self._outputs) if o is not None)
-        share = labels[place].movedim(where.axis, 0).reshape(BATCH, -1, labels[place].shape[-1]).mean(1)
+        output, label = self._outputs[self._output], labels[self._output]
+        assert output is not None
+        label = label.movedim(output.where.axis, 0).reshape(BATCH, -1, label.shape[-1]).mean(1)
         count = len(self.layers)
         tokens = [layout.of(v) for layout, v in zip(self._tokens, values[len(values) - count :], strict=True)]
         recorded = labels[len(self._outputs) :]
         attended = {p: _over_patches(x) for p, x in zip(self._attended, recorded[count:], strict=True)}
+        arrival = Arrival(label[:, :-1], attended.get(OUTPUT))
         layers = zip(self.layers, recorded[:count], tokens, strict=True)
-        return [Reading(at, y[..., :-1], t, attended.get(at.path)) for at, y, t in layers], share[:, :-1]
+        return [Reading(at, y[..., :-1], t, attended.get(at.path)) for at, y, t in layers], arrival
 
 
 @dataclass(frozen=True)
@@ -134,7 +153,7 @@ class _Layout:
 
     def of(self, value: Tensor) -> Tensor:
         """Tokens (batch, tokens, channels)."""
-        return split_batch(value, self.split).movedim(self.channel, -1).flatten(1, -2)
+        return split_batch(value, self.split).movedim(self.channel, -1).reshape(BATCH, -1, value.shape[self.channel])
 
 
 def _over_patches(attended: Tensor) -> Tensor:
@@ -143,14 +162,14 @@ def _over_patches(attended: Tensor) -> Tensor:
     return mean[:, :-1] / mean[:, -1:]
 
 
-def _class_attention(found: Propagation, layers: Sequence[Layer], places: Tensor) -> dict[str, Tensor]:
-    """Rows of the class attention in each layer that has a class token, by path."""
-    rows = {
-        layer.path: class_attention(found.labels, layer.rows[layer.readout], places, found.images)
-        for layer in layers
-        if layer.has_class_token
-    }
-    return {path: ids for path, ids in rows.items() if ids is not None}
+def _class_attention(found: Propagation, layers: Sequence[Layer], places: Tensor, output: int) -> dict[str, Tensor]:
+    """Rows of the class attention in each layer that has a class token and before the output, by path."""
+    read = found.outputs[output]
+    assert read is not None
+    class_tokens = {layer.path: layer.rows[layer.readout] for layer in layers if layer.has_class_token}
+    rows = {**class_tokens, OUTPUT: read.rows.flatten()}
+    attended = {p: class_attention(found.labels, ids, places, found.images) for p, ids in rows.items()}
+    return {path: ids for path, ids in attended.items() if ids is not None}
 
 
 def _add_outputs(found: Propagation, paths: Sequence[str]) -> list[_Layout]:
@@ -197,10 +216,14 @@ def _parts(images: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 def _joined(readings: Sequence[Reading], count: int) -> Reading:
     """Readings of the same layer, one batch after another."""
-    attended = [r.class_attention for r in readings if r.class_attention is not None]
     return Reading(
         readings[0].layer,
         torch.cat([r.labels for r in readings])[:count],
         torch.cat([r.tokens for r in readings])[:count],
-        torch.cat(attended)[:count] if attended else None,
+        _joined_attention([r.class_attention for r in readings], count),
     )
+
+
+def _joined_attention(parts: Sequence[Tensor | None], count: int) -> Tensor | None:
+    known = [p for p in parts if p is not None]
+    return torch.cat(known)[:count] if known else None

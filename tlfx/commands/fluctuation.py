@@ -76,14 +76,15 @@ def _check(args: argparse.Namespace) -> None:
     names = _names(args)
     twice = next((n for n in names if names.count(n) > 1), None)
     if twice:
-        raise InputError(f"{twice} was given twice; give each model once, or with other --weights")
+        raise InputError(f"{twice} was given twice; give each model once, or with --weights of its own")
 
 
 def _names(args: argparse.Namespace) -> list[str]:
-    """Names of the models, with their weights."""
-    if not args.weights:
-        return list(args.models)
-    return [f"{name} ({Path(file).name})" for name, file in zip(args.models, args.weights, strict=True)]
+    """Names of the models, with the weights of one that is given several times."""
+    names: list[str] = args.models
+    files = args.weights or [""] * len(names)
+    several = args.weights and len(set(names)) < len(names)
+    return [f"{name} ({file})" if several else name for name, file in zip(names, files, strict=True)]
 
 
 def _measure(args: argparse.Namespace, place: int, console: Console) -> list[Figures]:

@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", metavar="FILE", default="labels.png", help="PNG, PDF or SVG; default: labels.png"
     )
+    parser.add_argument("--small", action="store_true", help="a PNG of 256 colours, a third of the size")
     add_weights(parser)
     output.add_color(parser)
     _intermix(parser)
@@ -84,11 +85,12 @@ def run(args: argparse.Namespace) -> int:
         load_weights(model, file)
     probe = Probe(model, tuple(example.shape[1:]), args.at, attention=False)
     pair = mixed(first, second, args.mixer, args.seed, patch=_patch(probe, example))
-    readings, share = probe(normalised(pair.mixed, model), pair.mask)
+    readings, arrival = probe(normalised(pair.mixed, model), pair.mask)
     chosen = readings if args.at or args.every_block else _spread(readings)
-    save(draw_label_maps(args.model, pair, chosen, float(share[0, 0])), args.output)
+    area, share = float(pair.area[0]), float(arrival.label[0, 0])
+    save(draw_label_maps(args.model, pair, chosen, share), args.output, args.small)
     console = output.console(args)
-    console.print(_table(args.model, chosen, float(pair.area[0]), float(share[0, 0])))
+    console.print(_table(args.model, chosen, area, share))
     console.print(f"drawn in {args.output}", markup=False, soft_wrap=True)
     return 0
 

@@ -131,6 +131,18 @@ def test_maps_are_upright(name: str) -> None:
         assert torch.corrcoef(torch.stack(both).flatten(1))[0, 1] > 0.9
 
 
+def test_tokens_that_are_flattened_or_averaged() -> None:
+    """Channels are found where labels vary along all axes, and where there are as many of them as tokens."""
+    model = nn.Sequential(nn.Conv2d(3, 16, 4, 4), nn.Flatten(2), nn.Flatten(), nn.Linear(256, 5))
+    images = torch.randn(3, 3, 16, 16)
+    readings, _ = Probe(model, (3, 16, 16), ["[0-2]"])(images, torch.rand(3, 1, 16, 16))
+    assert [r.layer.size for r in readings] == [(4, 4), (4, 4), (1, 1)]
+    patches = model[0](images).flatten(2).transpose(1, 2)
+    for reading in readings[:2]:
+        torch.testing.assert_close(reading.tokens, patches, rtol=0, atol=1e-5)
+    torch.testing.assert_close(readings[2].tokens, model[:3](images)[:, None], rtol=0, atol=1e-5)
+
+
 def test_the_model_is_left_as_it_was() -> None:
     model = FAMILIES["vit"].model()
     before = {name: value.clone() for name, value in model.state_dict().items()}

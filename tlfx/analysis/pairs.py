@@ -15,7 +15,7 @@ from tlfx.analysis.photos import SHIPPED, fitted, shipped_photo
 from tlfx.errors import InputError
 from tlfx.mix import MixedTarget, Mixup
 
-__all__ = ["MIXERS", "Pairs", "mixed", "photo_pairs"]
+__all__ = ["MIXERS", "Pairs", "check_mixer", "mixed", "photo_pairs"]
 
 PATCHWISE = {"blocks": "BlockMix", "patches": "RandomPatchMix"}
 """Mixers that replace whole patches, and their classes in tlfx.mix."""
@@ -80,6 +80,14 @@ def photo_pairs(count: int, size: Sequence[int], seed: int = 0) -> Pairs:
     return Pairs(*(torch.cat([getattr(p, name) for p in pairs]) for name in ("first", "second", "mixed", "mask")))
 
 
+def check_mixer(name: str) -> None:
+    """Raise InputError for a mixer that is unknown, or that this version of tlfx.mix lacks."""
+    if name not in MIXERS:
+        raise InputError(f"mixer {name!r} is unknown, expected one of {', '.join(MIXERS)}")
+    if not hasattr(tlfx.mix, PATCHWISE.get(name, "Mixup")):
+        raise InputError(f"mixer {name!r} needs tlfx.mix.{PATCHWISE[name]}, which this version of tlfx does not have")
+
+
 def _crop(photo: Tensor, size: Sequence[int], draw: torch.Generator) -> Tensor:
     """A random square of a photo, scaled to ``size``."""
     shorter = min(photo.shape[1:])
@@ -90,14 +98,11 @@ def _crop(photo: Tensor, size: Sequence[int], draw: torch.Generator) -> Tensor:
 
 
 def _mixer(name: str, patch: int) -> Callable[[Tensor, Tensor], tuple[Tensor, MixedTarget]]:
-    if name not in MIXERS:
-        raise InputError(f"mixer {name!r} is unknown, expected one of {', '.join(MIXERS)}")
+    check_mixer(name)
     if name not in PATCHWISE:
         alpha, other = float(name == "mixup"), float(name == "cutmix")
         return Mixup(mixup_alpha=alpha, cutmix_alpha=other, label_smoothing=0.0, num_classes=2)
-    kind = getattr(tlfx.mix, PATCHWISE[name], None)
-    if kind is None:
-        raise InputError(f"mixer {name!r} needs tlfx.mix.{PATCHWISE[name]}, which this version of tlfx does not have")
+    kind = getattr(tlfx.mix, PATCHWISE[name])
     made: Callable[[Tensor, Tensor], tuple[Tensor, MixedTarget]] = kind(patch_size=patch, num_classes=2)
     return made
 

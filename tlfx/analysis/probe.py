@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +101,7 @@ class Probe:
         self, model: nn.Module, size: Sequence[int], at: Sequence[str] | None = None, attention: bool = True
     ) -> None:
         parameter = next(model.parameters(), torch.zeros(()))
-        images = torch.randn(BATCH, *size).to(parameter)
+        images = torch.zeros(BATCH, *size).to(parameter)
         forward = (model._tlfx_base if isinstance(model, Aligned) else type(model)).forward
         captured = capture(model.eval(), forward, (images,), {}, images, any_batch=False)
         found = propagate(captured.graph_module, captured.images, Options(attention="fused", record=(EVERY_MODULE,)))
@@ -110,7 +111,7 @@ class Probe:
         self._output = next(i for i, output in enumerate(found.outputs) if output is not None)
         attended = _class_attention(found, self.layers, places, self._output) if attention else {}
         rows = {layer.path: layer.rows for layer in self.layers}
-        self._tokens = _add_outputs(found, list(rows))
+        self._tokens = _add_outputs(found, self.layers)
         self._attended = list(attended)
         recorded = Recorded({**rows, **{f"class attention in {path}": ids for path, ids in attended.items()}})
         self._graph = rewrite(replace(found, recorded=recorded))
@@ -172,14 +173,14 @@ def _class_attention(found: Propagation, layers: Sequence[Layer], places: Tensor
     return {path: ids for path, ids in attended.items() if ids is not None}
 
 
-def _add_outputs(found: Propagation, paths: Sequence[str]) -> list[_Layout]:
+def _add_outputs(found: Propagation, layers: Sequence[Layer]) -> list[_Layout]:
     """Have the graph return what modules return, after its own outputs; and how each of them is laid out."""
     graph = found.graph_module.graph
     given = _module_outputs(graph, found)
-    nodes = [given[path] for path in paths]
+    nodes = [given[layer.path] for layer in layers]
     output = graph.output_node()
     output.args = ((*output.args[0], *nodes),)  # type: ignore[misc]
-    return [_layout(found.values[n]) for n in nodes]
+    return [_layout(found.values[n], len(layer.rows)) for n, layer in zip(nodes, layers, strict=True)]
 
 
 def _module_outputs(graph: Graph, found: Propagation) -> dict[str, Node]:
@@ -200,9 +201,12 @@ def _paths(node: Node) -> set[str]:
     return {path.partition("@")[0] for path, *_ in stack}
 
 
-def _layout(value: Value) -> _Layout:
+def _layout(value: Value, tokens: int) -> _Layout:
+    """Channels lie on the axis without which there are as many places as tokens, along which labels are constant."""
     where, rank = value.batch_axis, len(value.shape)
-    channel = max(a for a in range(rank) if a != where.axis and value.map.shape[a] == 1)
+    total = prod(value.shape) // value.batch
+    fits = [a for a in range(rank) if a != where.axis and total // value.shape[a] == tokens]
+    channel = max(fits, key=lambda a: (value.map.shape[a] == 1, a))
     return _Layout((where.axis, where.outer, where.inner), channel - rank)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tlfx import models
@@ -45,16 +44,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print a table for each model; exit status 0."""
     from tlfx.analysis.fluctuation import as_csv
-    from tlfx.analysis.plotting import check_file
+    from tlfx.analysis.plotting import FORMATS, check_file, write
 
     _check(args)
-    for option, file in (("--csv", args.csv), ("--plot", args.plot)):
+    for option, file, formats in (("--csv", args.csv, (".csv",)), ("--plot", args.plot, FORMATS)):
         if file:
-            check_file(file, option)
+            check_file(file, option, formats)
     console = output.console(args)
     found = {name: _measure(args, place, console) for place, name in enumerate(_names(args))}
     if args.csv:
-        Path(args.csv).write_text(as_csv([f for figures in found.values() for f in figures]), encoding="utf-8")
+        write(as_csv([f for figures in found.values() for f in figures]), args.csv)
     if args.plot:
         _plot(found, args.plot)
     if len(found) > 1:

@@ -100,7 +100,30 @@ def test_windows_are_put_together() -> None:
     assert torch.equal(window_partition(numbers, (2, 2)).flatten()[layer.grid], numbers[0, :, :, 0])
 
 
-def test_what_comes_out_of_attention_lies_where_its_skip_path_does() -> None:
+class Halved(nn.Module):
+    """Attention without a skip path, whose queries are every second column, as in LeViT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.mixing = nn.Conv2d(3, 8, 4, 4), Downsample()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.mixing(self.patches(images).flatten(2).transpose(1, 2)).mean(1)
+
+
+class Downsample(nn.Module):
+    """Queries are every second token."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return (tokens[:, ::2] @ tokens.transpose(1, 2)).softmax(-1) @ tokens
+
+
+def test_what_comes_out_of_attention_lies_where_its_query_does() -> None:
+    (layer,) = Probe(Halved(), (3, 12, 24), ["mixing"]).layers
+    assert torch.equal(layer.grid, torch.arange(9).view(3, 3))
+
+
+def test_attention_by_itself_has_the_grid_of_its_block() -> None:
     family = FAMILIES["vit"]
     (layer,) = Probe(family.model(), (3, 32, 32), ["blocks.1.attn"]).layers
     assert torch.equal(layer.grid.flatten(), torch.arange(1, 17))

@@ -1,8 +1,8 @@
 """Where tokens lie on the image: derived from how labels are made, so that no model need be known.
 
 Mixing moves content, not tokens; a token stays where the pixels were that it was made of. So a patch lies at the centre
-of its pixels, a merged token at the centre of what was merged, what comes out of attention where its query does, and what
-comes out of other token mixing where the skip path beside it does. Class and register tokens lie nowhere.
+of its pixels, a merged token at the centre of what was merged, what comes out of attention where its query does, and
+what comes out of other mixing where the skip path beside it does. Class and register tokens lie nowhere.
 """
 
 from __future__ import annotations

@@ -129,6 +129,26 @@ def test_attention_by_itself_has_the_grid_of_its_block() -> None:
     assert torch.equal(layer.grid.flatten(), torch.arange(1, 17))
 
 
+class Residual(nn.Module):
+    """A residual connection around modules that may hold others."""
+
+    def __init__(self, *inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(*inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x)
+
+
+def test_a_block_is_the_outer_of_two_residual_modules_but_not_of_several() -> None:
+    def conv() -> nn.Module:
+        return nn.Conv2d(4, 4, 3, padding=1)
+
+    nested, several = Residual(conv(), Residual(conv())), Residual(Residual(conv()), Residual(conv()))
+    layers = Probe(nn.Sequential(nn.Conv2d(3, 4, 4, 4), nested, several), (3, 16, 16)).layers
+    assert [layer.path for layer in layers] == ["1", "2.inner.0", "2.inner.1"]
+
+
 def test_patterns_that_fit_nothing() -> None:
     with pytest.raises(InputError, match=r"no module with tokens is called 'block.1'; near it are blocks.1") as raised:
         Probe(FAMILIES["vit"].model(), (3, 32, 32), ["block.1"])

@@ -116,10 +116,11 @@ def _plot(found: Mapping[str, Sequence[Figures]], file: str) -> None:
 def _layers(name: str, found: Sequence[Figures]) -> Table:
     """Presence and λ of the first pair in each layer, and how far λ is from the area over all pairs."""
     from tlfx.analysis.fluctuation import by_layer, rmse
+    from tlfx.report.style import count
 
     pairs = 1 + max(f.pair for f in found)
     note = "" if any(f.transmix is not None for f in found) else "\nthe classifier reads no class token: no TransMix"
-    caption = f"λ and presence of the first pair; RMSE of TL-Align to area over {pairs} pairs{note}"
+    caption = f"λ and presence of the first pair; RMSE of TL-Align to area over {count(pairs, 'pair')}{note}"
     table = _table(name, caption, "layer", ("tokens", "least", "median", "most", "faded", *HEADS.values(), "RMSE"))
     for layer in by_layer(found):
         one, p = layer[0], layer[0].presence
@@ -148,9 +149,9 @@ def _table(title: str, caption: str, first: str, columns: Sequence[str]) -> Tabl
     from rich.table import Table
 
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
-    table.add_column(first, no_wrap=True)
+    table.add_column(first, overflow="fold")
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     return table
 
 

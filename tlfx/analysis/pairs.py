@@ -12,11 +12,11 @@ from torch import Tensor
 
 from tlfx.analysis.photos import SHIPPED, fitted, shipped_photo
 from tlfx.errors import InputError
-from tlfx.mix import BlockMix, MixedTarget, Mixup, RandomPatchMix
+from tlfx.mix import BlockMix, MixedTarget, Mixer, Mixup, RandomPatchMix
 
 __all__ = ["MIXERS", "Pairs", "check_mixer", "mixed", "photo_pairs"]
 
-PATCHWISE: dict[str, type[BlockMix] | type[RandomPatchMix]] = {"blocks": BlockMix, "patches": RandomPatchMix}
+PATCHWISE: dict[str, Callable[..., Mixer]] = {"blocks": BlockMix, "patches": RandomPatchMix}
 """Mixers that replace whole patches."""
 MIXERS = ("cutmix", "mixup", *PATCHWISE)
 SMALLEST = 0.4

@@ -1,0 +1,56 @@
+"""What a run trains against: the area of the mixed parts, or the target aligned under a label policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import tlfx
+
+__all__ = ["Method"]
+
+FIELDS = tuple(field.name for field in fields(tlfx.Policy))
+
+
+@dataclass(frozen=True)
+class Method:
+    """Plain CutMix if there is no policy, else aligned under it.
+
+    >>> str(Method(tlfx.Policy(heads="norm")))
+    'aligned:heads=norm'
+    """
+
+    policy: tlfx.Policy | None
+
+    def __str__(self) -> str:
+        """The text that :meth:`parse` reads; policies that are equal have one text."""
+        if self.policy is None:
+            return "plain"
+        changes = [f"{name}={getattr(self.policy, name)}" for name in FIELDS if self._changes(name)]
+        return f"aligned:{','.join(changes)}" if changes else "aligned"
+
+    def _changes(self, name: str) -> bool:
+        return getattr(self.policy, name) != getattr(tlfx.Policy(), name)
+
+    @classmethod
+    def parse(cls, text: str) -> Method:
+        """Read ``plain``, ``aligned`` or ``aligned:FIELD=VALUE[,FIELD=VALUE…]`` with fields of tlfx.Policy.
+
+        Raises ValueError, tlfx.InputError among them, for anything else.
+
+        >>> Method.parse("aligned:residual=norm,heads=norm").policy
+        Policy(residual='norm', heads='norm', weights='absolute', aggregation='uniform')
+        """
+        name, _, given = text.partition(":")
+        if text == "plain":
+            return cls(None)
+        if name != "aligned" or (":" in text and not given):
+            raise ValueError(f"{text!r} is no method: expected plain, aligned or aligned:FIELD=VALUE[,FIELD=VALUE…]")
+        return cls(tlfx.Policy(**dict(_read_field(text, part) for part in given.split(",") if given)))
+
+
+def _read_field(method: str, part: str) -> tuple[str, str]:
+    """Name and value of ``FIELD=VALUE``; the value is left for the policy to check."""
+    name, _, value = part.partition("=")
+    if name not in FIELDS:
+        raise ValueError(f"{method!r}: {part!r} sets no field of tlfx.Policy, expected one of {', '.join(FIELDS)}")
+    return name, value

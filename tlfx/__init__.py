@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from tlfx.mix.target import MixedTarget
     from tlfx.packs import rules
+    from tlfx.recording import record
     from tlfx.report import Report, inspect
     from tlfx.taxonomy import Operation
 
@@ -44,6 +45,7 @@ __all__ = [
     "align",
     "aligned_code",
     "inspect",
+    "record",
     "rules",
     "unalign",
 ]
@@ -53,6 +55,7 @@ _HOMES = {
     "tlfx.aligned": ("Aligned", "align", "aligned_code", "unalign"),
     "tlfx.mix.target": ("MixedTarget",),
     "tlfx.packs": ("rules",),
+    "tlfx.recording": ("record",),
     "tlfx.report": ("Report", "inspect"),
     "tlfx.taxonomy": ("Operation",),
 }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -17,12 +17,13 @@ from tlfx.call import arguments_of, images_of, key_of, tensors_of
 from tlfx.capture import Captured, capture
 from tlfx.errors import CaptureError, InputError, NoContentError, ProvenanceError, TargetError
 from tlfx.mix.target import MixedTarget, check_labels
+from tlfx.observer import Recorded, Recording
 from tlfx.outputs import OutputLabel
 from tlfx.propagate import Options, Propagation, propagate
 from tlfx.rewrite import rewrite
 from tlfx.rule import REGISTRY
 
-__all__ = ["Aligned", "align", "aligned_code", "unalign"]
+__all__ = ["Aligned", "Alignment", "Plan", "align", "aligned_code", "alignment_of", "unalign"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -34,6 +35,7 @@ def align(
     layers: Sequence[str | int] | None = None,
     residual: str = "average",
     on_unknown: str = "error",
+    attention: str = "auto",
 ) -> M:
     """Align a model in place and return it: the same object with the same parameters, of a subclass of its class.
 
@@ -57,6 +59,13 @@ def align(
         residual: ``"average"`` (eq. 11), or ``"skip"`` to leave the skip path out of labels, Y ← g(Y) (ablation); the
             skip path is the summand with fewer operators since the two parted.
         on_unknown: ``"error"``, or ``"pointwise"`` to let labels pass operators without a rule that keep the shape.
+
+        attention: how the labels of fused attention (``scaled_dot_product_attention``) are computed. ``"fused"``: by a
+            second pass without autograd over some samples at a time, so that no tensor (batch, heads, queries, keys)
+            lives. ``"reuse"``: as further columns of the value in the model's own pass, where that is known to leave
+            its bits alone, which is the CPU's float32 kernel at the shapes where it rounds alike with the columns and
+            without; elsewhere as ``"fused"``. ``"auto"``: ``"reuse"`` on the CPU, ``"fused"`` on other devices.
+            Attention whose weights are in the graph is always reused. Outputs are the same bits in all cases.
 
     Raises:
         InputError: the model is no module, an option is unknown, or images have the wrong rank or type.
@@ -85,12 +94,12 @@ def align(
             f"{type(model).__name__} is a torch.fx.GraphModule, whose class is rewritten whenever its graph is: align "
             "the model it was traced from, or a module that holds it, such as torch.nn.Sequential(model)"
         )
-    chosen = _options(layers, residual, on_unknown)
+    chosen = _options(layers, residual, on_unknown, attention)
     module: nn.Module = unalign(model)
     module.__class__ = _aligned_class(type(module))
-    module.__dict__["_tlfx"] = _Alignment(chosen)
+    module.__dict__["_tlfx"] = Alignment(chosen)
     if example is not None:
-        _alignment(module).plan(module, *arguments_of(example))
+        alignment_of(module).plan(module, *arguments_of(example))
     return model
 
 
@@ -113,9 +122,7 @@ def aligned_code(model: nn.Module, example: Any = None) -> str:
 
     Raises InputError if the model is not aligned, or has not been captured and no example is given.
     """
-    if not isinstance(model, Aligned):
-        raise InputError(f"{type(model).__name__} is not aligned: call tlfx.align(model) first")
-    alignment = _alignment(model)
+    alignment = alignment_of(model)
     plan = alignment.latest if example is None else alignment.plan(model, *arguments_of(example))
     if plan is None:
         raise InputError("the model has not been captured yet: call it with a target, or pass example=images")
@@ -123,21 +130,35 @@ def aligned_code(model: nn.Module, example: Any = None) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class _Plan:
-    """An aligned graph, and what its outputs are."""
+class Plan:
+    """An aligned graph, and what its outputs and recorded labels are."""
 
     graph_module: GraphModule
     captured: Captured
     outputs: list[OutputLabel | None]
+    recorded: Recorded
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], mask: Tensor) -> tuple[Any, list[Any], list[Tensor]]:
+        """The model's output, the share of the first image at each position of it (a flat list, None where an output
+        has none, channels last), and the recorded labels."""
+        outputs, shares = self.graph_module(*tensors_of(args, kwargs), mask)
+        count = len(self.outputs)
+        return self.structured(outputs), list(shares[:count]), list(shares[count:])
+
+    def structured(self, leaves: Iterable[Any]) -> Any:
+        """One thing for each output, in the structure of the model's output."""
+        return pytree.tree_unflatten(list(leaves), self.captured.out_spec)
 
 
-class _Alignment:
-    """What an aligned model keeps beside its own state: options, and a plan for each kind of call."""
+class Alignment:
+    """What an aligned model keeps beside its own state: options, a plan for each kind of call, and open recordings."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.plans: dict[Hashable, _Plan] = {}
-        self.latest: _Plan | None = None
+        self.plans: dict[Hashable, Plan] = {}
+        self.captures: dict[Hashable, Captured] = {}
+        self.latest: Plan | None = None
+        self.recordings: list[Recording] = []
 
     def run(self, model: Aligned, args: tuple[Any, ...], kwargs: dict[str, Any], target: Any) -> tuple[Any, Any]:
         """The model's output and the target that reaches it."""
@@ -145,11 +166,12 @@ class _Alignment:
         if not isinstance(target, MixedTarget):
             return self._plain(model, args, kwargs, target, images.shape[0])
         _check(target, images)
-        plan = self.plan(model, args, kwargs)
-        outputs, shares = plan.graph_module(*tensors_of(args, kwargs), target.mask)
+        plan = self.plan(model, args, kwargs, tuple(dict.fromkeys(p for r in self.recordings for p in r.patterns)))
+        output, shares, labels = plan.run(args, kwargs, target.mask)
+        for recording in self.recordings:
+            recording.take(plan.recorded, labels)
         soft = [None if o is None else _soft(target, s, o) for s, o in zip(shares, plan.outputs, strict=True)]
-        spec = plan.captured.out_spec
-        return pytree.tree_unflatten(list(outputs), spec), pytree.tree_unflatten(soft, spec)
+        return output, plan.structured(soft)
 
     def _plain(
         self, model: Aligned, args: tuple[Any, ...], kwargs: dict[str, Any], target: Any, batch: int
@@ -178,17 +200,22 @@ class _Alignment:
         ]
         return output, pytree.tree_unflatten(soft, spec)
 
-    def plan(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Plan:
-        """The plan for a call like this one, made now if there is none."""
+    def plan(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], record: tuple[str, ...] = ()
+    ) -> Plan:
+        """The plan for a call like this one that reads the labels ``record``, made now if there is none."""
         images = images_of(args, kwargs)
         REGISTRY.load()
-        key = (REGISTRY.generation, key_of(model, args, kwargs, images))
-        found = self.plans.get(key) or self.plans.get((key, images.shape[0]))
-        if found is None:
+        call = (REGISTRY.generation, key_of(model, args, kwargs, images))
+        captured = self.captures.get(call) or self.captures.get((call, images.shape[0]))
+        if captured is None:
             captured = capture(model, _own_forward(model), args, kwargs, images)
-            propagation = _propagate(captured, self.options)
-            found = _Plan(rewrite(propagation), captured, propagation.outputs)
-            self.plans[key if captured.batch is None else (key, captured.batch)] = found
+        key = call if captured.batch is None else (call, captured.batch)
+        found = self.plans.get((key, record))
+        if found is None:
+            propagation = _propagate(captured, replace(self.options, record=record))
+            found = Plan(rewrite(propagation), captured, propagation.outputs, propagation.recorded)
+            self.captures[key], self.plans[key, record] = captured, found
         self.latest = found
         return found
 
@@ -225,18 +252,18 @@ class Aligned(nn.Module):
             return _own_forward(self)(self, *args, **kwargs)
         if len(targets) > 1:
             raise TargetError(f"{len(targets)} targets were given, expected one")
-        return _alignment(self).run(self, args, kwargs, targets[0])
+        return alignment_of(self).run(self, args, kwargs, targets[0])
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copies and pickles hold the model and the options; graphs are captured anew."""
         state = {k: v for k, v in self.__dict__.items() if k != "_tlfx"}
-        return _rebuilt, (self._tlfx_base, _alignment(self).options), state
+        return _rebuilt, (self._tlfx_base, alignment_of(self).options), state
 
 
 def _rebuilt(base: type[nn.Module], options: Options) -> nn.Module:
     model = base.__new__(base)
     model.__class__ = _aligned_class(base)
-    model.__dict__["_tlfx"] = _Alignment(options)
+    model.__dict__["_tlfx"] = Alignment(options)
     return model
 
 
@@ -278,15 +305,19 @@ def _own_forward(model: nn.Module) -> Callable[..., Any]:
     return model._tlfx_base.forward
 
 
-def _alignment(model: nn.Module) -> _Alignment:
-    alignment: _Alignment = model.__dict__["_tlfx"]
+def alignment_of(model: nn.Module) -> Alignment:
+    """What an aligned model keeps. Raises InputError for any other model."""
+    if not isinstance(model, Aligned):
+        raise InputError(f"{type(model).__name__} is not aligned: call tlfx.align(model) first")
+    alignment: Alignment = model.__dict__["_tlfx"]
     return alignment
 
 
-def _options(layers: Sequence[str | int] | None, residual: str, on_unknown: str) -> Options:
+def _options(layers: Sequence[str | int] | None, residual: str, on_unknown: str, attention: str) -> Options:
     for name, value, known in (
         ("residual", residual, ("average", "skip")),
         ("on_unknown", on_unknown, ("error", "pointwise")),
+        ("attention", attention, ("auto", "fused", "reuse")),
     ):
         if value not in known:
             raise InputError(f"{name}={value!r} is unknown, expected one of {', '.join(map(repr, known))}")
@@ -294,7 +325,7 @@ def _options(layers: Sequence[str | int] | None, residual: str, on_unknown: str)
         layers = (layers,)
     if layers is not None and not all(isinstance(x, str | int) for x in layers):
         raise InputError(f"layers={layers!r}: expected module patterns such as 'blocks.0' or numbers of attentions")
-    return Options(None if layers is None else tuple(layers), residual, on_unknown)
+    return Options(None if layers is None else tuple(layers), residual, on_unknown, attention)
 
 
 def _check(target: MixedTarget, images: Tensor) -> None:

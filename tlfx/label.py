@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.utils._pytree import tree_leaves
 
-__all__ = ["MASK", "Label", "LabelTable", "Rows", "by_first_occurrence"]
+__all__ = ["MASK", "Label", "LabelTable", "Once", "Rows", "by_first_occurrence", "digest", "regular"]
 
 MASK = "mask"
 """Stands for the mask of the images among a label's arguments, and names it in the aligned graph."""
@@ -24,6 +26,14 @@ class Rows:
 
 
 @dataclass(frozen=True, eq=False)
+class Once:
+    """An argument of a label: a function of a parameter, computed once however many labels read it."""
+
+    function: Callable[[Tensor], Tensor]
+    node: Node
+
+
+@dataclass(frozen=True, eq=False)
 class Label:
     """A label tensor Y of shape (batch, rows, channels): one call of a function of :mod:`tlfx.runtime`.
 
@@ -33,18 +43,31 @@ class Label:
 
     first: int
     shape: tuple[int, ...]
-    function: Callable[..., Tensor]
+    function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
     after: Node | None = None
     elementwise: bool = False
     query_axis: int | None = None
+    instead: bool = False
+    """Whether the function returns (value, label) and takes the place of the node ``after``."""
     kept: Tensor | None = None
 
     @property
     def size(self) -> int:
         """Number of rows before any was dropped."""
         return int(torch.Size(self.shape).numel())
+
+    @property
+    def count(self) -> int:
+        """Number of rows that are computed."""
+        return self.size if self.kept is None else int(self.kept.sum())
+
+    @property
+    def nodes(self) -> list[Node]:
+        """The values of the graph among the arguments."""
+        leaves = (a.node if isinstance(a, Once) else a for a in tree_leaves((self.args, self.kwargs)))
+        return [a for a in leaves if isinstance(a, Node)]
 
     @property
     def operands(self) -> list[Rows]:
@@ -93,7 +116,7 @@ class LabelTable:
         self.labels: list[Label] = []
         self.rows = 0
 
-    def add(self, function: Callable[..., Tensor], *args: Any, shape: tuple[int, ...], **options: Any) -> Tensor:
+    def add(self, function: Callable[..., Any], *args: Any, shape: tuple[int, ...], **options: Any) -> Tensor:
         """Append a label and return the numbers of its rows, an int64 tensor of ``shape``."""
         label = Label(self.rows, shape, function, args, **options)
         self.labels.append(label)
@@ -114,3 +137,22 @@ def by_first_occurrence(groups: Tensor, count: int) -> Tensor:
     """
     first = torch.full((count,), len(groups)).scatter_reduce(0, groups, torch.arange(len(groups)), "amin")
     return first.argsort()
+
+
+def regular(index: Tensor) -> tuple[int, ...] | None:
+    """The step of an index (int64) along each of its axes, None if it has no constant one.
+
+    >>> regular(torch.arange(12).view(3, 4)[:, 1:3])
+    (4, 1)
+    >>> regular(torch.tensor([0, 1, 3])) is None
+    True
+    """
+    first = index.flatten()[0]
+    steps = tuple(int(index.select(a, 1).flatten()[0] - first) if n > 1 else 0 for a, n in enumerate(index.shape))
+    along = torch.meshgrid(*(torch.arange(n) * step for n, step in zip(index.shape, steps, strict=True)), indexing="ij")
+    return steps if torch.equal(index, first + sum(along)) else None
+
+
+def digest(tensor: Tensor) -> Hashable:
+    """What tells a tensor on the CPU from all that differ in type, shape or elements."""
+    return tensor.dtype, tensor.shape, hashlib.sha256(tensor.contiguous().numpy().tobytes()).digest()

@@ -16,7 +16,7 @@ from tlfx.verbs import Op
 from tlfx.verbs.base import numbered
 from tlfx.verbs.movement import with_image
 
-__all__ = ["OutputLabel", "read_outputs"]
+__all__ = ["OutputLabel", "is_real", "read_label", "read_outputs"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ def read_outputs(op: Op, values: Mapping[Node, Any]) -> list[OutputLabel | None]
     Raises NoContentError if no output has one.
     """
     leaves = tree_leaves(op.node.args)
-    labels = [_read(op, values[n]) if isinstance(n, Node) and _is_real(n) else None for n in leaves]
+    labels = [_read(op, values[n]) if isinstance(n, Node) and is_real(n) else None for n in leaves]
     if not any(labels):
         raise NoContentError(
             "no output of the model carries image content, so there is no label to align; "
@@ -49,8 +49,12 @@ def _read(op: Op, value: Any) -> OutputLabel | None:
     value = op.resolve(value)
     if not value.is_content or len(value.shape) < 2:
         return None
+    return read_label(op, value, _class_axis(value))
+
+
+def read_label(op: Op, value: Value, axis: int) -> OutputLabel:
+    """The label of a value with content at each of its positions: the mean over ``axis``, that of its channels."""
     where, rows = value.batch_axis, value.rows
-    axis = _class_axis(value)
     split_axis = numbered(where, axis)
     rows = op.uniform_over(rows, [split_axis]).squeeze(split_axis)
     full = [s for i, s in enumerate(value.shape) if i != axis]
@@ -58,7 +62,7 @@ def _read(op: Op, value: Any) -> OutputLabel | None:
     return OutputLabel(with_image(rows).expand(place.split(full)), place, axis)
 
 
-def _is_real(node: Node) -> bool:
+def is_real(node: Node) -> bool:
     """Whether a value is of a floating type: integers and truth values are decisions, which no loss is taken of."""
     example = node.meta.get("val")
     return isinstance(example, Tensor) and (example.is_floating_point() or example.is_complex())

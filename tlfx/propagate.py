@@ -20,6 +20,7 @@ from tlfx.alias import AliasSets, written_argument
 from tlfx.constant import Constants
 from tlfx.errors import RuleError, TlfxError, UnknownOperatorError
 from tlfx.label import MASK, LabelTable, Rows
+from tlfx.observer import Observer, Recorded
 from tlfx.opaque import ModuleCall, call_of
 from tlfx.outputs import OutputLabel, read_outputs
 from tlfx.provenance import BatchAxis, Role, Value, merge_batch
@@ -40,18 +41,27 @@ class Options:
     layers: tuple[str | int, ...] | None = None
     residual: str = "average"
     on_unknown: str = "error"
+    attention: str = "auto"
+    record: tuple[str, ...] = ()
+    """Patterns of the modules and nodes whose labels are to be read; see :func:`tlfx.record`."""
 
 
 @dataclass(frozen=True, eq=False)
 class Propagation:
-    """What the walk found: a value and an operation for every node, all labels, and the labels of the outputs."""
+    """What the walk found: a value and an operation for every node, all labels, and those of outputs and on the way."""
 
     graph_module: GraphModule
+    images: Node
     values: dict[Node, Any]
     operations: dict[Node, Operation]
     labels: LabelTable
     outputs: list[OutputLabel | None]
-    device: torch.device
+    recorded: Recorded
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images, and so the labels, lie."""
+        return _device(self.images)
 
 
 def propagate(graph_module: GraphModule, images: str, options: Options | None = None) -> Propagation:
@@ -82,15 +92,19 @@ class Walk:
     def run(self) -> Propagation:
         """Walk the graph in order."""
         outputs: list[OutputLabel | None] = []
+        observer = Observer(self.graph_module.graph) if self.options.record else None
+        recorded = Recorded()
         for node in self.graph_module.graph.nodes:
             if node.op == "output":
-                outputs = read_outputs(Op(node, (), {}, self), self.values)
-            else:
-                self.values[node] = self._visit(node)
-                self._aliases.add(node)
-        return Propagation(
-            self.graph_module, self.values, self.operations, self.table, outputs, self.images.meta["val"].device
-        )
+                op = Op(node, (), {}, self)
+                outputs = read_outputs(op, self.values)
+                recorded = observer.choose(self.options.record, op) if observer else recorded
+                continue
+            self.values[node] = self._visit(node)
+            self._aliases.add(node)
+            if observer:
+                observer.see(node, self.values)
+        return Propagation(self.graph_module, self.images, self.values, self.operations, self.table, outputs, recorded)
 
     def tokens(self, x: Value, content: Tensor) -> None:
         """Remember that a constant is joined to tokens: wherever else it goes, it has the image-level label too."""
@@ -131,6 +145,12 @@ class Walk:
         number = self._attention.setdefault(node, len(self._attention))
         path = module_path(node)
         return any(number == x if isinstance(x, int) else _is_inside(path, x) for x in self.options.layers)
+
+    @property
+    def joins_attention(self) -> bool:
+        """Whether labels may go through the model's own fused attention, by ``attention``: on the CPU, where the kernel
+        that can carry them is."""
+        return self.options.attention != "fused" and _device(self.images).type == "cpu"
 
     def is_branch(self, a: Value, b: Value) -> bool:
         """Whether the first of two summands is the branch g of a residual connection, not its skip path."""
@@ -300,3 +320,8 @@ def _operation_of(op: Op, out: Any) -> Operation:
     if first.role is Role.WEIGHT:
         return Operation.WEIGHT
     return op.operation
+
+
+def _device(node: Node) -> torch.device:
+    device: torch.device = node.meta["val"].device
+    return device

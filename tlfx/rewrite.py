@@ -3,16 +3,19 @@ read."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import operator
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
 from torch.utils._pytree import tree_map
 
 from tlfx import runtime
-from tlfx.label import MASK, Label, LabelTable, Rows, by_first_occurrence
+from tlfx.label import MASK, Label, LabelTable, Once, Rows, by_first_occurrence, digest, regular
 from tlfx.outputs import OutputLabel
 from tlfx.propagate import Propagation
 
@@ -23,16 +26,19 @@ def rewrite(found: Propagation) -> GraphModule:
     """The aligned graph: the inputs of the captured one and a mask in, its outputs and their labels out.
 
     Each label of an output is float32 of the output's shape with the class axis taken out and the channels put last.
+    After them come the recorded labels, (batch, *positions, channels).
     """
     return _Writer(found).write()
 
 
-def read_labels(table: LabelTable, outputs: Sequence[OutputLabel | None]) -> dict[int, Label]:
-    """The labels that outputs depend on, by their place in the table, each restricted to the rows that are read."""
+def read_labels(
+    table: LabelTable, outputs: Sequence[OutputLabel | None], recorded: Iterable[Tensor] = ()
+) -> dict[int, Label]:
+    """The labels that outputs and recorded rows depend on, by their place in the table, each restricted to the rows
+    that are read."""
     needed = torch.zeros(table.rows, dtype=torch.bool)
-    for output in outputs:
-        if output is not None:
-            needed[output.rows] = True
+    for rows in (*(o.rows for o in outputs if o is not None), *recorded):
+        needed[rows] = True
     live: dict[int, Label] = {}
     for place in reversed(range(len(table.labels))):
         label = table.labels[place]
@@ -45,6 +51,29 @@ def read_labels(table: LabelTable, outputs: Sequence[OutputLabel | None]) -> dic
     return live
 
 
+def labels_of_the_mask(found: Propagation, live: Mapping[int, Label]) -> set[int]:
+    """The labels, by their place in the table, that follow from the mask and from parameters alone, so that samples
+    which share a mask share them too."""
+    varied = _varied(found.graph_module.graph)
+    shared: set[int] = set()
+    for place, label in sorted(live.items()):
+        owners = {int(p) for rows in label.operands for p in found.labels.owners(rows.ids).unique()}
+        starts = any(isinstance(a, str) and a == MASK for a in label.args)
+        if starts or (owners <= shared and varied.isdisjoint(label.nodes) and label.kwargs.get("split") is None):
+            shared.add(place)
+    return shared
+
+
+def _varied(graph: Graph) -> set[Node]:
+    """Nodes that depend on what a model is called with, or on chance."""
+    varied: set[Node] = set()
+    for node in graph.nodes:
+        random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        if node.op == "placeholder" or random or not varied.isdisjoint(node.all_input_nodes):
+            varied.add(node)
+    return varied
+
+
 class _Writer:
     """Writes labels into a copy of the captured graph."""
 
@@ -52,11 +81,14 @@ class _Writer:
         self.found = found
         self.graph = Graph()
         self.copies: dict[Node, Node] = {}
-        self.outputs = self.graph.graph_copy(found.graph_module.graph, self.copies)
+        self.graph.graph_copy(found.graph_module.graph, self.copies)
         self.root = nn.Module()
-        self.live = read_labels(found.labels, found.outputs)
+        self.live = read_labels(found.labels, found.outputs, found.recorded.rows.values())
+        self.shared = labels_of_the_mask(found, self.live)
         self.position = torch.full((found.labels.rows,), -1)
         self.written: dict[int, Node] = {}
+        self.known: dict[Hashable, Node] = {}
+        self.constants: dict[Hashable, str] = {}
         self.last: dict[Node, Node] = {}
         self.mask = self._add_mask()
 
@@ -65,8 +97,13 @@ class _Writer:
         for place, label in sorted(self.live.items()):
             self._write(place, label)
         labels = tuple(self._output(o) if o is not None else None for o in self.found.outputs)
-        self.graph.output((self.outputs, labels))
+        recorded = tuple(self._rows(rows, self._end(), for_each=True) for rows in self.found.recorded.rows.values())
+        outputs = self.found.graph_module.graph.output_node().args[0]
+        self.graph.output((map_arg(outputs, lambda n: self.copies[n]), labels + recorded))
         self.graph.lint()
+        return self._module()
+
+    def _module(self) -> GraphModule:
         source = self.found.graph_module
         for name, buffer in source.named_buffers(recurse=False):
             self.root.register_buffer(name, buffer, persistent=False)
@@ -87,39 +124,78 @@ class _Writer:
         assert label.after is not None
         after = self.copies.get(label.after) or self._end()  # the output itself is written last
         self.position[label.first : label.first + label.size] = label.position()
-        args = tuple(self._operand(a, after) for a in label.args)
-        kwargs = {k: self._operand(v, after) for k, v in label.kwargs.items()}
-        self.written[place] = self._insert(after, label.function, args, kwargs, "label")
+        for_each = place not in self.shared
+        args = tuple(self._operand(a, after, for_each) for a in label.args)
+        kwargs = {k: self._operand(v, after, for_each) for k, v in label.kwargs.items()}
+        node = self._insert(after, label.function, args, kwargs, "both" if label.instead else "label")
+        self.written[place] = self._take_place(label.after, node) if label.instead else node
 
-    def _operand(self, value: Any, after: Node) -> Any:
+    def _take_place(self, original: Node, both: Node) -> Node:
+        """Put the first of two results in the place of a node; the second is the label."""
+        node = self.copies[original]
+        value, label = (self._insert(node, operator.getitem, (both, i), {}, n) for i, n in enumerate(("own", "label")))
+        value.meta, name = node.meta, node.name
+        node.replace_all_uses_with(value)
+        self.last[value] = self.last.pop(node)
+        self.copies[original] = value
+        self.graph.erase_node(node)
+        value.name = name
+        return label
+
+    def _operand(self, value: Any, after: Node, for_each: bool) -> Any:
         if isinstance(value, Rows):
-            return self._rows(value.ids, after)
+            return self._rows(value.ids, after, for_each)
+        if isinstance(value, Once):
+            return self._once(value, after)
         if isinstance(value, Tensor):
             return self._constant(value, "weights", after)
         if isinstance(value, str) and value == MASK:
             return self.mask
         return tree_map(lambda v: self.copies[v] if isinstance(v, Node) else v, value)
 
-    def _rows(self, ids: Tensor, after: Node) -> Node:
-        """Rows of labels in a shape; no index where they are all of a label in order."""
+    def _once(self, value: Once, after: Node) -> Node:
+        """What is computed of a parameter, the first time it is read."""
+        key = (value.function, value.node.target if value.node.op == "get_attr" else value.node)
+        if key not in self.known:
+            self.known[key] = self._insert(after, value.function, (self.copies[value.node],), {}, "once")
+        return self.known[key]
+
+    def _rows(self, ids: Tensor, after: Node, for_each: bool) -> Node:
+        """Rows of labels in a shape: for each sample, or once for all that share a mask."""
+        key = ("rows", digest(ids), for_each)
+        if key not in self.known:
+            self.known[key] = self._read(ids, after, for_each)
+        return self.known[key]
+
+    def _read(self, ids: Tensor, after: Node, for_each: bool) -> Node:
+        """A view of a label where its rows lie at regular distances, else a copy by index."""
         owners = self.found.labels.owners(ids)
-        places = [int(p) for p in _in_order(owners.flatten())]
+        places = _in_order(owners.flatten())
         offset = torch.zeros(len(self.found.labels.labels), dtype=torch.int64)
-        total = 0
-        for place in places:
-            offset[place] = total
-            total += int(_count(self.live[place]))
+        offset[places] = torch.tensor([0, *itertools.accumulate(self.live[p].count for p in places[:-1])])
         index = self.position[ids] + offset[owners]
-        labels = [self.written[p] for p in places]
-        if torch.equal(index.flatten(), torch.arange(total)):
+        labels = [self._spread(p, after) if for_each and p in self.shared else self.written[p] for p in places]
+        steps = regular(index)
+        if torch.equal(index.flatten(), torch.arange(sum(self.live[p].count for p in places))):
             if len(labels) == 1 and ids.dim() == 1:
                 return labels[0]
             return self._insert(after, runtime.gather, (labels, None, tuple(ids.shape)), {}, "rows")
+        if len(labels) == 1 and steps is not None:
+            first = int(index.flatten()[0])
+            return self._insert(after, runtime.view, (labels[0], tuple(ids.shape), steps, first), {}, "rows")
         return self._insert(after, runtime.gather, (labels, self._constant(index, "index", after)), {}, "rows")
+
+    def _spread(self, place: int, after: Node) -> Node:
+        """A label that is the same for all samples of one mask, for each of them."""
+        key = ("spread", place)
+        if key not in self.known:
+            images = self.copies[self.found.images]
+            self.known[key] = self._insert(after, runtime.spread, (self.written[place], images), {}, "label")
+        return self.known[key]
 
     def _output(self, output: OutputLabel) -> Node:
         end = self._end()
-        rows = self._rows(output.rows, end)
+        rows = self._rows(output.rows, end, for_each=True)
         where = output.where
         return self._insert(end, runtime.output, (rows, where.axis, where.outer, where.inner), {}, "share")
 
@@ -134,17 +210,15 @@ class _Writer:
         return node
 
     def _constant(self, tensor: Tensor, name: str, after: Node) -> Node:
-        name = f"{name}_{len(self.root._buffers)}"
-        device = self.found.device
-        self.root.register_buffer(name, tensor.to(device), persistent=False)
+        """A tensor of the graph's own, one for all places that need the same."""
+        key = digest(tensor)
+        if key not in self.constants:
+            self.constants[key] = f"{name}_{len(self.root._buffers)}"
+            self.root.register_buffer(self.constants[key], tensor.to(self.found.device), persistent=False)
         with self.graph.inserting_after(self.last.get(after, after)):
-            node = self.graph.get_attr(name)
+            node = self.graph.get_attr(self.constants[key])
         self.last[after] = node
         return node
-
-
-def _count(label: Label) -> int:
-    return label.size if label.kept is None else int(label.kept.sum())
 
 
 def _in_order(places: Tensor) -> list[int]:

@@ -9,20 +9,23 @@ from __future__ import annotations
 
 from tlfx.runtime.arithmetic import label_arithmetic, merge_batch, split_batch
 from tlfx.runtime.attending import attend_by, attention
+from tlfx.runtime.joint import attention_with_labels
 from tlfx.runtime.mixing import context, mix, settle
 from tlfx.runtime.moving import moved, narrow, ordered, put
-from tlfx.runtime.rows import average, gather, output, pixels, scan, share, uniform
-from tlfx.runtime.sliding import convolve, convolve_at, filtered, resample, resample_at
+from tlfx.runtime.rows import average, gather, output, pixels, scan, share, spread, uniform, view
+from tlfx.runtime.sliding import convolve, convolve_at, filtered, kernel_weights, resample, resample_at
 
 __all__ = [
     "attend_by",
     "attention",
+    "attention_with_labels",
     "average",
     "context",
     "convolve",
     "convolve_at",
     "filtered",
     "gather",
+    "kernel_weights",
     "label_arithmetic",
     "merge_batch",
     "mix",
@@ -38,5 +41,10 @@ __all__ = [
     "settle",
     "share",
     "split_batch",
+    "spread",
     "uniform",
+    "view",
 ]
+
+for _name in __all__:
+    globals()[_name].__module__ = __name__  # the public place, by which the code of a graph names it

@@ -27,7 +27,6 @@ def label_arithmetic(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
         with torch.no_grad(), torch.autocast(_device_type(args), enabled=False):
             return function(*args, **kwargs)
 
-    outside.__module__ = "tlfx.runtime"  # the public place, by which the code of a graph names it
     return outside
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from tlfx.runtime.arithmetic import Split, label_arithmetic, merge_batch, split_batch
 from tlfx.runtime.mixing import contract, select
 
-__all__ = ["attend_by", "attention"]
+__all__ = ["attend_by", "attention", "attention_bias"]
 
 
 _PART = {"cpu": 2**20}
@@ -33,7 +33,7 @@ def attention(
 ) -> Tensor:
     """Spatial mixing by scaled dot-product attention (eq. 7, 9), averaged over heads, weights before dropout."""
     query, key = query.float(), key.float()
-    bias = _attention_bias(query, key, mask, causal)
+    bias = attention_bias(query, key, mask, causal)
     if queries is not None:
         query = select(query, -2, queries)
         bias = bias if bias is None or bias.shape[-2] == 1 else select(bias, -2, queries)
@@ -80,7 +80,8 @@ def attend_by(
     return split_batch(out.mean(1), split).flatten(1, -2)
 
 
-def _attention_bias(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) -> Tensor | None:
+def attention_bias(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor | None:
+    """What a mask, bool or of numbers, adds to the scores: float32, -inf where a query does not see a key."""
     if causal:
         mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
     if mask is None or mask.dtype != torch.bool:

@@ -9,15 +9,16 @@ from torch import Tensor
 
 from tlfx.runtime.arithmetic import label_arithmetic, merge_batch
 
-__all__ = ["average", "gather", "output", "pixels", "scan", "share", "uniform"]
+__all__ = ["average", "gather", "output", "pixels", "scan", "share", "spread", "uniform", "view"]
 
 
 @label_arithmetic
 def pixels(mask: Tensor, images: Tensor) -> Tensor:
-    """Start (eq. 5): one row for each pixel, from a mask (batch or 1, channels, *size) of shares."""
+    """Start (eq. 5): one row for each pixel, from a mask (batch or 1, channels, *size) of shares; one for all samples
+    if they share a mask."""
     missing = images.dim() - mask.dim()
     mask = mask.float().reshape(*mask.shape[:2], *[1] * missing, *mask.shape[2:])
-    return mask.expand(images.shape[0], -1, *images.shape[2:]).flatten(2).transpose(1, 2)
+    return mask.expand(-1, -1, *images.shape[2:]).flatten(2).transpose(1, 2)
 
 
 @label_arithmetic
@@ -27,12 +28,27 @@ def share(mask: Tensor, images: Tensor) -> Tensor:
 
 
 @label_arithmetic
+def spread(rows: Tensor, images: Tensor) -> Tensor:
+    """Labels of a mask that all samples share, for each of them."""
+    return rows.expand(images.shape[0], -1, -1)
+
+
+@label_arithmetic
+def view(label: Tensor, shape: Sequence[int], steps: Sequence[int], first: int) -> Tensor:
+    """Rows of a label that lie at regular distances, from the ``first`` on, in a shape: without a copy."""
+    batch, row, channel = label.stride()
+    strides = (batch, *(step * row for step in steps), channel)
+    start = label.storage_offset() + first * row
+    return label.as_strided((len(label), *shape, label.shape[-1]), strides, start)
+
+
+@label_arithmetic
 def gather(labels: Sequence[Tensor], index: Tensor | None = None, shape: Sequence[int] | None = None) -> Tensor:
     """Rows of one or several labels, all or those at ``index``, in a shape."""
     label = labels[0] if len(labels) == 1 else torch.cat(tuple(labels), 1)
     if index is not None:
         return label[:, index]
-    return label if shape is None else label.unflatten(1, tuple(shape))
+    return label if shape is None else label.reshape(label.shape[0], *shape, label.shape[-1])
 
 
 @label_arithmetic

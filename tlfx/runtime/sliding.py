@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tlfx.runtime.arithmetic import TINY, label_arithmetic, magnitude
+from tlfx.runtime.arithmetic import TINY, label_arithmetic
 
-__all__ = ["convolve", "convolve_at", "filtered", "resample", "resample_at"]
+__all__ = ["convolve", "convolve_at", "filtered", "kernel_weights", "resample", "resample_at"]
 
 
 @label_arithmetic
@@ -21,12 +21,18 @@ def convolve(
     *args: Any,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """Spatial mixing by a convolution: |K| averaged over channels, normalised over valid positions.
+    """Spatial mixing by a convolution with a ``kernel`` (1, 1, *window) of weights, normalised over valid positions.
 
     Rows have the shape (batch, lead, *size, channels); ``valid`` (lead, *size) tells the positions with content.
     """
-    weight = magnitude(kernel).mean((0, 1), keepdim=True)
-    return _over_ones(lambda maps: operator(maps, weight, None, *args), rows, valid)
+    return _over_ones(lambda maps: operator(maps, kernel, None, *args), rows, valid)
+
+
+@label_arithmetic
+def kernel_weights(kernel: Tensor) -> Tensor:
+    """|K| of a kernel (out, in, *window) averaged over its channels: (1, 1, *window)."""
+    total: Tensor = torch.linalg.vector_norm(kernel.float(), 1, (0, 1), keepdim=True)
+    return total / (kernel.shape[0] * kernel.shape[1]) + TINY
 
 
 @label_arithmetic
@@ -84,7 +90,7 @@ def convolve_at(
 ) -> Tensor:
     """Spatial mixing by a convolution at run-time places, |K| averaged over channels and times |gates|, over itself run
     on ones; uniform where it sees nothing. ``copies`` of the labels meet the offsets of as many groups of channels."""
-    weight = magnitude(kernel).mean((0, 1), keepdim=True).expand(1, copies, -1, -1)
+    weight = kernel_weights(kernel).expand(1, copies, -1, -1)
     places, gates, bias = places.float(), gates.float().abs(), weight.new_zeros(1)
 
     def run(maps: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch.utils._pytree import tree_map
@@ -9,7 +10,7 @@ from torch.utils._pytree import tree_map
 from tlfx import runtime
 from tlfx.errors import RuleError
 from tlfx.label import Rows
-from tlfx.provenance import Value
+from tlfx.provenance import BatchAxis, Value
 from tlfx.taxonomy import Operation
 from tlfx.verbs.letters import LetteredRows, arrange, equation, split_letter
 from tlfx.verbs.movement import with_image
@@ -29,11 +30,13 @@ class Attention(Window):
         mask: Value | None = None,
         causal: bool = False,
         scale: float | None = None,
+        joint: Mapping[str, Any] | None = None,
     ) -> Value:
         """Spatial mixing, Y ← Norm(W)·Y (eq. 7, 9), with W = softmax(q·kᵀ·scale + mask) averaged over heads.
 
         Query (*lead, n, d), key (*lead, m, d), value (*lead, m, e); the value may have fewer heads (grouped
-        queries).
+        queries). ``joint`` are options under which :func:`tlfx.runtime.attention_with_labels` gives just what the
+        operator gives, and so may stand in for it.
         """
         if not value.is_content:
             return self._of_constants(query, key)
@@ -46,22 +49,30 @@ class Attention(Window):
         if not self.walk.is_aligned(self.node):
             return self._left_in_place(query, out)
         rows = found.varying(found.letters)
+        in_one = joint is not None and self.walk.joins_attention and _fits(value, found, rows)
+        if in_one and found.where != BatchAxis(0):
+            rows = [*split_letter([found.batch], found.batch), "m"]
         grouped = [c for c in rows if c in lead and query.shape[lead.index(c)] != value.shape[lead.index(c)]]
         if grouped or not (query.is_content or query.is_constant):
             raise RuleError(f"attention whose heads {grouped} carry different labels")
         kept = [c for c in split_letter(out, found.batch) if c in rows or c == "n"]
-        shape = [self.shape[-2] if c == "n" else found.rows.shape[found.letters.index(c)] for c in kept]
+        shape = [self.shape[-2] if c == "n" else _size(found, c) for c in kept]
         self.record(Operation.SPATIAL_MIX)
         options = {"mask": mask and mask.node, "causal": causal or None, "scale": scale}
+        if joint and in_one:
+            options |= {k: v or None for k, v in joint.items()}
+        function: Callable[..., Any] = runtime.attention_with_labels if in_one else runtime.attention
         ids = self.label(
-            runtime.attention,
+            function,
             query.node,
             key.node,
-            Rows(with_image(found.pick(rows))),
+            *([value.node] if in_one else []),
+            Rows(with_image(found.pick(rows)).expand([_size(found, c) for c in rows])),
             equation(found.weight_letters(of_weight), rows, kept, ["n"]),
             shape=shape,
             kwargs={"split": found.split_of(of_weight), **{k: v for k, v in options.items() if v is not None}},
             query_axis=kept.index("n"),
+            instead=in_one,
         )
         return self.from_rows(arrange(ids, kept, split_letter(out, found.batch)), found.place_in(out))
 
@@ -108,3 +119,15 @@ class Attention(Window):
         self.record(Operation.SPATIAL_MIX)
         content = query.map
         return self.content(content if content.shape[-1] == 1 else content[..., :1])
+
+
+def _fits(value: Value, found: LetteredRows, rows: list[str]) -> bool:
+    """Whether labels can ride on a value (batch, heads, tokens, channels): they are alike for heads and channels."""
+    batched = split_letter([found.batch], found.batch)
+    return len(value.shape) == 4 and found.where.axis == 0 and set(rows) <= {*batched, "m"}
+
+
+def _size(found: LetteredRows, letter: str) -> int:
+    """Length of an axis of a value for one sample."""
+    windows = dict(zip(split_letter([found.batch], found.batch), (found.where.outer, found.where.inner), strict=True))
+    return windows.get(letter) or found.rows.shape[found.letters.index(letter)]

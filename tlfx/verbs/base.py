@@ -100,7 +100,7 @@ class Verbs:
         """Content from the rows of one sample and the place of the batch in the output."""
         return self.content(merge_batch(rows, self.batch, where), shape=shape)
 
-    def label(self, function: Callable[..., Tensor], *args: Any, shape: Sequence[int], **options: Any) -> Tensor:
+    def label(self, function: Callable[..., Any], *args: Any, shape: Sequence[int], **options: Any) -> Tensor:
         """New label rows computed by a function of :mod:`tlfx.runtime`; returns their numbers, in ``shape``."""
         return self.walk.table.add(function, *args, shape=tuple(shape), after=self.node, **options)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tlfx import runtime
 from tlfx.errors import ProvenanceError
-from tlfx.label import Rows
+from tlfx.label import Once, Rows
 from tlfx.provenance import NONE, BatchAxis, Role, Value, compact
 from tlfx.taxonomy import Operation
 from tlfx.verbs.base import varying
@@ -45,7 +45,7 @@ class Window(Contraction):
                 spatial,
                 lambda ones: self.target(ones, kernel, None, *args),
                 (self.target,),
-                (weight.node, *args),
+                (Once(runtime.kernel_weights, weight.node), *args),
             ),
             x,
         )

@@ -1,0 +1,135 @@
+"""Attention and its labels in one pass: labels go through the model's own fused attention as further columns of the
+value, which costs a fraction of computing the weights a second time."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tlfx.runtime.arithmetic import Split, label_arithmetic, merge_batch, split_batch
+from tlfx.runtime.attending import attention, attention_bias
+from tlfx.runtime.mixing import select
+
+__all__ = ["attention_with_labels"]
+
+_FLASH = 1  # torch.nn.attention.SDPBackend.FLASH_ATTENTION
+_MOST_COLUMNS = 0.25
+"""Label channels that may ride on a value, over its own: with more of them a second pass is cheaper."""
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+_same_bits: dict[Hashable, bool] = {}
+
+
+def attention_with_labels(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rows: Tensor,
+    equation: str,
+    split: Split,
+    *,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+    causal: bool = False,
+    scale: float | None = None,
+    grouped: bool = False,
+    queries: Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Scaled dot-product attention (batch, heads, n, d), bit for bit what the operator gives, and its labels as of
+    :func:`attention`, for rows (batch, m, channels) or, with windows in the batch, (batch, outer, inner, m, channels).
+
+    One pass gives both where the operator would take its fused CPU kernel in float32, and where that kernel has been
+    seen to give the same bits with the columns as without: its rounding depends on shapes and strides, not on numbers,
+    so each combination is tried once. Anywhere else the labels take a second pass.
+    """
+    options: dict[str, Any] = {"attn_mask": mask, "is_causal": causal, "scale": scale}
+    if _is_flash(query, key, value, rows, dropout, grouped, options):
+        options["attn_mask"] = attention_bias(query, key, mask)
+        columns = _columns(rows, split, key)
+        if _keeps_bits(query, key, value, columns, options):
+            output, label = _Joint.apply(query, key, value, columns, options)
+            return output, _labels(label, split, queries)
+    output = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, enable_gqa=grouped, **options)
+    label = attention(query, key, rows, equation, split, mask, causal, scale, queries)
+    return output, label
+
+
+def _is_flash(
+    query: Tensor, key: Tensor, value: Tensor, rows: Tensor, dropout: float, grouped: bool, options: dict[str, Any]
+) -> bool:
+    """Whether the operator takes the kernel that can carry labels, with room for their channels."""
+    if query.device.type != "cpu" or query.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        return False
+    if grouped or query.dim() != 4 or torch.compiler.is_compiling() or rows.shape[-1] > _MOST_COLUMNS * value.shape[-1]:
+        return False
+    return bool(torch._fused_sdp_choice(query, key, value, dropout_p=dropout, **options) == _FLASH)
+
+
+@label_arithmetic
+def _columns(rows: Tensor, split: Split, key: Tensor) -> Tensor:
+    """Labels as columns of the value: (batch, heads, m, channels)."""
+    merged = merge_batch(rows, split) if rows.dim() == 5 else rows
+    return merged.unsqueeze(1).expand(-1, key.shape[1], -1, -1)
+
+
+@label_arithmetic
+def _labels(label: Tensor, split: Split, queries: Sequence[int] | None) -> Tensor:
+    """The mean over heads of (batch, heads, n, channels) at the queries that are read, as rows of each sample."""
+    if queries is not None:
+        label = select(label, -2, queries)
+    return split_batch(label.mean(1), split).flatten(1, -2)
+
+
+def _keeps_bits(query: Tensor, key: Tensor, value: Tensor, columns: Tensor, options: dict[str, Any]) -> bool:
+    """Whether the kernel gives the same bits with columns as without, tried once for each combination of shapes."""
+    tensors = [t for t in (query, key, value, columns, options["attn_mask"]) if t is not None]
+    layout = tuple((t.shape, t.stride(), t.data_ptr() % 64) for t in tensors[:3])
+    rest = tuple(t.shape for t in tensors[3:])
+    place = (layout, rest, options["is_causal"], options["scale"], torch.get_num_threads())
+    if place not in _same_bits:
+        with torch.no_grad():
+            plain = _flash(query, key, value, 0.0, **options)
+            joint = _forward(query, key, value, columns, options)
+        _same_bits[place] = torch.equal(plain[0], joint[0]) and torch.equal(plain[1], joint[1])
+    return _same_bits[place]
+
+
+def _forward(
+    query: Tensor, key: Tensor, value: Tensor, columns: Tensor, options: dict[str, Any]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, log-sum-exp and labels (batch, heads, n, channels). The kernel wants queries and keys as wide as values,
+    which zeros make them without a change to their products."""
+    width, more = value.shape[-1], columns.shape[-1]
+    options = {**options, "scale": query.shape[-1] ** -0.5 if options["scale"] is None else options["scale"]}
+    wide = torch.cat((value, columns), -1)
+    both, weight = _flash(F.pad(query, (0, more)), F.pad(key, (0, more)), wide, 0.0, **options)
+    output = both[..., :width].transpose(1, 2).contiguous().transpose(1, 2)  # as the kernel lays out its own
+    return output, weight, both[..., width:]
+
+
+class _Joint(torch.autograd.Function):
+    """The fused attention with labels aboard; its gradient is that of the plain one, of the same numbers."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, columns: Tensor, options: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        output, weight, label = _forward(query, key, value, columns, options)
+        ctx.save_for_backward(query, key, value, output, weight)
+        ctx.options = options
+        ctx.mark_non_differentiable(label)
+        return output, label
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, output, weight = ctx.saved_tensors
+        options = {k: v for k, v in ctx.options.items() if k != "is_causal"}
+        found = _flash_backward(
+            gradients[0], query, key, value, output, weight, 0.0, ctx.options["is_causal"], **options
+        )
+        return (*found, None, None)

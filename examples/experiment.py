@@ -7,13 +7,12 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from architectures import build
-from data import Digits, load_digits
+from data import load_digits
 from methods import Method
 from torch import nn
 from training import SIZE, Recipe, Trainer, accuracy
@@ -86,7 +85,7 @@ def execute(run: Run, folder: Path) -> None:
         _write_record(run, file, UNCHANGED)
         return
     captured = time.perf_counter()
-    train, test = _load(recipe.train, recipe.test)
+    train, test = load_digits(recipe.train, recipe.test, size=SIZE)
     trainer = Trainer(model, recipe)
     loading = time.perf_counter()
     for _ in trainer.train(train):
@@ -106,12 +105,6 @@ def _prepare(model: nn.Module, method: Method, device: str) -> bool:
     policies = dict.fromkeys((tlfx.Policy(), method.policy))
     codes = [tlfx.aligned_code(tlfx.align(model, policy=policy), example) for policy in policies]
     return len(set(codes)) == len(policies)
-
-
-@lru_cache(maxsize=1)
-def _load(train: int, test: int) -> tuple[Digits, Digits]:
-    """The data, read once a process."""
-    return load_digits(train, test, size=SIZE)
 
 
 def _write_record(run: Run, file: Path, result: dict[str, Any] | str) -> None:

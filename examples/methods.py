@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, fields
 
 import tlfx
@@ -45,7 +46,11 @@ class Method:
             return cls(None)
         if name != "aligned" or (":" in text and not given):
             raise ValueError(f"{text!r} is no method: expected plain, aligned or aligned:FIELD=VALUE[,FIELD=VALUE…]")
-        return cls(tlfx.Policy(**dict(_read_field(text, part) for part in given.split(",") if given)))
+        changes = [_read_field(text, part) for part in given.split(",") if given]
+        twice = [name for name, count in Counter(name for name, _ in changes).items() if count > 1]
+        if twice:
+            raise ValueError(f"{text!r} sets {', '.join(twice)} twice")
+        return cls(tlfx.Policy(**dict(changes)))
 
 
 def _read_field(method: str, part: str) -> tuple[str, str]:

@@ -25,14 +25,15 @@ def vit() -> nn.Module:
 
 
 def swin() -> nn.Module:
-    """Two blocks on 7×7 tokens in windows of 4×4, plain and shifted, then two on the 4×4 merged ones; drop path 0.1."""
+    """Two blocks on 14×14 tokens in windows of 7×7, plain and shifted, then two on 7×7 merged ones; drop path 0.1."""
     return SwinTransformer(
         img_size=SIZE,
-        patch_size=4,
-        embed_dim=48,
+        patch_size=2,
+        embed_dim=24,
         depths=(2, 2),
-        num_heads=(3, 6),
-        window_size=4,
+        num_heads=(2, 4),
+        window_size=7,
+        mlp_ratio=2.0,
         num_classes=NUM_CLASSES,
     )
 

@@ -163,7 +163,7 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
     add("--jobs", type=int, default=1, help="processes, each on one thread (default: %(default)s)")
     add("--output", type=Path, default=Path("runs/compare"), help="folder of finished runs (default: %(default)s)")
     add("--markdown", type=Path, help="write the table to this file too")
-    add_recipe(parser, epochs=3, batch_size=16)
+    add_recipe(parser, epochs=3, batch_size=16, mix_prob=0.5)
     options = parser.parse_args(arguments)
     if options.seeds < 1 or options.jobs < 1:
         parser.error(f"--seeds {options.seeds} --jobs {options.jobs}: expected at least 1 of each")

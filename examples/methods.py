@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 
 import tlfx
 
@@ -26,11 +26,9 @@ class Method:
         """The text that :meth:`parse` reads; policies that are equal have one text."""
         if self.policy is None:
             return "plain"
-        changes = [f"{name}={getattr(self.policy, name)}" for name in FIELDS if self._changes(name)]
+        default = asdict(tlfx.Policy())
+        changes = [f"{name}={value}" for name, value in asdict(self.policy).items() if value != default[name]]
         return f"aligned:{','.join(changes)}" if changes else "aligned"
-
-    def _changes(self, name: str) -> bool:
-        return getattr(self.policy, name) != getattr(tlfx.Policy(), name)
 
     @classmethod
     def parse(cls, text: str) -> Method:

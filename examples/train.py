@@ -136,7 +136,7 @@ def parse(arguments: list[str] | None = None) -> Settings:
     add("--method", choices=[*METHODS, "both"], default="both", help="what to train against (default: %(default)s)")
     add("--seed", type=int, default=0, help="of weights, order, backgrounds and mixing (default: %(default)s)")
     add("--output", type=Path, help="write the figures to this JSON file")
-    add_recipe(parser, epochs=12, batch_size=64)
+    add_recipe(parser, epochs=12, batch_size=64, mix_prob=1.0)
     options = parser.parse_args(arguments)
     return Settings(options.method, read_recipe(parser, options, options.seed), options.output)
 

@@ -31,6 +31,7 @@ class Recipe:
     train: int
     test: int
     lr: float
+    mix_prob: float
     seed: int
     device: str
 
@@ -47,16 +48,17 @@ class Recipe:
 
 @dataclass
 class Meter:
-    """What a run has measured: losses of the present epoch, and |λ − λ_area| per pair of different classes."""
+    """What a run has measured: losses of the present epoch, and |λ − λ_area| per mixed pair of different classes."""
 
     losses: list[float] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
 
     def update(self, loss: Tensor, soft: Tensor, target: MixedTarget) -> None:
         """Take in one step; |λ − λ_area| is half the L1 distance of two targets (B, NUM_CLASSES) over two classes."""
-        gaps = (soft - target.area()).abs().sum(1) / 2
+        area = target.area()
+        gaps = (soft - area).abs().sum(1) / 2
         self.losses.append(loss.item())
-        self.gaps += gaps[target.first != target.second].tolist()
+        self.gaps += gaps[area.count_nonzero(1) == 2].tolist()
 
     @property
     def loss(self) -> float:
@@ -65,7 +67,7 @@ class Meter:
 
     @property
     def lambda_gap(self) -> float:
-        """Mean |λ − λ_area| over all pairs of different classes so far."""
+        """Mean |λ − λ_area| over all mixed pairs of different classes so far."""
         return fmean(self.gaps) if self.gaps else 0.0
 
 
@@ -74,8 +76,10 @@ class Trainer:
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
         self.model, self.recipe, self.device = model, recipe, torch.device(recipe.device)
-        self.mixer = Mixup(mixup_alpha=0.0, cutmix_alpha=1.0, label_smoothing=0.0, num_classes=NUM_CLASSES)
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=0.05)
+        self.mixer = Mixup(
+            mixup_alpha=0.0, cutmix_alpha=1.0, prob=recipe.mix_prob, label_smoothing=0.0, num_classes=NUM_CLASSES
+        )
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=0.05, fused=True)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._learning_rate)
         self.meter = Meter()
 
@@ -131,7 +135,7 @@ def accuracy(model: nn.Module, data: Digits, device: torch.device, rounds: int =
     return right / (rounds * len(data))
 
 
-def add_recipe(parser: ArgumentParser, epochs: int, batch_size: int) -> None:
+def add_recipe(parser: ArgumentParser, epochs: int, batch_size: int, mix_prob: float) -> None:
     """Add the flags of a recipe but for its seed, with these defaults, to a command line."""
     add = parser.add_argument
     add("--epochs", type=int, default=epochs, help="passes over the digits (default: %(default)s)")
@@ -139,6 +143,7 @@ def add_recipe(parser: ArgumentParser, epochs: int, batch_size: int) -> None:
     add("--train", type=int, default=4000, help="digits to train on (default: %(default)s)")
     add("--test", type=int, default=1000, help="digits to test on, none of them trained on (default: %(default)s)")
     add("--lr", type=float, default=2e-3, help="highest learning rate (default: %(default)s)")
+    add("--mix-prob", type=float, default=mix_prob, help="share of the steps that mix (default: %(default)s)")
     add("--device", default="auto", help="cpu, cuda, mps, or auto for an accelerator if there is one")
 
 
@@ -150,6 +155,8 @@ def read_recipe(parser: ArgumentParser, options: Namespace, seed: int) -> Recipe
         parser.error(f"--batch-size {size}: expected an even number, at most --train {recipe.train}")
     if recipe.epochs < 1 or recipe.test < 1 or recipe.train + recipe.test > 5000:
         parser.error("expected --epochs and --test of at least 1, and 5000 digits in all")
+    if not 0.0 <= recipe.mix_prob <= 1.0:
+        parser.error(f"--mix-prob {recipe.mix_prob}: expected a share between 0 and 1")
     return replace(recipe, device=_find_device(recipe.device))
 
 

@@ -26,7 +26,8 @@ from torch import Tensor
 import tlfx
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-TINY = ["--epochs", "1", "--train", "32", "--test", "20", "--device", "cpu", "--architectures", "mixer"]
+TINY = ["--epochs", "1", "--train", "32", "--test", "20", "--mix-prob", "1", "--device", "cpu"]
+TINY += ["--architectures", "mixer"]
 TIMEOUT = 300
 
 
@@ -195,7 +196,7 @@ def test_runs_of_a_seed_differ_in_their_target_only() -> None:
             return logits, soft
 
     train, _ = load_digits(32, 20, size=28)
-    recipe = Recipe(epochs=1, batch_size=16, train=32, test=20, lr=0.0, seed=3, device="cpu")
+    recipe = Recipe(epochs=1, batch_size=16, train=32, test=20, lr=0.0, mix_prob=1.0, seed=3, device="cpu")
     recorded = []
     for method in ("plain", "aligned"):
         seen: list[tuple[Tensor, ...]] = []
@@ -298,6 +299,7 @@ def test_methods(text: str, name: str) -> None:
         (["--architectures", "resnet"], "invalid choice: 'resnet'"),
         (["--seeds", "0"], "--seeds 0 --jobs 1: expected at least 1 of each"),
         (["--batch-size", "7"], "expected an even number"),
+        (["--mix-prob", "1.5"], "--mix-prob 1.5: expected a share between 0 and 1"),
     ],
 )
 def test_what_cannot_be_run(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

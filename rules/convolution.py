@@ -37,7 +37,7 @@ def conv(
     if all(k == 1 for k in kernel) and (not padded or isinstance(padding, str)):
         return op.subsample(x, steps, weight, groups)
     if kernel == steps and not padded and all(h == 1 for h in holes) and x.is_content:
-        return op.patchify(x, AVERAGE[spatial], kernel, groups)
+        return op.patchify(x, AVERAGE[spatial], weight, steps, padding, holes, groups=groups)
     return op.convolve(x, weight, steps, padding, holes, spatial=spatial, groups=groups)
 
 

@@ -42,16 +42,25 @@ def polygamma(op: Op, n: int, x: Value) -> Value:
     return op.pointwise(x)
 
 
-@rule(aten.add, aten.sub, aten.subtract, aten.rsub)
+@rule(aten.add, aten.sub, aten.subtract)
 def add(op: Op, a: Any, b: Any, *, alpha: Any = 1) -> Value:
     """Y ← Norm(Y + g(Y)) for two values with content."""
-    return op.residual(a, b) if isinstance(a, Value) and isinstance(b, Value) else op.pointwise(_value(a, b))
+    both = isinstance(a, Value) and isinstance(b, Value)
+    return op.residual(a, b, (1, alpha)) if both else op.pointwise(_value(a, b))
+
+
+@rule(aten.rsub)
+def rsub(op: Op, a: Any, b: Any, *, alpha: Any = 1) -> Value:
+    """The same, b − alpha·a."""
+    return add(op, b, a, alpha=alpha)
 
 
 @rule(aten.mul, aten.multiply)
 def mul(op: Op, a: Any, b: Any) -> Value:
     """A factor that is broadcast leaves labels alone; two full values are averaged."""
-    return op.product(a, b) if isinstance(a, Value) and isinstance(b, Value) else op.pointwise(_value(a, b))
+    if isinstance(a, Value) and isinstance(b, Value):
+        return op.product(a, b)
+    return op.scaled(a, b) if isinstance(a, Value) else op.scaled(b, a)
 
 
 @rule(aten.div, aten.divide, aten.true_divide, aten.floor_divide, aten.remainder, aten.fmod)
@@ -102,7 +111,7 @@ def addcdiv(op: Op, x: Value, a: Value, b: Value, *, value: Any = 1) -> Value:
 @rule(aten.lerp)
 def lerp(op: Op, a: Value, b: Value, weight: Any) -> Value:
     """Between two values: a residual connection."""
-    return op.residual(a, b)
+    return op.residual(a, b, (1 - weight, weight) if isinstance(weight, int | float) else None)
 
 
 @rule(aten.glu)

@@ -839,7 +839,8 @@ def test_layers_leave_linear_attention_in_place() -> None:
 def test_residual_without_the_skip() -> None:
     plain = vit(depth=2)
     mask = mixture().mask
-    found = {r: share(tlfx.align(deepcopy(plain), residual=r), pictures(), mask)[:, 0] for r in ("average", "skip")}
+    policies = {r: tlfx.Policy(residual=r) for r in ("average", "skip")}
+    found = {r: share(tlfx.align(deepcopy(plain), policy=p), pictures(), mask)[:, 0] for r, p in policies.items()}
     for name, label in found.items():
         expected = blocks(plain, pictures(), mask, (0, 1), skip=name == "skip")
         torch.testing.assert_close(label.double(), expected, **LABEL)
@@ -870,7 +871,7 @@ def test_residual_without_a_skip_that_downsamples(skip_first: bool) -> None:
     weight = model.branch[0].weight.detach().abs().mean((0, 1), keepdim=True)
     mask = mixture().mask
     expected = conv2d(mask, weight, stride=4, padding=1) / conv2d(torch.ones_like(mask), weight, stride=4, padding=1)
-    found = share(tlfx.align(model, residual="skip"), pictures(), mask)
+    found = share(tlfx.align(model, policy=tlfx.Policy(residual="skip")), pictures(), mask)
     torch.testing.assert_close(found, expected.flatten(1), **LABEL)
 
 

@@ -124,7 +124,7 @@ def test_not_a_module(given: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"residual": "sum"}, r"residual='sum' is unknown, expected one of 'average', 'skip'"),
+        ({"policy": "skip"}, r"policy='skip': expected a tlfx.Policy such as tlfx.Policy\(residual='norm'\)"),
         ({"on_unknown": "ignore"}, r"on_unknown='ignore' is unknown, expected one of 'error', 'pointwise'"),
         ({"layers": (1.5,)}, r"layers=\(1.5,\): expected module patterns such as 'blocks.0' or numbers"),
     ],

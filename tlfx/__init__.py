@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from tlfx.mix.target import MixedTarget
     from tlfx.packs import rules
+    from tlfx.policy import Policy
     from tlfx.recording import record
     from tlfx.report import Report, inspect
     from tlfx.taxonomy import Operation
@@ -34,6 +35,7 @@ __all__ = [
     "ModelError",
     "NoContentError",
     "Operation",
+    "Policy",
     "ProvenanceError",
     "Report",
     "RuleConflictError",
@@ -55,6 +57,7 @@ _HOMES = {
     "tlfx.aligned": ("Aligned", "align", "aligned_code", "unalign"),
     "tlfx.mix.target": ("MixedTarget",),
     "tlfx.packs": ("rules",),
+    "tlfx.policy": ("Policy",),
     "tlfx.recording": ("record",),
     "tlfx.report": ("Report", "inspect"),
     "tlfx.taxonomy": ("Operation",),

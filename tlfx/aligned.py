@@ -19,6 +19,7 @@ from tlfx.errors import CaptureError, InputError, NoContentError, ProvenanceErro
 from tlfx.mix.target import MixedTarget, check_labels
 from tlfx.observer import Recorded, Recording
 from tlfx.outputs import OutputLabel
+from tlfx.policy import Policy, check_policy
 from tlfx.propagate import Options, Propagation, propagate
 from tlfx.rewrite import rewrite
 from tlfx.rule import REGISTRY
@@ -33,7 +34,7 @@ def align(
     *,
     example: Any = None,
     layers: Sequence[str | int] | None = None,
-    residual: str = "average",
+    policy: Policy | None = None,
     on_unknown: str = "error",
     attention: str = "auto",
 ) -> M:
@@ -56,8 +57,7 @@ def align(
         example: images, a tuple of arguments or a dict of keyword arguments to capture now.
         layers: align attention only in these modules (glob patterns such as ``"blocks.[0-5]"``) or these attentions
             (numbers in order of execution); elsewhere it leaves labels in place (Table 8).
-        residual: ``"average"`` (eq. 11), or ``"skip"`` to leave the skip path out of labels, Y ← g(Y) (ablation); the
-            skip path is the summand with fewer operators since the two parted.
+        policy: rules to combine labels by in place of the paper's, see :class:`tlfx.Policy`.
         on_unknown: ``"error"``, or ``"pointwise"`` to let labels pass operators without a rule that keep the shape.
 
         attention: how the labels of fused attention (``scaled_dot_product_attention``) are computed. ``"fused"``: by a
@@ -94,7 +94,7 @@ def align(
             f"{type(model).__name__} is a torch.fx.GraphModule, whose class is rewritten whenever its graph is: align "
             "the model it was traced from, or a module that holds it, such as torch.nn.Sequential(model)"
         )
-    chosen = _options(layers, residual, on_unknown, attention)
+    chosen = _options(layers, policy, on_unknown, attention)
     module: nn.Module = unalign(model)
     module.__class__ = _aligned_class(type(module))
     module.__dict__["_tlfx"] = Alignment(chosen)
@@ -313,9 +313,8 @@ def alignment_of(model: nn.Module) -> Alignment:
     return alignment
 
 
-def _options(layers: Sequence[str | int] | None, residual: str, on_unknown: str, attention: str) -> Options:
+def _options(layers: Sequence[str | int] | None, policy: Policy | None, on_unknown: str, attention: str) -> Options:
     for name, value, known in (
-        ("residual", residual, ("average", "skip")),
         ("on_unknown", on_unknown, ("error", "pointwise")),
         ("attention", attention, ("auto", "fused", "reuse")),
     ):
@@ -325,7 +324,7 @@ def _options(layers: Sequence[str | int] | None, residual: str, on_unknown: str,
         layers = (layers,)
     if layers is not None and not all(isinstance(x, str | int) for x in layers):
         raise InputError(f"layers={layers!r}: expected module patterns such as 'blocks.0' or numbers of attentions")
-    return Options(None if layers is None else tuple(layers), residual, on_unknown, attention)
+    return Options(None if layers is None else tuple(layers), check_policy(policy), on_unknown, attention)
 
 
 def _check(target: MixedTarget, images: Tensor) -> None:

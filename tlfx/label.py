@@ -29,8 +29,9 @@ class Rows:
 class Once:
     """An argument of a label: a function of a parameter, computed once however many labels read it."""
 
-    function: Callable[[Tensor], Tensor]
+    function: Callable[..., Tensor]
     node: Node
+    kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,10 +19,12 @@ from tlfx import runtime
 from tlfx.alias import AliasSets, written_argument
 from tlfx.constant import Constants
 from tlfx.errors import RuleError, TlfxError, UnknownOperatorError
+from tlfx.gates import Gates
 from tlfx.label import MASK, LabelTable, Rows
 from tlfx.observer import Observer, Recorded
 from tlfx.opaque import ModuleCall, call_of
 from tlfx.outputs import OutputLabel, read_outputs
+from tlfx.policy import DEFAULT, Policy
 from tlfx.provenance import BatchAxis, Role, Value, merge_batch
 from tlfx.rule import REGISTRY, Rule, operator_name
 from tlfx.skip import content_graph, skip_of
@@ -39,7 +41,7 @@ class Options:
     """How labels are to be aligned; see :func:`tlfx.align`."""
 
     layers: tuple[str | int, ...] | None = None
-    residual: str = "average"
+    policy: Policy = DEFAULT
     on_unknown: str = "error"
     attention: str = "auto"
     record: tuple[str, ...] = ()
@@ -84,6 +86,7 @@ class Walk:
         self.table = LabelTable()
         self.values: dict[Node, Any] = {}
         self.operations: dict[Node, Operation] = {}
+        self.gates = Gates(self.values, self.operations)
         self._aliases = AliasSets(self.values)
         self._constants = Constants(graph_module, self.values, self._aliases)
         self._settled: list[tuple[int, Tensor]] = []

@@ -157,7 +157,7 @@ class _Writer:
         """What is computed of a parameter, the first time it is read."""
         key = (value.function, value.node.target if value.node.op == "get_attr" else value.node)
         if key not in self.known:
-            self.known[key] = self._insert(after, value.function, (self.copies[value.node],), {}, "once")
+            self.known[key] = self._insert(after, value.function, (self.copies[value.node],), value.kwargs, "once")
         return self.known[key]
 
     def _rows(self, ids: Tensor, after: Node, for_each: bool) -> Node:

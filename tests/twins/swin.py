@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import product
 from typing import NamedTuple
 
@@ -48,8 +49,11 @@ def merge(labels: Tensor, share: Tensor) -> Tensor:
     return uniform(centred + share[:, None, None], (2, 2), (2, 2), (0, 0))
 
 
-def window_mixing(block: nn.Module, tokens: Tensor, labels: Tensor, share: Tensor) -> Tensor:
-    """Eq. 7 and 9 window by window; padded places hold a zero token labelled λ (eq. 5)."""
+def window_mixing(
+    block: nn.Module, tokens: Tensor, labels: Tensor, share: Tensor, maps: Callable[..., Tensor] | None = None
+) -> Tensor:
+    """Eq. 7 and 9 window by window; padded places hold a zero token labelled λ (eq. 5). ``maps`` replaces eq. 7."""
+    maps = maps or window_map
     _, height, width = labels.shape
     nowhere = height * width
     tokens = pad(tokens.double().flatten(1, 2), (0, 0, 0, 1))
@@ -61,7 +65,7 @@ def window_mixing(block: nn.Module, tokens: Tensor, labels: Tensor, share: Tenso
         index = [nowhere if None in (y.token, x.token) else y.token * width + x.token for y, x in places]
         region = torch.tensor([3 * y.region + x.region for y, x in places])
         apart = region[:, None] != region[None, :]
-        mixed[:, index] = mix(window_map(block.attn, tokens[:, index], bias - 100.0 * apart), labels[:, index])
+        mixed[:, index] = mix(maps(block.attn, tokens[:, index], bias - 100.0 * apart), labels[:, index])
     return mixed[:, :nowhere].unflatten(1, (height, width))
 
 

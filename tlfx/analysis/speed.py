@@ -1,7 +1,8 @@
-"""Time and memory of a training step with alignment, as ratios to the same step without, taken in pairs."""
+"""Time and memory of training steps with alignment, as ratios to the same step without, taken in pairs."""
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,14 +14,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from tlfx.aligned import align
+from tlfx.aligned import align, alignment_of
 from tlfx.analysis.invariants import rectangles
+from tlfx.analysis.published import published
 from tlfx.mix.target import MixedTarget
 
-__all__ = ["PLAIN", "Settings", "Timing", "bench", "compare"]
+__all__ = ["ALIGNED", "CAPTURED", "PLAIN", "PUBLISHED", "Settings", "Timing", "bench", "compare"]
 
 PLAIN = "plain"
 """The step that others are compared with: CutMix with its area target, the model untouched."""
+CAPTURED = "captured"
+"""The same with the captured graph in place of the model's own forward, without labels."""
+ALIGNED = "aligned"
+PUBLISHED = "published"
+"""The formulation of the published code; see :mod:`tlfx.analysis.published`."""
 CLASSES = 1000
 
 
@@ -35,6 +42,10 @@ class Settings:
     dtype: torch.dtype = torch.float32
     """Other types than float32 by autocast."""
     device: str = "cpu"
+    attention: str = "auto"
+    """As in :func:`tlfx.align`."""
+    published: bool = False
+    """Whether to time the published formulation too."""
 
 
 @dataclass(frozen=True)
@@ -75,19 +86,28 @@ class Timing:
 
 
 def bench(model: nn.Module, size: tuple[int, ...], settings: Settings) -> dict[str, Timing]:
-    """Time training steps of a model on images of a size: plain CutMix, and aligned.
+    """Time training steps of a model on images of a size: plain CutMix with the area target, the captured graph with
+    the same target (:data:`CAPTURED`), aligned, and the published formulation if ``settings.published``.
 
-    Steps alternate in one process, on one model, so that a slow spell of the machine meets both. The model is aligned
-    in place and left so; it is captured before the clock starts.
+    Steps alternate in one process, on one model, so that a slow spell of the machine meets all. The model is aligned
+    in place and left so; it is captured before the clock starts. The published formulation runs on a copy. Raises
+    InputError if it is asked for and the model has no attention.
     """
     device = torch.device(settings.device)
-    model = align(model.to(device).train())
+    model = align(model.to(device).train(), attention=settings.attention)
     images = torch.randn(settings.batch, *size, device=device)
     target = _target(settings.batch, size[-2:]).to(device)
+    with _precision(settings):
+        graph = alignment_of(model).plan(model, (images,), {}).captured.graph_module
     steps = {
-        PLAIN: _step(model, images, None, target, settings),
-        "aligned": _step(model, images, target, target, settings),
+        PLAIN: _step(model, lambda: (model(images), target.area()), settings),
+        CAPTURED: _step(model, lambda: (graph(images), target.area()), settings),
+        ALIGNED: _step(model, lambda: model(images, target), settings),
     }
+    if settings.published:
+        copied = copy.deepcopy(model)
+        with _precision(settings):
+            steps[PUBLISHED] = _step(copied, published(copied, images, target), settings)
     return compare(steps, settings)
 
 
@@ -97,18 +117,13 @@ def _target(batch: int, size: tuple[int, ...]) -> MixedTarget:
     return MixedTarget(first=first, second=second, mask=mask, num_classes=CLASSES, smoothing=0.1)
 
 
-def _step(
-    model: nn.Module, images: Tensor, given: MixedTarget | None, target: MixedTarget, settings: Settings
-) -> Callable[[], None]:
-    """A training step; ``given`` is what the model gets beside the images."""
+def _step(model: nn.Module, forward: Callable[[], tuple[Any, Any]], settings: Settings) -> Callable[[], None]:
+    """A training step from what gives an output and its soft target."""
 
     def loss() -> Tensor:
         with _precision(settings):
-            output = model(images) if given is None else model(images, given)
-        logits = next(x for x in tree_leaves(output) if isinstance(x, Tensor))
-        soft = target.area() if given is None else _first_label(output[1])
-        logits = logits.flatten(2).mean(2) if logits.dim() > 2 else logits
-        return -(logits.float().log_softmax(1) * soft[:, : logits.shape[1]]).sum(1).mean()
+            output, soft = (_per_image(x) for x in forward())
+        return -(output.float().log_softmax(1) * soft[:, : output.shape[1]]).sum(1).mean()
 
     def step() -> None:
         with torch.no_grad() if settings.forward_only else nullcontext():
@@ -120,9 +135,10 @@ def _step(
     return step
 
 
-def _first_label(soft: Any) -> Tensor:
-    label = next(x for x in tree_leaves(soft) if isinstance(x, Tensor))
-    return label.flatten(2).mean(2) if label.dim() > 2 else label
+def _per_image(output: Any) -> Tensor:
+    """The first tensor of an output, averaged over its positions: (batch, classes)."""
+    found: Tensor = next(x for x in tree_leaves(output) if isinstance(x, Tensor))
+    return found.flatten(2).mean(2) if found.dim() > 2 else found
 
 
 def _precision(settings: Settings) -> AbstractContextManager[Any]:

@@ -1,8 +1,9 @@
 """Time the training step of models with alignment against the same step without: median of ratios taken in pairs.
 
-Plain and aligned steps alternate on one model in one process; the model is captured before the clock starts. The
-machine should have nothing else to do. The spread is the middle half of the ratios; memory is what tensors of a step
-hold at once.
+Three steps alternate on one model in one process: plain CutMix; the captured graph without labels; and aligned. The
+model is captured before the clock starts. The machine should have nothing else to do. The spread is the middle half of
+the ratios; memory is what tensors of a step hold at once. --against published adds the formulation of the published
+code: labels with a column for each class, and explicit attention.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pairs", metavar="N", type=int, default=9, help="pairs of steps to time; default: 9")
     parser.add_argument("--forward", action="store_true", help="the forward pass alone, without gradients")
     parser.add_argument("--dtype", choices=TYPES, default="float32", help="others than float32 by autocast")
+    parser.add_argument("--attention", choices=("auto", "fused", "reuse"), default="auto", help="as in tlfx.align")
+    parser.add_argument("--against", choices=("published",), help="time another formulation too")
     parser.add_argument("--device", help="default: a GPU if there is one")
     parser.add_argument("--threads", metavar="N", type=int, help="threads of the CPU; default: torch's")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -76,6 +79,8 @@ def _settings(args: argparse.Namespace) -> Settings:
         forward_only=args.forward,
         dtype=getattr(torch, args.dtype),
         device=device,
+        attention=args.attention,
+        published=args.against == "published",
     )
 
 

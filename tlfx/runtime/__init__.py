@@ -14,10 +14,12 @@ from tlfx.runtime.mixing import context, mix, settle
 from tlfx.runtime.moving import moved, narrow, ordered, put
 from tlfx.runtime.rows import average, gather, output, pixels, scan, share, spread, uniform, view
 from tlfx.runtime.sliding import convolve, convolve_at, filtered, kernel_weights, resample, resample_at
+from tlfx.runtime.weighing import attention_by_norm, heads_by_norm, residual_by_gate, residual_by_norm, weighted
 
 __all__ = [
     "attend_by",
     "attention",
+    "attention_by_norm",
     "attention_with_labels",
     "average",
     "context",
@@ -25,6 +27,7 @@ __all__ = [
     "convolve_at",
     "filtered",
     "gather",
+    "heads_by_norm",
     "kernel_weights",
     "label_arithmetic",
     "merge_batch",
@@ -37,6 +40,8 @@ __all__ = [
     "put",
     "resample",
     "resample_at",
+    "residual_by_gate",
+    "residual_by_norm",
     "scan",
     "settle",
     "share",
@@ -44,6 +49,7 @@ __all__ = [
     "spread",
     "uniform",
     "view",
+    "weighted",
 ]
 
 for _name in __all__:

@@ -24,7 +24,11 @@ def label_arithmetic(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
     @functools.wraps(function)
     def outside(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        with torch.no_grad(), torch.autocast(_device_type(args), enabled=False):
+        device = _device_type(args)
+        if not torch.is_autocast_enabled(device):  # entering autocast costs more than many a label
+            with torch.no_grad():
+                return function(*args, **kwargs)
+        with torch.no_grad(), torch.autocast(device, enabled=False):
             return function(*args, **kwargs)
 
     return outside
@@ -52,9 +56,10 @@ def merge_batch(rows: Tensor, split: Split) -> Tensor:
     return merged.flatten(axis, axis + 2)
 
 
-def magnitude(weight: Tensor) -> Tensor:
-    """|W|, and uniform where a whole row of W is zero, so that rows always sum to 1."""
-    return weight.float().abs() + TINY
+def magnitude(weight: Tensor, signed: bool = False) -> Tensor:
+    """|W|, or max(W, 0) if ``signed``; uniform where a whole row is zero, so that rows always sum to 1."""
+    weight = weight.float()
+    return (weight.clamp_min(0) if signed else weight.abs()) + TINY
 
 
 def with_mass(rows: Tensor) -> Tensor:

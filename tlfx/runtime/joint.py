@@ -82,7 +82,8 @@ def _labels(label: Tensor, split: Split, queries: Sequence[int] | None) -> Tenso
     """The mean over heads of (batch, heads, n, channels) at the queries that are read, as rows of each sample."""
     if queries is not None:
         label = select(label, -2, queries)
-    return split_batch(label.mean(1), split).flatten(1, -2)
+    label = label.mean(1) if label.shape[1] > 1 else label.squeeze(1)
+    return split_batch(label, split).flatten(1, -2)
 
 
 def _keeps_bits(query: Tensor, key: Tensor, value: Tensor, columns: Tensor, options: dict[str, Any]) -> bool:
@@ -104,12 +105,21 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output, log-sum-exp and labels (batch, heads, n, channels). The kernel wants queries and keys as wide as values,
     which zeros make them without a change to their products."""
-    width, more = value.shape[-1], columns.shape[-1]
+    width = value.shape[-1]
     options = {**options, "scale": query.shape[-1] ** -0.5 if options["scale"] is None else options["scale"]}
-    wide = torch.cat((value, columns), -1)
-    both, weight = _flash(F.pad(query, (0, more)), F.pad(key, (0, more)), wide, 0.0, **options)
+    zeros = columns.new_zeros(()).expand(*columns.shape[:2], 1, columns.shape[-1])
+    both, weight = _flash(*map(_widened, (query, key, value), (zeros, zeros, columns)), 0.0, **options)
     output = both[..., :width].transpose(1, 2).contiguous().transpose(1, 2)  # as the kernel lays out its own
     return output, weight, both[..., width:]
+
+
+def _widened(tensor: Tensor, columns: Tensor) -> Tensor:
+    """A tensor (batch, heads, tokens, channels) with columns after its own, laid out as projections leave it."""
+    batch, heads, tokens, width = tensor.shape
+    wide = tensor.new_empty(batch, tokens, heads, width + columns.shape[-1]).transpose(1, 2)
+    wide[..., :width] = tensor
+    wide[..., width:] = columns
+    return wide
 
 
 class _Joint(torch.autograd.Function):

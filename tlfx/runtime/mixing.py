@@ -21,6 +21,7 @@ def mix(
     queries: Sequence[int] | None = None,
     stochastic: bool = False,
     mass: bool = False,
+    signed: bool = False,
 ) -> Tensor:
     """Spatial mixing, Y ← Norm(W)·Y (eq. 9), with |W| unless its rows already sum to 1 (``stochastic``).
 
@@ -34,14 +35,14 @@ def mix(
     if stochastic:
         mixed = contract(weight.float(), rows, equation, average=True)
     else:
-        mixed = by_mass(contract(magnitude(weight), rows if mass else with_mass(rows), equation))
+        mixed = by_mass(contract(magnitude(weight, signed), rows if mass else with_mass(rows), equation))
     return mixed.reshape(len(mixed), -1, mixed.shape[-1])
 
 
 @label_arithmetic
-def context(weight: Tensor, rows: Tensor, equation: str, split: Split | None = None) -> Tensor:
+def context(weight: Tensor, rows: Tensor, equation: str, split: Split | None = None, signed: bool = False) -> Tensor:
     """First contraction of a linear attention q(kᵀv): |k|·Y, with its mass |k|·1 as a last channel."""
-    mixed = contract(magnitude(split_batch(weight, split)), with_mass(rows), equation)
+    mixed = contract(magnitude(split_batch(weight, split), signed), with_mass(rows), equation)
     return mixed.reshape(len(mixed), -1, mixed.shape[-1])
 
 

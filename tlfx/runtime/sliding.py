@@ -29,9 +29,10 @@ def convolve(
 
 
 @label_arithmetic
-def kernel_weights(kernel: Tensor) -> Tensor:
-    """|K| of a kernel (out, in, *window) averaged over its channels: (1, 1, *window)."""
-    total: Tensor = torch.linalg.vector_norm(kernel.float(), 1, (0, 1), keepdim=True)
+def kernel_weights(kernel: Tensor, signed: bool = False) -> Tensor:
+    """|K| of a kernel (out, in, *window), or max(K, 0) if ``signed``, averaged over its channels: (1, 1, *window)."""
+    kernel = kernel.float().clamp_min(0) if signed else kernel.float()
+    total: Tensor = torch.linalg.vector_norm(kernel, 1, (0, 1), keepdim=True)  # one pass, no |K| in memory
     return total / (kernel.shape[0] * kernel.shape[1]) + TINY
 
 
@@ -52,6 +53,7 @@ def filtered(
     lengths: Sequence[int],
     axes: Sequence[int],
     valid: Tensor | None = None,
+    signed: bool = False,
 ) -> Tensor:
     """Spatial mixing by a filter of frequencies, which is a circular convolution: |K| averaged over channels, K being
     what the inverse transform ``operator`` makes of the product of ``filters``, broadcast to ``shape``."""
@@ -59,7 +61,8 @@ def filtered(
     for factor in filters:
         spectrum = spectrum * factor
     sizes, dims = (list(lengths), list(axes)) if len(axes) > 1 else (lengths[0], axes[0])
-    kernel = operator(spectrum.expand(*shape), sizes, dims).abs() + TINY
+    kernel = operator(spectrum.expand(*shape), sizes, dims)
+    kernel = (kernel.real.clamp_min(0) if signed else kernel.abs()) + TINY
     kernel = kernel.mean([a for a in range(len(shape)) if a not in axes])
     kernel = torch.fft.fftn(kernel.permute([sorted(axes).index(a) for a in axes]))
     places = list(range(-len(axes), 0))
@@ -87,10 +90,11 @@ def convolve_at(
     gates: Tensor,
     copies: int,
     *args: Any,
+    signed: bool = False,
 ) -> Tensor:
     """Spatial mixing by a convolution at run-time places, |K| averaged over channels and times |gates|, over itself run
     on ones; uniform where it sees nothing. ``copies`` of the labels meet the offsets of as many groups of channels."""
-    weight = kernel_weights(kernel).expand(1, copies, -1, -1)
+    weight = kernel_weights(kernel, signed).expand(1, copies, -1, -1)
     places, gates, bias = places.float(), gates.float().abs(), weight.new_zeros(1)
 
     def run(maps: Tensor) -> Tensor:
@@ -116,7 +120,7 @@ def _over_ones(run: Callable[[Tensor], Tensor], rows: Tensor, valid: Tensor | No
     maps = maps.flatten(0, 2)
     if channel:
         maps, ones = maps.unsqueeze(1), ones.unsqueeze(1)
-    over, under = run(maps), run(ones)
+    over, under = run(torch.cat((maps, ones))).split((len(maps), len(ones)))
     if channel:
         over, under = over.squeeze(1), under.squeeze(1)
     share: Tensor = over.unflatten(0, (batch, k, lead)) / under.clamp_min(TINY)

@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils._pytree import tree_map
 
 from tlfx import runtime
-from tlfx.errors import RuleError
+from tlfx.errors import InputError, RuleError
 from tlfx.label import Rows
 from tlfx.provenance import BatchAxis, Value
 from tlfx.taxonomy import Operation
@@ -49,7 +49,12 @@ class Attention(Window):
         if not self.walk.is_aligned(self.node):
             return self._left_in_place(query, out)
         rows = found.varying(found.letters)
-        in_one = joint is not None and self.walk.joins_attention and _fits(value, found, rows)
+        in_one = (
+            joint is not None
+            and self.walk.joins_attention
+            and self.policy.heads == "mean"
+            and _fits(value, found, rows)
+        )
         if in_one and found.where != BatchAxis(0):
             rows = [*split_letter([found.batch], found.batch), "m"]
         grouped = [c for c in rows if c in lead and query.shape[lead.index(c)] != value.shape[lead.index(c)]]
@@ -59,6 +64,9 @@ class Attention(Window):
         shape = [self.shape[-2] if c == "n" else _size(found, c) for c in kept]
         self.record(Operation.SPATIAL_MIX)
         options = {"mask": mask and mask.node, "causal": causal or None, "scale": scale}
+        if self.policy.heads == "norm":
+            options = {k: v for k, v in options.items() if v is not None}
+            return self._attend_by_norm(query, key, value, found, lead, kept, shape, options)
         if joint and in_one:
             options |= {k: v or None for k, v in joint.items()}
         function: Callable[..., Any] = runtime.attention_with_labels if in_one else runtime.attention
@@ -76,6 +84,38 @@ class Attention(Window):
         )
         return self.from_rows(arrange(ids, kept, split_letter(out, found.batch)), found.place_in(out))
 
+    def _attend_by_norm(
+        self,
+        query: Value,
+        key: Value,
+        value: Value,
+        found: LetteredRows,
+        lead: list[str],
+        kept: list[str],
+        shape: list[int],
+        options: dict[str, Any],
+    ) -> Value:
+        """The same with heads weighted by the norms of the value, for rows that are the same in all its channels."""
+        if found.varying(["e"]):
+            raise RuleError("attention whose channels carry different labels has no norm for each label")
+        where, letters = found.where, split_letter([*lead, "m"], found.batch)
+        full = {f"{found.batch}<": where.outer, f"{found.batch}>": where.inner, "m": value.shape[-2]}
+        rows = with_image(found.pick(letters)).expand([full.get(c, -1) for c in letters])
+        ids = self.label(
+            runtime.attention_by_norm,
+            query.node,
+            key.node,
+            value.node,
+            Rows(rows),
+            [i + 1 for i, c in enumerate(letters) if c not in kept and c != "m"],
+            found.split_of(lead),
+            shape=shape,
+            kwargs=options,
+            query_axis=kept.index("n"),
+        )
+        out = (*lead, "n", "e")
+        return self.from_rows(arrange(ids, kept, split_letter(out, found.batch)), found.place_in(out))
+
     def attend_by_itself(self, query: Value, key: Value, value: Value, *settings: Any) -> Value:
         """The same by an operator whose weights no one else knows, called as (query, key, value, *settings), all of
         them (batch, heads, tokens, channels): it is run on the labels themselves."""
@@ -89,6 +129,11 @@ class Attention(Window):
             return self.from_rows(rows, where)
         if not self.walk.is_aligned(self.node):
             return self._left_in_place(query, ())
+        if self.policy.heads == "norm":
+            raise InputError(
+                f"heads='norm' is not to be had for {self.node.name}, whose weights its operator alone knows: use "
+                "heads='mean', or leave this attention out with layers="
+            )
         self.record(Operation.SPATIAL_MIX)
         full = with_image(rows[:, :, 0, :, 0]).expand(where.outer, where.inner, -1)
         nodes = tree_map(lambda v: v.node if isinstance(v, Value) else v, settings)

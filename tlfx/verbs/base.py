@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from tlfx.errors import ProvenanceError, RuleError
+from tlfx.policy import Policy
 from tlfx.provenance import NONE, BatchAxis, Role, Value, compact, merge_batch
 from tlfx.source import shapes
 from tlfx.taxonomy import Operation
@@ -70,6 +71,16 @@ class Verbs:
         """Batch size of the analysis."""
         return self.walk.batch
 
+    @property
+    def policy(self) -> Policy:
+        """How labels are to be combined."""
+        return self.walk.options.policy
+
+    @property
+    def signed(self) -> dict[str, bool]:
+        """Options of label functions that normalise weights of either sign."""
+        return {"signed": True} if self.policy.weights == "signed" else {}
+
     def record(self, operation: Operation) -> None:
         """Note what the operator turned out to be; of several, the one that does most to the labels stands."""
         if _PRECEDENCE.index(operation) > _PRECEDENCE.index(self.operation):
@@ -102,7 +113,7 @@ class Verbs:
 
     def label(self, function: Callable[..., Any], *args: Any, shape: Sequence[int], **options: Any) -> Tensor:
         """New label rows computed by a function of :mod:`tlfx.runtime`; returns their numbers, in ``shape``."""
-        return self.walk.table.add(function, *args, shape=tuple(shape), after=self.node, **options)
+        return self.walk.table.add(function, *args, shape=tuple(shape), **{"after": self.node, **options})
 
     def resolve(self, x: Value) -> Value:
         """A context (kᵀv) used as content by itself: its labels averaged over heads."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -136,11 +137,14 @@ class Contraction(Pointwise, Reduction):
             self.record(Operation.CHANNEL_MIX)
             return self.from_rows(found.pick(split_letter(out, found.batch)), found.place_in(out))
         if w.is_constant and not self._mixes_tokens(x, of_x, found, tokens, out):
+            if self.policy.aggregation == "weighted" and all(c in of_w for c in tokens):
+                return self._aggregate(w, of_w, found, tokens, out)
             kept = self.uniform_over(with_image(found.rows), gone)
             return self.from_rows(arrange(kept, found.letters, split_letter(out, found.batch)), found.place_in(out))
         if w.role is Role.WEIGHT and not self.walk.is_aligned(self.node):
             return self.in_place(w, of_w, tokens, out)
-        return self._mix(w, of_w, found, tokens, out)
+        value = (x, of_x) if w.role is Role.WEIGHT and self.policy.heads == "norm" else None
+        return self._mix(w, of_w, found, tokens, out, value)
 
     def _mixes_tokens(self, x: Value, of_x: Letters, found: LetteredRows, tokens: list[str], out: Letters) -> bool:
         """Whether a parameter mixes whole tokens: each occurs once on the contracted axis, and has channels beside."""
@@ -150,14 +154,39 @@ class Contraction(Pointwise, Reduction):
         whole = all(c in out for c in constant) and len(ids.unique()) == len(ids)
         return whole and len(constant) > 0
 
-    def _mix(self, w: Value, of_w: Letters, found: LetteredRows, tokens: list[str], out: Letters) -> Value:
+    def _aggregate(self, w: Value, of_w: Letters, found: LetteredRows, tokens: list[str], out: Letters) -> Value:
+        """Aggregation by the weights of a layer; elements of the same token are counted together."""
+        self.record(Operation.AGGREGATION)
+        self._check_weight(w)
+        letters_out = split_letter(out, found.batch)
+        kept = found.varying(letters_out)
+        ids = with_image(found.pick([*kept, *tokens]))
+        columns, groups = ids.reshape(ids.shape[: len(kept)].numel(), -1).unique(dim=1, return_inverse=True)
+        axes = [of_w.index(c) for c in tokens]
+        shape = ids.shape[: len(kept)]
+        new = self.label(runtime.weighted, Rows(columns), w.node, groups, axes, shape=shape, kwargs=self.signed)
+        return self.from_rows(arrange(new, kept, letters_out), found.place_in(out))
+
+    def _mix(
+        self,
+        w: Value,
+        of_w: Letters,
+        found: LetteredRows,
+        tokens: list[str],
+        out: Letters,
+        value: tuple[Value, Letters] | None = None,
+    ) -> Value:
+        """``value`` is given where heads are weighted by its norms."""
         self.record(Operation.SPATIAL_MIX)
         letters_out = split_letter(out, found.batch)
         rows = found.varying(found.letters)
         kept = [c for c in letters_out if c in rows or (c not in found.letters and c in of_w)]
         stochastic = w.stochastic is not None and [of_w[w.stochastic]] == tokens
         found = replace(found, rows=with_image(found.rows))
-        ids = self._mixed(runtime.mix, w, of_w, found, kept, {"stochastic": True} if stochastic else {})
+        if value is not None:
+            ids = self._mixed(runtime.heads_by_norm, w, of_w, found, kept, self.signed, value)
+        else:
+            ids = self._mixed(runtime.mix, w, of_w, found, kept, {"stochastic": True} if stochastic else self.signed)
         return self.from_rows(arrange(ids, kept, letters_out), found.place_in(out))
 
     def _mixed(
@@ -167,25 +196,35 @@ class Contraction(Pointwise, Reduction):
         of_w: Letters,
         found: LetteredRows,
         kept: list[str],
-        options: dict[str, bool],
+        options: dict[str, Any],
+        value: tuple[Value, Letters] | None = None,
     ) -> Tensor:
-        """A label whose rows go by the letters ``kept``, by weight and rows."""
-        if w.node is self.node:
-            raise RuleError(f"{self.node.name} mixes tokens by a weight of its own making: write it as two operators")
+        """A label whose rows go by the letters ``kept``, by weight and rows, and by the norms of ``value`` if given."""
+        self._check_weight(w)
         rows = found.varying(found.letters)
         sizes = dict(zip(split_letter(of_w, found.batch), _split_shape(w, of_w, found), strict=True))
         sizes |= {c: found.rows.shape[found.letters.index(c)] for c in rows}
         queries = [c for c in kept if c not in found.letters]
-        formula = equation(found.weight_letters(of_w), rows, kept, queries)
+        of_weight = found.weight_letters(of_w)
+        formula = equation(of_weight, rows, kept, queries)
+        args: tuple[Any, ...] = (w.node, Rows(found.pick(rows)), formula)
+        options = {"split": found.split_of(of_w), **options}
+        if value is not None:
+            self._check_weight(value[0])
+            names = dict(zip((*of_weight, *rows, *kept), formula.replace(",", "").replace("->", ""), strict=True))
+            args += (value[0].node, _named(found.weight_letters(value[1]), names))
+            options |= {"split_value": found.split_of(value[1])}
         return self.label(
             function,
-            w.node,
-            Rows(found.pick(rows)),
-            formula,
+            *args,
             shape=[sizes[c] for c in kept],
-            kwargs={"split": found.split_of(of_w), **options},
-            query_axis=kept.index(queries[0]) if len(queries) == 1 and function is runtime.mix else None,
+            kwargs=options,
+            query_axis=kept.index(queries[0]) if len(queries) == 1 and function is not runtime.context else None,
         )
+
+    def _check_weight(self, w: Value) -> None:
+        if w.node is self.node:
+            raise RuleError(f"{self.node.name} mixes tokens by a weight of its own making: write it as two operators")
 
     def in_place(self, w: Value, of_w: Letters, tokens: list[str], out: Letters) -> Value:
         """A mixing that is left out of the alignment: each query keeps the label it has."""
@@ -209,7 +248,7 @@ class Contraction(Pointwise, Reduction):
         rows = found.varying(found.letters)
         heads = [c for c in letters_w if c in found.letters and c in letters_out and c not in rows]
         kept = [c for c in letters_out if (c in letters_w or c in rows) and c not in heads] + heads
-        ids = self._mixed(runtime.context, w, of_w, found, kept, {})
+        ids = self._mixed(runtime.context, w, of_w, found, kept, self.signed)
         self.walk.settle(ids.reshape(-1, ids.shape[len(kept) - len(heads) :].numel()), self)
         return merge_batch(arrange(ids, kept, letters_out), self.batch, found.place_in(out))
 
@@ -235,7 +274,7 @@ class Contraction(Pointwise, Reduction):
         rows = found.varying(found.letters)
         heads = [c for c in rows if c in letters_q and not query.varying([c])]
         kept = [c for c in letters_out if (c in rows or (c not in found.letters and c in letters_q)) and c not in heads]
-        ids = self._mixed(runtime.mix, q, of_q, found, kept, {"mass": True})
+        ids = self._mixed(runtime.mix, q, of_q, found, kept, {"mass": True, **self.signed})
         return self.from_rows(arrange(ids, kept, letters_out), found.place_in(out))
 
     def _combine_weights(self, a: Value, of_a: Letters, b: Value, of_b: Letters, out: Letters) -> Value:
@@ -261,3 +300,9 @@ def _split_shape(w: Value, of_w: Letters, found: LetteredRows) -> list[int]:
     for c, size in zip(of_w, w.shape, strict=True):
         shape.extend((found.where.outer, found.where.inner) if c == found.batch else (size,))
     return shape
+
+
+def _named(letters: Letters, names: dict[str, str]) -> str:
+    """Letters by the names of an equation, and by names that it does not use."""
+    free = (x for x in "abcdefghijklmnopqrstuvwxyz" if x not in names.values())
+    return "".join(names[c] if c in names else next(free) for c in letters)

@@ -50,6 +50,7 @@ class Frequency(Window):
             lambda ones: ones.flatten(1).sum(1).view(-1, *[1] * (len(axes) + 1)).expand(-1, 1, *spectrum.lengths),
             (),
             (self.target, [f.node for f in spectrum.filters], shape, spectrum.lengths, tuple(axes)),
+            dict(self.signed),
         )
         back = mixed.permute([order.index(i) for i in range(len(order))])
         return self.from_rows(back.unsqueeze(where.axis).unsqueeze(where.axis), where)

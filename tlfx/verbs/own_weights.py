@@ -46,7 +46,7 @@ class OwnWeights(Movement):
         parts = where.outer, where.inner
         tokens = x.rows.expand(*parts, *(x.shape[a] if a in axes else 1 for a in range(1, rank))).flatten(2)
         size = [self.shape[a] if a in axes else 1 for a in range(1, len(self.shape))]
-        mixed = _mixed_by(weights, inputs, (*parts, torch.Size(size).numel(), tokens.shape[-1]))
+        mixed = _mixed_by(weights, inputs, (*parts, torch.Size(size).numel(), tokens.shape[-1]), **self.signed)
         given = [v.node for v in inputs if isinstance(v, Value)]
         self.record(Operation.SPATIAL_MIX)
         ids = self.label(mixed, Rows(with_image(tokens)), *given, shape=(*parts, torch.Size(size).numel()))
@@ -54,7 +54,7 @@ class OwnWeights(Movement):
 
 
 def _mixed_by(
-    weights: Callable[..., Tensor], inputs: Sequence[Any], shape: tuple[int, int, int, int]
+    weights: Callable[..., Tensor], inputs: Sequence[Any], shape: tuple[int, int, int, int], signed: bool = False
 ) -> Callable[..., Tensor]:
     """The label function that mixes rows by W, for one sample of ``shape`` (outer, inner, out tokens, tokens)."""
     outer, inner, *size = shape
@@ -74,7 +74,7 @@ def _mixed_by(
                 f"tokens, tokens): ({batch} or 1, {size[0]}, {size[1]})"
             )
         weight = weight.expand(batch, *size).unflatten(0, (outer, -1, inner)).movedim(1, 0)
-        return runtime.mix(weight, rows, "oiqm,oim->oiq", (0, 1, 1))
+        return runtime.mix(weight, rows, "oiqm,oim->oiq", (0, 1, 1), signed=signed)
 
     mixed.__qualname__ = mixed.__name__ = f"{OWN_WEIGHTS}{name}"
     return mixed

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tlfx import runtime
+from tlfx.errors import InputError
 from tlfx.label import Rows, by_first_occurrence
-from tlfx.provenance import NONE, Role, Spectrum, Value, compact, split_batch
+from tlfx.provenance import NONE, BatchAxis, Role, Spectrum, Value, compact, split_batch
 from tlfx.taxonomy import Operation
 from tlfx.verbs.base import Verbs
 
@@ -42,10 +45,12 @@ class Pointwise(Verbs):
         over_tokens = x.role is Role.WEIGHT or x.map.shape[axis] > 1
         return replace(out, stochastic=axis if over_tokens else None)
 
-    def residual(self, a: Value, b: Value) -> Value:
-        """Sum of two values: residual connection, Y ← Norm(Y + g(Y)) (eq. 11), the average of differing labels.
+    def residual(self, a: Value, b: Value, scales: Sequence[float] | None = (1, 1)) -> Value:
+        """Sum of two values: residual connection, Y ← Norm(Y + g(Y)) (eq. 11), the average of differing labels, or what
+        the policy makes of them.
 
-        Point-wise where one of the two is a constant, or a statistic broadcast along channels.
+        Point-wise where one of the two is a constant, or a statistic broadcast along channels. ``scales`` are what the
+        operator multiplies the two with, None if that is not known at capture.
         """
         a, b = self._beside_content(a, b)
         pair = self._one_of(a, b, keep=Role.WEIGHT)
@@ -56,19 +61,25 @@ class Pointwise(Verbs):
             self.record(Operation.POINTWISE)
             return self._shaped(b if statistic is a else a)
         self.record(Operation.RESIDUAL)
-        return self._of_branch(a, b) if self.walk.options.residual == "skip" else self._averaged(a, b)
+        return self._summed(a, b, scales)
 
     def product(self, a: Value, b: Value) -> Value:
         """Product: point-wise with a factor that is broadcast along any axis; of two full values, their average."""
         a, b = self._beside_content(a, b)
         pair = self._one_of(a, b, keep=Role.CONTENT)
         if pair is not None:
+            self._note_gate(a, b)
             return replace(pair, spectrum=_filtered(a, b) or _filtered(b, a))
         self.record(Operation.POINTWISE)
         smaller_a, smaller_b = a.shape != self.shape, b.shape != self.shape
         if smaller_a != smaller_b:
             return self._shaped(b if smaller_a else a)
         return self._averaged(a, b)
+
+    def scaled(self, x: Value, factor: float) -> Value:
+        """Product with a number: point-wise."""
+        self.walk.gates.note(self.node, x.node, factor)
+        return self.pointwise(x)
 
     def numerator(self, a: Value, b: Value) -> Value:
         """Quotient: the label of the numerator, or that of the denominator under a constant."""
@@ -122,12 +133,63 @@ class Pointwise(Verbs):
         maps = tuple(m.reshape([1] * lead + list(m.shape)) if lead else m for m in x.maps)
         return Value(self.node, self.shape, self.batch, x.role, maps)
 
-    def _averaged(self, a: Value, b: Value) -> Value:
+    def _note_gate(self, a: Value, b: Value) -> None:
+        for content, factor in ((a, b), (b, a)):
+            if content.is_content and factor.is_constant and content.shape == self.shape:
+                self.walk.gates.note(self.node, content.node, factor.node)
+
+    def _summed(self, a: Value, b: Value, scales: Sequence[float] | None) -> Value:
+        """The label of a sum of differing labels, by the policy."""
+        residual = self.policy.residual
+        if residual == "skip":
+            return self._of_branch(a, b)
+        _, differ = _merged(*self._side_by_side(a, b)[1:])
+        if residual == "average" or not bool(differ.any()):
+            return self._averaged(a, b)
+        if scales is None or self.node in (a.node, b.node):
+            raise InputError(
+                f"residual={residual!r} needs both summands of {self.node.name}, which computes one of them, or its "
+                "scale, itself: use residual='average', or write it as two operators"
+            )
+        weights = {} if tuple(scales) == (1, 1) else {"scales": tuple(scales)}
+        if residual == "norm":
+            return self._by_norm(a, b, weights)
+        gates = [list(self.walk.gates.of(v.node)) for v in (a, b)]
+        if not weights and not any(gates):
+            return self._averaged(a, b)
+        return self._averaged(a, b, runtime.residual_by_gate, gates, weights)
+
+    def _averaged(self, a: Value, b: Value, function: Any = runtime.average, *options: Any) -> Value:
         """Rows that agree stay; each distinct pair of differing rows becomes one new row."""
+        where, ids_a, ids_b = self._side_by_side(a, b)
+        return self.from_rows(compact(self._pairs(ids_a, ids_b, function, *options)), where)
+
+    def _side_by_side(self, a: Value, b: Value) -> tuple[BatchAxis, Tensor, Tensor]:
+        """Rows of two values in one shape, and where the batch lies in their sum."""
         a, b = self._shaped(a), self._shaped(b)
         where = a.batch_axis
         ids_a, ids_b = torch.broadcast_tensors(*(split_batch(v.map, v.batch, where) for v in (a, b)))
-        return self.from_rows(compact(self._pairs(ids_a, ids_b)), where)
+        return where, ids_a, ids_b
+
+    def _by_norm(self, a: Value, b: Value, weights: dict[str, Any]) -> Value:
+        """Differing rows by the norms of the two values, each place by itself."""
+        where, ids_a, ids_b = self._side_by_side(a, b)
+        merged, differ = _merged(ids_a, ids_b)
+        split = (where.axis, where.outer, where.inner)
+        channels = [axis for axis, size in enumerate(differ.shape) if size == 1]
+        new = self.label(
+            runtime.residual_by_norm,
+            Rows(ids_a[differ]),
+            Rows(ids_b[differ]),
+            a.node,
+            b.node,
+            differ.flatten().nonzero().flatten(),
+            shape=(int(differ.sum()),),
+            elementwise=True,
+            after=self.node.prev,  # a sum in place writes over one of them
+            kwargs={"split": split, "over": channels, **weights},
+        )
+        return self.from_rows(compact(merged.masked_scatter(differ, new)), where)
 
     def _of_branch(self, a: Value, b: Value) -> Value:
         """The label of the branch g, and of the skip path where g has none."""
@@ -135,18 +197,23 @@ class Pointwise(Verbs):
         one, other = torch.broadcast_tensors(*(self._shaped(v).map for v in (branch, skip)))
         return self.content(torch.where(one == NONE, other, one))
 
-    def _pairs(self, a: Tensor, b: Tensor) -> Tensor:
-        merged = torch.where(a == NONE, b, a)
-        differ = (a != b) & (a != NONE) & (b != NONE)
+    def _pairs(
+        self, a: Tensor, b: Tensor, function: Any, args: Sequence[Any] = (), options: dict[str, Any] | None = None
+    ) -> Tensor:
+        merged, differ = _merged(a, b)
         if not bool(differ.any()):
             return merged
         one, other = a[differ], b[differ]
         pairs, place = torch.stack((one, other)).unique(dim=1, return_inverse=True)
         order = by_first_occurrence(place, pairs.shape[1])
-        new = self.label(
-            runtime.average, *(Rows(ids) for ids in pairs[:, order]), shape=(len(order),), elementwise=True
-        )
+        rows = [Rows(ids) for ids in pairs[:, order]]
+        new = self.label(function, *rows, *args, shape=(len(order),), elementwise=True, kwargs=options or {})
         return merged.masked_scatter(differ, new[order.argsort()[place]])
+
+
+def _merged(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of either where the other has none, and where both have rows that differ."""
+    return torch.where(a == NONE, b, a), (a != b) & (a != NONE) & (b != NONE)
 
 
 def _filtered(x: Value, factor: Value) -> Spectrum | None:

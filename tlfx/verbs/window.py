@@ -36,27 +36,29 @@ class Window(Contraction):
             self.record(Operation.CHANNEL_MIX)
             return self._by_channel(by_group, x)
         self.record(Operation.SPATIAL_MIX)
+        return self._by_channel(self._by_kernel(_full(by_group, x, spatial), weight, *args, spatial=spatial), x)
+
+    def _by_kernel(self, by_group: Tensor, weight: Value, *args: Any, spatial: int) -> Tensor:
         kernel = torch.ones(1, 1, *weight.shape[2:])
-        by_group = _full(by_group, x, spatial)
-        return self._by_channel(
-            self._slide(
-                runtime.convolve,
-                by_group,
-                spatial,
-                lambda ones: self.target(ones, kernel, None, *args),
-                (self.target,),
-                (Once(runtime.kernel_weights, weight.node), *args),
-            ),
-            x,
+        return self._slide(
+            runtime.convolve,
+            by_group,
+            spatial,
+            lambda ones: self.target(ones, kernel, None, *args),
+            (self.target,),
+            (Once(runtime.kernel_weights, weight.node, self.signed), *args),
         )
 
-    def patchify(self, x: Value, operator: Callable[..., Tensor], kernel: Sequence[int], groups: int = 1) -> Value:
-        """A convolution whose kernel equals its stride, without padding: aggregation, uniform over each patch, by the
-        averaging ``operator``."""
+    def patchify(self, x: Value, operator: Callable[..., Tensor], weight: Value, *args: Any, groups: int = 1) -> Value:
+        """A convolution whose kernel equals its stride, without padding, called as (maps, kernel, None, *args):
+        aggregation, uniform over each patch, by the averaging ``operator``; or by |K|, if the policy says so."""
+        kernel = list(weight.shape[2:])
         spatial = len(kernel)
-        by_group = self._channels(x, groups)
+        by_group = _full(self._channels(x, groups), x, spatial)
         self.record(Operation.AGGREGATION)
-        return self._by_channel(self._resampled(_full(by_group, x, spatial), spatial, operator, list(kernel)), x)
+        if self.policy.aggregation == "weighted":
+            return self._by_channel(self._by_kernel(by_group, weight, *args, spatial=spatial), x)
+        return self._by_channel(self._resampled(by_group, spatial, operator, kernel), x)
 
     def subsample(self, x: Value, stride: Sequence[int], weight: Value, groups: int = 1) -> Value:
         """A convolution with a kernel of one pixel: every stride-th position, then a contraction of the channels."""
@@ -95,11 +97,17 @@ class Window(Contraction):
         """A convolution over two axes at places that may depend on the image, the operator called as (maps, kernel,
         places, gates, bias, *args): spatial mixing by |K|, averaged over channels."""
         return self._at_places(
-            runtime.convolve_at, x, 2, self.target, weight.node, places.node, gates.node, copies, *args
+            runtime.convolve_at, x, 2, self.target, weight.node, places.node, gates.node, copies, *args, **self.signed
         )
 
     def _at_places(
-        self, function: Callable[..., Tensor], x: Value, spatial: int, operator: Callable[..., Tensor], *args: Any
+        self,
+        function: Callable[..., Tensor],
+        x: Value,
+        spatial: int,
+        operator: Callable[..., Tensor],
+        *args: Any,
+        **options: Any,
     ) -> Value:
         if not x.is_content:
             return self.pointwise_like(x)
@@ -107,7 +115,8 @@ class Window(Contraction):
         if x.batch_axis != BatchAxis(0) or rows[0, 0].numel() != rows[0, 0, 0].numel():
             raise ProvenanceError(f"{self.node.name} samples a value whose channels carry different labels")
         self.record(Operation.SPATIAL_MIX)
-        ids = self.label(function, operator, Rows(with_image(rows[0, 0, 0])), *args, shape=self.shape[2:])
+        on_grid = Rows(with_image(rows[0, 0, 0]))
+        ids = self.label(function, operator, on_grid, *args, shape=self.shape[2:], kwargs=options)
         return self.from_rows(ids[None, None, None], BatchAxis(0))
 
     def overlap_add(self, x: Value, operator: Callable[..., Tensor], kernel: Sequence[int], *args: Any) -> Value:

@@ -1,0 +1,81 @@
+"""The formulation of the published code, as a peer to measure against: labels with a column for each class, and
+attention by explicit weights that the labels reuse."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tlfx import runtime
+from tlfx.aligned import align, alignment_of
+from tlfx.errors import InputError
+from tlfx.mix.target import MixedTarget
+
+__all__ = ["explicit_attention", "published"]
+
+
+def published(model: nn.Module, images: Tensor, target: MixedTarget) -> Callable[[], tuple[Tensor, Tensor]]:
+    """What gives the output of a model and its soft target (batch, classes) by the published formulation.
+
+    The share of the first image is followed to the tokens before the first attention and becomes labels of all classes
+    there; from there on each label is (batch, tokens, classes). Fused attention is replaced by explicit weights, so
+    that outputs differ from the model's own by rounding. The model is aligned in place. Raises InputError if it has no
+    attention.
+
+    >>> import timm
+    >>> x, mask = torch.rand(2, 3, 160, 160), torch.rand(2, 1, 160, 160)
+    >>> target = MixedTarget(first=torch.tensor([0, 1]), second=torch.tensor([2, 3]), mask=mask, num_classes=1000)
+    >>> output, soft = published(timm.create_model("test_vit"), x, target)()
+    >>> soft.shape, round(float(soft.sum()), 3)
+    (torch.Size([2, 1000]), 2.0)
+    """
+    with patch.object(F, "scaled_dot_product_attention", explicit_attention):
+        plan = alignment_of(align(model)).plan(model, (images,), {})
+    graph_module = copy.copy(plan.graph_module)
+    graph_module.graph = copy.deepcopy(graph_module.graph)
+    spread = [n for n in graph_module.graph.nodes if n.target is runtime.spread]
+    if not any(n.target is runtime.mix for n in graph_module.graph.nodes) or not spread:
+        raise InputError(
+            f"{type(model).__name__} has no attention, and the published formulation is of attention: leave it out"
+        )
+
+    def classes(rows: Tensor, images: Tensor) -> Tensor:
+        return target.soften(runtime.spread(rows, images)[..., 0])
+
+    for node in spread:
+        node.target = classes
+    graph_module.recompile()
+
+    def forward() -> tuple[Tensor, Tensor]:
+        outputs, labels = graph_module(images, target.mask)
+        return outputs[0], labels[0]
+
+    return forward
+
+
+def explicit_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """``torch.nn.functional.scaled_dot_product_attention`` with weights (batch, heads, n, m) that the graph shows."""
+    if enable_gqa:
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
+    weight = query * (1 / math.sqrt(query.shape[-1]) if scale is None else scale) @ key.transpose(-2, -1)
+    if is_causal:
+        attn_mask = torch.ones(weight.shape[-2:], dtype=torch.bool, device=weight.device).tril()
+    if attn_mask is not None:
+        weight = weight.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else weight + attn_mask
+    return F.dropout(weight.softmax(-1), dropout_p) @ value

@@ -174,6 +174,7 @@ def test_a_policy_without_effect_is_not_trained(tmp_path: Path) -> None:
     assert signed[1:3] == ("aligned:weights=signed", "1")
 
 
+@pytest.mark.slow
 def test_a_failure_names_its_run(tmp_path: Path) -> None:
     from compare import train
 
@@ -208,7 +209,7 @@ def test_runs_of_a_seed_differ_in_their_target_only() -> None:
         for ours, theirs in zip(plain[:3], aligned[:3], strict=True):
             assert torch.equal(ours, theirs)
         assert torch.equal(plain[3], plain[1])
-    assert any(not torch.allclose(soft, area, atol=1e-3) for _, area, _, soft in recorded[1])
+    assert any(not torch.allclose(soft, area, atol=1e-5) for _, area, _, soft in recorded[1])
 
 
 @pytest.mark.parametrize("architecture", ["vit", "swin", "mixer", "convnext"])

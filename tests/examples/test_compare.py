@@ -212,6 +212,22 @@ def test_runs_of_a_seed_differ_in_their_target_only() -> None:
     assert any(not torch.allclose(soft, area, atol=1e-5) for _, area, _, soft in recorded[1])
 
 
+def test_the_gap_counts_mixed_pairs_of_different_classes() -> None:
+    from training import Meter
+
+    mask = torch.zeros(3, 1, 4, 4)
+    mask[:2, :, :, :1] = 1  # λ_area is 0.25 in two pairs, one of them of one class, and 0 in the third
+    target = tlfx.MixedTarget(first=torch.tensor([0, 1, 2]), second=torch.tensor([3, 1, 4]), mask=mask, num_classes=5)
+    soft = target.area()
+    soft[0, 0], soft[0, 3] = 0.65, 0.35
+    meter = Meter()
+    meter.update(torch.tensor(2.0), soft, target)
+    meter.update(torch.tensor(1.0), target.area(), target)
+    assert meter.loss == 1.5
+    assert meter.gaps == pytest.approx([0.4, 0.0])
+    assert meter.lambda_gap == pytest.approx(0.2)
+
+
 @pytest.mark.parametrize("architecture", ["vit", "swin", "mixer", "convnext"])
 def test_architectures(architecture: str) -> None:
     from architectures import ARCHITECTURES, build

@@ -28,6 +28,8 @@ COMMANDS = {
     "code": "print the aligned graph of a model as Python code",
     "check": "test on a model that its alignment is exact",
     "rules": "list the known operators, or those a model needs and that have no rule",
+    "show": "draw the label map of a mixed image, layer by layer",
+    "fluctuation": "measure how far contributions of input tokens and mixing ratios drift, layer by layer",
     "bench": "time the training step with alignment against the same step without",
     "zoo": "analyse many models of timm and torchvision and write a CSV file",
 }

@@ -1,0 +1,99 @@
+"""``tlfx show``: from a command to a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from command import tlfx
+from PIL import Image
+
+from tlfx.cli import main
+
+SMALL = ("test_vit", "--kwargs", '{"num_classes": 4}')
+
+
+def test_a_picture_of_shipped_photos(tmp_path: Path) -> None:
+    file = tmp_path / "labels.png"
+    done = tlfx("show", *SMALL, "--every-block", "--seed", "3", "-o", str(file))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    with Image.open(file) as image:
+        assert image.format == "PNG"
+        assert min(image.size) > 500
+    assert [done.stdout.count(f"blocks.{i} ") for i in range(7)] == [1] * 6 + [0]
+    assert done.stdout.count("10×10") == 6
+    assert "λ by area 0.892" in done.stdout
+    assert done.stdout.endswith(f"drawn in {file}\n")
+    assert [p.name for p in tmp_path.iterdir()] == ["labels.png"]
+
+
+def test_images_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two colours in; the mixture in the picture holds both, MixUp their mean."""
+    files = [str(tmp_path / name) for name in ("a.png", "b.jpg")]
+    for file, level in zip(files, (0, 255), strict=True):
+        Image.fromarray(np.full((50, 70, 3), level, np.uint8)).save(file)
+    out = str(tmp_path / "out.png")
+    assert main(["show", *SMALL, *files, "--at", "blocks.[13]", "--at", "norm", "--mixer", "mixup", "-o", out]) == 0
+    shown = capsys.readouterr().out
+    area = float(shown.split("λ by area ")[1].split(",")[0])
+    assert f"that reaches the output {area:.3f}" in shown  # a constant label stays what it is
+    assert ("blocks.1 " in shown, "blocks.2 " in shown, "blocks.3 " in shown, "norm " in shown) == (
+        True,
+        False,
+        True,
+        True,
+    )
+    with Image.open(out) as image:
+        levels = set(image.convert("L").tobytes())
+    assert any(abs(level - 255 * (1 - area)) < 4 for level in levels)
+
+
+def test_weights_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Queries and keys that choose, so that the class token reads another mixture than the area."""
+    model = timm.create_model("test_vit", num_classes=4)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.qkv.weight.mul_(8)
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    out = str(tmp_path / "out.svg")
+    assert main(["show", *SMALL, "--weights", str(tmp_path / "w.pt"), "-o", out]) == 0
+    shown = capsys.readouterr().out.split("λ by area ")[1]
+    area, reached = float(shown[:5]), float(shown.split("output ")[1][:5])
+    assert abs(area - reached) > 0.002
+    assert Path(out).read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--at", "blocks.9"], "no module with tokens is called 'blocks.9'; near it are blocks."),
+        (["--at", "head"], "the tokens of head lie on no grid of the image"),
+        (["--at", "blocks.0", "--every-block"], "--at and --every-block were both given: give one of them"),
+        (["one.png"], "1 image was given, expected two, or none for the photos that scikit-image ships"),
+        (["one.png", "two.png"], "there is no image file 'one.png'"),
+        (["-o", "labels.txt"], "--output 'labels.txt': expected a file that ends in .png, .pdf, .svg"),
+        (["-o", "no/such/labels.png"], "there is no directory 'no/such'; create it first"),
+        (["--weights", "none.pt"], "--weights: there is no file 'none.pt'"),
+        (["--weights", "a", "--weights", "b"], "--weights was given 2 times, expected once"),
+    ],
+)
+def test_what_cannot_be_drawn(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["show", *SMALL, *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_models_of_other_inputs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "test_vit", "--kwargs", '{"in_chans": 1}']) == 2
+    assert "the model takes inputs of 1x160x160, expected images of three colours, 3xHxW" in capsys.readouterr().err

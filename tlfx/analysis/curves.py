@@ -1,0 +1,89 @@
+"""Token fluctuation as plots: presence of input tokens and λ by layer, models beside each other (figures 3 and 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from tlfx.analysis.fluctuation import METHODS, Figures, by_layer
+from tlfx.analysis.plotting import COLORS, figure
+from tlfx.analysis.presence import FADED
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["draw_fluctuation"]
+
+WIDTH, HEIGHT = 3.4, 5.6
+"""Inches of a column, and of both rows."""
+LOWEST = 1e-3
+"""Presence below this is drawn here, the axis being logarithmic."""
+LINES = {
+    "area": (COLORS["black"], "--", ""),
+    "transmix": (COLORS["green"], "-", "^"),
+    "fixed": (COLORS["orange"], "-", "s"),
+    "aligned": (COLORS["red"], "-", "o"),
+    "similarity": (COLORS["blue"], ":", "D"),
+}
+"""Colour, line and mark of each method, so that they differ without colour too."""
+
+
+def draw_fluctuation(found: Mapping[str, Sequence[Figures]]) -> Figure:
+    """A column for each model, the same axes for all: above, the presence of input tokens in each layer, below, λ by
+    each method, both of the first mixed pair.
+
+    ``found`` holds the figures of each model by its name, from :func:`tlfx.analysis.fluctuation.fluctuation`.
+    """
+    made = figure(WIDTH * max(2, len(found)), HEIGHT)
+    axes = made.subplots(2, len(found), sharex="col", sharey="row", squeeze=False)
+    for place, (name, figures) in enumerate(found.items()):
+        first = [layer[0] for layer in by_layer(figures)]
+        above, below = axes[0][place], axes[1][place]
+        _draw_presence(above, first)
+        _draw_shares(below, first)
+        above.set_title(name, fontsize=9)
+        below.set_xlabel("layer (0: image, last: output)", fontsize=8)
+    axes[0][0].set_ylabel("presence p(z)", fontsize=8)
+    axes[1][0].set_ylabel("λ, share of the first image", fontsize=8)
+    for ax in axes.flat:
+        ax.tick_params(labelsize=7)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.grid(color="#dddddd", linewidth=0.5)
+        ax.set_axisbelow(True)
+    axes[0][-1].legend(fontsize=7, loc="lower left")
+    handles = {line.get_label(): line for ax in axes[1] for line in ax.get_lines()}
+    made.legend(handles.values(), handles.keys(), fontsize=7, loc="outside lower center", ncols=len(handles))
+    return made
+
+
+def _draw_presence(ax: Axes, layers: Sequence[Figures]) -> None:
+    """Median, middle half and whole range of the presence of input tokens."""
+    known = [(f.depth, f.presence) for f in layers if f.presence is not None]
+    depth = [d for d, _ in known]
+    least, lower, median, upper, most = (
+        [max(LOWEST, getattr(p, name)) for _, p in known] for name in ("least", "lower", "median", "upper", "most")
+    )
+    ax.fill_between(depth, least, most, color=COLORS["blue"], alpha=0.2, linewidth=0, label="all input tokens")
+    ax.fill_between(depth, lower, upper, color=COLORS["blue"], alpha=0.45, linewidth=0, label="middle half")
+    ax.plot(depth, median, color=COLORS["blue"], label="median")
+    ax.axhline(FADED, color=COLORS["red"], linestyle="--", linewidth=1, label=f"faded below {FADED}")
+    ax.set_yscale("log")
+
+
+def _draw_shares(ax: Axes, layers: Sequence[Figures]) -> None:
+    """λ by each method, where it is known."""
+    for method, name in METHODS.items():
+        color, line, mark = LINES[method]
+        known = [(f.depth, getattr(f, method)) for f in layers if getattr(f, method) is not None]
+        if known:
+            ax.plot(
+                *zip(*known, strict=True),
+                color=color,
+                linestyle=line,
+                marker=mark,
+                markersize=3,
+                linewidth=1.2,
+                label=name,
+            )
+    ax.set_ylim(-0.02, 1.02)

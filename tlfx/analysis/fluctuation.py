@@ -1,0 +1,187 @@
+"""Token fluctuation: presence of input tokens, and mixing ratios by several methods, layer by layer (figures 3, 4)."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from statistics import fmean
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tlfx.analysis.pairs import Pairs, photo_pairs
+from tlfx.analysis.photos import normalised
+from tlfx.analysis.presence import faded, input_cells, presence
+from tlfx.analysis.probe import Probe, Reading
+from tlfx.analysis.similarity import similarity_share
+
+__all__ = ["INPUT", "METHODS", "OUTPUT", "Figures", "Spread", "as_csv", "by_layer", "fluctuation", "rmse"]
+
+INPUT, OUTPUT = "(image)", "(output)"
+"""Names of the first and the last layer, which are no modules."""
+METHODS = {
+    "area": "area (CutMix)",
+    "transmix": "TransMix",
+    "fixed": "fixed tokens",
+    "similarity": "similarity (eq. 13)",
+    "aligned": "TL-Align",
+}
+"""The fields of :class:`Figures` that hold a mixing ratio, and what they are called in plots."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How the presence of input tokens is spread: five quantiles, and the share of them that is below 0.1."""
+
+    least: float
+    lower: float
+    median: float
+    upper: float
+    most: float
+    faded: float
+
+    @classmethod
+    def of(cls, present: Tensor) -> Spread:
+        """Of a presence for each input token, (tokens,).
+
+        >>> Spread.of(torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0]))
+        Spread(least=0.0, lower=0.5, median=1.0, upper=1.5, most=2.0, faded=0.2)
+        """
+        places = torch.linspace(0, 1, 5, dtype=torch.float64)
+        least, lower, median, upper, most = present.double().quantile(places).tolist()
+        return cls(least, lower, median, upper, most, round(faded(present), 6))
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was found in one layer for one mixed pair. All λ are shares of the first image.
+
+    Attributes:
+        model, pair, depth, layer: name, number of the pair, number of the layer (0 is the image), and its path.
+        height, width: of the grid of tokens; of input tokens for the image, 1 for the output.
+        area: λ of plain CutMix, the same in every layer.
+        aligned: λ that the classifier would read here; that of the output is the target of TL-Align.
+        transmix: λ of TransMix, the initial labels of the patches under the attention of the class token, were this the
+            last layer; that of the last layer is its target. None without class token.
+        fixed: λ of tokens that keep one label each, as in TokenLabeling: the share of the tokens of this layer whose
+            part of the image belongs, for the most part, to the first image. None for the output.
+        similarity: λ by similarity (eq. 13) of what the classifier would read here; None for image and output.
+        moved: root mean square, over the tokens, of the difference between the aligned label of a token and the label
+            of its own part of the image; None for the output.
+        presence: of the input tokens (:func:`tlfx.analysis.presence.presence`), where it was measured.
+    """
+
+    model: str
+    pair: int
+    depth: int
+    layer: str
+    height: int
+    width: int
+    area: float
+    aligned: float
+    transmix: float | None = None
+    fixed: float | None = None
+    similarity: float | None = None
+    moved: float | None = None
+    presence: Spread | None = None
+
+
+def fluctuation(
+    name: str, model: nn.Module, size: Sequence[int], pairs: int = 16, present: int = 2, seed: int = 0
+) -> list[Figures]:
+    """Figures of every block of a model for CutMix of pairs of photos, pair by pair, from the image to the output.
+
+    Args:
+        name: of the model, for the figures.
+        model: takes images of ``size`` (3, height, width), normalised as it says itself; put into evaluation mode.
+        pairs: how many pairs to mix, 1 or more.
+        present: for how many of them to measure presence, which takes a pass for every 512 input tokens.
+        seed: of pairs and mixing.
+
+    Raises InputError, CaptureError and UnknownOperatorError as :class:`tlfx.analysis.probe.Probe` does.
+    """
+    probe = Probe(model, size)
+    mixtures = photo_pairs(pairs, size[-2:], seed)
+    return [
+        figures
+        for place in range(pairs)
+        for figures in _of_pair(partial(Figures, name, place), probe, model, mixtures[place], place < present)
+    ]
+
+
+def _of_pair(
+    row: Callable[..., Figures], probe: Probe, model: nn.Module, pair: Pairs, with_presence: bool
+) -> Iterator[Figures]:
+    """Figures of one pair, whose three images go through the model together."""
+    images = normalised(torch.cat((pair.mixed, pair.first, pair.second)), model)
+    readings, share = probe(images, pair.mask)
+    found = [Spread.of(p) for p in presence(probe, images[0])] if with_presence else []
+    present = dict(enumerate(found, 1))
+    area, cells = float(pair.area[0]), input_cells(probe)
+    everywhere = Spread.of(torch.ones(1)) if with_presence else None
+    yield row(0, INPUT, *cells, area, area, fixed=_fixed(pair.mask, cells), moved=0.0, presence=everywhere)
+    transmix = None
+    for depth, reading in enumerate(readings, 1):
+        transmix = None if reading.class_attention is None else float(reading.class_attention[0, 0])
+        own = _of_layer(reading, pair.mask)
+        yield row(
+            depth, reading.layer.path, *reading.layer.size, area, **own, transmix=transmix, presence=present.get(depth)
+        )
+    depth = len(readings) + 1
+    yield row(depth, OUTPUT, 1, 1, area, float(share[0, 0]), transmix=transmix, presence=present.get(depth))
+
+
+def _of_layer(reading: Reading, mask: Tensor) -> dict[str, float]:
+    """λ in one layer; the mixed image comes first, then the two that it is made of."""
+    initial = F.adaptive_avg_pool2d(mask, reading.layer.size)[0, 0]
+    return {
+        "aligned": float(reading.share[0, 0]),
+        "fixed": _fixed(mask, reading.layer.size),
+        "similarity": float(similarity_share(*reading.feature)),
+        "moved": float((reading.map[0, :, :, 0] - initial).square().mean().sqrt()),
+    }
+
+
+def _fixed(mask: Tensor, size: tuple[int, int]) -> float:
+    return float((F.adaptive_avg_pool2d(mask, size) >= 0.5).float().mean())
+
+
+def by_layer(found: Sequence[Figures]) -> list[list[Figures]]:
+    """Figures of one model, those of the same layer together, in order of depth."""
+    depths = sorted({f.depth for f in found})
+    return [[f for f in found if f.depth == depth] for depth in depths]
+
+
+def rmse(found: Sequence[Figures], one: str, other: str = "aligned") -> float | None:
+    """Root mean square difference of two λ over figures, such as ``"area"`` and ``"aligned"``; None where one is
+    unknown.
+
+    >>> rows = [Figures("model", 0, 0, "", 1, 1, area=a, aligned=0.5) for a in (0.2, 0.9)]
+    >>> round(rmse(rows, "area"), 4), rmse(rows, "transmix")
+    (0.3536, None)
+    """
+    pairs: list[tuple[float | None, float | None]] = [(getattr(f, one), getattr(f, other)) for f in found]
+    squares = [(a - b) ** 2 for a, b in pairs if a is not None and b is not None]
+    return fmean(squares) ** 0.5 if squares and len(squares) == len(pairs) else None
+
+
+def as_csv(found: Sequence[Figures]) -> str:
+    """A header and one line for each layer and pair; numbers in full, what is unknown is empty.
+
+    >>> print(as_csv([Figures("model", 0, 1, "blocks.0", 7, 7, 0.5, 0.25)]))
+    model,pair,depth,layer,height,width,area,aligned,transmix,fixed,similarity,moved,least,lower,median,upper,most,faded
+    model,0,1,blocks.0,7,7,0.5,0.25,,,,,,,,,,
+    <BLANKLINE>
+    """
+    own = [f.name for f in fields(Figures) if f.name != "presence"]
+    spread = [f.name for f in fields(Spread)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*own, *spread])
+    for figures in found:
+        writer.writerow([getattr(figures, n) for n in own] + [getattr(figures.presence, n, None) for n in spread])
+    return text.getvalue()

@@ -1,0 +1,87 @@
+"""Presence of input tokens: how much of each is left in the tokens of a layer (token fluctuation, eq. 2, figure 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from tlfx.analysis.probe import Probe
+
+__all__ = ["FADED", "faded", "input_cells", "presence"]
+
+FADED = 0.1
+"""An input token whose presence is below this has faded."""
+LARGEST = 56
+"""Cells along each axis at most; input tokens beyond that are taken together."""
+CHANNELS = 256
+"""Cells followed at a time."""
+
+
+def presence(probe: Probe, image: Tensor) -> list[Tensor]:
+    """Presence p(z) of each input token z in each layer, then in the output: float32 (tokens,) with mean 1 for each.
+
+    This is our reading of eq. 2. The labels of layer l are a matrix M times the labels of the input tokens, rows of M
+    summing to 1. The presence of input token z is the sum of column z of M, divided by the number of tokens of layer l
+    and multiplied by the number of input tokens: 1 for all where every input token reaches layer l in the same
+    amount, 0 for one that has vanished. By linearity the columns are the labels of one-hot masks, so that every
+    operation of the model counts as in the aligned target. All tokens of a layer count, a class token too; in the
+    output only what the classifier reads.
+
+    Args:
+        probe: the model, read at the layers in question.
+        image: floating (channels, height, width), normalised as the model expects.
+
+    Input tokens are cells of the image as large as the tokens of the first layer; of a model whose first layer has more
+    than 56 tokens along an axis, 56 cells.
+
+    >>> from torch import nn
+    >>> pool = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.AvgPool2d((1, 2), (1, 1)))
+    >>> presence(Probe(pool, (3, 4, 12)), torch.rand(3, 4, 12))[1]
+    tensor([0.7500, 1.5000, 0.7500])
+    """
+    size = input_cells(probe)
+    rows, columns = (_cell_of_pixel(n, pixels) for n, pixels in zip(size, image.shape[-2:], strict=True))
+    areas = torch.outer(_shares(rows, size[0]), _shares(columns, size[1])).flatten()
+    found: list[list[Tensor]] = []
+    for cells in _chunks(areas.numel()):
+        inside = (rows == cells[..., None] // size[1])[..., :, None] & (columns == cells[..., None] % size[1])[
+            ..., None, :
+        ]
+        readings, share = probe(image.expand(len(cells), *image.shape), inside.float())
+        labels = [reading.labels.mean(1) for reading in readings] + [share]
+        found.append([x.flatten()[: int((cells >= 0).sum())] for x in labels])
+    return [torch.cat(parts) / areas for parts in zip(*found, strict=True)]
+
+
+def input_cells(probe: Probe) -> tuple[int, int]:
+    """Rows and columns of the cells that stand for the input tokens."""
+    height, width = probe.layers[0].size
+    return min(height, LARGEST), min(width, LARGEST)
+
+
+def faded(present: Tensor) -> float:
+    """Share of the input tokens whose presence is below 0.1.
+
+    >>> faded(torch.tensor([0.05, 0.2, 1.0, 2.75]))
+    0.25
+    """
+    return float((present < FADED).float().mean())
+
+
+def _cell_of_pixel(cells: int, pixels: int) -> Tensor:
+    return torch.arange(pixels) * cells // pixels
+
+
+def _shares(cell: Tensor, count: int) -> Tensor:
+    """Share of the pixels on an axis that each cell has."""
+    return torch.bincount(cell, minlength=count).float() / len(cell)
+
+
+def _chunks(count: int) -> Iterator[Tensor]:
+    """Numbers of cells by image of a batch and channel, int64 (images, channels), -1 where there are none left."""
+    channels = min(CHANNELS, -(-count // 2))
+    for first in range(0, count, 2 * channels):
+        cells = torch.arange(first, first + 2 * channels)
+        yield torch.where(cells < count, cells, -1).view(2, channels)

@@ -1,0 +1,206 @@
+"""A model whose tokens and their labels can be read at any layer, for any initial label map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, Node
+
+from tlfx.aligned import Aligned
+from tlfx.analysis.classtoken import class_attention
+from tlfx.analysis.layers import Layer, find_layers
+from tlfx.analysis.places import centres
+from tlfx.capture import capture
+from tlfx.observer import EVERY_MODULE, Recorded
+from tlfx.propagate import Options, Propagation, propagate
+from tlfx.provenance import Value
+from tlfx.rewrite import rewrite
+from tlfx.runtime import split_batch
+
+__all__ = ["Probe", "Reading"]
+
+BATCH = 2
+"""Images in a capture; a capture for one size takes half the time of one for any."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What a layer held in one call.
+
+    Attributes:
+        labels: float32 (batch, tokens, K), the aligned label of each token.
+        tokens: floating (batch, tokens, channels), the tokens themselves.
+        class_attention: float32 (batch, K), the initial labels of the patches under the attention of the class token in
+            this layer, averaged over heads (TransMix); None where no class token attends to the patches.
+    """
+
+    layer: Layer
+    labels: Tensor
+    tokens: Tensor
+    class_attention: Tensor | None
+
+    @property
+    def map(self) -> Tensor:
+        """Labels on the grid, (batch, height, width, K)."""
+        return self.labels[:, self.layer.grid]
+
+    @property
+    def share(self) -> Tensor:
+        """Label that the classifier would read here, (batch, K)."""
+        return self.labels[:, self.layer.readout].mean(1)
+
+    @property
+    def feature(self) -> Tensor:
+        """Token that the classifier would read here, (batch, channels)."""
+        return self.tokens[:, self.layer.readout].mean(1)
+
+
+class Probe:
+    """A model in evaluation whose tokens and labels are read at chosen layers.
+
+    Args:
+        model: any module; it is put into evaluation mode, and is left as it is otherwise.
+        size: (channels, height, width) of its images.
+        at: glob patterns of module paths, such as ``["blocks.*"]``; by default the model's blocks.
+        attention: whether to read class attention too.
+
+    Raises InputError if no module fits a pattern or the tokens lie on no grid; CaptureError and UnknownOperatorError as
+    :func:`tlfx.align` does.
+
+    >>> probe = Probe(nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 8, 3, padding=1)), (3, 16, 16))
+    >>> [(layer.path, layer.size) for layer in probe.layers]
+    [('0', (4, 4)), ('1', (4, 4))]
+    >>> mask = torch.zeros(1, 1, 16, 16)
+    >>> mask[..., :8] = 1
+    >>> readings, share = probe(torch.rand(1, 3, 16, 16), mask)
+    >>> readings[0].map[0, 0].flatten()
+    tensor([1., 1., 0., 0.])
+    """
+
+    def __init__(
+        self, model: nn.Module, size: Sequence[int], at: Sequence[str] | None = None, attention: bool = True
+    ) -> None:
+        parameter = next(model.parameters(), torch.zeros(()))
+        images = torch.randn(BATCH, *size).to(parameter)
+        forward = (model._tlfx_base if isinstance(model, Aligned) else type(model)).forward
+        captured = capture(model.eval(), forward, (images,), {}, images, any_batch=False)
+        found = propagate(captured.graph_module, captured.images, Options(attention="fused", record=(EVERY_MODULE,)))
+        places = centres(found.labels)
+        self.layers = find_layers(found, places, at)
+        attended = _class_attention(found, self.layers, places) if attention else {}
+        rows = {layer.path: layer.rows for layer in self.layers}
+        self._outputs = found.outputs
+        self._tokens = _add_outputs(found, list(rows))
+        self._attended = list(attended)
+        recorded = Recorded({**rows, **{f"class attention in {path}": ids for path, ids in attended.items()}})
+        self._graph = rewrite(replace(found, recorded=recorded))
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, mask: Tensor) -> tuple[list[Reading], Tensor]:
+        """What each layer holds, and the label that reaches the (first) output, float32 (batch, K).
+
+        Of a dense output it is the mean over positions.
+
+        Args:
+            images: floating (batch, channels, height, width).
+            mask: float (batch or 1, K, height, width), the initial label of every pixel.
+        """
+        parts = [self._run(*part) for part in _parts(images, mask)]
+        readings = [_joined(same, len(images)) for same in zip(*(p for p, _ in parts), strict=True)]
+        return readings, torch.cat([share for _, share in parts])[: len(images)]
+
+    def _run(self, images: Tensor, mask: Tensor) -> tuple[list[Reading], Tensor]:
+        """One call of the graph. A channel of ones tells how much of the class attention goes to patches."""
+        values, labels = self._graph(images, torch.cat((mask, torch.ones_like(mask[:, :1])), 1))
+        place, where = next((i, o.where) for i, o in enumerate(self._outputs) if o is not None)
+        share = labels[place].movedim(where.axis, 0).reshape(BATCH, -1, labels[place].shape[-1]).mean(1)
+        count = len(self.layers)
+        tokens = [layout.of(v) for layout, v in zip(self._tokens, values[len(values) - count :], strict=True)]
+        recorded = labels[len(self._outputs) :]
+        attended = {p: _over_patches(x) for p, x in zip(self._attended, recorded[count:], strict=True)}
+        layers = zip(self.layers, recorded[:count], tokens, strict=True)
+        return [Reading(at, y[..., :-1], t, attended.get(at.path)) for at, y, t in layers], share[:, :-1]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where batch and channels of a value lie."""
+
+    split: tuple[int, int, int]
+    channel: int
+
+    def of(self, value: Tensor) -> Tensor:
+        """Tokens (batch, tokens, channels)."""
+        return split_batch(value, self.split).movedim(self.channel, -1).flatten(1, -2)
+
+
+def _over_patches(attended: Tensor) -> Tensor:
+    """Mean over class tokens (batch, n, K + 1), per amount of attention that goes to patches: (batch, K)."""
+    mean = attended.mean(1)
+    return mean[:, :-1] / mean[:, -1:]
+
+
+def _class_attention(found: Propagation, layers: Sequence[Layer], places: Tensor) -> dict[str, Tensor]:
+    """Rows of the class attention in each layer that has a class token, by path."""
+    rows = {
+        layer.path: class_attention(found.labels, layer.rows[layer.readout], places, found.images)
+        for layer in layers
+        if layer.has_class_token
+    }
+    return {path: ids for path, ids in rows.items() if ids is not None}
+
+
+def _add_outputs(found: Propagation, paths: Sequence[str]) -> list[_Layout]:
+    """Have the graph return what modules return, after its own outputs; and how each of them is laid out."""
+    graph = found.graph_module.graph
+    given = _module_outputs(graph, found)
+    nodes = [given[path] for path in paths]
+    output = graph.output_node()
+    output.args = ((*output.args[0], *nodes),)  # type: ignore[misc]
+    return [_layout(found.values[n]) for n in nodes]
+
+
+def _module_outputs(graph: Graph, found: Propagation) -> dict[str, Node]:
+    """The node with content that each module gives out (last), by path."""
+    given: dict[str, Node] = {}
+    for node in graph.nodes:
+        value = found.values.get(node)
+        if isinstance(value, Value) and value.is_content:
+            inside = _paths(node)
+            outside = [_paths(user) for user in node.users]
+            given.update({path: node for path in inside if any(path not in o for o in outside)})
+    return given
+
+
+def _paths(node: Node) -> set[str]:
+    """Paths of the modules that a node was captured in, without the numbers of repeated calls."""
+    stack = (node.meta.get("nn_module_stack") or {}).values()
+    return {path.partition("@")[0] for path, *_ in stack}
+
+
+def _layout(value: Value) -> _Layout:
+    where, rank = value.batch_axis, len(value.shape)
+    channel = max(a for a in range(rank) if a != where.axis and value.map.shape[a] == 1)
+    return _Layout((where.axis, where.outer, where.inner), channel - rank)
+
+
+def _parts(images: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """As many images at a time as were captured; the last is repeated to fill up."""
+    mask = mask.expand(len(images), -1, -1, -1)
+    for first in range(0, len(images), BATCH):
+        places = torch.arange(first, first + BATCH).clamp_max(len(images) - 1)
+        yield images[places], mask[places]
+
+
+def _joined(readings: Sequence[Reading], count: int) -> Reading:
+    """Readings of the same layer, one batch after another."""
+    attended = [r.class_attention for r in readings if r.class_attention is not None]
+    return Reading(
+        readings[0].layer,
+        torch.cat([r.labels for r in readings])[:count],
+        torch.cat([r.tokens for r in readings])[:count],
+        torch.cat(attended)[:count] if attended else None,
+    )

@@ -1,0 +1,158 @@
+"""Measure token fluctuation: how much of each input token is left in each layer, and where the mixing ratio goes.
+
+Pairs of random crops of photos that scikit-image ships are mixed by CutMix. Presence p(z) of an input token is 1 where
+all are present in the same amount (equation 2 of the TL-Align paper). Mixing ratios λ, the share of the first image,
+are those of plain CutMix, of TransMix (models with a class token only), of tokens that keep their labels, of TL-Align,
+and by similarity (equation 13). Models have random weights unless --weights gives theirs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tlfx import models
+from tlfx.commands import output
+from tlfx.errors import InputError
+from tlfx.weights import add_weights, load_weights
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from tlfx.analysis.fluctuation import Figures
+
+__all__ = ["add_arguments", "run"]
+
+HEADS = {"area": "λ area", "transmix": "TransMix", "fixed": "fixed", "similarity": "eq. 13", "aligned": "TL-Align"}
+"""Mixing ratios, and the heads of their columns."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``tlfx fluctuation``."""
+    models.add_arguments(parser, several=True)
+    parser.add_argument("--pairs", metavar="N", type=int, default=16, help="mixed pairs for RMSE; default: 16")
+    parser.add_argument("--presence", metavar="N", type=int, default=2, help="of which with presence; default: 2")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, pairs and mixing; default: 0")
+    parser.add_argument("--csv", metavar="FILE", help="write all figures, a line for each layer and pair")
+    parser.add_argument("--plot", metavar="FILE", help="draw presence and λ by layer into a PNG, PDF or SVG file")
+    add_weights(parser, several=True)
+    output.add_color(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print a table for each model; exit status 0."""
+    from tlfx.analysis.fluctuation import as_csv
+    from tlfx.analysis.plotting import check_file
+
+    _check(args)
+    for option, file in (("--csv", args.csv), ("--plot", args.plot)):
+        if file:
+            check_file(file, option)
+    console = output.console(args)
+    found = {name: _measure(args, place, console) for place, name in enumerate(_names(args))}
+    if args.csv:
+        Path(args.csv).write_text(as_csv([f for figures in found.values() for f in figures]), encoding="utf-8")
+    if args.plot:
+        _plot(found, args.plot)
+    if len(found) > 1:
+        console.print(_summary(found))
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse options that do not go together, before any work."""
+    if args.pairs < 1 or not 1 <= args.presence <= args.pairs:
+        raise InputError(
+            f"--pairs {args.pairs} --presence {args.presence}: expected one pair or more, and presence for at least "
+            "one and at most all of them"
+        )
+    if args.weights and len(args.weights) != len(args.models):
+        raise InputError(
+            f"--weights was given {len(args.weights)} times for {len(args.models)} models, expected once for each"
+        )
+    names = _names(args)
+    twice = next((n for n in names if names.count(n) > 1), None)
+    if twice:
+        raise InputError(f"{twice} was given twice; give each model once, or with other --weights")
+
+
+def _names(args: argparse.Namespace) -> list[str]:
+    """Names of the models, with their weights."""
+    if not args.weights:
+        return list(args.models)
+    return [f"{name} ({Path(file).name})" for name, file in zip(args.models, args.weights, strict=True)]
+
+
+def _measure(args: argparse.Namespace, place: int, console: Console) -> list[Figures]:
+    """Figures of one model, and its table."""
+    import torch
+
+    from tlfx.analysis.fluctuation import fluctuation
+
+    args.model = args.models[place]
+    torch.manual_seed(args.seed)
+    model, example = models.from_arguments(args)
+    if example.dim() != 4 or example.shape[1] != 3:
+        size = "x".join(map(str, example.shape[1:]))
+        raise InputError(f"{args.model} takes inputs of {size}, expected images of three colours, 3xHxW")
+    if args.weights:
+        load_weights(model, args.weights[place])
+    name = _names(args)[place]
+    found = fluctuation(name, model, tuple(example.shape[1:]), args.pairs, args.presence, args.seed)
+    console.print(_layers(name, found))
+    return found
+
+
+def _plot(found: Mapping[str, Sequence[Figures]], file: str) -> None:
+    from tlfx.analysis.curves import draw_fluctuation
+    from tlfx.analysis.plotting import save
+
+    save(draw_fluctuation(found), file)
+
+
+def _layers(name: str, found: Sequence[Figures]) -> Table:
+    """Presence and λ of the first pair in each layer, and how far λ is from the area over all pairs."""
+    from tlfx.analysis.fluctuation import by_layer, rmse
+
+    pairs = 1 + max(f.pair for f in found)
+    note = "" if any(f.transmix is not None for f in found) else "\nthe classifier reads no class token: no TransMix"
+    caption = f"λ and presence of the first pair; RMSE of TL-Align to area over {pairs} pairs{note}"
+    table = _table(name, caption, "layer", ("tokens", "least", "median", "most", "faded", *HEADS.values(), "RMSE"))
+    for layer in by_layer(found):
+        one, p = layer[0], layer[0].presence
+        present = ["–"] * 4 if p is None else [*(f"{x:.2f}" for x in (p.least, p.median, p.most)), f"{p.faded:.1%}"]
+        shares = [_number(getattr(one, method)) for method in HEADS]
+        table.add_row(one.layer, f"{one.height}×{one.width}", *present, *shares, _number(rmse(layer, "area")))
+    return table
+
+
+def _summary(found: Mapping[str, Sequence[Figures]]) -> Table:
+    """Models beside each other, by their output."""
+    from tlfx.analysis.fluctuation import by_layer, rmse
+
+    caption = "in the output: faded input tokens, and RMSE of each λ to the target of TL-Align (similarity: last block)"
+    table = _table("all models", caption, "model", ("faded", "area", "TransMix", "similarity"))
+    for name, figures in found.items():
+        *_, last, end = by_layer(figures)
+        faded = [f.presence.faded for f in end if f.presence is not None]
+        errors = (rmse(end, "area"), rmse(end, "transmix"), rmse(last, "similarity"))
+        table.add_row(name, f"{sum(faded) / len(faded):.1%}", *map(_number, errors))
+    return table
+
+
+def _table(title: str, caption: str, first: str, columns: Sequence[str]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    table.add_column(first, no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

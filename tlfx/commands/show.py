@@ -1,0 +1,138 @@
+"""Draw where the label of a mixed image goes: inputs, mixture, initial label map, and the aligned label map of layers.
+
+Red is the first image, blue the second, white half of each. Models have random weights unless --weights gives theirs.
+Without images, two photos that scikit-image ships are mixed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from tlfx import models
+from tlfx.commands import output
+from tlfx.errors import InputError
+from tlfx.weights import add_weights, load_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+    from torch import Tensor
+
+    from tlfx.analysis.probe import Probe, Reading
+
+__all__ = ["add_arguments", "run"]
+
+DEFAULT_PHOTOS = ("astronaut", "chelsea")
+MIXERS = ("cutmix", "mixup", "blocks", "patches")
+SHOWN = 6
+"""Blocks that are drawn unless told otherwise."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``tlfx show``."""
+    models.add_arguments(parser)
+    parser.add_argument("images", metavar="IMAGE", nargs="*", help="two image files; default: two shipped photos")
+    parser.add_argument(
+        "--at",
+        metavar="MODULE",
+        action="append",
+        help="modules to look at, such as blocks.6 or 'blocks.*'; may be repeated",
+    )
+    parser.add_argument("--every-block", action="store_true", help="look at all blocks; default: six of them")
+    parser.add_argument("--mixer", choices=MIXERS, default="cutmix", help="default: cutmix")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and mixing; default: 0")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", default="labels.png", help="PNG, PDF or SVG; default: labels.png"
+    )
+    add_weights(parser)
+    output.add_color(parser)
+    _intermix(parser)
+
+
+def _intermix(parser: argparse.ArgumentParser) -> None:
+    """Let images stand behind options too: by itself argparse takes the place behind the model for theirs."""
+    plain = parser.parse_known_args
+
+    def parse(args: Any = None, namespace: Any = None) -> Any:
+        parser.parse_known_args = plain  # type: ignore[method-assign]
+        return parser.parse_known_intermixed_args(args, namespace)
+
+    parser.parse_known_args = parse  # type: ignore[method-assign]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the picture and print λ by layer; exit status 0."""
+    import torch
+
+    from tlfx.analysis.pairs import mixed
+    from tlfx.analysis.photos import normalised
+    from tlfx.analysis.pictures import draw_label_maps
+    from tlfx.analysis.plotting import check_file, save
+    from tlfx.analysis.probe import Probe
+
+    if args.at and args.every_block:
+        raise InputError("--at and --every-block were both given: give one of them")
+    if len(args.weights) > 1:
+        raise InputError(f"--weights was given {len(args.weights)} times, expected once")
+    check_file(args.output, "--output")
+    torch.manual_seed(args.seed)
+    model, example = models.from_arguments(args)
+    first, second = _photos(args.images, example)
+    for file in args.weights:
+        load_weights(model, file)
+    probe = Probe(model, tuple(example.shape[1:]), args.at, attention=False)
+    pair = mixed(first, second, args.mixer, args.seed, patch=_patch(probe, example))
+    readings, share = probe(normalised(pair.mixed, model), pair.mask)
+    chosen = readings if args.at or args.every_block else _spread(readings)
+    save(draw_label_maps(args.model, pair, chosen, float(share[0, 0])), args.output)
+    console = output.console(args)
+    console.print(_table(args.model, chosen, float(pair.area[0]), float(share[0, 0])))
+    console.print(f"drawn in {args.output}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _photos(files: Sequence[str], example: Tensor) -> tuple[Tensor, Tensor]:
+    """The two images, (3, height, width) as the model takes them."""
+    from tlfx.analysis.photos import fitted, open_photo, shipped_photo
+
+    size = tuple(example.shape[1:])
+    if len(size) != 3 or size[0] != 3:
+        raise InputError(
+            f"the model takes inputs of {'x'.join(map(str, size))}, expected images of three colours, 3xHxW"
+        )
+    if len(files) not in (0, 2):
+        given = f"{len(files)} image{'s were' if len(files) > 1 else ' was'} given"
+        raise InputError(f"{given}, expected two, or none for the photos that scikit-image ships")
+    photos = [open_photo(f) for f in files] if files else [shipped_photo(n) for n in DEFAULT_PHOTOS]
+    first, second = (fitted(photo, size[1:]) for photo in photos)
+    return first, second
+
+
+def _patch(probe: Probe, example: Tensor) -> int:
+    """Side in pixels of the tokens of the first layer."""
+    return max(1, int(example.shape[-2]) // probe.layers[0].size[0])
+
+
+def _spread(readings: list[Reading]) -> list[Reading]:
+    """The first, the last and some between."""
+    count = min(SHOWN, len(readings))
+    return [readings[round(i * (len(readings) - 1) / max(1, count - 1))] for i in range(count)]
+
+
+def _table(name: str, readings: Sequence[Reading], area: float, share: float) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    caption = f"λ by area {area:.3f}, λ that reaches the output {share:.3f}"
+    table = Table(title=name, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    table.add_column("layer")
+    for name in ("tokens", "λ read here", "least", "most"):
+        table.add_column(name, justify="right")
+    for reading in readings:
+        low, high = reading.map[0].aminmax()
+        height, width = reading.layer.size
+        figures = (float(reading.share[0, 0]), float(low), float(high))
+        table.add_row(reading.layer.path, f"{height}×{width}", *(f"{x:.3f}" for x in figures))
+    return table

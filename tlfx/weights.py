@@ -1,0 +1,79 @@
+"""Weights from a file: a state_dict, checked name by name before it is loaded."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tlfx.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["add_weights", "load_weights"]
+
+SHOWN = 5
+"""Names of parameters that a message lists."""
+
+
+def add_weights(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """The option that names a file of weights, or one for each model."""
+    more = "; once for each model, in order" if several else ""
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help=f"state_dict saved by torch.save{more}; default: random weights",
+    )
+
+
+def load_weights(model: nn.Module, file: str | Path) -> None:
+    """Load a state_dict that ``torch.save`` wrote, nothing but tensors, into a model.
+
+    Raises ModelError if the file is none, or names and shapes are not those of the model; the model is then untouched.
+    """
+    import torch
+
+    if not Path(file).is_file():
+        raise ModelError(f"--weights: there is no file {str(file)!r}")
+    try:
+        state: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise ModelError(
+            f"--weights {str(file)!r} cannot be read as tensors alone ({str(error).splitlines()[0]}); write it with "
+            "torch.save(model.state_dict(), file)"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        held = f"a dict of {_listed(list(state))}" if isinstance(state, dict) else f"a {type(state).__name__}"
+        raise ModelError(
+            f"--weights {str(file)!r} holds {held}, expected a state_dict, names and tensors: save that part alone"
+        )
+    _check(model, state, str(file))
+    model.load_state_dict(state)
+
+
+def _check(model: nn.Module, state: dict[str, Any], file: str) -> None:
+    own = model.state_dict()
+    shapes = [
+        f"{k} {tuple(state[k].shape)}, not {tuple(v.shape)}"
+        for k, v in own.items()
+        if k in state and state[k].shape != v.shape
+    ]
+    problems = {
+        "missing": [k for k in own if k not in state],
+        "unexpected": [k for k in state if k not in own],
+        "of another shape": shapes,
+    }
+    if any(problems.values()):
+        told = "; ".join(f"{len(names)} {what}: {_listed(names)}" for what, names in problems.items() if names)
+        raise ModelError(
+            f"--weights {file!r} does not fit {type(model).__name__}: {told}. Give the model it was saved from, with "
+            "the same --kwargs"
+        )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(map(str, names[:SHOWN])) + (", …" if len(names) > SHOWN else "")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -58,6 +59,7 @@ class Digits:
             yield self.compose(rows, generator), self.labels[rows]
 
 
+@lru_cache(maxsize=1)  # reading them takes seconds
 def load_digits(train: int, test: int, *, size: int = 28, digit: int = 16) -> tuple[Digits, Digits]:
     """`train` and `test` digits of `digit`×`digit` pixels for pictures of `size`×`size`; no digit is in both.
 

@@ -1,0 +1,202 @@
+"""Train plain CutMix against aligned on four small architectures, with several seeds, and compare them in pairs.
+
+    python examples/compare.py                                   # 4 architectures × 5 seeds × plain and aligned
+    python examples/compare.py --architectures vit --seeds 10    # more seeds of one; finished runs are kept
+    python examples/compare.py --jobs 4 --markdown table.md      # four processes; the table as Markdown too
+
+Runs of one seed share first weights, order, backgrounds and mixing, so that a difference within a seed is the target's.
+Each finished run is kept in the folder --output; one that was interrupted is made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from datetime import datetime
+from math import isfinite
+from pathlib import Path
+from statistics import fmean, stdev
+
+import torch
+from architectures import ARCHITECTURES
+from experiment import UNCHANGED, Result, Run, SettingsError, execute, finished
+from methods import Method
+from paired import paired_difference
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from training import Recipe, add_recipe, read_recipe
+
+COLUMNS = ("architecture", "target", "runs", "accuracy, %", "difference (95 % interval)", "λ gap")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line can set; differences are taken from the first of the methods."""
+
+    architectures: tuple[str, ...]
+    methods: tuple[Method, ...]
+    seeds: tuple[int, ...]
+    jobs: int
+    output: Path
+    markdown: Path | None
+    recipe: Recipe
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs, seed by seed, so that whatever is finished when one looks is balanced."""
+        recipes = [replace(self.recipe, seed=seed) for seed in self.seeds]
+        return [Run(a, m, recipe) for recipe in recipes for a in self.architectures for m in self.methods]
+
+
+def train(runs: Sequence[Run], folder: Path, jobs: int) -> Iterator[Run]:
+    """Make runs in processes of their own, each on one thread; yields each when it is finished.
+
+    The first failure or interrupt ends the others, and is raised; what is finished is kept.
+    """
+    context = multiprocessing.get_context("spawn")  # a fork of a process that has used torch may hang
+    with ProcessPoolExecutor(jobs, context, _start_process) as pool:
+        running = {pool.submit(execute, run, folder): run for run in runs}
+        try:
+            for done in as_completed(running):
+                _raise_failure(done, running[done])
+                yield running[done]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+def _start_process() -> None:
+    """One thread a process; an interrupt ends it at once, and it is for the parent to say so."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _raise_failure(done: Future[None], run: Run) -> None:
+    try:
+        done.result()
+    except Exception as error:
+        raise RuntimeError(f"{run} failed: {type(error).__name__}: {error}; finished runs are kept") from error
+
+
+def rows(settings: Settings) -> list[tuple[str, ...]]:
+    """The table, from what is finished: a row for each architecture and method."""
+    found = {run: finished(run, settings.output) for run in settings.runs}
+
+    def of(architecture: str, method: Method) -> dict[int, Result | str]:
+        """What is finished of them, by seed."""
+        results = {run: result for run, result in found.items() if result is not None}
+        return {r.recipe.seed: x for r, x in results.items() if (r.architecture, r.method) == (architecture, method)}
+
+    base = settings.methods[0]
+    return [
+        (name, str(method), *_figures(of(name, method), of(name, base) if method != base else {}))
+        for name in settings.architectures
+        for method in settings.methods
+    ]
+
+
+def _figures(results: Mapping[int, Result | str], baseline: Mapping[int, Result | str]) -> tuple[str, ...]:
+    """Number of runs and figures of a row: percent, and percentage points from a baseline if there is one."""
+    if UNCHANGED in results.values():
+        return ("–", UNCHANGED, "–", "–")
+    percent, against = (
+        {seed: 100 * result.accuracy for seed, result in each.items() if isinstance(result, Result)}
+        for each in (results, baseline)
+    )
+    if not percent:
+        return ("0", "–", "–", "–")
+    spread = f" ± {stdev(percent.values()):.1f}" if len(percent) > 1 else ""
+    gap = fmean(result.lambda_gap for result in results.values() if isinstance(result, Result))
+    return (str(len(percent)), f"{fmean(percent.values()):.1f}{spread}", _difference(percent, against), f"{gap:.3f}")
+
+
+def _difference(percent: Mapping[int, float], against: Mapping[int, float]) -> str:
+    """Mean and interval of the paired difference, over the seeds that both have."""
+    if not percent.keys() & against.keys():
+        return "–"
+    paired = paired_difference(percent, against)
+    interval = f"({paired.low:+.1f} to {paired.high:+.1f})" if isfinite(paired.low) else "(one run)"
+    return f"{paired.mean:+.1f} {interval}"
+
+
+def render(settings: Settings) -> Table:
+    """The table for a terminal."""
+    table = Table(title=_title(settings))
+    for place, column in enumerate(COLUMNS):
+        table.add_column(column, justify="left" if place < 2 else "right", overflow="fold")
+    for row in rows(settings):
+        table.add_row(*row, end_section=row[1] == str(settings.methods[-1]))
+    return table
+
+
+def markdown(settings: Settings) -> str:
+    """The table as Markdown."""
+    aligns = [":--" if place < 2 else "--:" for place in range(len(COLUMNS))]
+    lines = [COLUMNS, aligns, *rows(settings)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _title(settings: Settings) -> str:
+    recipe = settings.recipe
+    budget = f"{recipe.epochs} epochs of {recipe.train} digits in batches of {recipe.batch_size}"
+    return f"CutMix, {budget}; difference from {settings.methods[0]} in points, seed by seed"
+
+
+def parse(arguments: Sequence[str] | None = None) -> Settings:
+    """Settings of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    names = list(ARCHITECTURES)
+    add("--architectures", nargs="+", choices=names, default=names, help="what to train (default: all four)")
+    add("--methods", nargs="+", type=read_method, default=[Method.parse("plain"), Method.parse("aligned")],
+        metavar="METHOD", help="plain, aligned, or aligned:FIELD=VALUE[,…] for another tlfx.Policy; differences are "
+        "taken from the first (default: plain aligned)")  # fmt: skip
+    add("--seeds", type=int, default=5, help="runs of each architecture and method (default: %(default)s)")
+    add("--first-seed", type=int, default=0, help="their seeds count up from this one (default: %(default)s)")
+    add("--jobs", type=int, default=1, help="processes, each on one thread (default: %(default)s)")
+    add("--output", type=Path, default=Path("runs/compare"), help="folder of finished runs (default: %(default)s)")
+    add("--markdown", type=Path, help="write the table to this file too")
+    add_recipe(parser, epochs=3, batch_size=16, mix_prob=0.5)
+    options = parser.parse_args(arguments)
+    if options.seeds < 1 or options.jobs < 1:
+        parser.error(f"--seeds {options.seeds} --jobs {options.jobs}: expected at least 1 of each")
+    seeds = tuple(range(options.first_seed, options.first_seed + options.seeds))
+    recipe = read_recipe(parser, options, options.first_seed)
+    methods, architectures = (tuple(dict.fromkeys(given)) for given in (options.methods, options.architectures))
+    return Settings(architectures, methods, seeds, options.jobs, options.output, options.markdown, recipe)
+
+
+def read_method(text: str) -> Method:
+    """As :meth:`Method.parse`, with errors as argparse shows them."""
+    try:
+        return Method.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def main() -> None:
+    """Train what is not finished, and show the table."""
+    settings, console = parse(), Console()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the processes too
+    try:
+        left = [run for run in settings.runs if finished(run, settings.output) is None]
+        for run in track(train(left, settings.output, settings.jobs), "training", total=len(left), console=console):
+            console.print(f"{datetime.now():%H:%M:%S} {run}", highlight=False)
+    except SettingsError as error:
+        raise SystemExit(f"compare.py: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; finished runs are kept, and the same command makes the rest") from None
+    console.print(render(settings))
+    if settings.markdown:
+        settings.markdown.write_text(markdown(settings))
+
+
+if __name__ == "__main__":
+    main()

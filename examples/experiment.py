@@ -1,0 +1,132 @@
+"""Runs that are compared: what each trains, and the folder that keeps the figures and weights of those finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from architectures import build
+from data import load_digits
+from methods import Method
+from torch import nn
+from training import SIZE, Recipe, Trainer, accuracy
+
+import tlfx
+
+__all__ = ["UNCHANGED", "Result", "Run", "SettingsError", "execute", "finished"]
+
+UNCHANGED = "labels as aligned"
+"""In place of figures: the run was not made, since its policy changes no label rule of its architecture."""
+
+
+class SettingsError(ValueError):
+    """A folder holds a run under other settings than are asked for."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One architecture, trained with one method under a recipe, which holds the seed."""
+
+    architecture: str
+    method: Method
+    recipe: Recipe
+
+    def __str__(self) -> str:
+        return f"{self.architecture} {self.method}, seed {self.recipe.seed}"
+
+    def file(self, folder: Path) -> Path:
+        """Where its figures are kept; its weights, a state_dict, lie beside them with the suffix .pt."""
+        return folder / self.architecture / str(self.method).replace(":", "+") / f"{self.recipe.seed}.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """Figures of a finished run: test accuracy, mean |λ − λ_area| in training, loss of the last epoch, and times."""
+
+    accuracy: float
+    lambda_gap: float
+    loss: float
+    capture_seconds: float
+    train_seconds: float
+
+
+def finished(run: Run, folder: Path) -> Result | str | None:
+    """The figures of a run or UNCHANGED; None if it is still to be made: not begun, interrupted, or damaged on disk.
+
+    Raises SettingsError if the folder holds this run under another recipe, since figures of both cannot be compared.
+    """
+    file = run.file(folder)
+    try:
+        record = json.loads(file.read_text())
+        recipe = Recipe(**record["recipe"])
+        result = UNCHANGED if record["result"] == UNCHANGED else Result(**record["result"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    if recipe != run.recipe:
+        raise SettingsError(
+            f"{file} was trained with {_differing(recipe, run.recipe)}, and {_differing(run.recipe, recipe)} is asked "
+            "for: give the same settings, or another --output"
+        )
+    return result if result == UNCHANGED or file.with_suffix(".pt").exists() else None
+
+
+def execute(run: Run, folder: Path) -> None:
+    """Train and test one run, and keep its weights and then its figures, each file written whole or not at all."""
+    recipe, file = run.recipe, run.file(folder)
+    model = build(run.architecture, recipe.seed).to(recipe.device)
+    began = time.perf_counter()
+    if not _prepare(model, run.method, recipe.device):
+        _write_record(run, file, UNCHANGED)
+        return
+    captured = time.perf_counter()
+    train, test = load_digits(recipe.train, recipe.test, size=SIZE)
+    trainer = Trainer(model, recipe)
+    loading = time.perf_counter()
+    for _ in trainer.train(train):
+        pass
+    seconds = {"capture_seconds": captured - began, "train_seconds": time.perf_counter() - loading}
+    share = accuracy(model, test, trainer.device, rounds=4)
+    result = Result(share, trainer.meter.lambda_gap, trainer.meter.loss, **seconds)
+    _write_whole(file.with_suffix(".pt"), lambda path: torch.save(model.state_dict(), path))
+    _write_record(run, file, asdict(result))
+
+
+def _prepare(model: nn.Module, method: Method, device: str) -> bool:
+    """Align the model as the method says; False if its policy makes no other graph than the default does."""
+    if method.policy is None:
+        return True
+    example = torch.zeros(2, 3, SIZE, SIZE, device=device)
+    policies = dict.fromkeys((tlfx.Policy(), method.policy))
+    codes = [tlfx.aligned_code(tlfx.align(model, policy=policy), example) for policy in policies]
+    return len(set(codes)) == len(policies)
+
+
+def _write_record(run: Run, file: Path, result: dict[str, Any] | str) -> None:
+    record = {
+        "architecture": run.architecture,
+        "method": str(run.method),
+        "recipe": asdict(run.recipe),
+        "result": result,
+        "torch": torch.__version__,
+    }
+    _write_whole(file, lambda path: path.write_text(json.dumps(record, indent=2) + "\n"))
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Have a file written under another name and put in place: whoever stops it leaves no half-written file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f"{path.name}.new")
+    write(new)
+    os.replace(new, path)
+
+
+def _differing(recipe: Recipe, other: Recipe) -> str:
+    """The settings of a recipe that differ from another's."""
+    ours, theirs = asdict(recipe), asdict(other)
+    return ", ".join(f"{name}={value}" for name, value in ours.items() if value != theirs[name])

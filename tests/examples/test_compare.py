@@ -1,0 +1,308 @@
+"""`examples/compare.py` as a user runs it, interrupted and resumed, and the figures of its table."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from torch import Tensor
+
+import tlfx
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TINY = ["--epochs", "1", "--train", "32", "--test", "20", "--mix-prob", "1", "--device", "cpu"]
+TINY += ["--architectures", "mixer"]
+TIMEOUT = 300
+
+
+@pytest.fixture(scope="module", autouse=True)
+def path_to_examples() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXAMPLES))
+        yield
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    command = [sys.executable, str(EXAMPLES / "compare.py"), *TINY, *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def settings(*arguments: str | Path) -> Any:
+    from compare import parse
+
+    return parse([*TINY, *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a comparison of very many runs that was interrupted when two were finished."""
+    folder = tmp_path_factory.mktemp("runs")
+    process = start("--methods", "plain", "--seeds", "500", "--output", folder)
+    deadline = time.monotonic() + TIMEOUT
+    while not all((folder / "mixer" / "plain" / f"{seed}.json").exists() for seed in (0, 1)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=TIMEOUT)  # also waits for the workers, which share the pipes
+    assert process.returncode == 1
+    assert errors.strip().endswith("interrupted; finished runs are kept, and the same command makes the rest")
+    assert len(list(folder.rglob("*.json"))) < 500
+    return folder
+
+
+@pytest.fixture(scope="module")
+def resumed(interrupted: Path) -> Path:
+    """The same folder, one file cut in half, after a smaller comparison in it that was let to finish."""
+    half, whole = (interrupted / "mixer" / "plain" / f"{seed}.json" for seed in (0, 1))
+    before, kept = half.read_text(), whole.stat().st_mtime_ns
+    half.write_text(before[: len(before) // 2])
+    options = ("--seeds", "2", "--jobs", "2", "--output", interrupted, "--markdown", interrupted / "table.md")
+    process = start(*options)
+    shown, errors = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, errors
+    assert "mixer plain, seed 0" in shown
+    assert "mixer aligned, seed 1" in shown
+    assert "mixer plain, seed 1" not in shown
+    assert whole.stat().st_mtime_ns == kept
+    again, first = (json.loads(text)["result"] for text in (half.read_text(), before))
+    assert {k: v for k, v in again.items() if "seconds" not in k} == {
+        k: v for k, v in first.items() if "seconds" not in k
+    }
+    return interrupted
+
+
+def accuracies(folder: Path, method: str) -> list[float]:
+    """Of seeds 0 and 1, in percent."""
+    records = [json.loads((folder / "mixer" / method / f"{seed}.json").read_text()) for seed in (0, 1)]
+    return [100 * record["result"]["accuracy"] for record in records]
+
+
+def test_a_run_is_kept_with_its_weights(resumed: Path) -> None:
+    from architectures import build
+    from data import load_digits
+    from training import accuracy
+
+    _, test = load_digits(32, 20, size=28)
+    for method in ("plain", "aligned"):
+        file = resumed / "mixer" / method / "1.json"
+        record = json.loads(file.read_text())
+        assert (record["architecture"], record["method"], record["recipe"]["seed"]) == ("mixer", method, 1)
+        model = build("mixer", 0)
+        assert accuracy(model, test, torch.device("cpu"), rounds=4) != record["result"]["accuracy"]
+        model.load_state_dict(torch.load(file.with_suffix(".pt")))
+        assert accuracy(model, test, torch.device("cpu"), rounds=4) == record["result"]["accuracy"]
+        assert record["result"]["lambda_gap"] > 0.0 if method == "aligned" else record["result"]["lambda_gap"] == 0.0
+
+
+def test_the_table_holds_the_figures(resumed: Path) -> None:
+    plain, aligned = (np.array(accuracies(resumed, method)) for method in ("plain", "aligned"))
+    low, high = stats.ttest_rel(aligned, plain).confidence_interval(0.95)
+    lines = (resumed / "table.md").read_text().splitlines()
+    assert lines[0] == "| architecture | target | runs | accuracy, % | difference (95 % interval) | λ gap |"
+    assert lines[2] == f"| mixer | plain | 2 | {plain.mean():.1f} ± {plain.std(ddof=1):.1f} | – | 0.000 |"
+    difference = f"{(aligned - plain).mean():+.1f} ({low:+.1f} to {high:+.1f})"
+    assert lines[3].startswith(
+        f"| mixer | aligned | 2 | {aligned.mean():.1f} ± {aligned.std(ddof=1):.1f} | {difference} |"
+    )
+
+
+def test_the_first_method_is_the_baseline(resumed: Path) -> None:
+    from compare import rows
+
+    options = ("--seeds", "3", "--output", resumed)
+    (_, aligned, _, _, none, _), (_, plain, runs, _, difference, _) = rows(
+        settings("--methods", "aligned", "plain", *options)
+    )
+    assert (aligned, none) == ("aligned", "–")
+    assert (plain, int(runs)) == ("plain", len(list((resumed / "mixer" / "plain").glob("[012].json"))))
+    expected = np.mean(accuracies(resumed, "plain")) - np.mean(accuracies(resumed, "aligned"))
+    assert difference.startswith(f"{expected:+.1f} (")
+
+
+def test_other_settings_are_refused(resumed: Path) -> None:
+    from experiment import SettingsError, finished
+
+    run = settings("--output", resumed, "--lr", "0.01", "--batch-size", "8").runs[0]
+    words = (
+        r"0\.json was trained with batch_size=16, lr=0\.002, and batch_size=8, lr=0\.01 is asked for: give the same "
+    )
+    with pytest.raises(SettingsError, match=words + "settings, or another --output"):
+        finished(run, resumed)
+
+
+def test_missing_weights_mean_that_a_run_is_not_finished(tmp_path: Path) -> None:
+    from experiment import execute, finished
+
+    (run,) = settings("--methods", "plain", "--seeds", "1").runs
+    assert finished(run, tmp_path) is None
+    execute(run, tmp_path)
+    assert finished(run, tmp_path) is not None
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["0.json", "0.pt"]
+    run.file(tmp_path).with_suffix(".pt").unlink()
+    assert finished(run, tmp_path) is None
+
+
+def test_a_policy_without_effect_is_not_trained(tmp_path: Path) -> None:
+    from compare import rows
+    from experiment import UNCHANGED, execute, finished
+
+    chosen = settings("--methods", "aligned:heads=norm", "aligned:weights=signed", "--seeds", "1", "--output", tmp_path)
+    for run in chosen.runs:  # a mixer has no heads, and weights of both signs
+        execute(run, tmp_path)
+    assert finished(chosen.runs[0], tmp_path) == UNCHANGED
+    assert [path.parent.name for path in tmp_path.rglob("*.pt")] == ["aligned+weights=signed"]
+    heads, signed = rows(chosen)
+    assert heads == ("mixer", "aligned:heads=norm", "–", "labels as aligned", "–", "–")
+    assert signed[1:3] == ("aligned:weights=signed", "1")
+
+
+def test_a_failure_names_its_run(tmp_path: Path) -> None:
+    from compare import train
+
+    (run,) = settings("--methods", "plain", "--seeds", "1").runs
+    with pytest.raises(RuntimeError, match="resnet plain, seed 0 failed: KeyError: 'resnet'; finished runs are kept"):
+        list(train([replace(run, architecture="resnet")], tmp_path, jobs=1))
+
+
+def test_runs_of_a_seed_differ_in_their_target_only() -> None:
+    from architectures import build
+    from data import load_digits
+    from training import Recipe, Trainer
+
+    class Recording(Trainer):
+        """Keeps what the model is given and gives."""
+
+        def _forward(self, images: Tensor, target: tlfx.MixedTarget) -> tuple[Tensor, Tensor]:
+            logits, soft = super()._forward(images, target)
+            seen.append((images, target.area(), logits.detach(), soft))
+            return logits, soft
+
+    train, _ = load_digits(32, 20, size=28)
+    recipe = Recipe(epochs=1, batch_size=16, train=32, test=20, lr=0.0, mix_prob=1.0, seed=3, device="cpu")
+    recorded = []
+    for method in ("plain", "aligned"):
+        seen: list[tuple[Tensor, ...]] = []
+        model = build("swin", 3)  # with drop path, which is drawn too
+        trainer = Recording(tlfx.align(model) if method == "aligned" else model, recipe)
+        assert list(trainer.train(train)) == [1, 2]
+        recorded.append(seen)
+    for plain, aligned in zip(*recorded, strict=True):
+        for ours, theirs in zip(plain[:3], aligned[:3], strict=True):
+            assert torch.equal(ours, theirs)
+        assert torch.equal(plain[3], plain[1])
+    assert any(not torch.allclose(soft, area, atol=1e-3) for _, area, _, soft in recorded[1])
+
+
+@pytest.mark.parametrize("architecture", ["vit", "swin", "mixer", "convnext"])
+def test_architectures(architecture: str) -> None:
+    from architectures import ARCHITECTURES, build
+
+    assert list(ARCHITECTURES) == ["vit", "swin", "mixer", "convnext"]
+    first, again, other = (build(architecture, seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+    assert not any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in build(architecture, 0).modules())
+    assert build(architecture, 0)(torch.zeros(2, 3, 28, 28)).shape == (2, 10)
+
+
+VALUES = st.dictionaries(st.integers(0, 30), st.floats(0, 1), min_size=1, max_size=12)
+
+
+@given(VALUES, VALUES)
+def test_paired_difference(method: dict[int, float], baseline: dict[int, float]) -> None:
+    from paired import paired_difference
+
+    common = sorted(set(method) & set(baseline))
+    if not common:
+        with pytest.raises(ValueError, match="no seed in common"):
+            paired_difference(method, baseline)
+        return
+    found = paired_difference(method, baseline)
+    differences = np.array([method[seed] - baseline[seed] for seed in common])
+    assert found.mean == pytest.approx(differences.mean(), abs=1e-12)
+    if len(common) == 1:
+        assert (found.low, found.high) == (-np.inf, np.inf)
+        return
+    error = differences.std(ddof=1) / np.sqrt(len(common))
+    quantile = stats.t.isf(0.025, len(common) - 1)
+    np.testing.assert_allclose(
+        (found.low, found.high),
+        (differences.mean() - quantile * error, differences.mean() + quantile * error),
+        atol=1e-9,
+    )
+
+
+def test_interval_of_published_figures() -> None:
+    """Student's own: ten patients, additional hours of sleep by two drugs (Biometrika 6, 1908); as R's t.test gives."""
+    from paired import paired_difference
+
+    first = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
+    second = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
+    found = paired_difference(dict(enumerate(first)), dict(enumerate(second)))
+    assert (found.mean, found.low, found.high) == pytest.approx((-1.58, -2.4598858, -0.7001142), abs=1e-7)
+
+
+@pytest.mark.parametrize("name", ["methods", "paired"])
+def test_examples_in_docstrings(name: str) -> None:
+    failed, tried = doctest.testmod(importlib.import_module(name))
+    assert tried > 0
+    assert failed == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("plain", "plain"),
+        ("aligned", "aligned"),
+        ("aligned:residual=average", "aligned"),
+        ("aligned:heads=norm,residual=skip", "aligned:residual=skip,heads=norm"),
+    ],
+)
+def test_methods(text: str, name: str) -> None:
+    from methods import Method
+
+    method = Method.parse(text)
+    assert str(method) == name
+    assert Method.parse(name) == method
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--methods", "align"], "'align' is no method: expected plain, aligned or aligned:FIELD=VALUE[,FIELD=VALUE…]"),
+        (["--methods", "plain:heads=norm"], "'plain:heads=norm' is no method"),
+        (["--methods", "aligned:"], "'aligned:' is no method"),
+        (
+            ["--methods", "aligned:head=norm"],
+            "'head=norm' sets no field of tlfx.Policy, expected one of residual, heads,",
+        ),
+        (["--methods", "aligned:heads=max"], "heads='max' is unknown, expected one of 'mean', 'norm'"),
+        (["--methods", "aligned:heads=mean,heads=norm"], "'aligned:heads=mean,heads=norm' sets heads twice"),
+        (["--architectures", "resnet"], "invalid choice: 'resnet'"),
+        (["--seeds", "0"], "--seeds 0 --jobs 1: expected at least 1 of each"),
+        (["--batch-size", "7"], "expected an even number"),
+        (["--mix-prob", "1.5"], "--mix-prob 1.5: expected a share between 0 and 1"),
+    ],
+)
+def test_what_cannot_be_run(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        settings(*arguments)
+    assert words in " ".join(capsys.readouterr().err.split())

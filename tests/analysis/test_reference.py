@@ -53,7 +53,7 @@ def alone(model: nn.Module, given: Mixture, place: int) -> dict[str, float]:
 
     def margin(one: np.ndarray, two: np.ndarray) -> float:
         logits = model(composed(mask, one, two))[0]
-        return float(logits[a] - logits[b])
+        return float((logits[a] - logits[b]).detach())
 
     def effects(without_first: float, without_second: float) -> float:
         one, two = max(margin(first, second) - without_first, 0), max(without_second - margin(first, second), 0)

@@ -51,14 +51,14 @@ class Fidelity:
     shares: Mapping[str, Tensor]
     references: Mapping[str, Tensor]
 
+    def agreement(self, rule: str, reference: str) -> Agreement:
+        """Agreement of the shares by one rule with one reference."""
+        return agreement(self.shares[rule], self.references[reference], self.shares[AREA])
+
     @property
     def rows(self) -> list[Row]:
         """Agreement of every rule with every reference, all rules of one reference together."""
-        return [
-            Row(reference, rule, agreement(found, truth, self.shares[AREA]))
-            for reference, truth in self.references.items()
-            for rule, found in self.shares.items()
-        ]
+        return [Row(ref, rule, self.agreement(rule, ref)) for ref in self.references for rule in self.shares]
 
     def same_as(self, rule: str) -> str | None:
         """The rule before this one that gives the same shares bit for bit, since they differ in nothing that the model
@@ -82,14 +82,13 @@ class Fidelity:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         columns = ("correlation", "partial", "RMSE", "slope", "intercept", "calibration error")
         for reference in self.references:
-            rows = [row for row in self.rows if row.reference == reference]
-            title = f"{REFERENCES.get(reference, reference)} · {rows[0].agreement.pairs} pairs"
+            title = f"{REFERENCES.get(reference, reference)} · {self.agreement(AREA, reference).pairs} pairs"
             table = Table("rule", title=title, title_justify="left", box=box.SIMPLE_HEAD)
             for column in columns:
                 table.add_column(column, justify="right")
-            for row in rows:
-                same = self.same_as(row.rule)
-                table.add_row(row.rule, *([f"[dim]as {same}[/]"] if same else _figures(row.agreement)))
+            for rule in self.shares:
+                same = self.same_as(rule)
+                table.add_row(rule, *([f"[dim]as {same}[/]"] if same else _figures(self.agreement(rule, reference))))
             yield table
 
 

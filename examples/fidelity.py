@@ -26,6 +26,7 @@ from data import load_digits
 from experiment import Result, Run, finished
 from methods import Method
 from paired import paired_difference
+from rich import box
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -98,10 +99,20 @@ def measure(run: Run, settings: Settings) -> Fidelity:
     return fidelity(model, test.batches(size, recipe.seed, shuffle=True))
 
 
+def summary(runs: Sequence[tuple[Run, Result]], found: Found) -> list[str]:
+    """What was measured: a line for each architecture."""
+    lines = []
+    for name, by_seed in found.items():
+        right = fmean(result.accuracy for run, result in runs if run.architecture == name)
+        pairs = [len(study.shares[PAPER]) for study in by_seed.values()]
+        lines.append(f"{name}: {len(by_seed)} seeds, {100 * right:.1f} % right, at least {min(pairs)} mixed pairs each")
+    return lines
+
+
 def rows(found: Found, statistic: str) -> list[tuple[str, ...]]:
-    """A row for each architecture and rule: number of seeds, and a figure for each reference."""
+    """A row for each architecture and rule, with a figure for each reference."""
     return [
-        (name, rule, str(len(by_seed)), *_cells(by_seed, rule, statistic))
+        (name, rule, *_cells(by_seed, rule, statistic))
         for name, by_seed in found.items()
         for rule in _any(by_seed).shares
     ]
@@ -147,29 +158,31 @@ def _mark(own: Mapping[int, float], paper: Mapping[int, float], more_is_better: 
 
 def columns(found: Found) -> tuple[str, ...]:
     """Names of the columns of :func:`rows`."""
-    return ("architecture", "rule", "seeds", *_any(next(iter(found.values()))).references)
+    return ("model", "rule", *_any(next(iter(found.values()))).references)
 
 
 def render(found: Found, statistic: str) -> Table:
     """A statistic as a table for a terminal."""
-    table = Table(title=TITLES[statistic], caption=LEGEND, title_justify="left", caption_justify="left")
+    table = Table(title=TITLES[statistic], title_justify="left", box=box.SIMPLE_HEAD)
     for place, column in enumerate(columns(found)):
         table.add_column(column, justify="left" if place < 2 else "right", overflow="fold")
-    last = [list(_any(by_seed).shares)[-1] for by_seed in found.values()]
-    for row in rows(found, statistic):
-        table.add_row(*row, end_section=row[1] in last)
+    before = ""
+    for name, *figures in rows(found, statistic):
+        if before and name != before:
+            table.add_section()
+        table.add_row("" if name == before else name, *figures)
+        before = name
     return table
 
 
-def markdown(found: Found) -> str:
-    """All tables as Markdown."""
+def markdown(lines: Sequence[str], found: Found) -> str:
+    """The summary and all tables as Markdown."""
     head = columns(found)
     aligns = [":--" if place < 2 else "--:" for place in range(len(head))]
-    tables = []
+    parts = ["\n".join(f"- {line}" for line in lines)]
     for statistic, title in TITLES.items():
-        lines = [f"| {' | '.join(line)} |" for line in (head, aligns, *rows(found, statistic))]
-        tables.append(f"{title}:\n\n" + "\n".join(lines) + "\n")
-    return "\n".join([*tables, f"{LEGEND}.\n"])
+        parts += [f"{title}:", "\n".join(f"| {' | '.join(x)} |" for x in (head, aligns, *rows(found, statistic)))]
+    return "\n\n".join([*parts, f"{LEGEND}."]) + "\n"
 
 
 def as_csv(found: Found) -> str:
@@ -208,14 +221,13 @@ def main() -> None:
     found: dict[str, dict[int, Fidelity]] = {}
     for run, _ in track(runs, "measuring", console=console):
         found.setdefault(run.architecture, {})[run.recipe.seed] = measure(run, settings)
-    for name in found:
-        accuracy = fmean(result.accuracy for run, result in runs if run.architecture == name)
-        pairs = fmean(len(study.shares[PAPER]) for study in found[name].values())
-        console.print(f"{name}: {100 * accuracy:.1f} % right, {pairs:.0f} mixed pairs a seed", highlight=False)
+    lines = summary(runs, found)
+    console.print(*lines, sep="\n", highlight=False)
     for statistic in STATISTICS:
         console.print(render(found, statistic))
+    console.print(LEGEND)
     if settings.markdown:
-        settings.markdown.write_text(markdown(found))
+        settings.markdown.write_text(markdown(lines, found))
     if settings.csv:
         settings.csv.write_text(as_csv(found))
 

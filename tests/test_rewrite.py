@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 import tlfx
 from tlfx import runtime
 from tlfx.capture import capture
-from tlfx.propagate import Propagation, propagate
+from tlfx.propagate import Options, Propagation, propagate
 from tlfx.rewrite import rewrite
 
 SIZE = (4, 4, 6)
@@ -27,9 +27,9 @@ def small_vit(**options: object) -> nn.Module:
     return VisionTransformer(**(settings | options))
 
 
-def align(model: nn.Module, images: Tensor) -> tuple[Propagation, GraphModule]:
+def align(model: nn.Module, images: Tensor, attention: str = "fused") -> tuple[Propagation, GraphModule]:
     captured = capture(model, type(model).forward, (images,), {}, images)
-    found = propagate(captured.graph_module, captured.images)
+    found = propagate(captured.graph_module, captured.images, Options(attention=attention))
     return found, rewrite(found)
 
 
@@ -107,7 +107,7 @@ def test_unchanged_labels_need_no_code() -> None:
     """Point-wise and channel mixing: the pixels go straight to the output."""
     probe = check(lambda x, conv: conv(x).relu(), lambda y, x: y, SIZE, conv=nn.Conv2d(4, 4, 1))
     own = [n.target for n in probe.graph_module.graph.nodes if getattr(n.target, "__module__", "") == runtime.__name__]
-    assert own == [runtime.pixels, runtime.gather, runtime.output]
+    assert own == [runtime.pixels, runtime.spread, runtime.view, runtime.output]
 
 
 def test_names_and_order_of_the_graph(vit: tuple[Propagation, GraphModule, Tensor, Tensor]) -> None:
@@ -175,6 +175,75 @@ def test_labels_of_outputs_are_the_mean_over_their_classes() -> None:
     _, soft = tlfx.align(Fused())(torch.randn(BATCH, *SIZE), target)
     assert soft.shape == (BATCH, 2, 4, 6)
     torch.testing.assert_close(soft[:, 0], ((mask + mask.flip(3)) / 2)[:, 0])
+
+
+def test_labels_ride_on_the_model_s_own_attention() -> None:
+    """In its place, under its name, and with the same bits; the last block still keeps one query."""
+    images, mask = torch.randn(BATCH, 3, 16, 16), random_mask((3, 16, 16), seed=1)
+    found, joint = align(small_vit(), images, "reuse")
+    _, fused = align(small_vit(), images)
+    assert len(calls(joint, runtime.attention_with_labels)) == 3
+    assert not calls(joint, torch.ops.aten.scaled_dot_product_attention.default)
+    own = [n.name for n in found.graph_module.graph.nodes if n.op != "output"]
+    assert [n.name for n in joint.graph.nodes if n.name in own] == own
+    assert calls(joint, runtime.attention_with_labels)[-1].kwargs["queries"] == (0,)
+    (output, label), (expected, other) = joint(images, mask), fused(images, mask)
+    assert torch.equal(output[0], expected[0])
+    torch.testing.assert_close(label[0], other[0], rtol=0, atol=1e-6)
+
+
+def test_attention_that_is_an_output_itself() -> None:
+    """Where nothing else reads the operator that labels take the place of."""
+
+    def function(x: Tensor) -> Tensor:
+        z = tokens(x)[:, None]
+        return F.scaled_dot_product_attention(z, z, z)
+
+    probe = Probe(function, SIZE)
+    assert calls(probe.graph_module, runtime.attention_with_labels)
+    (output,), (label,) = probe.graph_module(probe.images, random_mask(SIZE, 1))
+    assert torch.equal(output, function(probe.images))
+    assert label.shape[:3] == output.shape[:3]
+
+
+def test_regular_rows_are_views_and_equal_reads_happen_once() -> None:
+    """Windows are a view of the labels of a grid; a shift of the grid is a copy by index, written once for two uses."""
+
+    def windows(x: Tensor) -> Tensor:
+        return x.unflatten(2, (2, 2)).unflatten(4, (3, 2)).permute(0, 2, 4, 3, 5, 1).mean((3, 4))
+
+    probe = Probe(lambda x: windows(x), SIZE)
+    assert calls(probe.graph_module, runtime.view)
+    assert not [b for b in probe.graph_module.buffers(recurse=False) if b.dtype == torch.int64]
+
+    def rolled(x: Tensor, conv: nn.Module) -> tuple[Tensor, Tensor]:
+        shifted = x.roll(1, 3)
+        return conv(shifted), F.avg_pool2d(shifted, 3, 1, 1)
+
+    probe = Probe(rolled, SIZE, conv=nn.Conv2d(4, 4, 3, padding=1))
+    index = [b for b in probe.graph_module.buffers(recurse=False) if b.dtype == torch.int64]
+    assert len(index) == 1
+    assert len([n for n in calls(probe.graph_module, runtime.gather) if len(n.args) == 2]) == 1
+
+
+def test_labels_of_a_mask_that_all_samples_share_are_computed_once() -> None:
+    """Up to where the labels depend on the image; then for each sample."""
+
+    def function(x: Tensor, conv: nn.Module) -> Tensor:
+        z = tokens(conv(x))
+        return (z @ z.mT).softmax(-1) @ z
+
+    probe = Probe(function, SIZE, conv=nn.Conv2d(4, 4, 3, padding=1))
+    one = random_mask(SIZE, seed=1)[:1]
+    assert shapes_of(probe.graph_module, runtime.convolve, probe.images, one) == [(1, 24, 1)]
+    assert shapes_of(probe.graph_module, runtime.mix, probe.images, one) == [(BATCH, 24, 1)]
+    torch.testing.assert_close(probe.shares(one)[0], probe.shares(one.expand(BATCH, -1, -1, -1))[0], equal_nan=True)
+
+
+def test_the_weights_of_a_shared_kernel_are_averaged_once() -> None:
+    probe = Probe(lambda x, conv: conv(conv(x)), SIZE, conv=nn.Conv2d(4, 4, 3, padding=1))
+    assert len(calls(probe.graph_module, runtime.convolve)) == 2
+    assert len(calls(probe.graph_module, runtime.kernel_weights)) == 1
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])

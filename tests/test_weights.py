@@ -62,7 +62,7 @@ def test_files_that_hold_no_state_dict(tmp_path: Path) -> None:
     torch.save([torch.zeros(1)], file)
     with pytest.raises(ModelError, match="holds a list, expected a state_dict"):
         load_weights(model(), file)
-    for content in (b"no archive", pickle.dumps(Path("/")), pickle.dumps(print)):
+    for content in (b"no archive", pickle.dumps(Path("/"), 2), pickle.dumps(print, 2)):
         file.write_bytes(content)
         with pytest.raises(ModelError, match=r"cannot be read as tensors alone \(.*\); write it with torch\.save"):
             load_weights(model(), file)

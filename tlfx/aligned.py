@@ -56,7 +56,7 @@ def align(
             frames, height, width) likewise.
         example: images, a tuple of arguments or a dict of keyword arguments to capture now.
         layers: align attention only in these modules (glob patterns such as ``"blocks.[0-5]"``) or these attentions
-            (numbers in order of execution); elsewhere it leaves labels in place (Table 8).
+            (numbers in order of execution, −1 for the last); elsewhere it leaves labels in place (Table 8).
         policy: rules to combine labels by in place of the paper's, see :class:`tlfx.Policy`.
         on_unknown: ``"error"``, or ``"pointwise"`` to let labels pass operators without a rule that keep the shape.
 
@@ -167,7 +167,8 @@ class Alignment:
             return self._plain(model, args, kwargs, target, images.shape[0])
         _check(target, images)
         plan = self.plan(model, args, kwargs, tuple(dict.fromkeys(p for r in self.recordings for p in r.patterns)))
-        output, shares, labels = plan.run(args, kwargs, target.mask)
+        mask = target.mask if target.mask.stride(0) else target.mask[:1]  # one for all samples
+        output, shares, labels = plan.run(args, kwargs, mask)
         for recording in self.recordings:
             recording.take(plan.recorded, labels)
         soft = [None if o is None else _soft(target, s, o) for s, o in zip(shares, plan.outputs, strict=True)]
@@ -339,9 +340,9 @@ def _check(target: MixedTarget, images: Tensor) -> None:
 
 
 def _soft(target: MixedTarget, share: Tensor, output: OutputLabel) -> Tensor:
-    """Soft targets of an output from the share of the first image at each of its positions."""
+    """Soft targets of an output from the share of the first image, or of each of K, at each of its positions."""
     batch = output.where.axis
-    soft = target.soften(share[..., 0].movedim(batch, 0))
+    soft = target.soften((share if "labels" in target else share[..., 0]).movedim(batch, 0))
     return soft.movedim(0, batch).movedim(-1, output.class_axis)
 
 

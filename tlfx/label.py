@@ -140,18 +140,47 @@ def by_first_occurrence(groups: Tensor, count: int) -> Tensor:
     return first.argsort()
 
 
-def regular(index: Tensor) -> tuple[int, ...] | None:
-    """The step of an index (int64) along each of its axes, None if it has no constant one.
+def regular(index: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """The sizes and steps of nested loops that visit the elements of an index (int64) in order, no step backwards; None
+    if there are none.
+
+    Axes of windows, in which several loops are merged, come apart:
 
     >>> regular(torch.arange(12).view(3, 4)[:, 1:3])
-    (4, 1)
+    ((3, 2), (4, 1))
+    >>> regular(torch.tensor([0, 1, 4, 5, 8, 9]))
+    ((3, 2), (4, 1))
     >>> regular(torch.tensor([0, 1, 3])) is None
     True
     """
     first = index.flatten()[0]
-    steps = tuple(int(index.select(a, 1).flatten()[0] - first) if n > 1 else 0 for a, n in enumerate(index.shape))
-    along = torch.meshgrid(*(torch.arange(n) * step for n, step in zip(index.shape, steps, strict=True)), indexing="ij")
-    return steps if torch.equal(index, first + sum(along)) else None
+    along = [index.movedim(a, 0).reshape(size, -1)[:, 0] - first for a, size in enumerate(index.shape)]
+    places = first
+    for offsets in along:
+        places = places[..., None] + offsets
+    loops = [_loops(offsets.tolist()) for offsets in along]
+    if any(found is None for found in loops) or not torch.equal(index, places):
+        return None
+    pairs = [pair for found in loops for pair in found or []]
+    return tuple(size for size, _ in pairs), tuple(step for _, step in pairs)
+
+
+def _loops(offsets: list[int]) -> list[tuple[int, int]] | None:
+    """Sizes and steps of nested loops, the outermost first, that give a list of offsets from 0 on."""
+    count = len(offsets)
+    if count == 1:
+        return []
+    step = offsets[1]
+    if step < 0:  # PyTorch has no views backwards
+        return None
+    size = next((n for n in range(2, count) if offsets[n] != n * step), count)
+    if size == count:
+        return [(count, step)]
+    outer = offsets[::size]
+    if count % size or offsets != [start + n * step for start in outer for n in range(size)]:
+        return None
+    rest = _loops(outer)
+    return None if rest is None else [*rest, (size, step)]
 
 
 def digest(tensor: Tensor) -> Hashable:

@@ -6,7 +6,7 @@ Nothing is computed but shapes, integer maps and the few constants (indices, mas
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from tlfx import runtime
 from tlfx.alias import AliasSets, written_argument
 from tlfx.constant import Constants
-from tlfx.errors import RuleError, TlfxError, UnknownOperatorError
+from tlfx.errors import InputError, RuleError, TlfxError, UnknownOperatorError
 from tlfx.gates import Gates
 from tlfx.label import MASK, LabelTable, Rows
 from tlfx.observer import Observer, Recorded
@@ -70,9 +70,26 @@ def propagate(graph_module: GraphModule, images: str, options: Options | None = 
     """Walk a captured graph; ``images`` names the placeholder that holds the image content.
 
     Raises UnknownOperatorError for an operator without a rule, RuleError or ProvenanceError where content cannot be
-    followed, NoContentError if no output holds any.
+    followed, NoContentError if no output holds any, InputError for layers counted from the last beyond the first.
     """
-    return Walk(graph_module, images, options or Options()).run()
+    options = options or Options()
+    if any(isinstance(layer, int) and layer < 0 for layer in options.layers or ()):
+        options = replace(options, layers=_from_the_first(graph_module, images, options))
+    return Walk(graph_module, images, options).run()
+
+
+def _from_the_first(graph_module: GraphModule, images: str, options: Options) -> tuple[str | int, ...]:
+    """Layers with all numbers counted from the first attention, as only a walk with all of them aligned can tell."""
+    walk = Walk(graph_module, images, replace(options, layers=None, record=()))
+    walk.run()
+    count, layers = walk.attentions, options.layers or ()
+    lowest = min(layer for layer in layers if isinstance(layer, int))
+    if lowest < -count:
+        raise InputError(
+            f"layers holds {lowest}, but attentions that mix tokens in this model number {count}: expected "
+            + (f"numbers from {-count} to {count - 1}" if count else "no numbers, as there is nothing to choose from")
+        )
+    return tuple(layer + count if isinstance(layer, int) and layer < 0 else layer for layer in layers)
 
 
 class Walk:
@@ -141,11 +158,16 @@ class Walk:
                 content = torch.where(inside, new, content)
         return content
 
+    @property
+    def attentions(self) -> int:
+        """How many attentions that mix tokens the walk has met."""
+        return len(self._attention)
+
     def is_aligned(self, node: Node) -> bool:
         """Whether the attention at this node is aligned, by ``layers``: glob patterns of modules, or their numbers."""
+        number = self._attention.setdefault(node, len(self._attention))
         if self.options.layers is None:
             return True
-        number = self._attention.setdefault(node, len(self._attention))
         path = module_path(node)
         return any(number == x if isinstance(x, int) else _is_inside(path, x) for x in self.options.layers)
 

@@ -175,14 +175,14 @@ class _Writer:
         offset[places] = torch.tensor([0, *itertools.accumulate(self.live[p].count for p in places[:-1])])
         index = self.position[ids] + offset[owners]
         labels = [self._spread(p, after) if for_each and p in self.shared else self.written[p] for p in places]
-        steps = regular(index)
+        loops = regular(index)
         if torch.equal(index.flatten(), torch.arange(sum(self.live[p].count for p in places))):
             if len(labels) == 1 and ids.dim() == 1:
                 return labels[0]
             return self._insert(after, runtime.gather, (labels, None, tuple(ids.shape)), {}, "rows")
-        if len(labels) == 1 and steps is not None:
-            first = int(index.flatten()[0])
-            return self._insert(after, runtime.view, (labels[0], tuple(ids.shape), steps, first), {}, "rows")
+        if len(labels) == 1 and loops is not None:
+            args = (labels[0], *loops, int(index.flatten()[0]), tuple(ids.shape))
+            return self._insert(after, runtime.view, args, {}, "rows")
         return self._insert(after, runtime.gather, (labels, self._constant(index, "index", after)), {}, "rows")
 
     def _spread(self, place: int, after: Node) -> Node:

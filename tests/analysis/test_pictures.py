@@ -91,11 +91,23 @@ def test_a_picture_is_a_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_a_small_picture(tmp_path: Path) -> None:
+    """256 colours, none of them far from what it stands for."""
+    drawn = draw_label_maps("model", pair(), [reading("blocks.0", 4)], 0.5)
+    save(drawn, tmp_path / "full.png")
+    save(drawn, tmp_path / "small.png", small=True)
+    with Image.open(tmp_path / "full.png") as full, Image.open(tmp_path / "small.png") as small:
+        assert small.mode == "P"
+        pixels = [np.asarray(x.convert("RGB"), dtype=np.float64) for x in (full, small)]
+    assert np.abs(pixels[0] - pixels[1]).mean() < 3
+    assert (tmp_path / "small.png").stat().st_size < (tmp_path / "full.png").stat().st_size
+
+
 def test_files_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--plot 'a\.gif': expected a file that ends in \.png, \.pdf, \.svg"):
         check_file("a.gif", "--plot")
     with pytest.raises(InputError, match=r"--csv '.*/none/a\.csv': there is no directory '.*/none'; create it first"):
-        check_file(tmp_path / "none" / "a.csv", "--csv")
+        check_file(tmp_path / "none" / "a.csv", "--csv", (".csv",))
     (tmp_path / "d.png").mkdir()
     with pytest.raises(InputError, match=r"--output '.*d\.png' cannot be written"):
         check_file(tmp_path / "d.png", "--output")

@@ -100,10 +100,53 @@ def test_windows_are_put_together() -> None:
     assert torch.equal(window_partition(numbers, (2, 2)).flatten()[layer.grid], numbers[0, :, :, 0])
 
 
-def test_what_comes_out_of_attention_lies_where_its_skip_path_does() -> None:
+class Halved(nn.Module):
+    """Attention without a skip path, whose queries are every second column, as in LeViT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.mixing = nn.Conv2d(3, 8, 4, 4), Downsample()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.mixing(self.patches(images).flatten(2).transpose(1, 2)).mean(1)
+
+
+class Downsample(nn.Module):
+    """Queries are every second token."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return (tokens[:, ::2] @ tokens.transpose(1, 2)).softmax(-1) @ tokens
+
+
+def test_what_comes_out_of_attention_lies_where_its_query_does() -> None:
+    (layer,) = Probe(Halved(), (3, 12, 24), ["mixing"]).layers
+    assert torch.equal(layer.grid, torch.arange(9).view(3, 3))
+
+
+def test_attention_by_itself_has_the_grid_of_its_block() -> None:
     family = FAMILIES["vit"]
     (layer,) = Probe(family.model(), (3, 32, 32), ["blocks.1.attn"]).layers
     assert torch.equal(layer.grid.flatten(), torch.arange(1, 17))
+
+
+class Residual(nn.Module):
+    """A residual connection around modules that may hold others."""
+
+    def __init__(self, *inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(*inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x)
+
+
+def test_a_block_is_the_outer_of_two_residual_modules_but_not_of_several() -> None:
+    def conv() -> nn.Module:
+        return nn.Conv2d(4, 4, 3, padding=1)
+
+    nested, several = Residual(conv(), Residual(conv())), Residual(Residual(conv()), Residual(conv()))
+    layers = Probe(nn.Sequential(nn.Conv2d(3, 4, 4, 4), nested, several), (3, 16, 16)).layers
+    assert [layer.path for layer in layers] == ["1", "2.inner.0", "2.inner.1"]
 
 
 def test_patterns_that_fit_nothing() -> None:

@@ -5,38 +5,39 @@ from __future__ import annotations
 import pytest
 import torch
 from rollout import initial, mixing_matrices
+from timm.models.cait import Cait
 from torch import Tensor, nn
-from twins.arithmetic import uniform
-from twins.families import FAMILIES
+from twins.arithmetic import attention, uniform
+from twins.families import FAMILIES, randomise
 from twins.recorder import outputs_of
 from twins.vit import timm_maps
 
-from tlfx.analysis.probe import Probe, Reading
+from tlfx.analysis.probe import Arrival, Probe, Reading
 
 CLOSE = {"rtol": 0.0, "atol": 1e-6}
 
 
 def read(
     name: str, count: int = 3, at: list[str] | None = None
-) -> tuple[nn.Module, Tensor, Tensor, list[Reading], Tensor]:
+) -> tuple[nn.Module, Tensor, Tensor, list[Reading], Arrival]:
     """A model, images, masks of two channels, what its layers hold, and the label of its output."""
     family = FAMILIES[name]
     model = family.model().eval()
     chance = torch.Generator().manual_seed(1)
     images = torch.randn(count, 3, family.size, family.size, generator=chance)
     mask = torch.rand(count, 2, family.size, family.size, generator=chance)
-    readings, share = Probe(model, images.shape[1:], at)(images, mask)
-    return model, images, mask, readings, share
+    readings, arrival = Probe(model, images.shape[1:], at)(images, mask)
+    return model, images, mask, readings, arrival
 
 
 @pytest.fixture(scope="module")
-def vit() -> tuple[nn.Module, Tensor, Tensor, list[Reading], Tensor]:
+def vit() -> tuple[nn.Module, Tensor, Tensor, list[Reading], Arrival]:
     """The small vision transformer, on three images: an odd number for a graph of two."""
     return read("vit")
 
 
-def test_labels_are_those_of_rollout(vit: tuple[nn.Module, Tensor, Tensor, list[Reading], Tensor]) -> None:
-    model, images, mask, readings, share = vit
+def test_labels_are_those_of_rollout(vit: tuple[nn.Module, Tensor, Tensor, list[Reading], Arrival]) -> None:
+    model, images, mask, readings, arrival = vit
     assert [r.layer.path for r in readings] == ["blocks.0", "blocks.1", "blocks.2"]
     start = torch.stack([initial(model, mask[:, k : k + 1]) for k in range(2)], -1)
     for reading, matrix in zip(readings, mixing_matrices(model, images), strict=True):
@@ -44,10 +45,10 @@ def test_labels_are_those_of_rollout(vit: tuple[nn.Module, Tensor, Tensor, list[
         torch.testing.assert_close(reading.labels.double(), expected, **CLOSE)
         torch.testing.assert_close(reading.map.double(), expected[:, 1:].unflatten(1, (4, 4)), **CLOSE)
         torch.testing.assert_close(reading.share.double(), expected[:, 0], **CLOSE)
-    torch.testing.assert_close(share, readings[-1].share, **CLOSE)
+    torch.testing.assert_close(arrival.label, readings[-1].share, **CLOSE)
 
 
-def test_tokens_are_those_of_the_model(vit: tuple[nn.Module, Tensor, Tensor, list[Reading], Tensor]) -> None:
+def test_tokens_are_those_of_the_model(vit: tuple[nn.Module, Tensor, Tensor, list[Reading], Arrival]) -> None:
     model, images, _, readings, _ = vit
     seen = outputs_of(model, images, model.blocks)
     for reading, block in zip(readings, model.blocks, strict=True):
@@ -55,7 +56,7 @@ def test_tokens_are_those_of_the_model(vit: tuple[nn.Module, Tensor, Tensor, lis
         torch.testing.assert_close(reading.feature, seen[block][:, 0], rtol=0, atol=1e-5)
 
 
-def test_class_attention_is_that_of_transmix(vit: tuple[nn.Module, Tensor, Tensor, list[Reading], Tensor]) -> None:
+def test_class_attention_is_that_of_transmix(vit: tuple[nn.Module, Tensor, Tensor, list[Reading], Arrival]) -> None:
     """Attention of the class token to the patches, normalised over them, on labels that stay where they were."""
     model, images, mask, readings, _ = vit
     for reading, weights in zip(readings, timm_maps(model, images), strict=True):
@@ -66,14 +67,30 @@ def test_class_attention_is_that_of_transmix(vit: tuple[nn.Module, Tensor, Tenso
 
 
 def test_two_class_tokens_are_averaged() -> None:
-    model, images, mask, readings, share = read("deit-distilled", count=2)
+    model, images, mask, readings, arrival = read("deit-distilled", count=2)
     weights = timm_maps(model, images)[-1]
     to_patches = weights[:, :2, 2:].mean(1)
     patches = initial(model, mask[:, :1])[:, 2:]
     expected = (to_patches * patches).sum(1) / to_patches.sum(1)
     assert readings[-1].layer.readout.tolist() == [0, 1]
     torch.testing.assert_close(readings[-1].class_attention[:, 0].double(), expected, **CLOSE)
-    torch.testing.assert_close(readings[-1].share, share, **CLOSE)
+    torch.testing.assert_close(readings[-1].share, arrival.label, **CLOSE)
+
+
+def test_a_class_token_that_is_joined_last() -> None:
+    """CaiT's blocks have no class token; it attends to the patches in layers of its own, to itself too."""
+    model = randomise(Cait(img_size=32, patch_size=8, embed_dim=24, depth=1, depth_token_only=2, num_heads=3)).eval()
+    images, mask = torch.randn(2, 3, 32, 32), torch.rand(2, 1, 32, 32)
+    readings, arrival = Probe(model, (3, 32, 32))(images, mask)
+    assert [(r.layer.path, r.class_attention) for r in readings] == [("blocks.0", None)]
+    last = model.blocks_token_only[-1]
+    tokens = outputs_of(model, images, [last.norm1])[last.norm1]
+    q, k = (layer(tokens).detach().unflatten(2, (3, 8)).transpose(1, 2) for layer in (last.attn.q, last.attn.k))
+    to_patches = attention(q[:, :, :1], k, last.attn.scale)[:, 0, 1:]
+    patches = uniform(mask.double()[:, 0], (8, 8), (8, 8), (0, 0)).flatten(1)
+    expected = (to_patches * patches).sum(1) / to_patches.sum(1)
+    torch.testing.assert_close(arrival.class_attention[:, 0].double(), expected, **CLOSE)
+    assert (expected - patches.mean(1)).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", ["vit-unfused", "vit-registers"])
@@ -89,12 +106,12 @@ def test_class_token_whatever_the_attention(name: str) -> None:
 @pytest.mark.parametrize("name", ["vit-average-with-class-token", "swin"])
 def test_averages_read_all_of_the_grid(name: str) -> None:
     """A class token that the classifier does not read is none."""
-    *_, readings, share = read(name, count=2)
+    *_, readings, arrival = read(name, count=2)
     last = readings[-1]
     assert not last.layer.has_class_token
     assert last.class_attention is None
     torch.testing.assert_close(last.share, last.map.mean((1, 2)), **CLOSE)
-    torch.testing.assert_close(last.share, share, **CLOSE)
+    torch.testing.assert_close(last.share, arrival.label, **CLOSE)
 
 
 @pytest.mark.parametrize("name", ["swin", "convnext"])
@@ -106,12 +123,24 @@ def test_maps_are_upright(name: str) -> None:
     images = torch.randn(2, 3, family.size, family.size, generator=torch.Generator().manual_seed(1))
     down = torch.linspace(0, 1, family.size).view(1, 1, -1, 1).expand(2, 1, -1, family.size)
     masks = torch.cat((torch.rand(2, 1, family.size, family.size), down, down.transpose(2, 3)), 1)
-    readings, share = Probe(model, images.shape[1:])(images, masks)
-    torch.testing.assert_close(share[:, 0].double(), family.twin(model, images, masks[:, :1]), **CLOSE)
+    readings, arrival = Probe(model, images.shape[1:])(images, masks)
+    torch.testing.assert_close(arrival.label[:, 0].double(), family.twin(model, images, masks[:, :1]), **CLOSE)
     patch = (family.size // readings[0].layer.size[0],) * 2
     for k in (1, 2):
         both = (readings[0].map[..., k].double(), uniform(masks[:, k].double(), patch, patch, (0, 0)))
         assert torch.corrcoef(torch.stack(both).flatten(1))[0, 1] > 0.9
+
+
+def test_tokens_that_are_flattened_or_averaged() -> None:
+    """Channels are found where labels vary along all axes, and where there are as many of them as tokens."""
+    model = nn.Sequential(nn.Conv2d(3, 16, 4, 4), nn.Flatten(2), nn.Flatten(), nn.Linear(256, 5))
+    images = torch.randn(3, 3, 16, 16)
+    readings, _ = Probe(model, (3, 16, 16), ["[0-2]"])(images, torch.rand(3, 1, 16, 16))
+    assert [r.layer.size for r in readings] == [(4, 4), (4, 4), (1, 1)]
+    patches = model[0](images).flatten(2).transpose(1, 2)
+    for reading in readings[:2]:
+        torch.testing.assert_close(reading.tokens, patches, rtol=0, atol=1e-5)
+    torch.testing.assert_close(readings[2].tokens, model[:3](images)[:, None], rtol=0, atol=1e-5)
 
 
 def test_the_model_is_left_as_it_was() -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 
 import pytest
+import timm
 import torch
 from torch import nn
 
-from tlfx.analysis.speed import PLAIN, Settings, Timing, bench, compare
+from tlfx.analysis.speed import ALIGNED, CAPTURED, PLAIN, PUBLISHED, Settings, Timing, bench, compare
 
 
 def test_ratios_are_taken_in_pairs() -> None:
@@ -43,7 +44,14 @@ def test_time_and_memory_of_a_step() -> None:
 def test_a_model_is_timed_plain_and_aligned(forward_only: bool) -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1000))
     found = bench(model, (3, 16, 16), Settings(batch=2, pairs=2, forward_only=forward_only))
-    assert list(found) == [PLAIN, "aligned"]
+    assert list(found) == [PLAIN, CAPTURED, ALIGNED]
     assert found[PLAIN].ratio == 1.0
     assert all(len(t.seconds) == 2 and t.memory > 0 for t in found.values())
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_published_formulation_is_timed_beside() -> None:
+    model = timm.create_model("test_vit", img_size=32, patch_size=16)
+    found = bench(model, (3, 32, 32), Settings(batch=2, pairs=1, warm_up=0, attention="fused", published=True))
+    assert list(found) == [PLAIN, CAPTURED, ALIGNED, PUBLISHED]
+    assert found[PUBLISHED].ratio > 0

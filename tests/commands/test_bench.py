@@ -13,7 +13,13 @@ def test_a_table_of_ratios() -> None:
     done = tlfx("bench", "test_vit", "test_convnext", *QUICK)
     assert done.returncode == 0, done.stderr
     assert "training step, batch 2, float32, cpu, 2 pairs" in done.stdout
-    assert [done.stdout.count(word) for word in ("test_vit", "test_convnext", "plain", "aligned")] == [1, 1, 2, 2]
+    assert [done.stdout.count(word) for word in ("test_vit", "test_convnext", "plain", "captured", "aligned")] == [
+        1,
+        1,
+        2,
+        2,
+        2,
+    ]
     assert done.stderr == ""
 
 

@@ -59,9 +59,10 @@ def test_one_model_with_two_weights(tmp_path: Path, capsys: pytest.CaptureFixtur
         least = {
             r["model"]: float(r["least"]) for r in csv.DictReader(rows) if r["layer"] == "(output)" and r["pair"] == "0"
         }
-    assert list(least) == ["test_vit (plain.pt)", "test_vit (sharp.pt)"]
-    assert least["test_vit (plain.pt)"] > least["test_vit (sharp.pt)"]
-    assert "test_vit (sharp.pt)" in capsys.readouterr().out
+    plain, sharp = least
+    assert (plain, sharp) == (f"test_vit ({tmp_path / 'plain.pt'})", f"test_vit ({tmp_path / 'sharp.pt'})")
+    assert least[plain] > least[sharp]
+    assert "TransMix" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -72,12 +73,13 @@ def test_one_model_with_two_weights(tmp_path: Path, capsys: pytest.CaptureFixtur
             "--pairs 0 --presence 2: expected one pair or more, and presence for at least one",
         ),
         (["test_vit", "--pairs", "2", "--presence", "3"], "at most all of them"),
-        (["test_vit", "test_vit"], "test_vit was given twice; give each model once, or with other --weights"),
+        (["test_vit", "test_vit"], "test_vit was given twice; give each model once, or with --weights of its own"),
         (
             ["test_vit", "test_vit2", "--weights", "a.pt"],
             "--weights was given 1 times for 2 models, expected once for each",
         ),
         (["test_vit", "--plot", "f.bmp"], "--plot 'f.bmp': expected a file that ends in .png, .pdf, .svg"),
+        (["test_vit", "--csv", "f.txt"], "--csv 'f.txt': expected a file that ends in .csv"),
         (["test_vit", "--csv", "no/f.csv"], "--csv 'no/f.csv': there is no directory 'no'; create it first"),
         (["test_vit", "--kwargs", '{"in_chans": 4}'], "test_vit takes inputs of 4x160x160, expected images of three"),
     ],

@@ -77,6 +77,7 @@ def test_weights_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         (["one.png", "two.png"], "there is no image file 'one.png'"),
         (["-o", "labels.txt"], "--output 'labels.txt': expected a file that ends in .png, .pdf, .svg"),
         (["-o", "no/such/labels.png"], "there is no directory 'no/such'; create it first"),
+        (["--mixer", "cut"], "mixer 'cut' is unknown, expected one of cutmix, mixup, blocks, patches"),
         (["--weights", "none.pt"], "--weights: there is no file 'none.pt'"),
         (["--weights", "a", "--weights", "b"], "--weights was given 2 times, expected once"),
     ],

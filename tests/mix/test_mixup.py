@@ -153,6 +153,23 @@ def test_the_images_of_the_caller_stay(mode: str) -> None:
     assert not torch.equal(mixed, images)
 
 
+@pytest.mark.parametrize("mode", ["batch", "elem"])
+@pytest.mark.parametrize("pairing", ["roll", "shuffle"])
+def test_odd_batches_with_other_partners(mode: str, pairing: str) -> None:
+    number = torch.arange(5.0)
+    mixer = Mixup(**EITHER, mode=mode, pairing=pairing, num_classes=CLASSES)
+    for seed in range(4):
+        images = number.view(5, 1, 1, 1).expand(5, 3, 9, 11)
+        mixed, target, _ = run(mixer, images, torch.arange(5), seed)
+        if pairing == "roll":
+            assert torch.equal(target.second, torch.arange(5).roll(1))
+        assert (target.second != target.first).all()
+        expected = target.mask * target.first.view(5, 1, 1, 1) + (1 - target.mask) * target.second.view(5, 1, 1, 1)
+        torch.testing.assert_close(mixed, expected.expand_as(mixed), atol=1e-5, rtol=0)
+    with pytest.raises(InputError, match=r"a batch of 5 images .* or pairing='roll'"):
+        Mixup(num_classes=CLASSES)(images, torch.arange(5))
+
+
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
 def test_multi_label_is_that_of_timm(mode: str) -> None:
     images, _ = batch()
@@ -176,7 +193,7 @@ def test_soft_labels_are_mixed_as_they_are() -> None:
         (torch.zeros(0, 3, 8, 8), "batch of 0 images"),
         (torch.zeros(3, 8, 8), r"shape \(3, 8, 8\), expected a torch.Tensor \(batch, channels, height, width\)"),
         (torch.zeros(4, 3, 2, 8, 8), r"shape \(4, 3, 2, 8, 8\)"),
-        (torch.zeros(4, 3, 8, 8, dtype=torch.uint8), "dtype torch.uint8, expected a floating type; convert"),
+        (torch.zeros(4, 3, 8, 8, dtype=torch.int64), "dtype torch.int64, expected a floating type or torch.uint8"),
         ([torch.zeros(3, 8, 8)] * 2, "images are a list"),
     ],
 )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.data.mixup import mixup_target
 from torch.distributed.utils import _recursive_to  # what DistributedDataParallel does to its inputs
@@ -90,6 +90,12 @@ def test_soft_labels_and_hard_labels_agree() -> None:
     torch.testing.assert_close(soft.area(), hard.area())
 
 
+def test_one_label_may_be_hard_and_the_other_soft() -> None:
+    hard = make()
+    mixed = make(second=hard_or_soft(hard.second, CLASSES))
+    torch.testing.assert_close(mixed.area(), hard.area())
+
+
 def test_targets_are_float32_and_without_gradient_under_autocast() -> None:
     share = torch.rand(4, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
@@ -109,6 +115,91 @@ def test_smoothing_may_be_left_out() -> None:
     target = make()
     short = MixedTarget(first=target.first, second=target.second, mask=target.mask, num_classes=CLASSES)
     assert short.smoothing == 0.0
+
+
+# more than two images
+
+
+def make_many(batch: int = 4, images: int = 3, seed: int = 0, **changes: Any) -> MixedTarget:
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(batch, images, HEIGHT, WIDTH, generator=generator)
+    labels = torch.randint(CLASSES, (batch, images), generator=generator)
+    items = {"labels": labels, "mask": mask / mask.sum(1, keepdim=True), "num_classes": CLASSES, "smoothing": 0.1}
+    return MixedTarget(items | changes)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 1000), st.integers(2, 5))
+def test_many_images_are_weighted_by_their_shares(seed: int, images: int) -> None:
+    target = make_many(images=images, seed=seed)
+    target.check(4, (HEIGHT, WIDTH))
+    share = torch.rand(4, 3, images).softmax(-1)
+    soft, area = target.soften(share), target.area()
+    assert soft.shape == (4, 3, CLASSES)
+    for b, position in np.ndindex(4, 3):
+        parts = [float(share[b, position, k]) * hard_or_soft(target.labels[b, k], CLASSES, 0.1) for k in range(images)]
+        torch.testing.assert_close(soft[b, position], torch.stack(parts).sum(0))
+    means = target.mask.mean((2, 3))
+    parts = [means[:, k, None] * hard_or_soft(target.labels[:, k], CLASSES, 0.1) for k in range(images)]
+    torch.testing.assert_close(area, torch.stack(parts).sum(0))
+    torch.testing.assert_close(soft.sum(-1), torch.ones(4, 3))
+
+
+def test_two_of_many_are_two() -> None:
+    two = make()
+    many = make_many(labels=torch.stack((two.first, two.second), 1), mask=torch.cat((two.mask, 1 - two.mask), 1))
+    torch.testing.assert_close(many.area(), two.area())
+    assert torch.equal(many.first, two.first)
+    assert torch.equal(many.second, two.second)
+    assert torch.equal(two.labels, many.labels)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_many_images_are_collated_and_moved(soft: bool) -> None:
+    target = make_many(6, labels=torch.rand(6, 3, CLASSES) if soft else torch.randint(CLASSES, (6, 3)))
+
+    def rows(index: Any) -> MixedTarget:
+        return MixedTarget(target, labels=target["labels"][index], mask=target["mask"][index])
+
+    for found in (
+        default_collate([rows(i) for i in range(6)]),
+        default_collate([rows(slice(3)), rows(slice(3, 6))]),
+        pickle.loads(pickle.dumps(target)),
+        target.to("cpu"),
+    ):
+        assert type(found) is MixedTarget
+        assert torch.equal(found.labels, target.labels)
+        assert torch.equal(found.mask, target.mask)
+        assert torch.equal(found.area(), target.area())
+        found.check(6, (HEIGHT, WIDTH))
+    assert target.to("meta")["labels"].device.type == "meta"
+    assert rows(2).labels.shape == ((1, 3, CLASSES) if soft else (1, 3))
+    rows(2).check(1, (HEIGHT, WIDTH))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"mask": torch.ones(4, 1, HEIGHT, WIDTH)}, r"mask has shape \(4, 1, 4, 6\), expected \(4 or 1, 3, 4, 6\)"),
+        (
+            {"mask": torch.full((4, 3, HEIGHT, WIDTH), 0.5)},
+            "shares of 3 images sum to 1.5 to 1.5 per pixel, expected 1",
+        ),
+        ({"labels": torch.tensor([0, 1, 2])}, "a target of 1 labels was given with 4 images"),
+        ({"labels": torch.tensor(1)}, r"labels is torch.int64 of shape \(\), expected \(batch, images\)"),
+        ({"labels": torch.tensor([[0], [1], [2], [3]])}, r"shape \(4, 1\), expected .* with 2 images or more"),
+        ({"labels": torch.rand(CLASSES)}, r"of shape \(5,\), expected \(batch, images\)"),
+        ({"labels": torch.full((4, 3), 9)}, "labels holds labels from 9 to 9, expected 0 to 4"),
+        ({"labels": torch.rand(4, 3, 2)}, r"labels is torch.float32 of shape \(4, 3, 2\), expected soft labels"),
+        ({"labels": [0, 1, 2]}, "labels is a list, expected a torch.Tensor"),
+        ({"labels": torch.zeros(3, 3, dtype=torch.long)}, "a target of 3 labels was given with 4 images"),
+        ({"first": torch.zeros(4, dtype=torch.long)}, "holds labels and first or second; expected"),
+        ({"mask": torch.ones(4, 3, HEIGHT, WIDTH, device="meta")}, "several devices"),
+    ],
+)
+def test_targets_of_many_images_that_do_not_fit(changes: Mapping[str, Any], words: str) -> None:
+    with pytest.raises(TargetError, match=words):
+        make_many(**changes).check(4, (HEIGHT, WIDTH))
 
 
 # libraries that rebuild it

@@ -39,7 +39,8 @@ def class_attention(table: LabelTable, rows: Tensor, places: Tensor, images: Nod
     The attention is that of the model, head by head; its keys have the label of their own part of the image instead of
     the aligned one, and those that lie nowhere (the class token itself) count nothing: a channel of ones tells how much
     the others do. ``places`` are those of all rows before (:func:`tlfx.analysis.places.centres`), ``images`` is the
-    placeholder of the images. None if no attention goes into these rows, or its keys form no grid.
+    placeholder of the images. None if no attention goes into these rows, its queries lie on the image and so are no
+    class tokens, or its keys form no grid.
     """
     mixed = reached(table, rows)
     for label in table.labels:
@@ -47,7 +48,8 @@ def class_attention(table: LabelTable, rows: Tensor, places: Tensor, images: Nod
             mixed[label.first : label.first + label.size] = False
     latest = int(mixed.nonzero().max())
     label = table.labels[int(table.owners(torch.tensor([latest])))]
-    if label.query_axis is None:
+    queries = mixed[label.first : label.first + label.size].nonzero().flatten()
+    if label.query_axis is None or not bool(places[label.first + queries].isnan().all()):
         return None
     keys = label.operands[0].ids
     cells = grid(places[keys.flatten()])
@@ -58,7 +60,6 @@ def class_attention(table: LabelTable, rows: Tensor, places: Tensor, images: Nod
     )
     args = tuple(Rows(fixed) if isinstance(a, Rows) else a for a in label.args)
     ids = _again(table, label, args)
-    queries = mixed[label.first : label.first + label.size].nonzero().flatten()
     return ids.flatten()[queries]
 
 

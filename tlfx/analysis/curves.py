@@ -51,9 +51,12 @@ def draw_fluctuation(found: Mapping[str, Sequence[Figures]]) -> Figure:
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(color="#dddddd", linewidth=0.5)
         ax.set_axisbelow(True)
-    axes[0][-1].legend(fontsize=7, loc="lower left")
-    handles = {line.get_label(): line for ax in axes[1] for line in ax.get_lines()}
-    made.legend(handles.values(), handles.keys(), fontsize=7, loc="outside lower center", ncols=len(handles))
+    above, below = (
+        {label: handle for ax in row for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+        for row in axes
+    )
+    made.legend(above.values(), above.keys(), fontsize=8, loc="outside upper center", ncols=len(above))
+    made.legend(below.values(), below.keys(), fontsize=8, loc="outside lower center", ncols=len(below))
     return made
 
 
@@ -69,6 +72,7 @@ def _draw_presence(ax: Axes, layers: Sequence[Figures]) -> None:
     ax.plot(depth, median, color=COLORS["blue"], label="median")
     ax.axhline(FADED, color=COLORS["red"], linestyle="--", linewidth=1, label=f"faded below {FADED}")
     ax.set_yscale("log")
+    ax.yaxis.set_major_formatter("{x:g}")
 
 
 def _draw_shares(ax: Axes, layers: Sequence[Figures]) -> None:

@@ -118,21 +118,39 @@ def _of_pair(
 ) -> Iterator[Figures]:
     """Figures of one pair, whose three images go through the model together."""
     images = normalised(torch.cat((pair.mixed, pair.first, pair.second)), model)
-    readings, share = probe(images, pair.mask)
+    readings, arrival = probe(images, pair.mask)
     found = [Spread.of(p) for p in presence(probe, images[0])] if with_presence else []
     present = dict(enumerate(found, 1))
     area, cells = float(pair.area[0]), input_cells(probe)
     everywhere = Spread.of(torch.ones(1)) if with_presence else None
     yield row(0, INPUT, *cells, area, area, fixed=_fixed(pair.mask, cells), moved=0.0, presence=everywhere)
-    transmix = None
     for depth, reading in enumerate(readings, 1):
-        transmix = None if reading.class_attention is None else float(reading.class_attention[0, 0])
         own = _of_layer(reading, pair.mask)
         yield row(
-            depth, reading.layer.path, *reading.layer.size, area, **own, transmix=transmix, presence=present.get(depth)
+            depth,
+            reading.layer.path,
+            *reading.layer.size,
+            area,
+            **own,
+            transmix=_first(reading.class_attention),
+            presence=present.get(depth),
         )
     depth = len(readings) + 1
-    yield row(depth, OUTPUT, 1, 1, area, float(share[0, 0]), transmix=transmix, presence=present.get(depth))
+    yield row(
+        depth,
+        OUTPUT,
+        1,
+        1,
+        area,
+        float(arrival.label[0, 0]),
+        transmix=_first(arrival.class_attention),
+        presence=present.get(depth),
+    )
+
+
+def _first(labels: Tensor | None) -> float | None:
+    """Label of the mixed image, which comes first."""
+    return None if labels is None else float(labels[0, 0])
 
 
 def _of_layer(reading: Reading, mask: Tensor) -> dict[str, float]:

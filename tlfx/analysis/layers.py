@@ -54,7 +54,8 @@ class Layer:
 
 
 def find_layers(found: Propagation, places: Tensor, at: Sequence[str] | None = None) -> list[Layer]:
-    """The layers that glob patterns name, by default the blocks; those whose tokens form no grid are left out.
+    """The layers that glob patterns name, by default the blocks with more than one token; those whose tokens form no
+    grid are left out.
 
     ``found`` has recorded every module, ``places`` are those of all label rows (:mod:`tlfx.analysis.places`).
 
@@ -65,7 +66,7 @@ def find_layers(found: Propagation, places: Tensor, at: Sequence[str] | None = N
     output = next(o for o in found.outputs if o is not None)
     read = reached(found.labels, output.rows.flatten())
     layers = [_layer(path, recorded[path].flatten(), places, read) for path in chosen]
-    known = [layer for layer in layers if layer is not None]
+    known = [layer for layer in layers if layer is not None and (at is not None or layer.grid.numel() > 1)]
     if not known:
         raise InputError(
             f"the tokens of {', '.join(chosen[:3]) or 'this model'} lie on no grid of the image; choose modules that "

@@ -10,15 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import tlfx.mix
 from tlfx.analysis.photos import SHIPPED, fitted, shipped_photo
 from tlfx.errors import InputError
-from tlfx.mix import MixedTarget, Mixup
+from tlfx.mix import BlockMix, MixedTarget, Mixer, Mixup, RandomPatchMix
 
-__all__ = ["MIXERS", "Pairs", "mixed", "photo_pairs"]
+__all__ = ["MIXERS", "Pairs", "check_mixer", "mixed", "photo_pairs"]
 
-PATCHWISE = {"blocks": "BlockMix", "patches": "RandomPatchMix"}
-"""Mixers that replace whole patches, and their classes in tlfx.mix."""
+PATCHWISE: dict[str, Callable[..., Mixer]] = {"blocks": BlockMix, "patches": RandomPatchMix}
+"""Mixers that replace whole patches."""
 MIXERS = ("cutmix", "mixup", *PATCHWISE)
 SMALLEST = 0.4
 """Smallest side of a random crop, as a fraction of the photo's shorter side."""
@@ -80,6 +79,12 @@ def photo_pairs(count: int, size: Sequence[int], seed: int = 0) -> Pairs:
     return Pairs(*(torch.cat([getattr(p, name) for p in pairs]) for name in ("first", "second", "mixed", "mask")))
 
 
+def check_mixer(name: str) -> None:
+    """Raise InputError for a mixer that is unknown."""
+    if name not in MIXERS:
+        raise InputError(f"mixer {name!r} is unknown, expected one of {', '.join(MIXERS)}")
+
+
 def _crop(photo: Tensor, size: Sequence[int], draw: torch.Generator) -> Tensor:
     """A random square of a photo, scaled to ``size``."""
     shorter = min(photo.shape[1:])
@@ -90,16 +95,11 @@ def _crop(photo: Tensor, size: Sequence[int], draw: torch.Generator) -> Tensor:
 
 
 def _mixer(name: str, patch: int) -> Callable[[Tensor, Tensor], tuple[Tensor, MixedTarget]]:
-    if name not in MIXERS:
-        raise InputError(f"mixer {name!r} is unknown, expected one of {', '.join(MIXERS)}")
+    check_mixer(name)
     if name not in PATCHWISE:
         alpha, other = float(name == "mixup"), float(name == "cutmix")
         return Mixup(mixup_alpha=alpha, cutmix_alpha=other, label_smoothing=0.0, num_classes=2)
-    kind = getattr(tlfx.mix, PATCHWISE[name], None)
-    if kind is None:
-        raise InputError(f"mixer {name!r} needs tlfx.mix.{PATCHWISE[name]}, which this version of tlfx does not have")
-    made: Callable[[Tensor, Tensor], tuple[Tensor, MixedTarget]] = kind(patch_size=patch, num_classes=2)
-    return made
+    return PATCHWISE[name](patch_size=patch, num_classes=2)
 
 
 @contextmanager

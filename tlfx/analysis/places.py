@@ -1,19 +1,22 @@
 """Where tokens lie on the image: derived from how labels are made, so that no model need be known.
 
-Mixing by attention moves content, not tokens; a token stays where the pixels were that it was made of. So a patch lies
-at the centre of its pixels, a merged token at the centre of what was merged, and a token that comes out of attention
-where the skip path beside it lies. Class and register tokens lie nowhere.
+Mixing moves content, not tokens; a token stays where the pixels were that it was made of. So a patch lies at the centre
+of its pixels, a merged token at the centre of what was merged, what comes out of attention where its query does, and
+what comes out of other mixing where the skip path beside it does. Class and register tokens lie nowhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from tlfx import runtime
 from tlfx.label import Label, LabelTable
+from tlfx.provenance import Value, find_batch_axis, split_batch
 
 __all__ = ["centres", "grid"]
 
@@ -28,12 +31,14 @@ SLIDING: tuple[Callable[..., Tensor], ...] = (
 TOLERANCE = 1e-6
 
 
-def centres(table: LabelTable) -> Tensor:
+def centres(table: LabelTable, values: Mapping[Node, Any]) -> Tensor:
     """Centre (y, x) of every label row on an image of side 1, float64 (rows, 2); NaN for rows that lie nowhere.
+
+    ``values`` are those of the graph's nodes, in which the queries of attention are looked up.
 
     >>> table = LabelTable()
     >>> ids = table.add(runtime.pixels, shape=(2, 2))
-    >>> centres(table).tolist()
+    >>> centres(table, {}).tolist()
     [[0.25, 0.25], [0.25, 0.75], [0.75, 0.25], [0.75, 0.75]]
     """
     found = torch.full((table.rows, 2), torch.nan, dtype=torch.float64)
@@ -43,10 +48,10 @@ def centres(table: LabelTable) -> Tensor:
             found[inside] = _covering(torch.tensor([[0.0, 0.0], [1.0, 1.0]]).double(), label.shape[-2:]).flatten(0, 1)
         elif label.function in SLIDING:
             found[inside] = _slid(label, found)
-        elif label.function is runtime.uniform:
-            found[inside] = found[label.operands[0].ids].nanmean(1)
         elif label.elementwise:
             found[inside] = _met(label, found)
+        elif label.query_axis is not None:
+            found[inside] = _queried(label, found, values)
     return found
 
 
@@ -77,16 +82,27 @@ def _corners(places: Tensor) -> Tensor:
     return torch.stack((first - half, last + half))
 
 
-def _met(label: Label, found: Tensor) -> Tensor:
-    """Where labels meet, as in a residual connection: the place of the first operand that lies somewhere.
+def _queried(label: Label, found: Tensor, values: Mapping[Node, Any]) -> Tensor:
+    """What comes out of attention: the places of its queries, which are among the values it reads, or have left their
+    map on its weights."""
+    held = [v for v in map(values.get, label.nodes) if isinstance(v, Value)]
+    for value, content in ((v, m) for v in held for m in v.maps):
+        rows = split_batch(content, value.batch, find_batch_axis(content, value.batch))
+        if rows.numel() == label.size and bool((rows >= 0).all()):
+            return found[rows.flatten()]
+    return torch.full((label.size, 2), torch.nan, dtype=torch.float64)
 
-    Operands of unknown place (what comes out of attention) are thereby known to lie there too.
+
+def _met(label: Label, found: Tensor) -> Tensor:
+    """Where labels meet: the middle of what is averaged; of two summands, the place of the first that lies somewhere.
+
+    Summands of unknown place (what comes out of token mixing) are thereby known to lie there too.
     """
-    operands = [operand.ids.flatten() for operand in label.operands]
-    place = found[operands[0]]
+    operands = [operand.ids.reshape(label.size, -1) for operand in label.operands]
+    place = found[operands[0]].nanmean(1)
     for ids in operands[1:]:
-        place = torch.where(place.isnan(), found[ids], place)
-    for ids in operands:
+        place = torch.where(place.isnan(), found[ids].nanmean(1), place)
+    for ids in (ids[:, 0] for ids in operands if ids.shape[1] == 1):
         found[ids] = torch.where(found[ids].isnan(), place, found[ids])
     return place
 

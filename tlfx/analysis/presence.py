@@ -49,8 +49,8 @@ def presence(probe: Probe, image: Tensor) -> list[Tensor]:
         inside = (rows == cells[..., None] // size[1])[..., :, None] & (columns == cells[..., None] % size[1])[
             ..., None, :
         ]
-        readings, share = probe(image.expand(len(cells), *image.shape), inside.float())
-        labels = [reading.labels.mean(1) for reading in readings] + [share]
+        readings, arrival = probe(image.expand(len(cells), *image.shape), inside.float())
+        labels = [reading.labels.mean(1) for reading in readings] + [arrival.label]
         found.append([x.flatten()[: int((cells >= 0).sum())] for x in labels])
     return [torch.cat(parts) / areas for parts in zip(*found, strict=True)]
 

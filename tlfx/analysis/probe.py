@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,10 @@ from tlfx.provenance import Value
 from tlfx.rewrite import rewrite
 from tlfx.runtime import split_batch
 
-__all__ = ["Probe", "Reading"]
+__all__ = ["Arrival", "Probe", "Reading"]
 
+OUTPUT = ""
+"""Stands for the output among paths of layers."""
 BATCH = 2
 """Images in a capture; a capture for one size takes half the time of one for any."""
 
@@ -58,6 +61,20 @@ class Reading:
         return self.tokens[:, self.layer.readout].mean(1)
 
 
+@dataclass(frozen=True, eq=False)
+class Arrival:
+    """What reaches the (first) output in one call.
+
+    Attributes:
+        label: float32 (batch, K), the aligned label; of a dense output, the mean over its positions.
+        class_attention: float32 (batch, K), as in :class:`Reading`, of the last attention of the class token: the
+            target of TransMix.
+    """
+
+    label: Tensor
+    class_attention: Tensor | None
+
+
 class Probe:
     """A model in evaluation whose tokens and labels are read at chosen layers.
 
@@ -75,34 +92,33 @@ class Probe:
     [('0', (4, 4)), ('1', (4, 4))]
     >>> mask = torch.zeros(1, 1, 16, 16)
     >>> mask[..., :8] = 1
-    >>> readings, share = probe(torch.rand(1, 3, 16, 16), mask)
-    >>> readings[0].map[0, 0].flatten()
-    tensor([1., 1., 0., 0.])
+    >>> readings, arrival = probe(torch.rand(1, 3, 16, 16), mask)
+    >>> readings[0].map[0, 0].flatten(), arrival.label.shape
+    (tensor([1., 1., 0., 0.]), torch.Size([1, 1]))
     """
 
     def __init__(
         self, model: nn.Module, size: Sequence[int], at: Sequence[str] | None = None, attention: bool = True
     ) -> None:
         parameter = next(model.parameters(), torch.zeros(()))
-        images = torch.randn(BATCH, *size).to(parameter)
+        images = torch.zeros(BATCH, *size).to(parameter)
         forward = (model._tlfx_base if isinstance(model, Aligned) else type(model)).forward
         captured = capture(model.eval(), forward, (images,), {}, images, any_batch=False)
         found = propagate(captured.graph_module, captured.images, Options(attention="fused", record=(EVERY_MODULE,)))
-        places = centres(found.labels)
+        places = centres(found.labels, found.values)
         self.layers = find_layers(found, places, at)
-        attended = _class_attention(found, self.layers, places) if attention else {}
-        rows = {layer.path: layer.rows for layer in self.layers}
         self._outputs = found.outputs
-        self._tokens = _add_outputs(found, list(rows))
+        self._output = next(i for i, output in enumerate(found.outputs) if output is not None)
+        attended = _class_attention(found, self.layers, places, self._output) if attention else {}
+        rows = {layer.path: layer.rows for layer in self.layers}
+        self._tokens = _add_outputs(found, self.layers)
         self._attended = list(attended)
         recorded = Recorded({**rows, **{f"class attention in {path}": ids for path, ids in attended.items()}})
         self._graph = rewrite(replace(found, recorded=recorded))
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, mask: Tensor) -> tuple[list[Reading], Tensor]:
-        """What each layer holds, and the label that reaches the (first) output, float32 (batch, K).
-
-        Of a dense output it is the mean over positions.
+    def __call__(self, images: Tensor, mask: Tensor) -> tuple[list[Reading], Arrival]:
+        """What each layer holds, and what reaches the output.
 
         Args:
             images: floating (batch, channels, height, width).
@@ -110,19 +126,23 @@ class Probe:
         """
         parts = [self._run(*part) for part in _parts(images, mask)]
         readings = [_joined(same, len(images)) for same in zip(*(p for p, _ in parts), strict=True)]
-        return readings, torch.cat([share for _, share in parts])[: len(images)]
+        arrivals = [arrival for _, arrival in parts]
+        attended = _joined_attention([a.class_attention for a in arrivals], len(images))
+        return readings, Arrival(torch.cat([a.label for a in arrivals])[: len(images)], attended)
 
-    def _run(self, images: Tensor, mask: Tensor) -> tuple[list[Reading], Tensor]:
+    def _run(self, images: Tensor, mask: Tensor) -> tuple[list[Reading], Arrival]:
         """One call of the graph. A channel of ones tells how much of the class attention goes to patches."""
         values, labels = self._graph(images, torch.cat((mask, torch.ones_like(mask[:, :1])), 1))
-        place, where = next((i, o.where) for i, o in enumerate(self._outputs) if o is not None)
-        share = labels[place].movedim(where.axis, 0).reshape(BATCH, -1, labels[place].shape[-1]).mean(1)
+        output, label = self._outputs[self._output], labels[self._output]
+        assert output is not None
+        label = label.movedim(output.where.axis, 0).reshape(BATCH, -1, label.shape[-1]).mean(1)
         count = len(self.layers)
         tokens = [layout.of(v) for layout, v in zip(self._tokens, values[len(values) - count :], strict=True)]
         recorded = labels[len(self._outputs) :]
         attended = {p: _over_patches(x) for p, x in zip(self._attended, recorded[count:], strict=True)}
+        arrival = Arrival(label[:, :-1], attended.get(OUTPUT))
         layers = zip(self.layers, recorded[:count], tokens, strict=True)
-        return [Reading(at, y[..., :-1], t, attended.get(at.path)) for at, y, t in layers], share[:, :-1]
+        return [Reading(at, y[..., :-1], t, attended.get(at.path)) for at, y, t in layers], arrival
 
 
 @dataclass(frozen=True)
@@ -134,7 +154,7 @@ class _Layout:
 
     def of(self, value: Tensor) -> Tensor:
         """Tokens (batch, tokens, channels)."""
-        return split_batch(value, self.split).movedim(self.channel, -1).flatten(1, -2)
+        return split_batch(value, self.split).movedim(self.channel, -1).reshape(BATCH, -1, value.shape[self.channel])
 
 
 def _over_patches(attended: Tensor) -> Tensor:
@@ -143,24 +163,24 @@ def _over_patches(attended: Tensor) -> Tensor:
     return mean[:, :-1] / mean[:, -1:]
 
 
-def _class_attention(found: Propagation, layers: Sequence[Layer], places: Tensor) -> dict[str, Tensor]:
-    """Rows of the class attention in each layer that has a class token, by path."""
-    rows = {
-        layer.path: class_attention(found.labels, layer.rows[layer.readout], places, found.images)
-        for layer in layers
-        if layer.has_class_token
-    }
-    return {path: ids for path, ids in rows.items() if ids is not None}
+def _class_attention(found: Propagation, layers: Sequence[Layer], places: Tensor, output: int) -> dict[str, Tensor]:
+    """Rows of the class attention in each layer that has a class token and before the output, by path."""
+    read = found.outputs[output]
+    assert read is not None
+    class_tokens = {layer.path: layer.rows[layer.readout] for layer in layers if layer.has_class_token}
+    rows = {**class_tokens, OUTPUT: read.rows.flatten()}
+    attended = {p: class_attention(found.labels, ids, places, found.images) for p, ids in rows.items()}
+    return {path: ids for path, ids in attended.items() if ids is not None}
 
 
-def _add_outputs(found: Propagation, paths: Sequence[str]) -> list[_Layout]:
+def _add_outputs(found: Propagation, layers: Sequence[Layer]) -> list[_Layout]:
     """Have the graph return what modules return, after its own outputs; and how each of them is laid out."""
     graph = found.graph_module.graph
     given = _module_outputs(graph, found)
-    nodes = [given[path] for path in paths]
+    nodes = [given[layer.path] for layer in layers]
     output = graph.output_node()
     output.args = ((*output.args[0], *nodes),)  # type: ignore[misc]
-    return [_layout(found.values[n]) for n in nodes]
+    return [_layout(found.values[n], len(layer.rows)) for n, layer in zip(nodes, layers, strict=True)]
 
 
 def _module_outputs(graph: Graph, found: Propagation) -> dict[str, Node]:
@@ -181,9 +201,12 @@ def _paths(node: Node) -> set[str]:
     return {path.partition("@")[0] for path, *_ in stack}
 
 
-def _layout(value: Value) -> _Layout:
+def _layout(value: Value, tokens: int) -> _Layout:
+    """Channels lie on the axis without which there are as many places as tokens, along which labels are constant."""
     where, rank = value.batch_axis, len(value.shape)
-    channel = max(a for a in range(rank) if a != where.axis and value.map.shape[a] == 1)
+    total = prod(value.shape) // value.batch
+    fits = [a for a in range(rank) if a != where.axis and total // value.shape[a] == tokens]
+    channel = max(fits, key=lambda a: (value.map.shape[a] == 1, a))
     return _Layout((where.axis, where.outer, where.inner), channel - rank)
 
 
@@ -197,10 +220,14 @@ def _parts(images: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 def _joined(readings: Sequence[Reading], count: int) -> Reading:
     """Readings of the same layer, one batch after another."""
-    attended = [r.class_attention for r in readings if r.class_attention is not None]
     return Reading(
         readings[0].layer,
         torch.cat([r.labels for r in readings])[:count],
         torch.cat([r.tokens for r in readings])[:count],
-        torch.cat(attended)[:count] if attended else None,
+        _joined_attention([r.class_attention for r in readings], count),
     )
+
+
+def _joined_attention(parts: Sequence[Tensor | None], count: int) -> Tensor | None:
+    known = [p for p in parts if p is not None]
+    return torch.cat(known)[:count] if known else None

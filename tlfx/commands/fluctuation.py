@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tlfx import models
@@ -45,16 +44,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print a table for each model; exit status 0."""
     from tlfx.analysis.fluctuation import as_csv
-    from tlfx.analysis.plotting import check_file
+    from tlfx.analysis.plotting import FORMATS, check_file, write
 
     _check(args)
-    for option, file in (("--csv", args.csv), ("--plot", args.plot)):
+    for option, file, formats in (("--csv", args.csv, (".csv",)), ("--plot", args.plot, FORMATS)):
         if file:
-            check_file(file, option)
+            check_file(file, option, formats)
     console = output.console(args)
     found = {name: _measure(args, place, console) for place, name in enumerate(_names(args))}
     if args.csv:
-        Path(args.csv).write_text(as_csv([f for figures in found.values() for f in figures]), encoding="utf-8")
+        write(as_csv([f for figures in found.values() for f in figures]), args.csv)
     if args.plot:
         _plot(found, args.plot)
     if len(found) > 1:
@@ -76,14 +75,15 @@ def _check(args: argparse.Namespace) -> None:
     names = _names(args)
     twice = next((n for n in names if names.count(n) > 1), None)
     if twice:
-        raise InputError(f"{twice} was given twice; give each model once, or with other --weights")
+        raise InputError(f"{twice} was given twice; give each model once, or with --weights of its own")
 
 
 def _names(args: argparse.Namespace) -> list[str]:
-    """Names of the models, with their weights."""
-    if not args.weights:
-        return list(args.models)
-    return [f"{name} ({Path(file).name})" for name, file in zip(args.models, args.weights, strict=True)]
+    """Names of the models, with the weights of one that is given several times."""
+    names: list[str] = args.models
+    files = args.weights or [""] * len(names)
+    several = args.weights and len(set(names)) < len(names)
+    return [f"{name} ({file})" if several else name for name, file in zip(names, files, strict=True)]
 
 
 def _measure(args: argparse.Namespace, place: int, console: Console) -> list[Figures]:
@@ -116,10 +116,11 @@ def _plot(found: Mapping[str, Sequence[Figures]], file: str) -> None:
 def _layers(name: str, found: Sequence[Figures]) -> Table:
     """Presence and λ of the first pair in each layer, and how far λ is from the area over all pairs."""
     from tlfx.analysis.fluctuation import by_layer, rmse
+    from tlfx.report.style import count
 
     pairs = 1 + max(f.pair for f in found)
     note = "" if any(f.transmix is not None for f in found) else "\nthe classifier reads no class token: no TransMix"
-    caption = f"λ and presence of the first pair; RMSE of TL-Align to area over {pairs} pairs{note}"
+    caption = f"λ and presence of the first pair; RMSE of TL-Align to area over {count(pairs, 'pair')}{note}"
     table = _table(name, caption, "layer", ("tokens", "least", "median", "most", "faded", *HEADS.values(), "RMSE"))
     for layer in by_layer(found):
         one, p = layer[0], layer[0].presence
@@ -148,9 +149,9 @@ def _table(title: str, caption: str, first: str, columns: Sequence[str]) -> Tabl
     from rich.table import Table
 
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
-    table.add_column(first, no_wrap=True)
+    table.add_column(first, overflow="fold")
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     return table
 
 

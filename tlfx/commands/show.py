@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["add_arguments", "run"]
 
 DEFAULT_PHOTOS = ("astronaut", "chelsea")
-MIXERS = ("cutmix", "mixup", "blocks", "patches")
 SHOWN = 6
 """Blocks that are drawn unless told otherwise."""
 
@@ -33,7 +32,9 @@ SHOWN = 6
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``tlfx show``."""
     models.add_arguments(parser)
-    parser.add_argument("images", metavar="IMAGE", nargs="*", help="two image files; default: two shipped photos")
+    parser.add_argument(
+        "images", metavar="IMAGE", nargs="*", default=[], help="two image files; default: two shipped photos"
+    )
     parser.add_argument(
         "--at",
         metavar="MODULE",
@@ -41,11 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="modules to look at, such as blocks.6 or 'blocks.*'; may be repeated",
     )
     parser.add_argument("--every-block", action="store_true", help="look at all blocks; default: six of them")
-    parser.add_argument("--mixer", choices=MIXERS, default="cutmix", help="default: cutmix")
+    parser.add_argument("--mixer", metavar="NAME", default="cutmix", help="cutmix (default), mixup, blocks or patches")
     parser.add_argument("--seed", type=int, default=0, help="of weights and mixing; default: 0")
     parser.add_argument(
         "-o", "--output", metavar="FILE", default="labels.png", help="PNG, PDF or SVG; default: labels.png"
     )
+    parser.add_argument("--small", action="store_true", help="a PNG of 256 colours, a third of the size")
     add_weights(parser)
     output.add_color(parser)
     _intermix(parser)
@@ -66,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     """Write the picture and print λ by layer; exit status 0."""
     import torch
 
-    from tlfx.analysis.pairs import mixed
+    from tlfx.analysis.pairs import check_mixer, mixed
     from tlfx.analysis.photos import normalised
     from tlfx.analysis.pictures import draw_label_maps
     from tlfx.analysis.plotting import check_file, save
@@ -76,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--at and --every-block were both given: give one of them")
     if len(args.weights) > 1:
         raise InputError(f"--weights was given {len(args.weights)} times, expected once")
+    check_mixer(args.mixer)
     check_file(args.output, "--output")
     torch.manual_seed(args.seed)
     model, example = models.from_arguments(args)
@@ -84,11 +87,12 @@ def run(args: argparse.Namespace) -> int:
         load_weights(model, file)
     probe = Probe(model, tuple(example.shape[1:]), args.at, attention=False)
     pair = mixed(first, second, args.mixer, args.seed, patch=_patch(probe, example))
-    readings, share = probe(normalised(pair.mixed, model), pair.mask)
+    readings, arrival = probe(normalised(pair.mixed, model), pair.mask)
     chosen = readings if args.at or args.every_block else _spread(readings)
-    save(draw_label_maps(args.model, pair, chosen, float(share[0, 0])), args.output)
+    area, share = float(pair.area[0]), float(arrival.label[0, 0])
+    save(draw_label_maps(args.model, pair, chosen, share), args.output, args.small)
     console = output.console(args)
-    console.print(_table(args.model, chosen, float(pair.area[0]), float(share[0, 0])))
+    console.print(_table(args.model, chosen, area, share))
     console.print(f"drawn in {args.output}", markup=False, soft_wrap=True)
     return 0
 

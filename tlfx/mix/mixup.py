@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tlfx.errors import InputError, TargetError
-from tlfx.mix.target import MixedTarget
+from tlfx.errors import InputError
+from tlfx.mix.mixer import Mixer
 
 __all__ = ["Mixup"]
 
@@ -26,12 +26,14 @@ class Blend:
     box: Box | None = None  # top, bottom, left, right
 
     def mix_(self, image: Tensor, other: Tensor) -> None:
-        """image ← λ·image + (1 − λ)·other, or other inside the box; (…, C, H, W), in place."""
+        """image ← λ·image + (1 − λ)·other, or other inside the box; (…, C, H, W), in place; uint8 is rounded."""
         if self.box is not None:
             top, bottom, left, right = self.box
             image[..., top:bottom, left:right] = other[..., top:bottom, left:right]
-        elif self.lam != 1.0:
+        elif self.lam != 1.0 and image.is_floating_point():
             image.mul_(float(self.lam)).add_(other * float(1 - self.lam))
+        elif self.lam != 1.0:
+            image.copy_((image.float() * float(self.lam)).add_(other.float() * float(1 - self.lam)).round_())
 
     def mask_(self, mask: Tensor) -> None:
         """Fill `mask` (…, H, W) with the share of the first image per pixel, in place."""
@@ -42,12 +44,13 @@ class Blend:
             mask.fill_(1.0)[..., top:bottom, left:right] = 0.0
 
 
-class Mixup:
+class Mixup(Mixer):
     """`timm.data.Mixup` that also says which pixel came from which image.
 
     Arguments, defaults and numpy draws are those of timm, and for the same numpy seed the images are the same bit for
     bit: image i is mixed with image B − 1 − i. Two differences. The target is a `MixedTarget`, whose `area()` is timm's
-    soft target. And the caller's images are left as they are, where timm writes into them.
+    soft target. And the caller's images are left as they are, where timm writes into them. Images of uint8, which timm
+    mixes in its collate function only, are rounded as there.
 
     mixup_alpha, cutmix_alpha: λ ~ Beta(α, α) for each kind of mixing that has α > 0.
     cutmix_minmax: sides of the box as fractions of the image, in place of `cutmix_alpha`.
@@ -57,6 +60,8 @@ class Mixup:
         the visible area, so without correction only timm's own target differs.
     label_smoothing, num_classes: of the target.
     multi_label: dense targets (B, num_classes), each label smoothed towards 0.5.
+    pairing: "roll" (with image i − 1) or "shuffle" (with a random other one, drawn from torch) mixes odd batches too;
+        see `Mixer`.
 
     `mixup_enabled` switches mixing off and on between batches. InputError on arguments that no mixing can follow.
 
@@ -80,49 +85,42 @@ class Mixup:
         label_smoothing: float = 0.1,
         num_classes: int = 1000,
         multi_label: bool = False,
+        *,
+        pairing: str = "mirror",
     ) -> None:
+        super().__init__(
+            num_classes=num_classes, label_smoothing=label_smoothing, mode=mode, prob=prob, pairing=pairing
+        )
         self.mixup_alpha = mixup_alpha
         self.cutmix_alpha = cutmix_alpha if cutmix_minmax is None else 1.0  # any α > 0 says that CutMix is active
         self.cutmix_minmax = cutmix_minmax
-        self.mix_prob = prob
         self.switch_prob = switch_prob
-        self.mode = mode
         self.correct_lam = correct_lam
-        self.label_smoothing = label_smoothing
-        self.num_classes = num_classes
         self.multi_label = multi_label
-        self.mixup_enabled = True
         self._check_arguments()
 
-    def __call__(self, x: Tensor, target: Tensor) -> tuple[Tensor, MixedTarget]:
-        """Mix floating images (B, C, H, W), B even, with labels (B,) or soft labels (B, num_classes).
-
-        Returns new images of the same shape and type, and their `MixedTarget` with a float32 mask (B, 1, H, W).
-        InputError for other images, TargetError for labels that do not fit them.
-        """
-        _check_images(x)
-        images = x.clone()
-        mask = torch.ones(len(x), 1, *x.shape[-2:], dtype=torch.float32, device=x.device)
-        self._mix_(images, mask, x.flip(0))
-        mixed = self._target(target, mask)
-        mixed.check(len(x), tuple(x.shape[-2:]), values=mask.device.type == "cpu")  # reading values stalls a GPU
-        return images, mixed
-
-    def _mix_(self, images: Tensor, mask: Tensor, others: Tensor) -> None:
-        """Draw the blends of this batch and apply them in place."""
+    def _mix(self, images: Tensor, labels: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
+        """By timm's arithmetic, λ a number: in place on a copy, image by image."""
         batch, height, width = len(images), images.shape[-2], images.shape[-1]
+        mixed, others = images.clone(), images[sources[1]]
+        mask = torch.empty(batch, 1, height, width, dtype=torch.float32, device=images.device)
+        blends = self._blends(self._draws_for(batch), height, width)
         if self.mode == "batch":
-            blend = self._blend(*self._draw_batch(), height, width)
-            blend.mix_(images, others)
-            blend.mask_(mask)
-            return
-        draws = self._draw_each(batch if self.mode == "elem" else batch // 2)
-        blends = [self._blend(lam, cut, height, width) for lam, cut in zip(*draws, strict=True)]
+            blends[0].mix_(mixed, others)
+            blends[0].mask_(mask)
+            return mixed, mask
         if self.mode == "pair":
             blends += blends[::-1]
         for i, blend in enumerate(blends):
-            blend.mix_(images[i], others[i])
+            blend.mix_(mixed[i], others[i])
             blend.mask_(mask[i])
+        return mixed, mask
+
+    def _blends(self, count: int, height: int, width: int) -> list[Blend]:
+        """Draw as timm does: of its two ways, one for a whole batch and one for many images."""
+        if self.mode == "batch":
+            return [self._blend(*self._draw_batch(), height, width)]
+        return [self._blend(lam, cut, height, width) for lam, cut in zip(*self._draw_each(count), strict=True)]
 
     def _draw_batch(self) -> tuple[float, bool]:
         """λ and whether to cut, once."""
@@ -151,27 +149,24 @@ class Mixup:
 
     def _blend(self, lam: Any, cut: bool, height: int, width: int) -> Blend:
         """The blend of a drawn λ; a box is drawn only where there is something to mix."""
-        if not cut or lam == 1.0:
-            return Blend(lam)
+        return self._cut(lam, height, width) if cut and lam != 1.0 else Blend(lam)
+
+    def _cut(self, lam: Any, height: int, width: int) -> Blend:
+        """A blend with a box, drawn now."""
         if self.cutmix_minmax is None:
             return Blend(lam, _box_of_area(lam, height, width))
         return Blend(lam, _box_of_sides(self.cutmix_minmax, height, width))
 
-    def _target(self, target: Tensor, mask: Tensor) -> MixedTarget:
-        """Labels of both images with the mask. TargetError if the labels are no tensor."""
-        if not isinstance(target, Tensor):
-            raise TargetError(f"labels are a {type(target).__name__}, expected a torch.Tensor (batch,)")
+    def _smoothed(self, labels: Tensor) -> tuple[Tensor, float]:
         smoothing = self.label_smoothing
-        if self.multi_label:
-            target, smoothing = target.float() * (1.0 - smoothing) + 0.5 * smoothing, 0.0
-        return MixedTarget(
-            first=target, second=target.flip(0), mask=mask, num_classes=self.num_classes, smoothing=smoothing
+        return (
+            (labels.float() * (1.0 - smoothing) + 0.5 * smoothing, 0.0)
+            if self.multi_label
+            else super()._smoothed(labels)
         )
 
     def _check_arguments(self) -> None:
         """InputError on arguments that no mixing can follow."""
-        if self.mode not in ("batch", "pair", "elem"):
-            raise InputError(f"mode is {self.mode!r}, expected 'batch', 'pair' or 'elem'")
         if min(self.mixup_alpha, self.cutmix_alpha) < 0.0 or max(self.mixup_alpha, self.cutmix_alpha) == 0.0:
             raise InputError(
                 f"mixup_alpha is {self.mixup_alpha} and cutmix_alpha is {self.cutmix_alpha}, expected none below 0 and "
@@ -201,17 +196,3 @@ def _box_of_sides(minmax: Sequence[float], height: int, width: int) -> Box:
     rows, columns = (np.random.randint(low, high) for low, high in sides)
     top, left = np.random.randint(height - rows + 1), np.random.randint(width - columns + 1)
     return top, top + rows, left, left + columns
-
-
-def _check_images(x: Tensor) -> None:
-    """InputError unless x is a floating tensor (B, C, H, W) with B even."""
-    if not isinstance(x, Tensor) or x.dim() != 4:
-        given = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
-        raise InputError(f"images are {given}, expected a torch.Tensor (batch, channels, height, width)")
-    if not x.is_floating_point():
-        raise InputError(f"images have dtype {x.dtype}, expected a floating type; convert and normalise them first")
-    if len(x) < 2 or len(x) % 2:
-        raise InputError(
-            f"a batch of {len(x)} images cannot be mixed in pairs (i with B − 1 − i); use an even batch size and "
-            "drop_last=True in the DataLoader"
-        )

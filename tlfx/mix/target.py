@@ -1,4 +1,4 @@
-"""The target of a mixed batch: two labels per sample, and which pixels carry which."""
+"""The target of a mixed batch: the labels of each sample, and which pixels carry which."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["MixedTarget", "check_labels", "hard_or_soft"]
 
 
 class MixedTarget(dict[str, Any]):
-    """Labels of the two images behind every mixed image, with the mask that mixed them.
+    """Labels of the images behind every mixed image, mostly two, with the mask that mixed them.
 
     | item          | type and shape                                            | meaning                              |
     |---------------|-----------------------------------------------------------|--------------------------------------|
@@ -25,9 +25,12 @@ class MixedTarget(dict[str, Any]):
     | `num_classes` | int ≥ 1                                                   | width of the soft target             |
     | `smoothing`   | float in [0, 1), 0 if left out                            | label smoothing                      |
 
+    A mixture of K images holds `labels`, int64 (B, K) or soft float (B, K, num_classes), in place of `first` and
+    `second`, and a mask of K channels that sum to 1: the share of each image per pixel.
+
     It is a plain `dict`, so whatever collates, moves, pins, slices or pickles dictionaries of tensors handles it. One
-    sample of a data set holds scalar labels and a mask (1, H, W); `default_collate` makes the batch. The attributes of
-    the same names read the items in the form of the table. Nothing is checked before `check`.
+    sample of a data set holds labels and mask without the batch axis; `default_collate` makes the batch. The attributes
+    of the same names read the items in the form of the table. Nothing is checked before `check`.
 
     >>> mask = torch.ones(1, 1, 2, 4)
     >>> mask[..., 3] = 0
@@ -43,17 +46,24 @@ class MixedTarget(dict[str, Any]):
     @property
     def first(self) -> Tensor:
         """Label of the first image: int64 (B,) or float32 (B, num_classes)."""
-        return _rows(self._tensor("first"))
+        return self.labels[:, 0] if "labels" in self else _rows(self._tensor("first"), 0)
 
     @property
     def second(self) -> Tensor:
         """Label of the second image: int64 (B,) or float32 (B, num_classes)."""
-        return _rows(self._tensor("second"))
+        return self.labels[:, 1] if "labels" in self else _rows(self._tensor("second"), 0)
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels of all images: int64 (B, K) or float32 (B, K, num_classes)."""
+        if "labels" in self:
+            return _rows(self._tensor("labels"), 1)
+        return torch.stack((self.first, self.second), 1)
 
     @property
     def mask(self) -> Tensor:
-        """Share of the first image per pixel: float32 (B or 1, 1, H, W), for video (B or 1, 1, T, H, W)."""
-        mask, batch = self._tensor("mask").float(), _batch_shape(self._tensor("first"))
+        """Share of the first image (or of each of K) per pixel: float32 (B or 1, 1 or K, H, W), or (…, T, H, W)."""
+        mask, batch = self._tensor("mask").float(), self._batch_shape()
         axes = len(batch)  # 0 for one sample, 1 for a batch, 2 for collated batches
         if axes == 0:
             return mask.unsqueeze(0)
@@ -77,19 +87,21 @@ class MixedTarget(dict[str, Any]):
             raise TargetError(f"MixedTarget.to takes a device, got {device!r}; labels and mask keep their types")
         moved = {
             # class count and smoothing are read by the host, so they stay there
-            key: value.to(device, non_blocking=non_blocking) if key in ("first", "second", "mask") else value
+            key: value.to(device, non_blocking=non_blocking) if key in ("first", "second", "labels", "mask") else value
             for key, value in self.items()
         }
         return type(self)(moved)
 
     def area(self) -> Tensor:
         """Plain CutMix/MixUp target λ·y₁ + (1 − λ)·y₂ with λ the mean of the mask: float32 (B, num_classes)."""
-        return self.soften(self.mask.flatten(1).mean(1))
+        share = self.mask.flatten(2).mean(2)
+        return self.soften(share if "labels" in self else share.squeeze(1))
 
     @torch.no_grad()
     def soften(self, share: Tensor) -> Tensor:
         """Soft targets share·y₁ + (1 − share)·y₂ for any positions: float32 (B or 1, …) → (B, …, num_classes).
 
+        A mixture of K images takes the shares of all, (B or 1, …, K), and gives Σ shareₖ·yₖ.
         y is the one-hot (or already soft) label, smoothed as in timm: smoothing/num_classes off the label and
         1 − smoothing + smoothing/num_classes on it. Rows sum to 1 if the labels do.
 
@@ -99,12 +111,13 @@ class MixedTarget(dict[str, Any]):
         tensor([[[1.0000, 0.0000],
                  [0.2500, 0.7500]]])
         """
-        classes, smoothing = self.num_classes, self.smoothing
-        shape = (-1, *[1] * (share.dim() - 1), classes)
-        first = hard_or_soft(self.first, classes, smoothing).view(shape)
-        second = hard_or_soft(self.second, classes, smoothing).view(shape)
-        share = share.float().unsqueeze(-1)
-        return first * share + second * (1.0 - share)
+        share = share.float()
+        shares = share.unbind(-1) if "labels" in self else (share, 1.0 - share)
+        labels = self.labels.unbind(1) if "labels" in self else (self.first, self.second)
+        soft = self._soft(labels[0], shares[0])
+        for label, part in zip(labels[1:], shares[1:], strict=True):
+            soft += self._soft(label, part)  # one after another, since all at once would take K times the memory
+        return soft
 
     def check(self, batch: int, size: tuple[int, ...] | None = None, *, values: bool = True) -> None:
         """TargetError unless the target fits `batch` images of `size`: (H, W), (T, H, W), or None for any size.
@@ -115,15 +128,37 @@ class MixedTarget(dict[str, Any]):
             raise TargetError(f"num_classes is {self.num_classes}, expected at least 1")
         if not 0.0 <= self.smoothing < 1.0:
             raise TargetError(f"smoothing is {self.smoothing}, expected a number in [0, 1), often 0.1")
-        for name in ("first", "second"):
+        for name in self._label_items():
             check_labels(self.get(name), self.num_classes, name=name, values=values)
         self._check_lengths(batch)
         self._check_mask(batch, size)
         if values:
             _check_range(self.mask)
 
+    def _soft(self, label: Tensor, share: Tensor) -> Tensor:
+        """A new tensor share·y, float32 (B, …, num_classes), of a label (B, …) and its share (B or 1, …)."""
+        classes = self.num_classes
+        soft = hard_or_soft(label, classes, self.smoothing).view(-1, *[1] * (share.dim() - 1), classes)
+        return soft * share.unsqueeze(-1)
+
+    def _label_items(self) -> tuple[str, ...]:
+        """Names of the items that hold labels. TargetError for labels in both forms."""
+        if "labels" not in self:
+            return "first", "second"
+        if "first" in self or "second" in self:
+            raise TargetError("the target holds labels and first or second; expected labels of K images, or of two")
+        return ("labels",)
+
+    def _batch_shape(self) -> torch.Size:
+        """Shape of what is collated: () for one sample, (B,) for a batch, (N, B) for collated batches."""
+        labels = self._tensor(self._label_items()[0])
+        own = labels.is_floating_point() + ("labels" in self)
+        return labels.shape[: labels.dim() - own]
+
     def _check_lengths(self, batch: int) -> None:
-        """TargetError unless both labels have one row per image and lie on one device with the mask."""
+        """TargetError unless labels have one row per image and lie on one device with the mask."""
+        if "labels" in self:
+            self._check_images()
         first, second = self.first, self.second
         if len(first) != len(second):
             raise TargetError(f"first has {len(first)} labels and second {len(second)}; expected one of each per image")
@@ -132,22 +167,32 @@ class MixedTarget(dict[str, Any]):
                 f"a target of {len(first)} labels was given with {batch} images; it seems to come from another batch, "
                 "pass the images and the target that one call of the mixer returned"
             )
-        devices = sorted({str(self._tensor(name).device) for name in ("first", "second", "mask")})
+        devices = sorted({str(self._tensor(name).device) for name in (*self._label_items(), "mask")})
         if len(devices) > 1:
             raise TargetError(f"labels and mask lie on several devices {devices}; use target.to(images.device)")
 
+    def _check_images(self) -> None:
+        """TargetError unless the labels of K images have an axis for them."""
+        labels = self._tensor("labels")
+        axis = labels.dim() - 1 - labels.is_floating_point()
+        if axis < 0 or labels.shape[axis] < 2:
+            raise TargetError(
+                f"labels is {labels.dtype} of shape {tuple(labels.shape)}, expected (batch, images) with 2 images or "
+                "more, int64 or soft (batch, images, num_classes)"
+            )
+
     def _check_mask(self, batch: int, size: tuple[int, ...] | None) -> None:
-        """TargetError unless the mask is a floating tensor (batch or 1, 1, *size)."""
+        """TargetError unless the mask is a floating tensor (batch or 1, 1 or K, *size)."""
         given = self._tensor("mask")
         if not given.is_floating_point():
             raise TargetError(
                 f"mask has dtype {given.dtype}, expected a floating type with the share of the first image in [0, 1]; "
                 "use mask.float()"
             )
-        mask = self.mask
-        expected = f"({batch} or 1, 1, {', '.join(map(str, size)) if size else 'height, width'})"
+        mask, channels = self.mask, self.labels.shape[1] if "labels" in self else 1
+        expected = f"({batch} or 1, {channels}, {', '.join(map(str, size)) if size else 'height, width'})"
         fits = mask.dim() in (4, 5) if size is None else tuple(mask.shape[2:]) == tuple(size)
-        if mask.dim() < 3 or not fits or mask.shape[1] != 1 or mask.shape[0] not in (1, batch):
+        if mask.dim() < 3 or not fits or mask.shape[1] != channels or mask.shape[0] not in (1, batch):
             raise TargetError(
                 f"mask has shape {tuple(given.shape)}, expected {expected}; resize images before they are mixed, or "
                 "resize the mask with them"
@@ -205,25 +250,31 @@ def check_labels(labels: object, num_classes: int, *, name: str = "target", valu
 
 
 def _check_range(mask: Tensor) -> None:
-    """TargetError unless every share lies in [0, 1]."""
+    """TargetError unless every share lies in [0, 1], and those of K images sum to 1."""
     low, high = (float(bound) for bound in mask.aminmax())
     if not (low >= 0.0 and high <= 1.0):  # also false for NaN
         raise TargetError(
             f"mask holds values from {low:g} to {high:g}, expected shares of the first image in [0, 1]; "
             "divide an 8-bit mask by 255"
         )
+    if mask.shape[1] > 1:
+        low, high = (float(bound) for bound in mask.sum(1).aminmax())
+        if low < 1.0 - 1e-2 or high > 1.0 + 1e-2:  # as exact as shares in half precision can be
+            raise TargetError(
+                f"the shares of {mask.shape[1]} images sum to {low:g} to {high:g} per pixel, expected 1; divide the "
+                "mask by its sum over channels"
+            )
 
 
-def _rows(labels: Tensor) -> Tensor:
-    """int64 (B,) or float32 (B, num_classes), from one sample, a batch or collated batches."""
-    if labels.is_floating_point():
-        return labels.float().reshape(-1, labels.shape[-1]) if labels.dim() else labels.float().reshape(1, 1)
-    return labels.long().reshape(-1)
+def _rows(labels: Tensor, images: int) -> Tensor:
+    """int64 (B, …) or float32 (B, …, num_classes), from one sample, a batch or collated batches.
 
-
-def _batch_shape(labels: Tensor) -> torch.Size:
-    """Shape of labels without the class axis: () for one sample, (B,) for a batch, (N, B) for collated batches."""
-    return labels.shape[:-1] if labels.is_floating_point() else labels.shape
+    images: how many axes, 0 or 1, count the images of a sample.
+    """
+    own = labels.is_floating_point() + images
+    labels = labels.float() if labels.is_floating_point() else labels.long()
+    shape = labels.shape[max(labels.dim() - own, 0) :]
+    return labels.reshape(-1, *[1] * (own - len(shape)), *shape)
 
 
 def _not_a_tensor(name: str, value: object) -> str:

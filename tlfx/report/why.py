@@ -23,6 +23,7 @@ _PLAIN = {
 }
 _SPATIAL = {
     runtime.attention: "mixes tokens by softmax(q·kᵀ), averaged over heads",
+    runtime.attention_with_labels: "mixes tokens by softmax(q·kᵀ), averaged over heads",
     runtime.convolve: "slides a kernel over tokens",
     runtime.resample: "averages neighbouring tokens",
     runtime.resample_at: "samples tokens at places that depend on the image",

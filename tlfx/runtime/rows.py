@@ -34,12 +34,14 @@ def spread(rows: Tensor, images: Tensor) -> Tensor:
 
 
 @label_arithmetic
-def view(label: Tensor, shape: Sequence[int], steps: Sequence[int], first: int) -> Tensor:
-    """Rows of a label that lie at regular distances, from the ``first`` on, in a shape: without a copy."""
+def view(label: Tensor, sizes: Sequence[int], steps: Sequence[int], first: int, shape: Sequence[int]) -> Tensor:
+    """Rows of a label that nested loops of ``sizes`` and ``steps`` visit from the ``first`` on, in a shape: a view, or
+    a copy without an index where axes of windows are merged."""
     batch, row, channel = label.stride()
     strides = (batch, *(step * row for step in steps), channel)
     start = label.storage_offset() + first * row
-    return label.as_strided((len(label), *shape, label.shape[-1]), strides, start)
+    found = label.as_strided((len(label), *sizes, label.shape[-1]), strides, start)
+    return found.reshape(len(label), *shape, label.shape[-1])
 
 
 @label_arithmetic

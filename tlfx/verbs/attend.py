@@ -48,41 +48,43 @@ class Attention(Window):
             return self.from_rows(found.pick(split_letter(out, found.batch)), found.place_in(out))
         if not self.walk.is_aligned(self.node):
             return self._left_in_place(query, out)
-        rows = found.varying(found.letters)
-        in_one = (
-            joint is not None
-            and self.walk.joins_attention
-            and self.policy.heads == "mean"
-            and _fits(value, found, rows)
-        )
-        if in_one and found.where != BatchAxis(0):
-            rows = [*split_letter([found.batch], found.batch), "m"]
+        options = {"mask": mask and mask.node, "causal": causal or None, "scale": scale}
+        rows, carrier = found.varying(found.letters), []
+        if joint is not None and self._joins(value, found, rows):
+            options |= {k: v or None for k, v in joint.items()}
+            rows, carrier = ["m"], [value.node]
+            if found.where != BatchAxis(0):
+                rows = [*split_letter([found.batch], found.batch), "m"]
         grouped = [c for c in rows if c in lead and query.shape[lead.index(c)] != value.shape[lead.index(c)]]
         if grouped or not (query.is_content or query.is_constant):
             raise RuleError(f"attention whose heads {grouped} carry different labels")
+        self.record(Operation.SPATIAL_MIX)
+        options = {k: v for k, v in options.items() if v is not None}
         kept = [c for c in split_letter(out, found.batch) if c in rows or c == "n"]
         shape = [self.shape[-2] if c == "n" else _size(found, c) for c in kept]
-        self.record(Operation.SPATIAL_MIX)
-        options = {"mask": mask and mask.node, "causal": causal or None, "scale": scale}
         if self.policy.heads == "norm":
-            options = {k: v for k, v in options.items() if v is not None}
             return self._attend_by_norm(query, key, value, found, lead, kept, shape, options)
-        if joint and in_one:
-            options |= {k: v or None for k, v in joint.items()}
-        function: Callable[..., Any] = runtime.attention_with_labels if in_one else runtime.attention
+        function: Callable[..., Any] = runtime.attention_with_labels if carrier else runtime.attention
         ids = self.label(
             function,
             query.node,
             key.node,
-            *([value.node] if in_one else []),
+            *carrier,
             Rows(with_image(found.pick(rows)).expand([_size(found, c) for c in rows])),
             equation(found.weight_letters(of_weight), rows, kept, ["n"]),
             shape=shape,
-            kwargs={"split": found.split_of(of_weight), **{k: v for k, v in options.items() if v is not None}},
+            kwargs={"split": found.split_of(of_weight), **options},
             query_axis=kept.index("n"),
-            instead=in_one,
+            instead=bool(carrier),
         )
         return self.from_rows(arrange(ids, kept, split_letter(out, found.batch)), found.place_in(out))
+
+    def _joins(self, value: Value, found: LetteredRows, rows: list[str]) -> bool:
+        """Whether labels may go through the model's own attention: the value is (batch, heads, tokens, channels), its
+        labels are alike for heads and channels, and its weights alone decide where they go."""
+        batched = split_letter([found.batch], found.batch)
+        fits = len(value.shape) == 4 and found.where.axis == 0 and set(rows) <= {*batched, "m"}
+        return fits and self.walk.joins_attention and self.policy.heads == "mean"
 
     def _attend_by_norm(
         self,
@@ -164,12 +166,6 @@ class Attention(Window):
         self.record(Operation.SPATIAL_MIX)
         content = query.map
         return self.content(content if content.shape[-1] == 1 else content[..., :1])
-
-
-def _fits(value: Value, found: LetteredRows, rows: list[str]) -> bool:
-    """Whether labels can ride on a value (batch, heads, tokens, channels): they are alike for heads and channels."""
-    batched = split_letter([found.batch], found.batch)
-    return len(value.shape) == 4 and found.where.axis == 0 and set(rows) <= {*batched, "m"}
 
 
 def _size(found: LetteredRows, letter: str) -> int:

@@ -1,0 +1,216 @@
+"""`tlfx.mix.PuzzleMix`: its choices and moves against all that there are, on small grids."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from batches import CLASSES, batch, numbered, seeded
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import tlfx
+from tlfx.errors import InputError, TargetError
+from tlfx.mix import PuzzleMix
+from tlfx.mix.cut import minimum_cut
+from tlfx.mix.draws import Draws
+from tlfx.mix.puzzle import gradient_saliency
+
+
+def brightness(images: Tensor, labels: Tensor) -> Tensor:
+    return images.float().abs().mean(1)
+
+
+def choices(rows: int, columns: int) -> Iterator[np.ndarray[Any, Any]]:
+    """Every choice of 0 or 1 for each cell of a grid."""
+    for bits in itertools.product((0, 1), repeat=rows * columns):
+        yield np.array(bits).reshape(rows, columns)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(0, 10**6), st.floats(0.0, 2.0))
+def test_no_choice_costs_less_than_the_cut(rows: int, columns: int, seed: int, strength: float) -> None:
+    numbers = np.random.RandomState(seed)
+    unary = numbers.rand(2, rows, columns)
+    down, right = (strength * numbers.rand(2, 2, *s) for s in ((rows - 1, columns), (rows, columns - 1)))
+    for cost in (down, right):
+        cost[0, 1] += strength  # unlike choices cost no less than like ones
+        cost[1, 0] += strength
+
+    def total(choice: np.ndarray[Any, Any]) -> float:
+        cells = sum(unary[choice[r, c], r, c] for r in range(rows) for c in range(columns))
+        below = sum(down[choice[r, c], choice[r + 1, c], r, c] for r in range(rows - 1) for c in range(columns))
+        beside = sum(right[choice[r, c], choice[r, c + 1], r, c] for r in range(rows) for c in range(columns - 1))
+        return float(cells + below + beside)
+
+    found = minimum_cut(unary, down, right)
+    assert total(1 - found.astype(int)) == pytest.approx(min(map(total, choices(rows, columns))), abs=1e-6)
+
+
+def puzzle_cost(
+    choice: np.ndarray[Any, Any],
+    salient: np.ndarray[Any, Any],
+    pixels: np.ndarray[Any, Any],
+    lam: float,
+    **weights: float,
+) -> float:
+    """The paper's cost of a choice, block by block and pixel by pixel: pixels (2, C, H, W) in [0, 1]."""
+    n, cost = len(choice), 0.0
+    high, wide = pixels.shape[2] // n, pixels.shape[3] // n
+    beta = weights["beta"] / n / 16
+    for r, c in np.ndindex(n, n):
+        z = choice[r, c]
+        cost += salient[1 - z, r, c] - weights["eta"] / n**2 * np.log(max([lam, 1 - lam][z], 1e-8))
+        if r + 1 < n:
+            below, across = choice[r + 1, c], slice(c * wide, (c + 1) * wide)
+            gap = np.abs(pixels[z, :, (r + 1) * high - 1, across] - pixels[below, :, (r + 1) * high, across]).mean()
+            cost += beta * ((z != below) + weights["gamma"] * gap)
+        if c + 1 < n:
+            beside, along = choice[r, c + 1], slice(r * high, (r + 1) * high)
+            gap = np.abs(pixels[z, :, along, (c + 1) * wide - 1] - pixels[beside, :, along, (c + 1) * wide]).mean()
+            cost += beta * ((z != beside) + weights["gamma"] * gap)
+    return float(cost)
+
+
+@pytest.mark.parametrize("blocks", [2, 3])
+@pytest.mark.parametrize("weights", [{"beta": 1.2, "gamma": 0.5, "eta": 0.2}, {"beta": 9.0, "gamma": 1.0, "eta": 0.0}])
+def test_blocks_are_chosen_at_the_least_cost(blocks: int, weights: dict[str, float]) -> None:
+    images, labels = batch(4, 6, 12, seed=blocks)
+    mixer = PuzzleMix(
+        brightness, blocks=blocks, move=None, mode="elem", num_classes=CLASSES, generator=seeded(2), **weights
+    )
+    mixed, target = mixer(images, labels)
+    draws = Draws(seeded(2))
+    draws.uniform(4)  # whether to mix
+    lams = draws.shares(1.0, 4)[:, 0].tolist()
+    pixels = ((images - images.min()) / (images.max() - images.min())).double().numpy()
+    salient = brightness(images, labels).unflatten(1, (blocks, -1)).unflatten(-1, (blocks, -1)).mean((2, 4)).double()
+    salient = (salient / salient.sum((1, 2), keepdim=True)).numpy()
+    for i, lam in enumerate(lams):
+        pair = [i, (i - 1) % 4]
+        assert torch.equal(mixed[i], torch.where(target.mask[i].bool(), images[i], images[pair[1]]))
+        found = 1 - target.mask[i, 0, :: 6 // blocks, :: 12 // blocks].int().numpy()
+        whole = np.repeat(np.repeat(1 - found, 6 // blocks, 0), 12 // blocks, 1)
+        assert np.array_equal(target.mask[i, 0].numpy(), whole)
+        costs = [puzzle_cost(z, salient[pair], pixels[pair], lam, **weights) for z in choices(blocks, blocks)]
+        assert puzzle_cost(found, salient[pair], pixels[pair], lam, **weights) == pytest.approx(min(costs), abs=1e-6)
+
+
+@pytest.mark.parametrize("move", [0.0, 0.05, 0.8])
+def test_blocks_move_at_the_least_cost(move: float) -> None:
+    images = torch.rand(2, 3, 8, 4, generator=seeded()).double()
+    mixer = PuzzleMix(brightness, blocks=2, move=move, num_classes=2)
+    salient, stays = (
+        np.random.RandomState(0).dirichlet(np.ones(4)).reshape(2, 2),
+        np.array([[False, True], [False, True]]),
+    )
+    moved = mixer._moved(images[0], salient, stays)
+    parts = [images[0][:, 4 * r : 4 * r + 4, 2 * c : 2 * c + 2] for r in range(2) for c in range(2)]
+
+    def cost(places: tuple[int, ...]) -> float:
+        total = 0.0
+        for block, place in enumerate(places):
+            distance = (block // 2 - place // 2) ** 2 + (block % 2 - place % 2) ** 2
+            total += move * distance - salient.flat[block] * stays.flat[place]
+        return total
+
+    least = min(map(cost, itertools.permutations(range(4))))
+    placed = [moved[:, 4 * r : 4 * r + 4, 2 * c : 2 * c + 2] for r in range(2) for c in range(2)]
+    places = tuple(next(p for p in range(4) if torch.equal(placed[p], part)) for part in parts)
+    assert sorted(places) == [0, 1, 2, 3]
+    assert cost(places) == pytest.approx(least)
+    if move == 0.8:
+        assert places == (0, 1, 2, 3)  # too dear
+
+
+@pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_moved_or_not_the_mask_tells_the_image(mode: str, dtype: torch.dtype) -> None:
+    images, labels = numbered(6, 8, 12)
+    images = (10 * images + 1).to(dtype)
+    pairing = "mirror" if mode == "pair" else "shuffle"
+    mixer = PuzzleMix(
+        brightness, eta=2.0, move=0.0, mode=mode, pairing=pairing, num_classes=6, prob=0.7, generator=seeded(1)
+    )
+    for _ in range(3):
+        mixed, target = mixer(images, labels)
+        assert mixed.dtype == dtype
+        expected = torch.where(target.mask.bool(), target.first.view(-1, 1, 1, 1), target.second.view(-1, 1, 1, 1))
+        assert torch.equal(mixed, (10 * expected + 1).expand_as(mixed).to(dtype))
+    mixer.mixup_enabled = False
+    assert torch.equal(mixer(images, labels)[0], images)
+
+
+def test_gradients_are_salient_and_an_aligned_model_learns() -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", img_size=32, num_classes=CLASSES)
+    images, labels = batch(4, 32, 32)
+    found = gradient_saliency(model)(images, labels)
+    image = images.clone().requires_grad_()
+    torch.nn.functional.cross_entropy(model(image), labels).backward()
+    torch.testing.assert_close(found, (image.grad**2).mean(1).sqrt())
+    model.zero_grad()
+    model = tlfx.align(model)
+    with torch.no_grad():  # gradients are taken all the same
+        mixed, target = PuzzleMix(gradient_saliency(model), num_classes=CLASSES, generator=seeded(1))(images, labels)
+    assert all(p.grad is None for p in model.parameters())
+    logits, soft = model(mixed, target)
+    torch.nn.functional.cross_entropy(logits, soft).backward()
+    torch.testing.assert_close(soft.sum(1), torch.ones(4))
+
+
+@pytest.mark.parametrize(
+    ("saliency", "words"),
+    [
+        (lambda x, y: x, r"saliency is of shape \(4, 3, 12, 8\), expected a tensor \(4, 12, 8\), one per pixel"),
+        (lambda x, y: None, "saliency is a NoneType"),
+        (lambda x, y: x[:, 0], "saliency holds values from -.* expected finite ones of at least 0; take absolute"),
+        (lambda x, y: x[:, 0] * torch.nan, "saliency holds values from nan to nan"),
+    ],
+)
+def test_saliency_of_another_form(saliency: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        PuzzleMix(saliency, num_classes=CLASSES)(*batch(4))
+
+
+def test_where_nothing_is_salient_all_is_alike() -> None:
+    images, labels = batch(4)
+    target = PuzzleMix(lambda x, y: torch.zeros(4, 12, 8), num_classes=CLASSES)(images, labels)[1]
+    assert set(target.mask.mean((1, 2, 3)).tolist()) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"blocks": 1}, "blocks is 1, expected a number along each axis, at least 2"),
+        ({"gamma": 1.5}, r"gamma=1.5, .* gamma at most 1, above which no cut is known to be the least"),
+        ({"eta": -1.0}, r"eta=-1.0, .* expected none below 0"),
+        ({"move": -1.0}, r"move=-1.0: expected none below 0"),
+        ({"alpha": 0.0}, "alpha is 0.0"),
+    ],
+)
+def test_arguments_that_no_mixing_can_follow(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        PuzzleMix(brightness, **arguments)
+
+
+def test_what_cannot_be_mixed() -> None:
+    with pytest.raises(InputError, match=r"images of 12×8 do not divide into 5×5 blocks; resize them, or use another"):
+        PuzzleMix(brightness, blocks=5, num_classes=CLASSES)(*batch(4))
+    with pytest.raises(TargetError, match="labels are a list"):
+        PuzzleMix(brightness, num_classes=CLASSES)(batch(4)[0], [0, 1, 2, 3])
+
+
+def test_without_scipy() -> None:
+    """In a process whose SciPy cannot be imported."""
+    code = "import sys; sys.modules['scipy.sparse.csgraph'] = None\nfrom tlfx.mix import PuzzleMix; PuzzleMix(len)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "tlfx.errors.InputError: PuzzleMix takes SciPy, which is missing" in done.stderr

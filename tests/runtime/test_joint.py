@@ -1,0 +1,147 @@
+"""Labels through the model's own attention: its bits, its gradients, and the labels of a second pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tlfx import runtime
+from tlfx.runtime import joint
+
+ONE = (0, 1, 1)
+EQUATION = "nqm,m->q"
+
+
+def tensors(*shape: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value as a packed projection leaves them."""
+    batch, heads, tokens, width = shape
+    packed = torch.randn(batch, tokens, 3, heads, width, generator=torch.Generator().manual_seed(seed))
+    query, key, value = packed.requires_grad_().permute(2, 0, 3, 1, 4).unbind(0)
+    return query, key, value
+
+
+def by_hand(query: Tensor, key: Tensor, rows: Tensor, bias: Tensor | float = 0.0) -> Tensor:
+    """softmax(q·kᵀ) averaged over heads, on the rows, in float64 (eq. 7, 9)."""
+    scores = query.double() @ key.double().mT / query.shape[-1] ** 0.5 + bias
+    return scores.softmax(-1).mean(1) @ rows.double()
+
+
+def gradients(output: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    seed = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
+    return torch.autograd.grad(output, inputs, seed)
+
+
+@given(
+    st.integers(1, 3), st.integers(1, 3), st.integers(2, 40), st.sampled_from([8, 16, 24]), st.integers(1, 2),
+    st.booleans(), st.booleans(),
+)  # fmt: skip
+def test_bits_gradients_and_labels(
+    batch: int, heads: int, tokens: int, width: int, channels: int, masked: bool, causal: bool
+) -> None:
+    query, key, value = tensors(batch, heads, tokens, width)
+    rows = torch.rand(batch, tokens, channels)
+    mask = torch.randn(tokens, tokens) if masked and not causal else None
+    output, label = runtime.attention_with_labels(query, key, value, rows, EQUATION, ONE, mask=mask, causal=causal)
+    plain = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
+    assert torch.equal(output, plain)
+    assert output.stride() == plain.stride()
+    inputs = (query, key, value)
+    assert all(map(torch.equal, gradients(output, inputs), gradients(plain, inputs)))
+    bias: Tensor | float = 0.0 if mask is None else mask.double()
+    if causal:
+        bias = torch.full((tokens, tokens), -torch.inf, dtype=torch.float64).triu(1)
+    torch.testing.assert_close(label.double(), by_hand(query, key, rows, bias), rtol=0, atol=2e-6)
+    assert not label.requires_grad
+
+
+def test_masks_of_truth_values_and_some_queries() -> None:
+    query, key, value = tensors(2, 2, 9, 8)
+    rows = torch.rand(2, 9, 1)
+    mask = torch.rand(9, 9) > 0.3
+    mask.fill_diagonal_(True)
+    output, label = runtime.attention_with_labels(query, key, value, rows, EQUATION, ONE, mask=mask, queries=(0, 4, 5))
+    assert torch.equal(output, F.scaled_dot_product_attention(query, key, value, attn_mask=mask))
+    bias = torch.zeros(9, 9).masked_fill(~mask, -torch.inf)
+    expected = by_hand(query, key, rows, bias)[:, [0, 4, 5]]
+    torch.testing.assert_close(label.double(), expected, rtol=0, atol=2e-6)
+
+
+def test_windows_in_the_batch() -> None:
+    """Rows (batch, outer, inner, m, channels), the batch of the value being outer · batch · inner."""
+    outer, batch, inner, tokens = 2, 3, 4, 5
+    query, key, value = tensors(outer * batch * inner, 2, tokens, 8)
+    rows = torch.rand(batch, outer, inner, tokens, 1)
+    output, label = runtime.attention_with_labels(query, key, value, rows, "abnqm,abm->abq", (0, outer, inner))
+    assert torch.equal(output, F.scaled_dot_product_attention(query, key, value))
+    merged = rows.transpose(0, 1).flatten(0, 2)
+    expected = by_hand(query, key, merged).unflatten(0, (outer, batch, inner)).transpose(0, 1)
+    torch.testing.assert_close(label.double(), expected.flatten(1, 3), rtol=0, atol=2e-6)
+
+
+def second_pass(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Counts how often labels take a pass of their own."""
+    seen: list[int] = []
+
+    def counted(*args: Any) -> Tensor:
+        seen.append(1)
+        return runtime.attention(*args)
+
+    monkeypatch.setattr(joint, "attention", counted)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [({}, 0), ({"dropout": 0.5}, 1), ({"grouped": True}, 1), ({"channels": 8}, 1), ({"type": torch.bfloat16}, 1)],
+)
+def test_where_one_pass_cannot_do(options: dict[str, Any], count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dropout, grouped heads, many channels and other types than float32 take a second pass, and the same output."""
+    channels, kind = options.pop("channels", 1), options.pop("type", torch.float32)
+    query, key, value = (t.detach().to(kind) for t in tensors(2, 4, 7, 8))
+    if options.get("grouped"):
+        key, value = key[:, :2], value[:, :2]
+    seen = second_pass(monkeypatch)
+    monkeypatch.setattr(joint, "_keeps_bits", lambda *_: True)  # rounding is not what is asked here
+    torch.manual_seed(0)
+    output, label = runtime.attention_with_labels(
+        query, key, value, torch.rand(2, 7, channels), EQUATION, ONE, **options
+    )
+    torch.manual_seed(0)
+    rate = options.get("dropout", 0.0)
+    torch.rand(2, 7, channels)
+    plain = F.scaled_dot_product_attention(query, key, value, dropout_p=rate, enable_gqa="grouped" in options)
+    torch.testing.assert_close(output, plain)
+    assert len(seen) == count
+    assert label.dtype == torch.float32
+
+
+def test_a_kernel_that_rounds_otherwise_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is known of a combination of shapes decides, and each is tried once."""
+    query, key, value = (t.detach() for t in tensors(2, 2, 11, 8))
+    rows = torch.rand(2, 11, 1)
+    joint._same_bits.clear()
+    runtime.attention_with_labels(query, key, value, rows, EQUATION, ONE)
+    runtime.attention_with_labels(query, key, value, 1 - rows, EQUATION, ONE)
+    (place,) = joint._same_bits
+    joint._same_bits[place] = False
+    seen = second_pass(monkeypatch)
+    output, label = runtime.attention_with_labels(query, key, value, rows, EQUATION, ONE)
+    assert seen
+    assert torch.equal(output, F.scaled_dot_product_attention(query, key, value))
+    torch.testing.assert_close(label.double(), by_hand(query, key, rows), rtol=0, atol=2e-6)
+    joint._same_bits.clear()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_labels_take_a_second_pass() -> None:
+    query, key, value = (t.detach().cuda() for t in tensors(2, 2, 33, 64))
+    rows = torch.rand(2, 33, 1, device="cuda")
+    output, label = runtime.attention_with_labels(query, key, value, rows, EQUATION, ONE)
+    assert torch.equal(output, F.scaled_dot_product_attention(query, key, value))
+    torch.testing.assert_close(label.double(), by_hand(query, key, rows), rtol=0, atol=1e-3)

@@ -1,0 +1,91 @@
+"""Which target a mixed batch is trained against: that of the area, of TransMix, or the aligned one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from tlfx.aligned import align
+from tlfx.errors import InputError, TargetError
+from tlfx.mix.target import MixedTarget, check_labels, hard_or_soft
+
+__all__ = ["METHODS", "TargetAssigner"]
+
+M = TypeVar("M", bound=nn.Module)
+METHODS = ("plain", "transmix", "aligned")
+
+
+@dataclass(frozen=True)
+class TargetAssigner:
+    """The way from a mixed batch to outputs and the targets to train them against, so that one flag can switch it.
+
+    | method     | target                                                                                   |
+    |------------|------------------------------------------------------------------------------------------|
+    | "plain"    | the area of each image, as CutMix and MixUp have it                                      |
+    | "transmix" | half the area, half what the class token attends to in the last layer (arXiv 2111.09833) |
+    | "aligned"  | what reaches the output through all layers (TL-Align, arXiv 2210.06455)                  |
+
+    TransMix is `tlfx.align(model, layers=[-1])`: labels stay in place up to the last attention, whose residual then
+    averages the class token's own label, the area, with what it attends to, as the authors' code does. Two things are
+    otherwise: the class token attends to itself too, with the area as its label, and patches that hold both images
+    count in part.
+    A model without a class token has the average over its tokens instead.
+
+    InputError for an unknown method; at the first call for "transmix" and a model without attention.
+
+    >>> import torch
+    >>> from tlfx.mix import CutMix
+    >>> model = nn.Sequential(nn.Conv2d(3, 2, 4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> images, target = CutMix(num_classes=2)(torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 1, 0]))
+    >>> for method in ("plain", "aligned"):
+    ...     assign = TargetAssigner(method)
+    ...     model = assign.prepare(model)  # before DistributedDataParallel, torch.compile or an optimiser
+    ...     logits, soft_target = assign(model, images, target)
+    ...     print(method, soft_target.shape)
+    plain torch.Size([4, 2])
+    aligned torch.Size([4, 2])
+    """
+
+    method: str = "aligned"
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InputError(f"method is {self.method!r}, expected one of {', '.join(map(repr, METHODS))}")
+
+    def prepare(self, model: M) -> M:
+        """The model, aligned in place if the method asks for it."""
+        if self.method == "plain":
+            return model
+        return align(model, layers=[-1] if self.method == "transmix" else None)
+
+    def __call__(self, model: nn.Module, images: Any, target: Any, **arguments: Any) -> tuple[Any, Any]:
+        """Output of the model and its soft target, float32 (B, num_classes).
+
+        The target is a `MixedTarget`, or int64 labels (B,) or soft labels (B, num_classes), which come back soft.
+        Several outputs have as many targets in the same structure. "plain" knows no positions: of a dense output too,
+        the target is (B, num_classes). TargetError for a target that does not fit.
+        """
+        if self.method != "plain":
+            output, soft = model(images, target=target, **arguments)
+            return output, soft
+        if isinstance(target, MixedTarget):
+            target.check(len(images), values=not images.is_cuda)
+        output = model(images, **arguments)
+        return output, pytree.tree_map(lambda leaf: _plain(leaf, target), output)
+
+
+def _plain(output: Any, target: Any) -> Tensor | None:
+    """The target of one output, None for what no loss is taken of."""
+    if not isinstance(output, Tensor) or not output.is_floating_point() or output.dim() < 2:
+        return None
+    if isinstance(target, MixedTarget):
+        return target.area()
+    if not isinstance(target, Tensor) or len(target) != len(output):
+        given = f"{len(target)} labels" if isinstance(target, Tensor) else f"a {type(target).__name__}"
+        raise TargetError(f"the target is {given}, expected a tlfx.MixedTarget or labels of {len(output)} images")
+    classes = target.shape[-1] if target.is_floating_point() else output.shape[-1 if output.dim() == 3 else 1]
+    check_labels(target, classes, values=not target.is_cuda)
+    return hard_or_soft(target, classes)

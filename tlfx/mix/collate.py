@@ -1,0 +1,61 @@
+"""Mixing while samples are collated to batches, in the workers of a DataLoader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from tlfx.errors import InputError
+from tlfx.mix.target import MixedTarget
+
+__all__ = ["Collate", "stack"]
+
+
+class Collate:
+    """A `collate_fn` that mixes: samples (image, label) come out as a batch and its `MixedTarget`.
+
+    Images are floating or uint8 tensors or numpy arrays (C, H, W), as the loaders of timm and torchvision give them;
+    uint8 stays uint8, to be normalised on the device, and is rounded where it is blended. mixer: any of `tlfx.mix`.
+
+    InputError for samples that are no pairs or do not stack, and for what the mixer cannot mix.
+
+    >>> import numpy as np
+    >>> from tlfx.mix import CutMix
+    >>> samples = [(np.full((3, 8, 8), i, dtype=np.uint8), i) for i in range(3)]
+    >>> images, target = Collate(CutMix(num_classes=3))(samples)
+    >>> images.dtype, images.shape, target.second
+    (torch.uint8, torch.Size([3, 3, 8, 8]), tensor([2, 0, 1]))
+    """
+
+    def __init__(self, mixer: Callable[[Tensor, Tensor], tuple[Tensor, MixedTarget]]) -> None:
+        self.mixer = mixer
+
+    def __call__(self, samples: Sequence[Any]) -> tuple[Tensor, MixedTarget]:
+        """Stack the samples and mix them."""
+        return self.mixer(*stack(samples))
+
+
+def stack(samples: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """Samples (image, label) as one batch. InputError for samples that are no pairs, or whose images do not stack.
+
+    >>> import torch
+    >>> images, labels = stack([(torch.zeros(3, 8, 8), 4), (torch.ones(3, 8, 8), 2)])
+    >>> images.shape, labels
+    (torch.Size([2, 3, 8, 8]), tensor([4, 2]))
+    """
+    for sample in samples:
+        if not (isinstance(sample, tuple | list) and len(sample) == 2):
+            size = f" of {len(sample)}" if isinstance(sample, tuple | list) else ""
+            raise InputError(f"a sample is a {type(sample).__name__}{size}, expected a pair (image, label)")
+    shapes = {tuple(getattr(image, "shape", ())) for image, _ in samples}
+    if len(shapes) != 1 or len(min(shapes)) != 3:
+        given = ", ".join(sorted({type(image).__name__ for image, _ in samples})) or "nothing"
+        raise InputError(
+            f"the images of a batch are {given} of shapes {sorted(shapes)}, expected tensors or arrays of one shape "
+            "(channels, height, width); crop, resize and convert them in the transforms"
+        )
+    images, labels = default_collate([tuple(sample) for sample in samples])
+    return images, labels

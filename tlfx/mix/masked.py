@@ -1,0 +1,76 @@
+"""Mixers that draw masks."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from tlfx.errors import InputError
+from tlfx.mix.mixer import Mixer
+
+__all__ = ["MaskMixer", "check_alpha"]
+
+
+class MaskMixer(Mixer):
+    """Base of the mixers that paste parts of one image on another; a new one says which pixels stay, in `masks`.
+
+    Masks are drawn on the device of the generator and cut out of the images where these lie. Arguments: see `Mixer`.
+
+    >>> class LeftHalf(MaskMixer):
+    ...     def masks(self, others):
+    ...         count, _, height, width = others.shape
+    ...         return (torch.arange(width) < width // 2).float().to(others.device).expand(count, 1, height, width)
+    >>> images, target = LeftHalf(num_classes=3)(torch.tensor([1.0, 5.0, 9.0]).view(3, 1, 1, 1).expand(3, 1, 1, 4),
+    ...                                          torch.tensor([0, 1, 2]))
+    >>> images.squeeze()
+    tensor([[1., 1., 9., 9.],
+            [5., 5., 1., 1.],
+            [9., 9., 5., 5.]])
+    >>> target.area()
+    tensor([[0.5000, 0.0000, 0.5000],
+            [0.5000, 0.5000, 0.0000],
+            [0.0000, 0.5000, 0.5000]])
+    """
+
+    @abstractmethod
+    def masks(self, others: Tensor) -> Tensor:
+        """Masks on the device of the images, float32 (count, 1, H or 1, W or 1): 1 for what stays, else 0.
+
+        others: the images that are pasted, (count, C, H, W), one for each mask. Where K > 2 images make one, masks are
+        (count, K, …): channel k is 1 for what is of image k.
+        """
+
+    def blend(self, images: Tensor, others: Tensor, mask: Tensor) -> Tensor:
+        """Images where the mask is 1, others where it is 0: moved, not computed with, so that ∞ and −0 survive."""
+        return torch.where(mask.bool(), images, others)
+
+    def _mix(self, images: Tensor, labels: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
+        batch, height, width = len(images), images.shape[-2], images.shape[-1]
+        if not self.mixup_enabled:
+            mask = torch.ones(batch, 1 if len(sources) == 2 else len(sources), height, width, device=images.device)
+            return images.clone(), self._unmixed(mask)
+        others = images[sources[1, : self._draws_for(batch)]]
+        mixes = self.draws.uniform(len(others), 1, 1, 1) < self.mix_prob
+        mask = self.masks(others)
+        mask = torch.where(mixes.to(images.device), mask, self._unmixed(mask))
+        if self.mode == "pair":
+            mask = torch.cat((mask, mask.flip(0)))
+        mixed = images
+        for k, rows in enumerate(sources[1:], 1):
+            stays = mask if len(sources) == 2 else 1.0 - mask[:, k : k + 1]
+            mixed = self.blend(mixed, images[rows], stays)
+        return mixed, mask.expand(batch, -1, height, width)
+
+    def _unmixed(self, mask: Tensor) -> Tensor:
+        """The mask, of this shape, of images that stay as they are."""
+        unmixed = torch.zeros_like(mask)
+        unmixed[:, 0] = 1.0
+        return unmixed
+
+
+def check_alpha(alpha: float) -> None:
+    """InputError unless α is a parameter of a Beta distribution."""
+    if not 0.0 < alpha < float("inf"):
+        raise InputError(f"alpha is {alpha}, expected a number above 0, as λ ~ Beta(α, α) needs; 1.0 is uniform")

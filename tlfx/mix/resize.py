@@ -1,0 +1,87 @@
+"""A mixer that pastes one image, whole but smaller, on another."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tlfx.errors import InputError
+from tlfx.mix.masked import MaskMixer
+from tlfx.mix.mixer import MixerArguments
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["ResizeMix"]
+
+
+class ResizeMix(MaskMixer):
+    """An image is made smaller and pasted whole at a random place of another (arXiv 2012.11101).
+
+    scale: (low, high), between which its sides are drawn uniformly, as shares of the image's, one share for both sides.
+    The other arguments are those of `Mixer`: num_classes, label_smoothing, mode, prob, pairing, generator.
+
+    InputError on arguments that no mixing can follow.
+
+    >>> mix = ResizeMix(scale=(0.5, 0.5), num_classes=2, generator=torch.Generator().manual_seed(0))
+    >>> images, target = mix(torch.arange(2.0).view(2, 1, 1, 1).expand(2, 1, 4, 6), torch.tensor([0, 1]))
+    >>> images[0, 0]
+    tensor([[1., 1., 1., 0., 0., 0.],
+            [1., 1., 1., 0., 0., 0.],
+            [0., 0., 0., 0., 0., 0.],
+            [0., 0., 0., 0., 0., 0.]])
+    """
+
+    def __init__(self, *, scale: tuple[float, float] = (0.1, 0.8), **arguments: Unpack[MixerArguments]) -> None:
+        if not (len(scale) == 2 and 0.0 < scale[0] <= scale[1] <= 1.0):
+            raise InputError(f"scale is {scale!r}, expected (low, high) with 0 < low ≤ high ≤ 1, as (0.1, 0.8)")
+        super().__init__(**arguments)
+        self.scale = scale
+
+    def masks(self, others: Tensor) -> Tensor:
+        """Boxes of 0, each of at least one pixel, inside masks of 1."""
+        (count, _, height, width), (low, high) = others.shape, self.scale
+        shares, places = low + (high - low) * self.draws.uniform(count), self.draws.uniform(2, count)
+        rows, columns = (
+            _span(shares.to(others.device), place.to(others.device), length)
+            for place, length in zip(places, (height, width), strict=True)
+        )
+        return 1.0 - (rows[:, None, :, None] & columns[:, None, None, :]).float()
+
+    def blend(self, images: Tensor, others: Tensor, mask: Tensor) -> Tensor:
+        """Images with the others resized into the boxes of the mask; (1 or B, 1, H, W)."""
+        mixed = images.clone()
+        for i, (top, bottom, left, right) in enumerate(_boxes(mask)):
+            rows = slice(i, i + 1) if len(mask) > 1 else slice(None)  # one box for all images is pasted at once
+            if top < bottom:
+                small = _resized(others[rows], bottom - top, right - left)
+                mixed[rows, :, top:bottom, left:right] = small.to(images.dtype)
+        return mixed
+
+
+def _span(shares: Tensor, places: Tensor, length: int) -> Tensor:
+    """Which pixels of an axis lie in boxes of these shares of it, at places in [0, 1): bool (count, length)."""
+    side = (shares * length).long().clamp_min(1)[:, None]
+    from_start = torch.arange(length, device=shares.device) - (places[:, None] * (length - side + 1)).long()
+    return (from_start >= 0) & (from_start < side)
+
+
+def _boxes(mask: Tensor) -> list[list[int]]:
+    """Top, bottom, left and right of the box of 0 in each mask; all 0 where there is none."""
+    inside = mask[:, 0] == 0.0
+    bounds = []
+    for along in (inside.any(2), inside.any(1)):
+        start = along.int().argmax(1)
+        bounds += [start, start + along.sum(1)]
+    boxes: list[list[int]] = torch.stack(bounds, 1).tolist()
+    return boxes
+
+
+def _resized(images: Tensor, height: int, width: int) -> Tensor:
+    """Images in another size, in float32 or better; rounded if they are whole numbers."""
+    pixels = images if images.dtype in (torch.float32, torch.float64) else images.float()
+    small = F.interpolate(pixels, (height, width), mode="bilinear", antialias=True)
+    return small if images.is_floating_point() else small.round_()

@@ -187,7 +187,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the processes too
     try:
         left = [run for run in settings.runs if finished(run, settings.output) is None]
-        for run in track(train(left, settings.output, settings.jobs), "training", total=len(left), console=console):
+        runs = train(left, settings.output, settings.jobs)
+        for run in track(runs, "training", total=len(left), console=console, disable=not left):
             console.print(f"{datetime.now():%H:%M:%S} {run}", highlight=False)
     except SettingsError as error:
         raise SystemExit(f"compare.py: {error}") from None

@@ -218,10 +218,16 @@ ERRORS: dict[str, tuple[Callable[[], Fidelity], type[Exception], str]] = {
         tlfx.InputError,
         "use a mixer that mixes, and a loader that is not spent",
     ),
+    "no model": (lambda: fidelity("vit", []), tlfx.InputError, "fidelity takes a torch.nn.Module, got str"),  # type: ignore[arg-type]
     "no labels": (
         lambda: fidelity(Mean(), [PICTURES]),
         tlfx.InputError,
         r"the loader gave a Tensor, expected \(images, labels\), two tensors",
+    ),
+    "images of bytes": (
+        lambda: fidelity(Mean(), [((PICTURES * 255).byte(), BALANCED)]),
+        tlfx.InputError,
+        r"images have dtype torch.uint8, expected a floating type: use images.float\(\) / 255",
     ),
     "soft labels": (
         lambda: fidelity(Mean(), [(PICTURES, torch.eye(6)[:, :3])]),

@@ -16,6 +16,7 @@ from tlfx.analysis.classifier import Classifier
 from tlfx.analysis.fidelity_table import AREA, Fidelity
 from tlfx.analysis.invariants import share
 from tlfx.analysis.reference import Mixture, references
+from tlfx.call import images_of
 from tlfx.errors import InputError, TargetError
 from tlfx.mix import MixedTarget, Mixup
 from tlfx.mix.target import check_labels
@@ -26,7 +27,7 @@ __all__ = ["POLICIES", "fidelity", "policy_name"]
 POLICIES = (DEFAULT, *(Policy(**{name: other}) for name, known in OPTIONS.items() for other in known[1:]))
 """The paper's rules, then each alternative to one of them."""
 
-Mixer = Callable[[Tensor, Tensor], tuple[Tensor, MixedTarget]]
+Mix = Callable[[Tensor, Tensor], tuple[Tensor, MixedTarget]]
 
 
 def fidelity(
@@ -34,7 +35,7 @@ def fidelity(
     loader: Iterable[Sequence[Tensor]],
     *,
     policies: Sequence[Policy] = POLICIES,
-    mixer: Mixer | None = None,
+    mixer: Mix | None = None,
     classifier: str | None = None,
 ) -> Fidelity:
     """Hold the aligned share of the first image at the classifier against what the model truly takes from each image.
@@ -58,8 +59,8 @@ def fidelity(
             a weight matrix.
 
     Raises:
-        InputError: the loader gives no pair of two classes; the model gives no logits; ``policies`` are none; the mixer
-            pairs images in another way; ``classifier`` is unknown.
+        InputError: the loader gives other than floating images and labels, or no pair of two classes; the model gives
+            no logits; ``policies`` are none; the mixer pairs images in another way; ``classifier`` is unknown.
         TargetError: labels are soft, or beyond the classes of the model.
         CaptureError, UnknownOperatorError: as :func:`tlfx.align`.
 
@@ -71,6 +72,8 @@ def fidelity(
     >>> [(row.reference, round(row.agreement.rmse, 4)) for row in found.rows if row.rule == "paper"]
     [('similarity', 0.0), ('exchange', 0.0), ('occlusion', 0.0), ('gradient', 0.0)]
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"fidelity takes a torch.nn.Module, got {type(model).__name__}")
     rules = {policy_name(p): p for p in _checked(policies)}
     shares: list[dict[str, Tensor]] = []
     measured: list[dict[str, Tensor]] = []
@@ -132,11 +135,12 @@ def _aligned(model: nn.Module, rules: Mapping[str, Policy]) -> dict[str, nn.Modu
 
 
 def _read(batch: Any, model: nn.Module) -> tuple[Tensor, Tensor]:
-    """Images and labels of a batch, on the device of the model."""
+    """Images and labels of a batch, on the device of the model. Raises as :func:`fidelity` does."""
     if not isinstance(batch, list | tuple) or len(batch) < 2 or not all(isinstance(x, Tensor) for x in batch[:2]):
         raise InputError(f"the loader gave a {type(batch).__name__}, expected (images, labels), two tensors")
     device = next((p.device for p in model.parameters()), batch[0].device)
     images, labels = (x.to(device) for x in batch[:2])
+    images_of((images,), {})
     if labels.is_floating_point() or labels.dim() != 1:
         raise TargetError(
             f"labels are {labels.dtype} of shape {tuple(labels.shape)}, expected int64 (batch,): logits of the two "
@@ -149,10 +153,10 @@ def _cutmix(classes: int) -> Mixup:
     return Mixup(mixup_alpha=0.0, cutmix_alpha=1.0, mode="elem", label_smoothing=0.0, num_classes=classes)
 
 
-def _mix(mixer: Mixer, images: Tensor, labels: Tensor) -> Mixture:
+def _mix(mixer: Mix, images: Tensor, labels: Tensor) -> Mixture:
     """A mixture of each image and its mirror image. Raises InputError if the mixer made another."""
     mixed, target = mixer(images, labels)
-    mixture = Mixture(images, mixed, target.mask.expand(len(images), -1, -1, -1), labels)
+    mixture = Mixture(images, mixed, target.mask.expand(len(images), *target.mask.shape[1:]), labels)
     expected = mixture.blend(images, images.flip(0))
     if mixed.shape != expected.shape or not torch.allclose(mixed, expected, rtol=1e-3, atol=1e-3):
         raise InputError(

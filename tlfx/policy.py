@@ -7,14 +7,15 @@ from typing import Any
 
 from tlfx.errors import InputError
 
-__all__ = ["DEFAULT", "Policy", "check_policy"]
+__all__ = ["DEFAULT", "OPTIONS", "Policy", "check_policy"]
 
-_KNOWN = {
+OPTIONS = {
     "residual": ("average", "skip", "norm", "gated"),
     "heads": ("mean", "norm"),
     "weights": ("absolute", "signed"),
     "aggregation": ("uniform", "weighted"),
 }
+"""What each field of :class:`Policy` may be, the paper's rule first."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Policy:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value, known = getattr(self, field.name), _KNOWN[field.name]
+            value, known = getattr(self, field.name), OPTIONS[field.name]
             if value not in known:
                 raise InputError(f"{field.name}={value!r} is unknown, expected one of {', '.join(map(repr, known))}")
 

@@ -1,0 +1,236 @@
+"""How true are aligned labels? Label policies held against similarity and causal measures, on models that are trained.
+
+    python examples/compare.py --methods plain                    # trains four architectures with five seeds, once
+    python examples/fidelity.py                                   # reads all that is finished of them
+    python examples/fidelity.py --architectures vit --csv vit.csv --markdown vit.md
+
+Models of one seed see the same test pictures, mixed the same way, in pairs of two classes. Figures are means over seeds
+± half of a 95 % t-interval. What is measured: help(tlfx.analysis.fidelity).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import torch
+from architectures import ARCHITECTURES, build
+from compare import read_method
+from data import load_digits
+from experiment import Result, Run, finished
+from methods import Method
+from paired import paired_difference
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from training import SIZE, Recipe
+
+from tlfx.analysis import Fidelity, fidelity
+
+PAPER = "paper"
+"""The rule that others are compared with, seed by seed."""
+STATISTICS = {"correlation": True, "partial": True, "rmse": False}
+"""Fields of tlfx.analysis.Agreement that are shown, and whether more of it is better."""
+TITLES = {"correlation": "Correlation", "partial": "Partial correlation given the area", "rmse": "RMSE"}
+LEGEND = "↑ truer, ↓ less true than the paper's rules: the 95 % interval of the difference, seed by seed, leaves out 0"
+
+Found = Mapping[str, Mapping[int, Fidelity]]
+"""What was found, by architecture and seed."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line can set."""
+
+    architectures: tuple[str, ...]
+    method: Method
+    runs: Path
+    batch_size: int
+    markdown: Path | None
+    csv: Path | None
+
+
+def find_runs(settings: Settings) -> list[tuple[Run, Result]]:
+    """Finished runs, by architecture and seed. Leaves with a message if there are none, or their recipes differ."""
+    runs = [run for file in settings.runs.glob("*/*/*.json") if (run := _recorded(file)) is not None]
+    chosen = [r for r in runs if r.architecture in settings.architectures and r.method == settings.method]
+    found = [(run, result) for run in chosen if isinstance(result := finished(run, settings.runs), Result)]
+    if not found:
+        raise SystemExit(f"fidelity.py: {settings.runs} holds no finished run; make some with {_command(settings)}")
+    recipes = {replace(run.recipe, seed=0) for run, _ in found}
+    if len(recipes) > 1:
+        raise SystemExit(
+            f"fidelity.py: {settings.runs} holds runs of {len(recipes)} recipes, whose figures cannot be averaged: "
+            "give --architectures of one recipe, or another --runs"
+        )
+    return sorted(found, key=lambda pair: (settings.architectures.index(pair[0].architecture), pair[0].recipe.seed))
+
+
+def _recorded(file: Path) -> Run | None:
+    """The run whose figures a file keeps; None for one that was interrupted, which compare.py makes again."""
+    try:
+        record = json.loads(file.read_text())
+        return Run(record["architecture"], Method.parse(record["method"]), Recipe(**record["recipe"]))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _command(settings: Settings) -> str:
+    """What trains the runs that are asked for."""
+    names = " ".join(settings.architectures)
+    return f"python examples/compare.py --methods {settings.method} --architectures {names} --output {settings.runs}"
+
+
+def measure(run: Run, settings: Settings) -> Fidelity:
+    """Fidelity of one trained model on the test pictures, on backgrounds and in pairs that its seed draws."""
+    recipe = run.recipe
+    model = build(run.architecture, recipe.seed)
+    model.load_state_dict(torch.load(run.file(settings.runs).with_suffix(".pt"), map_location="cpu"))
+    _, test = load_digits(recipe.train, recipe.test, size=SIZE)
+    np.random.seed(recipe.seed)  # the mixer draws from numpy
+    size = min(settings.batch_size, recipe.test // 2 * 2)
+    return fidelity(model, test.batches(size, recipe.seed, shuffle=True))
+
+
+def summary(runs: Sequence[tuple[Run, Result]], found: Found) -> list[str]:
+    """What was measured: a line for each architecture."""
+    lines = []
+    for name, by_seed in found.items():
+        right = fmean(result.accuracy for run, result in runs if run.architecture == name)
+        pairs = [len(study.shares[PAPER]) for study in by_seed.values()]
+        lines.append(f"{name}: {len(by_seed)} seeds, {100 * right:.1f} % right, at least {min(pairs)} mixed pairs each")
+    return lines
+
+
+def rows(found: Found, statistic: str) -> list[tuple[str, ...]]:
+    """A row for each architecture and rule, with a figure for each reference."""
+    return [
+        (name, rule, *_cells(by_seed, rule, statistic))
+        for name, by_seed in found.items()
+        for rule in _any(by_seed).shares
+    ]
+
+
+def _cells(by_seed: Mapping[int, Fidelity], rule: str, statistic: str) -> Iterator[str]:
+    references = _any(by_seed).references
+    same = {study.same_as(rule) for study in by_seed.values()}
+    if len(same) == 1 and None not in same:
+        yield from [f"as {same.pop()}"] * len(references)
+        return
+    for reference in references:
+        own, paper = (_figures(by_seed, reference, name, statistic) for name in (rule, PAPER))
+        undefined = any(math.isnan(x) for x in own.values())
+        yield "–" if undefined else f"{_mean(own)}{_mark(own, paper, STATISTICS[statistic])}"
+
+
+def _any(by_seed: Mapping[int, Fidelity]) -> Fidelity:
+    return next(iter(by_seed.values()))
+
+
+def _figures(by_seed: Mapping[int, Fidelity], reference: str, rule: str, statistic: str) -> dict[int, float]:
+    """One statistic by seed."""
+    return {seed: getattr(study.agreement(rule, reference), statistic) for seed, study in by_seed.items()}
+
+
+def _mean(figures: Mapping[int, float]) -> str:
+    """Mean ± half of its interval."""
+    interval = paired_difference(figures, dict.fromkeys(figures, 0.0))
+    half = interval.high - interval.mean
+    return f"{interval.mean:.3f} ± {half:.3f}" if math.isfinite(half) else f"{interval.mean:.3f}"
+
+
+def _mark(own: Mapping[int, float], paper: Mapping[int, float], more_is_better: bool) -> str:
+    """An arrow where a rule is surely truer or less true than the paper's."""
+    if own == paper:
+        return ""
+    difference = paired_difference(own, paper)
+    if difference.low <= 0 <= difference.high:
+        return ""
+    return " ↑" if (difference.mean > 0) == more_is_better else " ↓"
+
+
+def columns(found: Found) -> tuple[str, ...]:
+    """Names of the columns of :func:`rows`."""
+    return ("model", "rule", *_any(next(iter(found.values()))).references)
+
+
+def render(found: Found, statistic: str) -> Table:
+    """A statistic as a table for a terminal."""
+    table = Table(title=TITLES[statistic], title_justify="left", box=box.SIMPLE_HEAD)
+    for place, column in enumerate(columns(found)):
+        table.add_column(column, justify="left" if place < 2 else "right", overflow="fold")
+    before = ""
+    for name, *figures in rows(found, statistic):
+        if before and name != before:
+            table.add_section()
+        table.add_row("" if name == before else name, *figures)
+        before = name
+    return table
+
+
+def markdown(lines: Sequence[str], found: Found) -> str:
+    """The summary and all tables as Markdown."""
+    head = columns(found)
+    aligns = [":--" if place < 2 else "--:" for place in range(len(head))]
+    parts = ["\n".join(f"- {line}" for line in lines)]
+    for statistic, title in TITLES.items():
+        parts += [f"{title}:", "\n".join(f"| {' | '.join(x)} |" for x in (head, aligns, *rows(found, statistic)))]
+    return "\n\n".join([*parts, f"{LEGEND}."]) + "\n"
+
+
+def as_csv(found: Found) -> str:
+    """Every figure of every seed: the lines of tlfx.analysis.Fidelity, with architecture and seed before them."""
+    studies = [(name, seed, study.csv().splitlines()) for name, each in found.items() for seed, study in each.items()]
+    _, _, (head, *_) = studies[0]
+    lines = [f"{name},{seed},{line}" for name, seed, (_, *body) in studies for line in body]
+    return "\n".join([f"architecture,seed,{head}", *lines]) + "\n"
+
+
+def parse(arguments: Sequence[str] | None = None) -> Settings:
+    """Settings of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    names = list(ARCHITECTURES)
+    add("--runs", type=Path, default=Path("runs/compare"), help="folder of compare.py (default: %(default)s)")
+    add("--architectures", nargs="+", choices=names, default=names, help="which of them (default: all four)")
+    add("--method", type=read_method, default=Method.parse("plain"), help="how they were trained (default: plain)")
+    add("--batch-size", type=int, default=100, help="test pictures at a time, an even number (default: %(default)s)")
+    add("--markdown", type=Path, help="write the tables to this file too")
+    add("--csv", type=Path, help="write the figures of every seed to this file")
+    options = parser.parse_args(arguments)
+    if options.batch_size < 2 or options.batch_size % 2:
+        parser.error(f"--batch-size {options.batch_size}: expected an even number, since pictures are mixed in pairs")
+    for file in (options.markdown, options.csv):
+        if file is not None and not file.absolute().parent.is_dir():
+            parser.error(f"there is no folder {str(file.parent)!r} to write {file.name} into; create it first")
+    return Settings(**{**vars(options), "architectures": tuple(dict.fromkeys(options.architectures))})
+
+
+def main() -> None:
+    """Measure all finished runs, and show the tables."""
+    settings, console = parse(), Console()
+    torch.set_num_threads(1)
+    runs = find_runs(settings)
+    found: dict[str, dict[int, Fidelity]] = {}
+    for run, _ in track(runs, "measuring", console=console):
+        found.setdefault(run.architecture, {})[run.recipe.seed] = measure(run, settings)
+    lines = summary(runs, found)
+    console.print(*lines, sep="\n", highlight=False)
+    for statistic in STATISTICS:
+        console.print(render(found, statistic))
+    console.print(LEGEND)
+    if settings.markdown:
+        settings.markdown.write_text(markdown(lines, found))
+    if settings.csv:
+        settings.csv.write_text(as_csv(found))
+
+
+if __name__ == "__main__":
+    main()

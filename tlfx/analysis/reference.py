@@ -1,0 +1,133 @@
+"""What an aligned share is held against: how much of each image a model truly takes from their mixture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tlfx.analysis.classifier import Classifier
+from tlfx.analysis.similarity import similarity_share
+
+__all__ = ["REFERENCES", "Mixture", "gradient_share", "references", "replacement_share"]
+
+REFERENCES = {
+    "similarity": "similarity of features (eq. 13)",
+    "exchange": "effect of exchange for the other image's pixels",
+    "occlusion": "effect of occlusion by the mean picture",
+    "gradient": "|gradient × input|",
+}
+"""What :func:`references` measures, and what it is called."""
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """A batch of images, each mixed with its mirror image in the batch: i with B − 1 − i.
+
+    Attributes:
+        images: floating (batch, channels, height, width), the first image of each pair.
+        mixed: of the same shape, mask·first + (1 − mask)·second.
+        mask: floating (batch, 1, height, width) in [0, 1], the share of the first image in each pixel.
+        labels: int64 (batch,), the class of the first image.
+    """
+
+    images: Tensor
+    mixed: Tensor
+    mask: Tensor
+    labels: Tensor
+
+    @property
+    def area(self) -> Tensor:
+        """Share of the first image in the whole, (batch,)."""
+        return self.mask.flatten(1).mean(1)
+
+    @property
+    def counts(self) -> Tensor:
+        """Which pairs tell anything: a true mixture, of two classes; bool (batch,)."""
+        return (self.labels != self.labels.flip(0)) & (self.area > 0) & (self.area < 1)
+
+    def blend(self, first: Tensor, second: Tensor) -> Tensor:
+        """mask·first + (1 − mask)·second of any pictures."""
+        return self.mask * first + (1 - self.mask) * second
+
+
+def references(classifier: Classifier, batch: Mixture) -> dict[str, Tensor]:
+    """Shares of the first image by each of :data:`REFERENCES`: float32 (batch,) in [0, 1], NaN where undefined.
+
+    With f the logits of a model in evaluation, a and b the classes of the two images, the margin f_a − f_b is what the
+    model says for the one over the other.
+
+    - ``similarity``: eq. 13 on what the classifier reads (all of it flattened) of the mixed and of the two unmixed
+      images, as in :func:`tlfx.analysis.similarity.similarity_share`.
+    - ``exchange``: :func:`replacement_share` of the margin, one image's region filled with the other image's own
+      pixels, which leaves the other image unmixed. It tells where between those of the two images the margin of the
+      mixture lies.
+    - ``occlusion``: the same, with the mean of the batch's images (channels, height, width) in place of the region.
+    - ``gradient``: :func:`gradient_share` of f_a + f_b.
+
+    In a mixture without regions (MixUp), what is replaced is the image's part in each pixel.
+    """
+    images = batch.mixed.detach().requires_grad_()
+    with torch.enable_grad():
+        logits, feature = classifier(images)
+        both = _of_classes(logits, batch.labels)
+        (gradient,) = torch.autograd.grad(both.sum(), images)
+    with torch.no_grad():
+        own, own_feature = classifier(batch.images)
+        other = own.flip(0)
+        mean = batch.images.mean(0, keepdim=True).expand_as(batch.images)
+        hidden_first, _ = classifier(batch.blend(mean, batch.images.flip(0)))
+        hidden_second, _ = classifier(batch.blend(batch.images, mean))
+    margin, first, second, without_first, without_second = (
+        -_of_classes(x, batch.labels).diff(dim=1)[:, 0]
+        for x in (logits.detach(), own, other, hidden_first, hidden_second)
+    )
+    return {
+        "similarity": similarity_share(*(x.detach().flatten(1) for x in (feature, own_feature, own_feature.flip(0)))),
+        "exchange": replacement_share(margin, second, first),
+        "occlusion": replacement_share(margin, without_first, without_second),
+        "gradient": gradient_share(batch.mixed, gradient, batch.mask),
+    }
+
+
+def _of_classes(logits: Tensor, labels: Tensor) -> Tensor:
+    """Logits of the classes of the first and the second image, (batch, 2)."""
+    return logits.float().gather(1, torch.stack((labels, labels.flip(0)), 1))
+
+
+def _margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """Logit of the class of the first image less that of the second, (batch,)."""
+    own, other = _of_classes(logits, labels).unbind(1)
+    return own - other
+
+
+def replacement_share(margin: Tensor, without_first: Tensor, without_second: Tensor) -> Tensor:
+    """Share of the first image in what both do to a margin, by replacing each: float32 (…) in [0, 1].
+
+    The effect of the first image is e₁ = margin − without_first, that of the second, which speaks for its own class, is
+    e₂ = without_second − margin; λ = e₁ / (e₁ + e₂). An effect below 0, of an image that speaks against its own class,
+    counts as 0; where neither is above 0 the share is undefined, NaN.
+
+    Args:
+        margin, without_first, without_second: floating (…), logit of the first image's class less that of the second's,
+            for the mixture, for the mixture with the first image replaced, and with the second replaced.
+
+    >>> replacement_share(torch.tensor([1.0, 1.0, 0.0]), torch.tensor([-2.0, 2.0, 1.0]), torch.tensor([2.0, 2.0, -1.0]))
+    tensor([0.7500, 0.0000,    nan])
+    """
+    one, other = (margin - without_first).clamp_min(0), (without_second - margin).clamp_min(0)
+    return one / (one + other)
+
+
+def gradient_share(images: Tensor, gradient: Tensor, mask: Tensor) -> Tensor:
+    """Share of the first image in |input × gradient|: floating (batch,) in [0, 1], NaN where all of it is 0.
+
+    λ = Σ m·|x·g| / Σ |x·g|, summed over channels and pixels, for images x and gradient g (batch, channels, height,
+    width) and the mask m (batch, 1, height, width).
+
+    >>> gradient_share(torch.tensor([[[[3.0, -1.0]]]]), torch.ones(1, 1, 1, 2), torch.tensor([[[[1.0, 0.0]]]]))
+    tensor([0.7500])
+    """
+    amount = (images * gradient).abs().float()
+    return (mask * amount).flatten(1).sum(1) / amount.flatten(1).sum(1)

@@ -52,6 +52,8 @@ class Label:
     query_axis: int | None = None
     instead: bool = False
     """Whether the function returns (value, label) and takes the place of the node ``after``."""
+    by_sample: bool = False
+    """Whether the function pairs labels with values that differ from sample to sample, even if they are constants."""
     kept: Tensor | None = None
 
     @property

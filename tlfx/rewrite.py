@@ -59,7 +59,8 @@ def labels_of_the_mask(found: Propagation, live: Mapping[int, Label]) -> set[int
     for place, label in sorted(live.items()):
         owners = {int(p) for rows in label.operands for p in found.labels.owners(rows.ids).unique()}
         starts = any(isinstance(a, str) and a == MASK for a in label.args)
-        if starts or (owners <= shared and varied.isdisjoint(label.nodes) and label.kwargs.get("split") is None):
+        by_sample = label.by_sample or label.kwargs.get("split") is not None or not varied.isdisjoint(label.nodes)
+        if starts or (owners <= shared and not by_sample):
             shared.add(place)
     return shared
 

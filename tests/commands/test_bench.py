@@ -35,3 +35,14 @@ def test_bad_numbers_are_refused() -> None:
     done = tlfx("bench", "test_vit", "--pairs", "0")
     assert done.returncode == 2
     assert "--batch, --pairs and --threads must be positive" in done.stderr
+
+
+def test_what_happens_before_the_first_step() -> None:
+    done = tlfx("bench", "test_vit", "--capture", "--json")
+    found = json.loads(done.stdout)["test_vit"]
+    stages = ("capture", "propagate", "rewrite")
+    assert all(found[stage] > 0 for stage in stages)
+    assert abs(sum(found[stage] for stage in stages) - found["seconds"]) < 1e-6
+    assert found["operators"] > 50
+    assert found["memory"] >= 0
+    assert "analysis memory" in tlfx("bench", "test_vit", "--capture").stdout

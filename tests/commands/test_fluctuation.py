@@ -15,7 +15,8 @@ from tlfx.cli import main
 QUICK = ("--pairs", "2", "--presence", "1")
 
 
-def test_two_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_models(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")  # names of layers are cut where a terminal is narrow
     table, plot = tmp_path / "f.csv", tmp_path / "f.png"
     assert main(["fluctuation", "test_vit", "test_resnet", *QUICK, "--csv", str(table), "--plot", str(plot)]) == 0
     shown = capsys.readouterr().out

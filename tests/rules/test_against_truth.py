@@ -408,6 +408,7 @@ CASES: dict[str, tuple[Callable[[Draw], Case], str]] = {
         "",
     ),
     "pointwise.add": (on_both(torch.add), ""),
+    "pointwise.rsub": (on_both(torch.rsub), ""),
     "pointwise.addcdiv": (on_both(lambda a, b: torch.addcdiv(a, b, torch.ones(1) * 2)), ""),
     "pointwise.addcmul": (on_both(lambda a, b: torch.addcmul(a, b, torch.ones(1) * 2)), ""),
     "pointwise.compare": (on_both(torch.gt), ""),

@@ -160,9 +160,10 @@ def compare(steps: Mapping[str, Callable[[], None]], settings: Settings) -> dict
 
 
 def _orders(names: list[str], count: int) -> Iterator[list[str]]:
-    """The names forward and backward in turn, so that none always runs first."""
+    """The names in turn from another on each time, so that none always runs first, or after the same."""
     for i in range(count):
-        yield names if i % 2 == 0 else names[::-1]
+        first = i % len(names)
+        yield names[first:] + names[:first]
 
 
 def _seconds(step: Callable[[], None], device: str) -> float:

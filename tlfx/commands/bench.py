@@ -3,13 +3,14 @@
 Three steps alternate on one model in one process: plain CutMix; the captured graph without labels; and aligned. The
 model is captured before the clock starts. The machine should have nothing else to do. The spread is the middle half of
 the ratios; memory is what tensors of a step hold at once. --against published adds the formulation of the published
-code: labels with a column for each class, and explicit attention.
+code: labels with a column for each class, and explicit attention. --capture times what happens once, before all steps.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from tlfx import models
@@ -31,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_arguments(parser, several=True)
     parser.add_argument("--batch", metavar="N", type=int, default=16, help="images in a batch; default: 16")
     parser.add_argument("--pairs", metavar="N", type=int, default=9, help="pairs of steps to time; default: 9")
+    parser.add_argument(
+        "--capture", action="store_true", help="time what happens before the first step: capture, analysis, rewriting"
+    )
     parser.add_argument("--forward", action="store_true", help="the forward pass alone, without gradients")
     parser.add_argument("--dtype", choices=TYPES, default="float32", help="others than float32 by autocast")
     parser.add_argument("--attention", choices=("auto", "fused", "reuse"), default="auto", help="as in tlfx.align")
@@ -42,29 +46,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print a table of ratios; exit status 0, whatever they are."""
-    os.environ.setdefault(
-        "KINETO_LOG_LEVEL", "99"
-    )  # what measures memory else prints of itself, if torch is not there yet
+    """Print a table of ratios, or of what capture costs; exit status 0, whatever they are."""
+    # what measures memory else prints of itself, if torch is not there yet
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     import torch
-
-    from tlfx.analysis.speed import bench
 
     if args.batch < 1 or args.pairs < 1 or (args.threads or 1) < 1:
         raise InputError("--batch, --pairs and --threads must be positive")
     if args.threads:
         torch.set_num_threads(args.threads)
+    found, table = _captures(args) if args.capture else _steps(args)
+    if args.json:
+        output.print_json(found)
+    else:
+        output.console(args).print(table)
+    return 0
+
+
+def _steps(args: argparse.Namespace) -> tuple[dict[str, Any], Table]:
+    """Ratios of training steps, as data and as a table."""
+    from tlfx.analysis.speed import bench
+
     settings = _settings(args)
     found: dict[str, dict[str, Timing]] = {}
     for name in args.models:
         args.model = name
         model, images = models.from_arguments(args)
         found[name] = bench(model, tuple(images.shape[1:]), settings)
-    if args.json:
-        output.print_json({name: {k: _row(t) for k, t in timings.items()} for name, timings in found.items()})
-    else:
-        output.console(args).print(_table(found, settings))
-    return 0
+    rows = {name: {k: _row(t) for k, t in timings.items()} for name, timings in found.items()}
+    return rows, _table(found, settings)
+
+
+def _captures(args: argparse.Namespace) -> tuple[dict[str, Any], Table]:
+    """Seconds and bytes of what happens before the first step, as data and as a table."""
+    from rich.table import Table
+
+    from tlfx.analysis.preparation import prepare
+
+    table = Table(title="before the first step, seconds")
+    for column in ("model", "operators", "capture", "propagate", "rewrite", "all", "analysis memory"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    rows: dict[str, Any] = {}
+    for name in args.models:
+        args.model = name
+        found = prepare(*models.from_arguments(args))
+        rows[name] = {**asdict(found), "seconds": found.seconds}
+        stages = (f"{s:.2f}" for s in (found.capture, found.propagate, found.rewrite, found.seconds))
+        table.add_row(name, str(found.operators), *stages, f"{found.memory / 2**20:.0f} MiB")
+    return rows, table
 
 
 def _settings(args: argparse.Namespace) -> Settings:

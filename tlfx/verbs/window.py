@@ -116,7 +116,8 @@ class Window(Contraction):
             raise ProvenanceError(f"{self.node.name} samples a value whose channels carry different labels")
         self.record(Operation.SPATIAL_MIX)
         on_grid = Rows(with_image(rows[0, 0, 0]))
-        ids = self.label(function, operator, on_grid, *args, shape=self.shape[2:], kwargs=options)
+        shape = self.shape[2:]
+        ids = self.label(function, operator, on_grid, *args, shape=shape, kwargs=options, by_sample=True)
         return self.from_rows(ids[None, None, None], BatchAxis(0))
 
     def overlap_add(self, x: Value, operator: Callable[..., Tensor], kernel: Sequence[int], *args: Any) -> Value:

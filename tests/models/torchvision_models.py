@@ -76,11 +76,11 @@ ENTRIES = {
     "mvit_v1_b": Entry("torchvision", partial(full_mvit, "mvit_v1_b"), (3, 8, 64, 64), slow=True),
     "mvit_v2_s": Entry("torchvision", partial(full_mvit, "mvit_v2_s"), (3, 8, 64, 64), slow=True),
     "swin_v2 (small)": Entry("torchvision", swin_v2),
-    "fcn_resnet50": Entry("torchvision", partial(segmentation.fcn_resnet50, **dense), (3, 64, 64)),
+    "fcn_resnet50": Entry("torchvision", partial(segmentation.fcn_resnet50, **dense), (3, 64, 64), slow=True),
     "fcn_resnet50 with auxiliary head": Entry(
         "torchvision", partial(segmentation.fcn_resnet50, aux_loss=True, **dense), (3, 64, 64)
     ),
-    "deeplabv3_resnet50": Entry("torchvision", partial(segmentation.deeplabv3_resnet50, **dense), (3, 64, 64)),
+    "deeplabv3_resnet50": Entry("torchvision", partial(segmentation.deeplabv3_resnet50, **dense), (3, 64, 64), slow=True),
     "lraspp_mobilenet_v3_large": Entry(
         "torchvision", partial(segmentation.lraspp_mobilenet_v3_large, **dense), (3, 64, 64)
     ),

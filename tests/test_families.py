@@ -30,7 +30,8 @@ SPREAD = (
     "efficientvit_b0", "fasternet_t0", "hgnetv2_b0", "inception_next_atto", "levit_128s", "test_mambaout",
     "test_coatnet", "poolformerv2_s12", "gmlp_ti16_224", "mobilenetv3_small_050", "mobilevit_xxs", "test_nfnet",
     "pit_ti_224", "pvt_v2_b0", "regnetx_002", "test_resnet", "resnetv2_18", "shvit_s1", "starnet_s050",
-    "swiftformer_xs", "swin_tiny_patch4_window7_224", "visformer_tiny", "test_vit", "vit_tiny_r_s16_p8_224", "test_vit_relpos",
+    "swiftformer_xs", "swin_tiny_patch4_window7_224", "visformer_tiny", "test_vit", "vit_tiny_r_s16_p8_224",
+    "test_vit_relpos",
 )  # fmt: skip
 """Families of every kind, tried at every run of the tests; ``make slow`` tries the others."""
 TOLERANCE = 1e-6

@@ -80,7 +80,9 @@ ENTRIES = {
     "fcn_resnet50 with auxiliary head": Entry(
         "torchvision", partial(segmentation.fcn_resnet50, aux_loss=True, **dense), (3, 64, 64)
     ),
-    "deeplabv3_resnet50": Entry("torchvision", partial(segmentation.deeplabv3_resnet50, **dense), (3, 64, 64), slow=True),
+    "deeplabv3_resnet50": Entry(
+        "torchvision", partial(segmentation.deeplabv3_resnet50, **dense), (3, 64, 64), slow=True
+    ),
     "lraspp_mobilenet_v3_large": Entry(
         "torchvision", partial(segmentation.lraspp_mobilenet_v3_large, **dense), (3, 64, 64)
     ),

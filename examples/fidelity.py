@@ -147,7 +147,7 @@ def _mean(figures: Mapping[int, float]) -> str:
 
 
 def _mark(own: Mapping[int, float], paper: Mapping[int, float], more_is_better: bool) -> str:
-    """An arrow where a rule is surely truer or less true than the paper's."""
+    """An arrow where the interval of the paired difference from the paper's rules leaves out 0."""
     if own == paper:
         return ""
     difference = paired_difference(own, paper)

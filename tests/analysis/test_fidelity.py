@@ -218,7 +218,7 @@ ERRORS: dict[str, tuple[Callable[[], Fidelity], type[Exception], str]] = {
         tlfx.InputError,
         "use a mixer that mixes, and a loader that is not spent",
     ),
-    "no model": (lambda: fidelity("vit", []), tlfx.InputError, "fidelity takes a torch.nn.Module, got str"),  # type: ignore[arg-type]
+    "no model": (lambda: fidelity("vit", []), tlfx.InputError, "fidelity takes a torch.nn.Module, got str"),
     "no labels": (
         lambda: fidelity(Mean(), [PICTURES]),
         tlfx.InputError,
@@ -260,7 +260,7 @@ ERRORS: dict[str, tuple[Callable[[], Fidelity], type[Exception], str]] = {
         r"policies=\[\]: expected a list of tlfx.Policy, such as \[tlfx.Policy\(\)\]",
     ),
     "policies by name": (
-        lambda: fidelity(Mean(), [], policies=["skip"]),  # type: ignore[list-item]
+        lambda: fidelity(Mean(), [], policies=["skip"]),
         tlfx.InputError,
         "policy='skip': expected a tlfx.Policy such as",
     ),

@@ -167,8 +167,8 @@ class Alignment:
             return self._plain(model, args, kwargs, target, images.shape[0])
         _check(target, images)
         plan = self.plan(model, args, kwargs, tuple(dict.fromkeys(p for r in self.recordings for p in r.patterns)))
-        mask = target.mask if target.mask.stride(0) else target.mask[:1]  # one for all samples
-        output, shares, labels = plan.run(args, kwargs, mask)
+        mask = target.mask
+        output, shares, labels = plan.run(args, kwargs, mask if mask.stride(0) else mask[:1])  # one for all samples
         for recording in self.recordings:
             recording.take(plan.recorded, labels)
         soft = [None if o is None else _soft(target, s, o) for s, o in zip(shares, plan.outputs, strict=True)]

@@ -11,7 +11,7 @@ from torch import Tensor
 from tlfx.runtime.arithmetic import Split, label_arithmetic, merge_batch, split_batch
 from tlfx.runtime.mixing import contract, select
 
-__all__ = ["attend_by", "attention", "attention_bias"]
+__all__ = ["attend_by", "attention", "attention_bias", "repeat_groups"]
 
 
 _PART = {"cpu": 2**20}
@@ -37,7 +37,7 @@ def attention(
     if queries is not None:
         query = select(query, -2, queries)
         bias = bias if bias is None or bias.shape[-2] == 1 else select(bias, -2, queries)
-    key = _repeat_groups(key, query).transpose(-2, -1)
+    key = repeat_groups(key, query).transpose(-2, -1)
     query = query * (query.shape[-1] ** -0.5 if scale is None else scale)
     if split == (0, 1, 1) and query.dim() == key.dim() == 4:
         return torch.cat(list(_attention_in_parts(query, key, bias, rows, equation)))
@@ -89,7 +89,7 @@ def attention_bias(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool
     return torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, float("-inf"))
 
 
-def _repeat_groups(key: Tensor, query: Tensor) -> Tensor:
+def repeat_groups(key: Tensor, query: Tensor) -> Tensor:
     """Keys of grouped-query attention, repeated for the queries of each group."""
     if key.dim() < 3 or key.shape[-3] in (1, query.shape[-3]):
         return key

@@ -19,6 +19,7 @@ from tlfx.runtime.arithmetic import (
     split_batch,
     with_mass,
 )
+from tlfx.runtime.attending import attention_bias, repeat_groups
 from tlfx.runtime.mixing import contract, select
 
 __all__ = ["Gate", "attention_by_norm", "heads_by_norm", "residual_by_gate", "residual_by_norm", "weighted"]
@@ -109,14 +110,12 @@ def attention_by_norm(
     """
     norms = value.abs().float().norm(dim=-1, keepdim=True) + TINY
     labels = merge_batch(with_mass(rows), split) * norms
-    query, key, labels = query.float(), _for_each_head(key.float(), query), _for_each_head(labels, query)
-    if causal:
-        mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+    query, key, labels = query.float(), repeat_groups(key.float(), query), repeat_groups(labels, query)
+    bias = attention_bias(query, key, mask, causal)
     if queries is not None:
         query = select(query, -2, queries)
-        mask = mask if mask is None or mask.shape[-2] == 1 else select(mask, -2, queries)
-    mask = mask if mask is None or mask.dtype == torch.bool else mask.float()
-    mixed = F.scaled_dot_product_attention(query, key, labels, mask, scale=scale)
+        bias = bias if bias is None or bias.shape[-2] == 1 else select(bias, -2, queries)
+    mixed = F.scaled_dot_product_attention(query, key, labels, bias, scale=scale)
     mixed = _unmerged(mixed, split)
     return by_mass(mixed.sum(tuple(heads)) if heads else mixed).flatten(1, -2)
 
@@ -163,10 +162,3 @@ def _strength(gates: Sequence[Gate], strength: Tensor) -> Tensor:
         by_sample = _unmerged(size, split) if size.shape[split[0]] > 1 else size[None]
         strength = strength * by_sample.flatten(1).mean(1)
     return strength
-
-
-def _for_each_head(tensor: Tensor, query: Tensor) -> Tensor:
-    """Keys or labels of grouped-query attention, repeated for the queries of each group."""
-    if tensor.dim() < 3 or tensor.shape[-3] == query.shape[-3]:
-        return tensor
-    return tensor.repeat_interleave(query.shape[-3] // tensor.shape[-3], -3)

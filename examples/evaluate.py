@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -42,7 +42,7 @@ from rich.progress import track
 from rich.table import Table
 from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from tlfx.errors import InputError, TlfxError
@@ -69,7 +69,7 @@ class Evaluation:
             load_weights(model, settings.model, file, settings.use_ema)
         return model
 
-    def batches(self, root: Path, title: str, config: Mapping[str, Any]) -> Any:
+    def batches(self, root: Path, title: str, config: Mapping[str, Any]) -> Iterable[tuple[Tensor, Tensor]]:
         """Batches of uint8 images and labels, made ready as ``config`` says, while a bar shows how far they are."""
         settings = self.settings
         data: Any = ClassFolders(root, self.classes, create_transform(**config, normalize=False))

@@ -84,8 +84,9 @@ def load_weights(model: nn.Module, name: str, file: Path, use_ema: bool) -> None
     if not file.is_file():
         raise ModelError(f"there is no file {str(file)!r} to load weights from")
     try:
-        lacks_average = use_ema and not _holds_ema(file)
-        state = load_state_dict(str(file), use_ema=use_ema)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments that timm saves; no other code
+            lacks_average = use_ema and not _holds_ema(file)
+            state = load_state_dict(str(file), use_ema=use_ema, weights_only=True)
     except Exception as error:  # of torch, pickle, zip files, safetensors
         raise ModelError(f"{file} cannot be read as a checkpoint: {error}") from error
     if lacks_average:
@@ -101,8 +102,7 @@ def load_weights(model: nn.Module, name: str, file: Path, use_ema: bool) -> None
 def _holds_ema(file: Path) -> bool:
     if file.suffix == ".safetensors":
         return False
-    with torch.serialization.safe_globals([argparse.Namespace]):  # as timm reads the arguments that it saves
-        checkpoint = torch.load(file, map_location="meta", weights_only=True)
+    checkpoint = torch.load(file, map_location="meta", weights_only=True)
     return isinstance(checkpoint, dict) and any(checkpoint.get(key) is not None for key in EMA_KEYS)
 
 

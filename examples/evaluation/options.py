@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from evaluation.folders import DATASETS
 __all__ = ["Settings", "parse"]
 
 EPS = 8 / 255
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,11 @@ def parse(description: str | None, arguments: Sequence[str] | None = None) -> Se
         parser.error(f"there is no folder {str(options['json'].parent)!r} to write {options['json'].name} into")
     if options["dataset"] != "folder" and options["class_map"] is not None:
         parser.error(f"--class-map is for --dataset folder; the classes of {options['dataset']} are known")
-    if options["dataset"] != "imagenet-c" and options["clean_dir"] is not None:
-        parser.error("--clean-dir is for --dataset imagenet-c, to measure what corruptions add to the error")
-    return Settings(**{**options, "corruptions": tuple(dict.fromkeys(options["corruptions"]))})
+    for name in ("baseline", "clean_dir", "corruptions"):
+        if options["dataset"] != "imagenet-c" and options[name] is not None:
+            parser.error(f"--{name.replace('_', '-')} is for --dataset imagenet-c, not {options['dataset']}")
+    corruptions = tuple(dict.fromkeys(options["corruptions"] or CORRUPTIONS))
+    return Settings(**{**options, "corruptions": corruptions, "baseline": options["baseline"] or ALEXNET})
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -86,13 +90,13 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add("--data-dir", type=Path, required=True, metavar="FOLDER", help="folder of class folders, or of val/ with them")
     add("--dataset", choices=DATASETS, default="imagenet", help="what it holds (default: %(default)s)")
     add("--class-map", type=Path, metavar="FILE", help="names of all classes in the order of the logits, one a line")
-    add("--baseline", type=Path, default=ALEXNET, metavar="FILE", help="errors that mCE is relative to (AlexNet's)")
+    add("--baseline", type=Path, metavar="FILE", help="errors that mCE is relative to (default: AlexNet's)")
     add("--clean-dir", type=Path, metavar="FOLDER", help="images without corruption, for the relative mCE")
-    add("--corruptions", nargs="+", default=CORRUPTIONS, metavar="NAME", help="which of them (default: all 15)")
+    add("--corruptions", nargs="+", metavar="NAME", help="which of them (default: all 15)")
     add("--images", type=_natural, metavar="N", help="take so many images of a folder, drawn by --seed (default: all)")
     add("--img-size", type=_natural, metavar="PIXELS", help="side of the images (default: the model's own)")
-    add("--crop-pct", type=float, help="share of the resized side that is kept (default: the model's own)")
-    add("--interpolation", help="how images are resized (default: the model's own)")
+    add("--crop-pct", type=_fraction, help="share of the side that is kept (default: the model's, 1 for ImageNet-C)")
+    add("--interpolation", choices=INTERPOLATIONS, help="how images are resized (default: the model's own)")
     add("--mean", type=float, nargs=3, help="mean of the pixels, by channel (default: the model's own)")
     add("--std", type=float, nargs=3, help="their standard deviation (default: the model's own)")
 
@@ -109,7 +113,8 @@ def _add_attack(parser: argparse.ArgumentParser) -> None:
 def _add_machine(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("machine and output").add_argument
     add("--batch-size", type=_natural, default=128, help="images at a time (default: %(default)s)")
-    add("--workers", type=int, default=4, help="processes that read images (default: %(default)s)")
+    workers = partial(_natural, least=0)
+    add("--workers", type=workers, default=4, help="processes that read images (default: %(default)s)")
     add("--device", type=_device, default="auto", help="cpu, cuda, mps, or auto for an accelerator if there is one")
     add("--amp", action="store_true", help="evaluate in mixed precision; not for attacks, whose gradients would suffer")
     add("--json", type=Path, metavar="FILE", help="write the figures to this file")
@@ -119,6 +124,8 @@ def _read_threat(options: dict[str, Any], parser: argparse.ArgumentParser) -> Th
     """The attack that is asked for, taken out of the options."""
     name, eps, norm, steps = (options.pop(key) for key in ("attack", "eps", "norm", "steps"))
     if name is None:
+        if eps is not None:
+            parser.error(f"--eps is for an attack; give --attack too, one of {', '.join(ATTACKS)}")
         return None
     if options["dataset"] == "imagenet-c":
         parser.error("--attack is for images without corruption; choose another --dataset")
@@ -129,9 +136,9 @@ def _read_threat(options: dict[str, Any], parser: argparse.ArgumentParser) -> Th
     return Threat(name, norm, EPS if eps is None else eps, options["seed"], steps)
 
 
-def _natural(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1")
+def _natural(text: str, least: int = 1) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from {least}")
     return int(text)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -187,7 +188,8 @@ def test_few_classes_by_name(tmp_path: Path) -> None:
     """Alphabetical order and a class map, top-3 of three classes, and what checkpoints hold."""
     plain, average = tiny(3, num_classes=3), tiny(4, num_classes=3)
     file = tmp_path / "trained.pth"
-    torch.save({"state_dict": tlfx.align(plain).state_dict(), "state_dict_ema": average.state_dict(), "epoch": 9}, file)
+    content = {"state_dict": tlfx.align(plain).state_dict(), "state_dict_ema": average.state_dict()}
+    torch.save({"epoch": 9, "args": argparse.Namespace(lr=1e-3), **content}, file)  # as timm writes it
     pictures = draw(20, seed=3)
     names = ["ant", "bee", "cow"]
     labels = [number % 3 for number in range(20)]
@@ -231,7 +233,7 @@ def write_corrupted(root: Path, model: nn.Module) -> dict[str, list[float]]:
     return errors
 
 
-def test_mce(model: nn.Module, checkpoint: Path, tmp_path: Path) -> None:
+def test_mce(model: nn.Module, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     errors = write_corrupted(tmp_path / "c", model)
     pictures = draw(10, seed=5)
     labels = ranked(logits_of(model, pictures), [0] * 9 + [3])
@@ -241,6 +243,7 @@ def test_mce(model: nn.Module, checkpoint: Path, tmp_path: Path) -> None:
     base = [*MODEL, "--checkpoint", checkpoint, "--dataset", "imagenet-c", "--data-dir", tmp_path / "c"]
     base += ["--corruptions", "fog", "snow"]
     found = run(tmp_path, *base, "--baseline", baseline, "--clean-dir", clean)
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert found["by_severity"] == {name: pytest.approx(each) for name, each in errors.items()}
     fog, snow = (1 + 2 + 3 + 4 + 5) / 40, (2 + 3 + 4 + 5 + 6) / 40
     assert found["errors"] == {"fog": pytest.approx(fog), "snow": pytest.approx(snow)}
@@ -249,6 +252,9 @@ def test_mce(model: nn.Module, checkpoint: Path, tmp_path: Path) -> None:
     assert found["clean_error"] == pytest.approx(0.1)
     relative = 100 * ((fog - 0.1) / (0.8 - 0.3) + (snow - 0.1) / (0.5 - 0.3)) / 2
     assert found["relative_mce"] == pytest.approx(relative)
+    assert ["fog", "12.50", "25.00", "37.50", "50.00", "62.50", "37.50", f"{100 * fog / 0.8:.2f}"] in shown
+    assert ["mCE", "of", "2", f"{found['mce']:.2f}"] in shown
+    assert ["relative", "mCE", "of", "2", f"{relative:.2f}"] in shown
 
     own = tmp_path / "own.json"
     own.write_text(json.dumps(found))
@@ -425,7 +431,12 @@ def test_too_few_images_and_class_maps(animals: Path, capsys: pytest.CaptureFixt
         (["--pretrained", "--use-ema"], "--use-ema is for --checkpoint; published weights have no moving average"),
         (["--checkpoint", "x", "--json", "no/such.json"], "there is no folder 'no' to write such.json into"),
         (["--checkpoint", "x", "--class-map", "y"], "--class-map is for --dataset folder"),
-        (["--checkpoint", "x", "--clean-dir", "y"], "--clean-dir is for --dataset imagenet-c"),
+        (["--checkpoint", "x", "--clean-dir", "y"], "--clean-dir is for --dataset imagenet-c, not imagenet"),
+        (["--checkpoint", "x", "--corruptions", "fog"], "--corruptions is for --dataset imagenet-c, not imagenet"),
+        (["--checkpoint", "x", "--baseline", "y"], "--baseline is for --dataset imagenet-c, not imagenet"),
+        (["--checkpoint", "x", "--eps", "8/255"], "--eps is for an attack; give --attack too, one of autoattack"),
+        (["--checkpoint", "x", "--crop-pct", "0"], "'0': expected a number above 0"),
+        (["--checkpoint", "x", "--workers", "-1"], "'-1': expected a whole number from 0"),
         (["--checkpoint", "x", "--batch-size", "0"], "'0': expected a whole number from 1"),
         (["--checkpoint", "x", "--kwargs", "[1]"], "expected a JSON object such as"),
         (["--checkpoint", "x", "--device", "abacus"], "'abacus' is no device of this machine"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,14 @@ def test_autoattack(norm: str, case: Case, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("attack", "norm"), [("apgd-ce", "Linf"), ("apgd-ce", "L1"), ("pgd", "Linf"), ("pgd", "L2"), ("fgsm", "Linf")]
+    ("attack", "norm"),
+    [
+        ("apgd-ce", "Linf"),
+        pytest.param("apgd-ce", "L1", marks=pytest.mark.slow),
+        ("pgd", "Linf"),
+        ("pgd", "L2"),
+        ("fgsm", "Linf"),
+    ],
 )
 def test_attacks_on_the_cross_entropy(attack: str, norm: str, case_of_two: Case, tmp_path: Path) -> None:
     check_margins(case_of_two, tmp_path, attack, norm, eps_between(case_of_two.slack(DUAL[norm]), 0.4))
@@ -188,6 +196,14 @@ def test_norms_and_classes_that_an_attack_cannot_have(
         Image.new("RGB", (SIDE, SIDE)).save(tmp_path / name / "0.png")
     said = refused(case, capsys, "--attack", "autoattack", "--data-dir", str(tmp_path))
     assert "--attack autoattack needs at least 4 classes, there are 3; take apgd-ce, square or pgd" in said
+
+
+def test_attacks_that_are_not_installed(
+    case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    said = refused(case, capsys, "--attack", "autoattack")
+    assert "--attack needs two packages: pip install pyautoattack torchattack" in said
 
 
 def test_logits_that_are_no_classes_of_the_folder(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -57,15 +58,14 @@ def check(threat: Threat, classes: int) -> None:
     norms = ATTACKS[threat.name]
     if threat.norm not in norms:
         raise InputError(f"--attack {threat.name} is not made for --norm {threat.norm}; expected {' or '.join(norms)}")
-    if threat.name in TARGETED and classes < 4:
-        raise InputError(
-            f"--attack {threat.name} needs at least 4 classes, there are {classes}; take apgd-ce, square or pgd"
-        )
+    least, advice = (4, "; take apgd-ce, square or pgd") if threat.name in TARGETED else (2, "")
+    if classes < least:
+        raise InputError(f"--attack {threat.name} needs at least {least} classes, there are {classes}{advice}")
+    package = "pyautoattack" if threat.name in ENSEMBLE else "torchattack"
     try:
-        import pyautoattack  # type: ignore[import-untyped]  # noqa: F401
-        import torchattack  # noqa: F401
+        import_module(package)
     except ImportError as error:
-        raise InputError(f"--attack needs two packages: pip install pyautoattack torchattack ({error})") from error
+        raise InputError(f"--attack {threat.name} needs a package: pip install {package} ({error})") from error
 
 
 def attack(threat: Threat, classifier: Classifier, classes: int, device: torch.device) -> Attack:
@@ -84,7 +84,7 @@ def attack(threat: Threat, classifier: Classifier, classes: int, device: torch.d
 
 def _ensemble(threat: Threat, classifier: Classifier, classes: int, device: torch.device) -> Attack:
     """AutoAttack's standard version, or one of its parts with the same settings."""
-    from pyautoattack import AutoAttack
+    from pyautoattack import AutoAttack  # type: ignore[import-untyped]
 
     made = AutoAttack(classifier, norm=threat.norm, eps=threat.eps, seed=threat.seed, device=device)
     if threat.name != "autoattack":

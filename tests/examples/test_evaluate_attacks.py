@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,10 +151,13 @@ def test_autoattack(norm: str, case: Case, tmp_path: Path) -> None:
     ],
 )
 def test_attacks_on_the_cross_entropy(attack: str, norm: str, case_of_two: Case, tmp_path: Path) -> None:
+    if attack in ("pgd", "fgsm"):
+        pytest.importorskip("torchattack")  # which Python 3.14 has not yet
     check_margins(case_of_two, tmp_path, attack, norm, eps_between(case_of_two.slack(DUAL[norm]), 0.4))
 
 
 def test_fgsm_is_one_step_of_the_gradients_sign(case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torchattack")  # which Python 3.14 has not yet
     std = torch.tensor(STD).repeat_interleave(SIDE * SIDE)
     weight = case.linear.weight.detach() / std
     probabilities = case.logits(case.images).softmax(1)
@@ -194,16 +198,21 @@ def test_norms_and_classes_that_an_attack_cannot_have(
     for name in ("a", "b", "c"):
         (tmp_path / name).mkdir()
         Image.new("RGB", (SIDE, SIDE)).save(tmp_path / name / "0.png")
-    said = refused(case, capsys, "--attack", "autoattack", "--data-dir", str(tmp_path))
+    arguments = ("--data-dir", str(tmp_path), "--attack")
+    said = refused(case, capsys, *arguments, "autoattack")
     assert "--attack autoattack needs at least 4 classes, there are 3; take apgd-ce, square or pgd" in said
+    for name in ("b", "c"):
+        shutil.rmtree(tmp_path / name)
+    assert "--attack pgd needs at least 2 classes, there are 1" in refused(case, capsys, *arguments, "pgd")
 
 
 def test_attacks_that_are_not_installed(
     case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "pyautoattack", None)
-    said = refused(case, capsys, "--attack", "autoattack")
-    assert "--attack needs two packages: pip install pyautoattack torchattack" in said
+    for name, package in (("autoattack", "pyautoattack"), ("fgsm", "torchattack")):
+        monkeypatch.setitem(sys.modules, package, None)
+        said = refused(case, capsys, "--attack", name)
+        assert f"--attack {name} needs a package: pip install {package} " in said
 
 
 def test_logits_that_are_no_classes_of_the_folder(

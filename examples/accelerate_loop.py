@@ -1,7 +1,8 @@
-"""A training loop with accelerate, in one process or, by its launcher, in several.
+"""A training loop with accelerate, in one process or in several.
 
     python examples/accelerate_loop.py
-    accelerate launch --cpu --num_processes 2 examples/accelerate_loop.py --batch-size 32  # two batches a step
+    accelerate launch --multi_gpu --num_processes 2 examples/accelerate_loop.py --batch-size 32  # two batches a step
+    ACCELERATE_USE_CPU=true torchrun --standalone --nproc-per-node 2 examples/accelerate_loop.py  # without a GPU
 
 The lines marked 1 and 2, and the import of the mixers, are all that differs from plain CutMix and MixUp.
 """

@@ -72,7 +72,7 @@ def test_every_step_descends_the_loss_of_the_aligned_target(name: str, capsys: p
         ("lightning_module", [sys.executable], ["--devices", "2", "--batch-size", "32"]),
         (
             "accelerate_loop",
-            [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"],
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
             ["--batch-size", "16"],
         ),
     ],
@@ -82,6 +82,7 @@ def test_two_processes_descend_the_mean_of_both_losses(
 ) -> None:
     shared = ["--epochs", "1", "--train", "64", "--test", "32"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
+    environment |= {"ACCELERATE_USE_CPU": "true"}  # without it, accelerate leaves processes on the CPU to themselves
     script = [str(HERE / "first_steps.py"), name, str(tmp_path)]
     done = subprocess.run(
         [*command, *script, *shared, *arguments], capture_output=True, text=True, timeout=500, env=environment

@@ -146,6 +146,6 @@ def test_what_it_refuses(tmp_path: Path) -> None:
         trainer(tmp_path, options={"label_smoothing_factor": 0.1})
     ours = trainer(tmp_path)
     ours.model.train()
-    for labels, given in ((None, "NoneType"), (torch.rand(7, 3), r"float32 of shape \(7, 3\)")):
+    for labels, given in ((None, "missing"), ([0, 1], "a list"), (torch.rand(7, 3), r"float32 of shape \(7, 3\)")):
         with pytest.raises(tlfx.TargetError, match=f"labels of a batch with pixel_values, labels are .*{given}"):
             ours.compute_loss(ours.model, {"pixel_values": Noise.images, "labels": labels})

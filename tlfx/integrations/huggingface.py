@@ -35,6 +35,16 @@ class Trainer(transformers.Trainer):
     The other arguments are those of `transformers.Trainer`. InputError if the model is not aligned, or labels are to be
     smoothed by `label_smoothing_factor`, which Hugging Face leaves out beside a loss of one's own. TargetError for
     labels that are missing or no class numbers.
+
+    >>> import tempfile, torch, tlfx
+    >>> config = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    >>> config = transformers.ViTConfig(image_size=16, patch_size=8, **config)
+    >>> model = tlfx.align(transformers.ViTForImageClassification(config))
+    >>> settings = transformers.TrainingArguments(tempfile.mkdtemp(), report_to="none", use_cpu=True)
+    >>> trainer = Trainer(model, settings, mixer=tlfx.mix.CutMix(num_classes=2))
+    >>> batch = {"pixel_values": torch.rand(4, 3, 16, 16), "labels": torch.tensor([0, 1, 1, 0])}
+    >>> trainer.compute_loss(model.train(), batch).shape
+    torch.Size([])
     """
 
     def __init__(self, *args: Any, mixer: Mix, **kwargs: Any) -> None:
@@ -62,7 +72,8 @@ class Trainer(transformers.Trainer):
         model: Any = self.model
         name, labels = model.main_input_name, inputs.get("labels")
         if not isinstance(labels, Tensor) or labels.dim() != 1 or labels.is_floating_point():
-            given = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels)
+            given = f"a {type(labels).__name__}" if labels is not None else "missing"
+            given = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else given
             raise TargetError(
                 f"the labels of a batch with {', '.join(inputs)} are {given}, expected class numbers int64 (batch,) "
                 "under 'labels'; leave mixing and label smoothing to the mixer of the trainer"

@@ -92,7 +92,7 @@ def _labels(label: Tensor, split: Split, queries: Sequence[int] | None) -> Tenso
     """The mean over heads of (batch, heads, n, channels) at the queries that are read, as rows of each sample."""
     if queries is not None:
         label = select(label, -2, queries)
-    label = label.mean(1) if label.shape[1] > 1 else label.squeeze(1)
+    label = label.transpose(1, 2).contiguous().mean(2)  # at once it would read them from between the values
     return split_batch(label, split).flatten(1, -2)
 
 
@@ -150,13 +150,12 @@ def _widened(tensor: Tensor, added: int, columns: Tensor | None = None) -> Tenso
     """A tensor (batch, heads, tokens, channels) with columns and zeros after its own, laid out as projections leave
     it."""
     batch, heads, tokens, width = tensor.shape
-    wide = tensor.new_empty(batch, tokens, heads, width + added).transpose(1, 2)
-    wide[..., :width] = tensor
-    end = width if columns is None else width + columns.shape[-1]
-    if columns is not None:
-        wide[..., width:end] = columns
-    wide[..., end:] = 0
-    return wide
+    given = [tensor] if columns is None else [tensor, columns]
+    blank = width + added - sum(x.shape[-1] for x in given)
+    parts = [*given, tensor.new_zeros(()).expand(batch, heads, tokens, blank)]
+    wide = tensor.new_empty(batch, tokens, heads, width + added)
+    torch.cat([x.transpose(1, 2) for x in parts], -1, out=wide)
+    return wide.transpose(1, 2)
 
 
 class _Joint(torch.autograd.Function):

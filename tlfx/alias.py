@@ -43,6 +43,10 @@ class AliasSets:
         if storage is not None:
             self._sharing[storage][node] = None
 
+    def remove(self, node: Node) -> None:
+        """Note that nothing reads a node any more: what of its memory is read yet, others hold."""
+        self._sharing.get(self.storage_of(node) or 0, {}).pop(node, None)
+
     def note_write(self, node: Node) -> None:
         """Note that an operator writes in place, if it does."""
         self._written |= self._written_storages([node])

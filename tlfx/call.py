@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import functools
+import operator
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -50,22 +52,48 @@ def key_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], imag
     call = tuple(_argument_key(x, images.shape[0]) for x in leaves)
     device = images.device.type
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    modules = tuple((name, _settings(m)) for name, m in model.named_modules())
-    tensors = (*model.parameters(), *model.buffers())
-    return call, str(spec), autocast, modules, tuple((x.shape, x.dtype, x.device) for x in tensors)
+    return call, str(spec), autocast, tuple(map(_module_key, _modules(model)))
+
+
+def _modules(model: nn.Module) -> dict[nn.Module, None]:
+    """A module and all inside it, each once: ``model.modules()`` would put together the path of each."""
+    found: dict[nn.Module, None] = {}
+    waiting = [model]
+    while waiting:
+        module = waiting.pop()
+        if module not in found:
+            found[module] = None
+            waiting.extend(m for m in module._modules.values() if m is not None)
+    return found
+
+
+def _module_key(module: nn.Module) -> Hashable:
+    """What a module's forward depends on: its class, mode, hooks, numbers, names, flags and parts, and the types of its
+    tensors."""
+    held = vars(module)
+    kinds, settings, tuples = _layout(tuple(held), tuple(map(type, held.values())))
+    own = (*module._parameters.values(), *module._buffers.values())
+    return (
+        type(module),
+        kinds,
+        settings(held),
+        tuple((name, held[name]) for name in tuples if _SETTING.issuperset(map(type, held[name]))),
+        tuple(module._modules),
+        tuple(module._forward_pre_hooks),
+        tuple(module._forward_hooks),
+        tuple(x if x is None else (x.shape, x.dtype, x.device) for x in own),
+    )
 
 
 _SETTING = frozenset((bool, int, float, str, type(None)))
 
 
-def _settings(module: nn.Module) -> Hashable:
-    """What a module's forward depends on beside its tensors: its class, mode, hooks, numbers, names and flags."""
-    values = tuple((k, v) for k, v in vars(module).items() if _is_setting(v))
-    return type(module), values, tuple(module._forward_pre_hooks), tuple(module._forward_hooks)
-
-
-def _is_setting(value: Any) -> bool:
-    return type(value) in _SETTING or (type(value) is tuple and _SETTING.issuperset(map(type, value)))
+@functools.lru_cache(4096)
+def _layout(names: tuple[str, ...], types: tuple[type, ...]) -> tuple[Hashable, Callable[[Any], Any], list[str]]:
+    """Of attributes: plain settings and their types, what reads those, and the names of tuples, which may be more."""
+    kinds = {n: kind for n, kind in zip(names, types, strict=True) if kind in _SETTING}
+    tuples = [n for n, kind in zip(names, types, strict=True) if kind is tuple]
+    return tuple(kinds.items()), operator.itemgetter(*kinds) if kinds else lambda held: (), tuples
 
 
 def _argument_key(x: Any, batch: int) -> Hashable:

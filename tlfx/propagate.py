@@ -21,6 +21,7 @@ from tlfx.constant import Constants
 from tlfx.errors import InputError, RuleError, TlfxError, UnknownOperatorError
 from tlfx.gates import Gates
 from tlfx.label import MASK, LabelTable, Rows
+from tlfx.lifetime import last_reads
 from tlfx.observer import Observer, Recorded
 from tlfx.opaque import ModuleCall, call_of
 from tlfx.outputs import OutputLabel, read_outputs
@@ -46,11 +47,16 @@ class Options:
     attention: str = "auto"
     record: tuple[str, ...] = ()
     """Patterns of the modules and nodes whose labels are to be read; see :func:`tlfx.record`."""
+    keep: bool = False
+    """Whether the maps of all values are kept, for reports; else each is freed when nothing reads it any more."""
 
 
 @dataclass(frozen=True, eq=False)
 class Propagation:
-    """What the walk found: a value and an operation for every node, all labels, and those of outputs and on the way."""
+    """What the walk found: a value and an operation for every node, all labels, and those of outputs and on the way.
+
+    Values have no maps any more but where ``Options.keep`` asked for them.
+    """
 
     graph_module: GraphModule
     images: Node
@@ -114,6 +120,8 @@ class Walk:
         outputs: list[OutputLabel | None] = []
         observer = Observer(self.graph_module.graph) if self.options.record else None
         recorded = Recorded()
+        keep = self.options.keep or observer or self.options.policy.residual == "gated"  # gates are read long after
+        read = {} if keep else last_reads(self.graph_module.graph)
         for node in self.graph_module.graph.nodes:
             if node.op == "output":
                 op = Op(node, (), {}, self)
@@ -124,7 +132,18 @@ class Walk:
             self._aliases.add(node)
             if observer:
                 observer.see(node, self.values)
+            for source in read.get(node, ()):
+                self._free(source)
         return Propagation(self.graph_module, self.images, self.values, self.operations, self.table, outputs, recorded)
+
+    def _free(self, node: Node) -> None:
+        """Let go of the maps of a value that nothing reads any more."""
+
+        def freed(value: Any) -> Any:
+            return replace(value, maps=(), spectrum=None) if isinstance(value, Value) else value
+
+        self.values[node] = tree_map(freed, self.values[node])
+        self._aliases.remove(node)
 
     def tokens(self, x: Value, content: Tensor) -> None:
         """Remember that a constant is joined to tokens: wherever else it goes, it has the image-level label too."""

@@ -125,17 +125,68 @@ def test_a_kernel_that_rounds_otherwise_is_left_alone(monkeypatch: pytest.Monkey
     """What is known of a combination of shapes decides, and each is tried once."""
     query, key, value = (t.detach() for t in tensors(2, 2, 11, 8))
     rows = torch.rand(2, 11, 1)
-    joint._same_bits.clear()
+    joint._fitting.clear()
     runtime.attention_with_labels(query, key, value, rows, EQUATION, ONE)
     runtime.attention_with_labels(query, key, value, 1 - rows, EQUATION, ONE)
-    (place,) = joint._same_bits
-    joint._same_bits[place] = False
+    (place,) = joint._fitting
+    joint._fitting[place] = 0
     seen = second_pass(monkeypatch)
     output, label = runtime.attention_with_labels(query, key, value, rows, EQUATION, ONE)
     assert seen
     assert torch.equal(output, F.scaled_dot_product_attention(query, key, value))
     torch.testing.assert_close(label.double(), by_hand(query, key, rows), rtol=0, atol=2e-6)
-    joint._same_bits.clear()
+    joint._fitting.clear()
+
+
+def test_columns_are_filled_up_where_the_kernel_wants_whole_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One column rounds otherwise in long sequences, four do not; labels are those of the one."""
+    query, key, value = tensors(2, 2, 50, 32)
+    rows = torch.rand(2, 50, 1)
+    keeps = joint._keeps_bits
+    monkeypatch.setattr(joint, "_keeps_bits", lambda *args: args[4] == 4 and keeps(*args))
+    monkeypatch.setattr(joint, "_fitting", {})
+    seen = second_pass(monkeypatch)
+    output, label = runtime.attention_with_labels(query, key, value, rows, EQUATION, ONE)
+    assert list(joint._fitting.values()) == [4 if not seen else 0]
+    assert torch.equal(output, F.scaled_dot_product_attention(query, key, value))
+    torch.testing.assert_close(label.double(), by_hand(query, key, rows), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("tokens", [33, 65, 577])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_last_block_of_one_query(tokens: int, masked: bool) -> None:
+    """It rounds by the width of the value, in few places and not for all numbers: it is computed by itself."""
+    options = {"attn_mask": torch.randn(tokens, tokens) if masked else None, "is_causal": False, "scale": 0.125}
+    for seed in range(4):
+        query, key, value = (t.detach() for t in tensors(2, 3, tokens, 64, seed=seed))
+        columns = torch.rand(2, 1, tokens, 1).expand(-1, 3, -1, -1)
+        plain = joint._flash(query, key, value, 0.0, **options)
+        found = joint._forward(query, key, value, columns, 4, options)
+        assert torch.equal(found[0][:, :, -1], plain[0][:, :, -1])
+        assert torch.equal(found[1][..., -1], plain[1][..., -1])
+
+
+@pytest.mark.parametrize("tokens", [577, 1025])
+def test_long_sequences(tokens: int) -> None:
+    query, key, value = tensors(1, 2, tokens, 64)
+    rows = torch.rand(1, tokens, 1)
+    output, label = runtime.attention_with_labels(query, key, value, rows, EQUATION, ONE)
+    plain = F.scaled_dot_product_attention(query, key, value)
+    assert torch.equal(output, plain)
+    inputs = (query, key, value)
+    assert all(map(torch.equal, gradients(output, inputs), gradients(plain, inputs)))
+    torch.testing.assert_close(label.double(), by_hand(query, key, rows), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(("queries", "count"), [((0,), 1), ((3, 7), 1), (tuple(range(16)), 0)])
+def test_few_queries_take_a_second_pass(queries: tuple[int, ...], count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    query, key, value = tensors(2, 2, 16, 8)
+    rows = torch.rand(2, 16, 1)
+    seen = second_pass(monkeypatch)
+    monkeypatch.setattr(joint, "_fit", lambda *_: 1)
+    _, label = runtime.attention_with_labels(query, key, value, rows, EQUATION, ONE, queries=queries)
+    assert len(seen) == count
+    torch.testing.assert_close(label.double(), by_hand(query, key, rows)[:, list(queries)], rtol=0, atol=2e-6)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

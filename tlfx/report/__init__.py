@@ -67,7 +67,7 @@ def inspect(
 
 def _propagated(model: nn.Module, graph_module: Any, images: str, on_unknown: str) -> Propagation:
     try:
-        return propagate(graph_module, images, Options(on_unknown=on_unknown))
+        return propagate(graph_module, images, Options(on_unknown=on_unknown, keep=True))
     except ProvenanceError as error:
         meta = [name for name, buffer in model.named_buffers() if buffer.is_meta]
         if not meta:

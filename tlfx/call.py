@@ -55,13 +55,17 @@ def key_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], imag
     return call, str(spec), autocast, modules, tuple((x.shape, x.dtype, x.device) for x in tensors)
 
 
+_COMPILED = "_is_torch_compile"
+"""What torch.compile leaves on a module."""
+
 _SETTING = frozenset((bool, int, float, str, type(None)))
 
 
 def _settings(module: nn.Module) -> Hashable:
     """What a module's forward depends on beside its tensors: its class, mode, hooks, numbers, names and flags."""
-    values = tuple((k, v) for k, v in vars(module).items() if _is_setting(v))
-    return type(module), values, tuple(module._forward_pre_hooks), tuple(module._forward_hooks)
+    values = tuple((k, v) for k, v in vars(module).items() if _is_setting(v) and k != _COMPILED)
+    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    return type(module), values, tuple(map(tuple, hooks))
 
 
 def _is_setting(value: Any) -> bool:

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from parallel.steps import Transformer, batch, step
@@ -93,37 +92,30 @@ def saved_bytes(model: nn.Module) -> int:
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpoints_of_torch(reentrant: bool) -> None:
     """Batch norms count each batch once, as without checkpoints; the random state of dropout is kept."""
-    run = partial(checkpoint, use_reentrant=reentrant)
-    aligned, untouched = tlfx.align(Convolutions(run)), Convolutions()
+    aligned, untouched = tlfx.align(Convolutions(partial(checkpoint, use_reentrant=reentrant))), Convolutions()
     soft = assert_same_step(aligned, untouched)
-    assert torch.equal(soft, step(tlfx.align(Convolutions()), *batch())["soft"])
+    assert torch.equal(soft, tlfx.align(deepcopy(untouched))(*batch())[1])
     for (name, one), other in zip(aligned.named_buffers(), untouched.buffers(), strict=True):
         assert torch.equal(one, other), name
     assert aligned.stages[0][1].num_batches_tracked == 1
-    assert_gradients_as_checkpointed(run)
-
-
-def assert_gradients_as_checkpointed(run: Callable[..., Tensor]) -> None:
-    assert_same_step(tlfx.align(Convolutions(run)), Convolutions(run))
 
 
 def test_checkpoints_of_timm() -> None:
     options = {"proj_drop_rate": 0.2, "drop_path_rate": 0.2}
-    aligned = checkpointing(tlfx.align(vit(**options)))
-    soft = assert_same_step(aligned, checkpointing(vit(**options)))
+    plain, aligned = vit(**options), checkpointing(tlfx.align(vit(**options)))
+    soft = assert_same_step(aligned, checkpointing(deepcopy(plain)))
     code = str(alignment_of(aligned).latest.program.code)
     assert code.count("self.segment_") == 2
     assert "layer_norm_1" not in code
-    torch.testing.assert_close(soft, step(tlfx.align(vit(**options)), *batch())["soft"], rtol=0, atol=1e-6)
+    torch.manual_seed(3)
+    torch.testing.assert_close(soft, tlfx.align(plain)(*batch())[1], rtol=0, atol=1e-6)
 
 
 def test_checkpoints_save_memory() -> None:
-    for build in (vit, partial(timm.create_model, "resnet10t")):
-        torch.manual_seed(0)
-        aligned = tlfx.align(build())
-        without = saved_bytes(aligned)
-        aligned.set_grad_checkpointing()
-        assert saved_bytes(aligned) < 0.5 * without
+    aligned = tlfx.align(vit())
+    without = saved_bytes(aligned)
+    aligned.set_grad_checkpointing()
+    assert 0 < saved_bytes(aligned) < 0.25 * without
 
 
 def test_checkpoints_under_autocast() -> None:
@@ -162,9 +154,7 @@ def test_hooks_that_look_on_fire_at_every_call() -> None:
         block.register_forward_pre_hook(lambda module, args, note=note: note(args[0].detach().clone()))
         block.mlp.register_forward_hook(lambda module, args, output, note=note: note(output.detach().mean()))
         block.register_forward_hook(lambda module, args, output, note=note: note(output.detach().clone()))
-    alignment_of(models["aligned"]).plan(
-        models["aligned"], (batch()[0],), {}
-    )  # hooks see shapes when they are captured
+    alignment_of(models["aligned"]).plan(models["aligned"], (batch()[0],), {})
     seen["aligned"].clear()
     for _ in range(2):
         assert_same_step(models["aligned"], models["plain"])
@@ -216,7 +206,11 @@ def test_a_hook_that_changes_values_is_computed_and_labels_follow() -> None:
 def test_a_hook_that_counts_counts_once() -> None:
     model = tlfx.align(Transformer())
     model.blocks[0].register_buffer("count", torch.zeros(()))
-    model.blocks[0].register_forward_hook(lambda module, args, output: module.count.add_(1) and None)
+
+    def counting(module: nn.Module, args: Any, output: Tensor) -> None:
+        module.count += 1
+
+    model.blocks[0].register_forward_hook(counting)
     for _ in range(3):
         model(*batch())
     assert model.blocks[0].count == 3

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -98,6 +99,41 @@ def test_checkpoints_of_torch(reentrant: bool) -> None:
     for (name, one), other in zip(aligned.named_buffers(), untouched.buffers(), strict=True):
         assert torch.equal(one, other), name
     assert aligned.stages[0][1].num_batches_tracked == 1
+
+
+def test_checkpoints_keep_their_options() -> None:
+    """Contexts, which selective checkpoints are made of, around the function and around its recomputation."""
+    entered: list[str] = []
+
+    @contextmanager
+    def noted(name: str) -> Iterator[None]:
+        entered.append(name)
+        yield
+
+    run = partial(checkpoint, use_reentrant=False, context_fn=lambda: (noted("forward"), noted("again")))
+    model = tlfx.align(Convolutions(run))
+    assert_same_step(model, Convolutions())
+    assert entered == ["forward", "forward", "again", "again"]
+    assert model.stages[1][1].num_batches_tracked == 1
+
+
+@pytest.mark.slow
+def test_checkpoints_of_hugging_face() -> None:
+    transformers = pytest.importorskip("transformers")
+    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.ViTConfig(image_size=16, patch_size=4, num_labels=5, **size)
+    torch.manual_seed(0)
+    plain = transformers.ViTForImageClassification(config).train()
+    aligned = tlfx.align(deepcopy(plain))
+    aligned.gradient_checkpointing_enable()
+    images, target = batch()
+    output, soft = aligned(images, target=target)
+    F.cross_entropy(output.logits, soft.logits).backward()
+    expected = plain(images).logits
+    F.cross_entropy(expected, soft.logits).backward()
+    assert torch.equal(output.logits, expected)
+    assert all(torch.equal(p.grad, q.grad) for p, q in zip(aligned.parameters(), plain.parameters(), strict=True))
+    assert str(alignment_of(aligned).latest.program.code).count("self.segment_") == 2
 
 
 def test_checkpoints_of_timm() -> None:
@@ -239,6 +275,25 @@ def test_hooks_see_outputs_that_nothing_reads() -> None:
     assert torch.equal(seen[-1], (tokens @ tokens.mT).softmax(-1).mean(1))
 
 
+def test_hooks_that_read_values_look_on_or_are_refused() -> None:
+    seen: list[float] = []
+    model = Transformer()
+    handle = model.blocks[0].register_forward_hook(lambda module, args, output: seen.append(float(output.mean())))
+    plain = deepcopy(model)
+    handle = (
+        tlfx.align(model)
+        .blocks[0]
+        .register_forward_hook(lambda module, args, output: output * 2 if float(output.mean()) < 9 else None)
+    )
+    with pytest.raises(tlfx.TlfxError, match=r"(?s)a hook of Block changes .* cannot be captured .* labels cannot fol"):
+        model(*batch())
+    handle.remove()
+    seen.clear()
+    assert_same_step(model, plain)
+    assert len(seen) == 2
+    assert seen[0] == seen[1]
+
+
 # compilation
 
 
@@ -273,6 +328,22 @@ def test_compiled_before_the_first_capture_and_in_another_mode() -> None:
     torch.compiler.reset()
     model.eval(), plain.eval()
     torch.compile(model, backend="aot_eager", fullgraph=True)(*batch())
+
+
+@pytest.mark.slow
+def test_compiled_with_hooks() -> None:
+    """With a break at each block that has one."""
+    torch.compiler.reset()
+    seen: list[Tensor] = []
+    model, plain = tlfx.align(Transformer()), Transformer()
+    model.blocks[1].register_forward_hook(lambda module, args, output: seen.append(output.detach().clone()))
+    compiled = torch.compile(model, backend="eager")
+    for _ in range(3):
+        seen.clear()
+        result = step(compiled, *batch())
+        assert torch.equal(result["logits"], plain_step(plain, result["soft"]))
+        assert len(seen) == 1
+    assert all(torch.equal(p.grad, q.grad) for p, q in zip(model.parameters(), plain.parameters(), strict=True))
 
 
 # averages and evaluation

@@ -31,6 +31,7 @@ __all__ = [
     "HookedCall",
     "Region",
     "collect_regions",
+    "is_changed",
     "is_needed",
     "regions_of",
     "seen_regions",
@@ -58,6 +59,8 @@ class HookedCall(Region):
     out_spec: TreeSpec = field(init=False)
     computed: set[int] = field(default_factory=set)
     """Numbers of the hooks that are a part of the graph."""
+    failed: dict[int, str] = field(default_factory=dict)
+    """What was wrong with hooks that could not be captured, by their numbers."""
 
     @property
     def fires(self) -> bool:
@@ -93,6 +96,12 @@ def regions_of(node: Node) -> tuple[Region, ...]:
     """The regions that a node lies in, the outermost first."""
     found: tuple[Region, ...] = node.meta.get(_REGIONS, ())
     return found
+
+
+def is_changed(result: Any, given: tuple[Any, ...]) -> bool:
+    """Whether a hook returned anything but what it was given."""
+    known = {id(x) for x in tree_leaves(given)}
+    return result is not None and any(id(x) not in known for x in tree_leaves(result))
 
 
 def is_needed(node: Node) -> bool:
@@ -151,11 +160,14 @@ class _Seen:
         """A hook that is a region."""
 
         def seen(module: nn.Module, *given: Any) -> Any:
-            region = _Hook(call=self.calls[-1], number=number)
+            call, result = self.calls[-1], None
+            region = _Hook(call=call, number=number)
             self.begin(region)
-            result = hook(module, *given)
-            known = {id(x) for x in tree_leaves(given)}
-            region.changes = result is not None and any(id(x) not in known for x in tree_leaves(result))
+            try:
+                result = hook(module, *given)
+            except Exception as error:  # it reads values, which are not there yet, and may well look on at run time
+                call.failed[number] = f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
+            region.changes = is_changed(result, given)
             self.end(region)
             return result
 

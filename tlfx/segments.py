@@ -23,7 +23,8 @@ from torch.utils._pytree import tree_leaves, tree_unflatten
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from tlfx.capture import MODEL
-from tlfx.regions import FORWARD_HOOKS, Checkpoint, HookedCall, Region, regions_of
+from tlfx.errors import CaptureError
+from tlfx.regions import FORWARD_HOOKS, Checkpoint, HookedCall, Region, is_changed, regions_of
 
 __all__ = ["segmented"]
 
@@ -149,14 +150,34 @@ class _Through(nn.Module):
 def _running(region: HookedCall, forward: Callable[..., Any]) -> Iterator[None]:
     """The module of a region with another forward, and without the hooks that are computed in it."""
     own = vars(region.module)
-    hooks = {k: OrderedDict((n, h) for n, h in own[k].items() if n not in region.computed) for k in FORWARD_HOOKS}
     kept = {k: own[k] for k in ("forward", *FORWARD_HOOKS) if k in own}
-    own.update(hooks, forward=forward)
+    for kind in FORWARD_HOOKS:
+        fire = ((n, h) for n, h in kept[kind].items() if n not in region.computed)
+        own[kind] = OrderedDict((n, _watched(h, region.failed[n]) if n in region.failed else h) for n, h in fire)
+    own["forward"] = forward
     try:
         yield
     finally:
         del own["forward"]
         own.update(kept)
+
+
+def _watched(hook: Callable[..., Any], failed: str) -> Callable[..., Any]:
+    """A hook that could not be captured, and so may change nothing."""
+
+    def watched(module: nn.Module, *given: Any) -> Any:
+        tensors = [x for x in tree_leaves(given) if isinstance(x, Tensor) and not x.is_inference()]
+        before = [x._version for x in tensors]
+        result = hook(module, *given)
+        if is_changed(result, given) or before != [x._version for x in tensors]:
+            raise CaptureError(
+                f"a hook of {type(module).__name__} changes what the module takes or returns, and cannot be captured "
+                f"as a graph ({failed}), so that labels cannot follow it: write it without reading values of tensors "
+                "(an if, .item()), or remove it"
+            )
+        return result
+
+    return watched
 
 
 class _Checkpointed(nn.Module):

@@ -275,6 +275,17 @@ def test_hooks_see_outputs_that_nothing_reads() -> None:
     assert torch.equal(seen[-1], (tokens @ tokens.mT).softmax(-1).mean(1))
 
 
+def test_a_hook_that_writes_through_a_view_is_computed() -> None:
+    def written(module: nn.Module, args: tuple[Tensor]) -> None:
+        args[0][:, 1:].copy_(args[0][:, 1:].flip(1))
+
+    model, plain = Transformer(), Transformer()
+    before = step(tlfx.align(Transformer()), *batch())["soft"]
+    for one in (model, plain):
+        one.blocks[1].register_forward_pre_hook(written)
+    assert (assert_same_step(tlfx.align(model), plain) - before).abs().max() > 1e-4
+
+
 def test_hooks_that_read_values_look_on_or_are_refused() -> None:
     seen: list[float] = []
     model = Transformer()
@@ -286,6 +297,10 @@ def test_hooks_that_read_values_look_on_or_are_refused() -> None:
         .register_forward_hook(lambda module, args, output: output * 2 if float(output.mean()) < 9 else None)
     )
     with pytest.raises(tlfx.TlfxError, match=r"(?s)a hook of Block changes .* cannot be captured .* labels cannot fol"):
+        model(*batch())
+    handle.remove()
+    handle = model.blocks[1].register_forward_pre_hook(lambda module, args: float(args[0].mul_(2).mean()) and None)
+    with pytest.raises(tlfx.TlfxError, match=r"(?s)a hook of Block changes what the module computes.*\.item\(\)"):
         model(*batch())
     handle.remove()
     seen.clear()

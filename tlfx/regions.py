@@ -22,7 +22,8 @@ from torch.fx import Graph, Node
 from torch.utils import checkpoint as checkpointing
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves
 
-from tlfx.alias import written_argument
+from tlfx.alias import AliasSets, written_argument
+from tlfx.errors import CaptureError
 from tlfx.sharded import casts_of
 
 __all__ = [
@@ -71,7 +72,7 @@ class HookedCall(Region):
 
 @dataclass(eq=False, kw_only=True)
 class Checkpoint(Region):
-    """A call under torch.utils.checkpoint, with the options of that call that are not about its structure."""
+    """A call under torch.utils.checkpoint, with its options about the random state and contexts."""
 
     options: dict[str, Any]
 
@@ -294,10 +295,27 @@ def _name(leaves: list[Any], values: Sequence[Node]) -> None:
 def _judge(hook: _Hook, nodes: list[Node], graph: Graph) -> None:
     """A hook that the graph depends on is a part of it; of any other nothing is left in it."""
     own = set(nodes)
-    written = [w for w in map(written_argument, nodes) if w is not None]
-    read = any(u not in own for n in [*nodes, *written] for u in n.users if str(u.target) != "tlfx.mark.default")
-    if hook.changes or read:
-        hook.call.computed.add(hook.number)
+    read = any(_is_read(n, own) for n in nodes) or _writes_beyond(nodes, own, graph)
+    if not read and not hook.changes:
+        for node in reversed(nodes):
+            graph.erase_node(node)
         return
-    for node in reversed(nodes):
-        graph.erase_node(node)
+    if hook.number in hook.call.failed:
+        raise CaptureError(
+            f"a hook of {type(hook.call.module).__name__} changes what the module computes, and cannot be captured as "
+            f"a graph ({hook.call.failed[hook.number]}): write it without reading values of tensors (an if, .item()), "
+            "or remove it"
+        )
+    hook.call.computed.add(hook.number)
+
+
+def _is_read(node: Node, own: set[Node]) -> bool:
+    """Whether a node is read outside of those that a hook owns."""
+    return any(user not in own and user.target is not torch.ops.tlfx.mark.default for user in node.users)
+
+
+def _writes_beyond(nodes: list[Node], own: set[Node], graph: Graph) -> bool:
+    """Whether a hook writes in place to memory that is read outside of it."""
+    storage_of = AliasSets({}).storage_of
+    written = {storage_of(w) for w in map(written_argument, nodes) if w is not None}
+    return bool(written) and any(n not in own and storage_of(n) in written and _is_read(n, own) for n in graph.nodes)

@@ -48,9 +48,9 @@ def whole_parameters(model: nn.Module) -> Iterator[None]:
 
 def _whole(parameter: Tensor, owner: nn.Module) -> nn.Parameter:
     dtype = _policy(owner).param_dtype if parameter.is_floating_point() else None
-    made = torch.empty_strided(
-        parameter.shape, parameter.stride(), dtype=dtype or parameter.dtype, device=parameter.device
-    )
+    kind = parameter.device_mesh.device_type  # type: ignore[attr-defined]  # where it is gathered; parts may be offloaded
+    device = parameter.device if parameter.device.type == kind else kind
+    made = torch.empty_strided(parameter.shape, parameter.stride(), dtype=dtype or parameter.dtype, device=device)
     made.untyped_storage().resize_(0)
     return nn.Parameter(made, requires_grad=parameter.requires_grad)
 

@@ -277,7 +277,7 @@ def test_hooks_see_outputs_that_nothing_reads() -> None:
 
 def test_a_hook_that_writes_through_a_view_is_computed() -> None:
     def written(module: nn.Module, args: tuple[Tensor]) -> None:
-        args[0][:, 1:].copy_(args[0][:, 1:].flip(1))
+        args[0][:, 2:] = args[0][:, 1:2].clone()
 
     model, plain = Transformer(), Transformer()
     before = step(tlfx.align(Transformer()), *batch())["soft"]

@@ -223,7 +223,7 @@ def test_a_hook_that_changes_values_is_computed_and_labels_follow() -> None:
     class Flipped(Transformer):
         def forward(self, images: Tensor) -> Tensor:
             x = self.patches(images).flatten(2).transpose(1, 2)
-            x = torch.cat((self.token.expand(len(x), -1, -1), x), 1)
+            x = torch.cat((self.token.expand(x.shape[0], -1, -1), x), 1)
             x = self.blocks[1](self.blocks[0](x).flip(1) * 2.0)
             return self.head(x[:, 0])
 
@@ -353,6 +353,7 @@ def test_compiled_with_hooks() -> None:
     model, plain = tlfx.align(Transformer()), Transformer()
     model.blocks[1].register_forward_hook(lambda module, args, output: seen.append(output.detach().clone()))
     compiled = torch.compile(model, backend="eager")
+    compiled(*batch())
     for _ in range(3):
         seen.clear()
         result = step(compiled, *batch())

@@ -180,7 +180,8 @@ class _Seen:
 
         def marked(*args: Any, **kwargs: Any) -> Iterator[None]:
             given = signature.bind(*args, **kwargs).arguments
-            region = Checkpoint(options={k: given[k] for k in ("preserve_rng_state", "context_fn") if k in given})
+            options = {k: given[k] for k in ("preserve_rng_state", "context_fn") if k in given}
+            region = Checkpoint(options={k: v for k, v in options.items() if v is not checkpointing.noop_context_fn})
             self.begin(region)
             yield
             self.end(region)

@@ -53,7 +53,7 @@ class Transformer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.patches(images).flatten(2).transpose(1, 2)
-        x = torch.cat((self.token.expand(len(x), -1, -1), x), 1)
+        x = torch.cat((self.token.expand(x.shape[0], -1, -1), x), 1)
         for block in self.blocks:
             x = checkpoint(block, x, use_reentrant=False) if self.checkpointed else block(x)
         return self.head(x[:, 0])

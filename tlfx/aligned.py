@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
@@ -23,6 +24,8 @@ from tlfx.policy import Policy, check_policy
 from tlfx.propagate import Options, Propagation, propagate
 from tlfx.rewrite import rewrite
 from tlfx.rule import REGISTRY
+from tlfx.segments import segmented
+from tlfx.sharded import casts_arguments
 
 __all__ = ["Aligned", "Alignment", "Plan", "align", "aligned_code", "alignment_of", "unalign"]
 
@@ -111,10 +114,19 @@ def unalign(model: M) -> M:
     """
     module: nn.Module = model
     if isinstance(module, Aligned):
-        base = module._tlfx_base
         del module.__dict__["_tlfx"]
-        module.__class__ = base  # type: ignore[assignment]
+        module.__class__ = _plain_class(type(module))  # type: ignore[assignment]
     return model
+
+
+def _plain_class(kind: type[nn.Module]) -> type[nn.Module]:
+    """A class without alignment; one that was derived from an aligned class, as fully_shard does, is derived anew."""
+    if "_tlfx_base" in vars(kind):
+        base: type[nn.Module] = vars(kind)["_tlfx_base"]
+        return base
+    bases = tuple(_plain_class(b) if issubclass(b, Aligned) else b for b in kind.__bases__)
+    names = {k: v for k, v in vars(kind).items() if k not in ("__dict__", "__weakref__")}
+    return type(kind.__name__, bases, names)
 
 
 def aligned_code(model: nn.Module, example: Any = None) -> str:
@@ -137,11 +149,13 @@ class Plan:
     captured: Captured
     outputs: list[OutputLabel | None]
     recorded: Recorded
+    program: GraphModule
+    """The graph as it is run: parts that must go through modules or be checkpointed are segments."""
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], mask: Tensor) -> tuple[Any, list[Any], list[Tensor]]:
         """The model's output, the share of the first image at each position of it (a flat list, None where an output
         has none, channels last), and the recorded labels."""
-        outputs, shares = self.graph_module(*tensors_of(args, kwargs), mask)
+        outputs, shares = self.program(*tensors_of(args, kwargs), mask)
         count = len(self.outputs)
         return self.structured(outputs), list(shares[:count]), list(shares[count:])
 
@@ -206,18 +220,27 @@ class Alignment:
     ) -> Plan:
         """The plan for a call like this one that reads the labels ``record``, made now if there is none."""
         images = images_of(args, kwargs)
+        call = (REGISTRY.generation, key_of(model, args, kwargs, images))
+        found = self.plans.get((call, record)) or self.plans.get(((call, images.shape[0]), record))
+        if found is None:
+            found = self._make(model, args, kwargs, record)
+        self.latest = found
+        return found
+
+    @_disable_dynamo  # as torch.compiler.disable, which takes a second to load
+    def _make(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], record: tuple[str, ...]) -> Plan:
+        """A new plan, of a new capture if there is none for calls like this one."""
+        images = images_of(args, kwargs)
         REGISTRY.load()
         call = (REGISTRY.generation, key_of(model, args, kwargs, images))
         captured = self.captures.get(call) or self.captures.get((call, images.shape[0]))
         if captured is None:
             captured = capture(model, _own_forward(model), args, kwargs, images)
         key = call if captured.batch is None else (call, captured.batch)
-        found = self.plans.get((key, record))
-        if found is None:
-            propagation = _propagate(captured, replace(self.options, record=record))
-            found = Plan(rewrite(propagation), captured, propagation.outputs, propagation.recorded)
-            self.captures[key], self.plans[key, record] = captured, found
-        self.latest = found
+        propagation = _propagate(captured, replace(self.options, record=record))
+        graph_module = rewrite(propagation)
+        found = Plan(graph_module, captured, propagation.outputs, propagation.recorded, segmented(graph_module))
+        self.captures[key], self.plans[key, record] = captured, found
         return found
 
 
@@ -241,8 +264,16 @@ class Aligned(nn.Module):
     _tlfx_own_target: bool
     """Whether the model's own forward has a parameter named target, which then takes all but mixed targets."""
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's hooks and forward; those of fully_shard in mixed precision are not to round a target."""
+        if casts_arguments(self):
+            args = tuple(_Sealed(a) if isinstance(a, MixedTarget) else a for a in args)
+            kwargs = {k: _Sealed(v) if isinstance(v, MixedTarget) or k == "target" else v for k, v in kwargs.items()}
+        return super().__call__(*args, **kwargs)
+
     def forward(self, *args: Any, target: Any = None, **kwargs: Any) -> Any:
         """The model's own forward, or ``(output, soft_target)`` where a target is among the arguments."""
+        args, target, kwargs = tuple(map(_opened, args)), _opened(target), {k: _opened(v) for k, v in kwargs.items()}
         targets = [a for a in (*args, *kwargs.values()) if isinstance(a, MixedTarget)]
         args = tuple(a for a in args if not isinstance(a, MixedTarget))
         kwargs = {k: v for k, v in kwargs.items() if not isinstance(v, MixedTarget)}
@@ -264,6 +295,21 @@ class Aligned(nn.Module):
         """Copies and pickles hold the model and the options; graphs are captured anew."""
         state = {k: v for k, v in self.__dict__.items() if k != "_tlfx"}
         return _rebuilt, (self._tlfx_base, alignment_of(self).options), state
+
+
+class _Sealed:
+    """A target that no hook looks into, as it would into a dictionary or dataclass."""
+
+    def __init__(self, content: Any) -> None:
+        self.content = content
+
+
+def _opened(argument: Any) -> Any:
+    """An argument as it was given, out of its seal, or a target of which a hook has made a dictionary."""
+    if isinstance(argument, _Sealed):
+        return argument.content
+    is_target = type(argument) is dict and argument.keys() >= {"mask", "num_classes", "smoothing"}
+    return MixedTarget(argument) if is_target else argument
 
 
 def _rebuilt(base: type[nn.Module], options: Options) -> nn.Module:
@@ -335,14 +381,19 @@ def _options(layers: Sequence[str | int] | None, policy: Policy | None, on_unkno
 
 
 def _check(target: MixedTarget, images: Tensor) -> None:
-    """The target against the images; values are read on the CPU only, since reading waits for a GPU."""
+    """The target against the images."""
     mask = target.get("mask")
     flat = isinstance(mask, Tensor) and images.dim() == 5 and target.mask.dim() == 4
-    target.check(images.shape[0], tuple(images.shape[3:] if flat else images.shape[2:]), values=not images.is_cuda)
+    target.check(images.shape[0], tuple(images.shape[3:] if flat else images.shape[2:]), values=_is_readable(images))
     if target.mask.device != images.device:
         raise TargetError(
             f"the target lies on {target.mask.device}, the images on {images.device}: use target.to(images.device)"
         )
+
+
+def _is_readable(tensor: Tensor) -> bool:
+    """Whether values may be checked: to read them waits for a GPU, and breaks a compiled graph."""
+    return not tensor.is_cuda and not torch.compiler.is_compiling()
 
 
 def _soft(target: MixedTarget, share: Tensor, output: OutputLabel) -> Tensor:
@@ -354,7 +405,7 @@ def _soft(target: MixedTarget, share: Tensor, output: OutputLabel) -> Tensor:
 
 def _soft_plain(target: Tensor, leaf: Tensor, output: OutputLabel) -> Tensor:
     classes = target.shape[-1] if target.is_floating_point() else leaf.shape[output.class_axis]
-    check_labels(target, classes, values=not target.is_cuda)
+    check_labels(target, classes, values=_is_readable(target))
     same = MixedTarget(first=target, second=target, mask=torch.ones(1, 1, 1, 1), num_classes=classes)
     positions = [s for i, s in enumerate(leaf.shape) if i != output.class_axis]
     return _soft(same, torch.ones(*positions, 1, device=target.device), output)

@@ -79,19 +79,22 @@ def _module_key(module: nn.Module) -> Hashable:
         settings(held),
         tuple((name, held[name]) for name in tuples if _SETTING.issuperset(map(type, held[name]))),
         tuple(module._modules),
-        tuple(module._forward_pre_hooks),
-        tuple(module._forward_hooks),
+        tuple(tuple(held[hooks]) for hooks in _HOOKS),
         tuple(x if x is None else (x.shape, x.dtype, x.device) for x in own),
     )
 
 
+_COMPILED = "_is_torch_compile"
+"""What torch.compile leaves on a module."""
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _SETTING = frozenset((bool, int, float, str, type(None)))
 
 
 @functools.lru_cache(4096)
 def _layout(names: tuple[str, ...], types: tuple[type, ...]) -> tuple[Hashable, Callable[[Any], Any], list[str]]:
     """Of attributes: plain settings and their types, what reads those, and the names of tuples, which may be more."""
-    kinds = {n: kind for n, kind in zip(names, types, strict=True) if kind in _SETTING}
+    kinds = {n: kind for n, kind in zip(names, types, strict=True) if kind in _SETTING and n != _COMPILED}
     tuples = [n for n, kind in zip(names, types, strict=True) if kind is tuple]
     return tuple(kinds.items()), operator.itemgetter(*kinds) if kinds else lambda held: (), tuples
 

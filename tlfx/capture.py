@@ -20,10 +20,13 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from tlfx.call import is_channels_last
+from tlfx.errors import TlfxError
 from tlfx.inline import inline_subgraphs
 from tlfx.opaque import ModuleCall, collect_calls, marked
 from tlfx.refusal import check_sizes, check_vmap, explain
+from tlfx.regions import Region, collect_regions, is_needed, seen_regions
 from tlfx.rule import REGISTRY
+from tlfx.sharded import whole_parameters
 
 __all__ = ["MODEL", "Captured", "capture"]
 
@@ -93,15 +96,17 @@ def capture(
     batch = images.shape[0]
     batched = [x.dim() > 0 and x.shape[0] == batch for x in tensors]
     try:
-        program, calls = _export(entry, tensors, batched if any_batch else None)
+        program, calls, regions = _export(entry, tensors, batched if any_batch else None)
         fixed = None if any_batch else batch
+    except TlfxError:
+        raise
     except Exception:
         try:
-            program, calls = _export(entry, tensors, None)
+            program, calls, regions = _export(entry, tensors, None)
             fixed = batch
         except Exception as error:
             raise explain(_kind(model), error, lambda: _run(model, forward, args, kwargs), tensors) from error
-    captured = _cleaned(program, entry, model, position, _names(forward, args, kwargs), fixed, calls)
+    captured = _cleaned(program, entry, model, position, _names(forward, args, kwargs), fixed, calls, regions)
     check_sizes(_kind(model), captured.graph_module.graph)
     check_vmap(_kind(model), captured.graph_module.graph)
     return captured
@@ -132,17 +137,25 @@ def _example(x: Tensor, batched: bool) -> Tensor:
 
 def _export(
     entry: nn.Module, tensors: list[Tensor], dynamic: list[bool] | None
-) -> tuple[GraphModule, list[ModuleCall]]:
-    """The graph of a forward, and the calls of modules with a rule in it."""
+) -> tuple[GraphModule, list[ModuleCall], list[Region]]:
+    """The graph of a forward, the calls of modules with a rule in it, and its regions."""
     size = Dim("batch", min=1, max=4096)
     shapes = None if dynamic is None else (tuple({0: size} if d else {} for d in dynamic),)
-    with _state_kept(entry) as has_drawn, _capture_mode(tensors[0].device.type), _quiet(), marked(entry) as calls:
+    model = getattr(entry, MODEL)
+    with (
+        _state_kept(entry) as has_drawn,
+        _capture_mode(tensors[0].device.type),
+        _quiet(),
+        whole_parameters(model),
+        seen_regions(model) as regions,
+        marked(entry) as calls,
+    ):
         example = tuple(_example(x, bool(dynamic and dynamic[i])) for i, x in enumerate(tensors))
         program = torch.export.export(entry, example, dynamic_shapes=shapes, strict=False)
         if has_drawn():  # a graph would repeat for ever what was drawn once
             raise RuntimeError("the forward draws from the random generator of Python or NumPy: use torch's instead")
         unchecked = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
-        return program.module(**unchecked), calls
+        return program.module(**unchecked), calls, regions
 
 
 @contextlib.contextmanager
@@ -199,6 +212,7 @@ def _cleaned(
     names: list[str],
     batch: int | None,
     calls: list[ModuleCall],
+    regions: list[Region],
 ) -> Captured:
     """A graph module of our own: flat inputs and outputs, no checks, parameters read from the model itself."""
     graph = Graph()
@@ -208,10 +222,11 @@ def _cleaned(
     held = {str(n.target): _attribute(program, str(n.target)) for n in graph.nodes if n.op == "get_attr"}
     inline_subgraphs(graph, {k: v for k, v in held.items() if isinstance(v, GraphModule)})
     _assign_buffers(graph, dict(zip(entry.seen.assigned, outputs[split:], strict=True)))
+    collect_regions(graph, regions)
     for node in list(graph.nodes):
         if node.op == "call_function" and not node.users and "_assert_" in str(node.target):
             graph.erase_node(node)
-    graph.eliminate_dead_code()
+    graph.eliminate_dead_code(is_needed)
     collect_calls(graph, calls)
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     for node in graph.nodes:

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from tlfx.alias import AliasSets
 from tlfx.provenance import Value
+from tlfx.sharded import is_sharded
 
 __all__ = ["Constants"]
 
@@ -36,7 +37,7 @@ class Constants:
             return value
         if node.op == "get_attr":
             held = operator.attrgetter(str(node.target))(self._graph_module)
-            return None if held.is_meta else held.detach().cpu()
+            return None if held.is_meta or is_sharded(held) else held.detach().cpu()
         if not self._is_computable(node, value) or any(self.evaluate(n) is None for n in node.all_input_nodes):
             return None
         args, kwargs = tree_map(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from tlfx.regions import is_needed
 from tlfx.rule import REGISTRY
 
 __all__ = ["ModuleCall", "call_of", "collect_calls", "marked", "sources_of"]
@@ -100,7 +101,7 @@ def collect_calls(graph: Graph, calls: Sequence[ModuleCall]) -> None:
             graph.erase_node(node)
         elif current is not None and node.op == "call_function":
             current[1].inner.append(node)
-    graph.eliminate_dead_code()
+    graph.eliminate_dead_code(is_needed)
     alive = set(graph.nodes)
     for call in calls:
         call.inner = [node for node in call.inner if node in alive]

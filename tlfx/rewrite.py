@@ -18,6 +18,7 @@ from tlfx import runtime
 from tlfx.label import MASK, Label, LabelTable, Once, Rows, by_first_occurrence, digest, regular
 from tlfx.outputs import OutputLabel
 from tlfx.propagate import Propagation
+from tlfx.regions import stay_in_regions
 
 __all__ = ["read_labels", "rewrite"]
 
@@ -207,6 +208,7 @@ class _Writer:
     def _insert(self, after: Node, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Node:
         with self.graph.inserting_after(self.last.get(after, after)):
             node = self.graph.create_node("call_function", function, args, kwargs, name=name)
+        stay_in_regions(node, after)
         self.last[after] = node
         return node
 

@@ -39,8 +39,7 @@ def view(label: Tensor, sizes: Sequence[int], steps: Sequence[int], first: int, 
     a copy without an index where axes of windows are merged."""
     batch, row, channel = label.stride()
     strides = (batch, *(step * row for step in steps), channel)
-    start = label.storage_offset() + first * row
-    found = label.as_strided((len(label), *sizes, label.shape[-1]), strides, start)
+    found = (label[:, first:] if first else label).as_strided((len(label), *sizes, label.shape[-1]), strides)
     return found.reshape(len(label), *shape, label.shape[-1])
 
 

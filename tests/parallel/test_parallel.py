@@ -1,0 +1,108 @@
+"""Aligned models in two processes (gloo): DDP and fully_shard against one process with the whole batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing
+from torch import Tensor
+
+import tlfx
+from parallel import steps
+from parallel.steps import PROCESSES, Result, Transformer
+
+ROUNDING = {"rtol": 1e-5, "atol": 1e-5}
+"""Gradients are summed in another order."""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Result]]:
+    """Results of all scenes by name, for each process."""
+    folder: Path = tmp_path_factory.mktemp("processes")
+    torch.multiprocessing.spawn(steps.run, (str(folder),), nprocs=PROCESSES)
+    return list(steps.results(folder))
+
+
+def alone(seed: int = 1) -> Result:
+    """The same step in this process, of the whole batch."""
+    model = tlfx.align(Transformer())
+    result = steps.step(model, *steps.batch(seed))
+    return result | {"gradients": steps.gradients(model)}
+
+
+@pytest.fixture(scope="module")
+def whole() -> Result:
+    return alone()
+
+
+def assert_parts(found: list[dict[str, Result]], scene: str, whole: Result) -> None:
+    """Outputs and soft targets of the processes are the rows of the whole batch, bit for bit."""
+    for name in ("logits", "soft"):
+        assert torch.equal(torch.cat([process[scene][name] for process in found]), whole[name])
+
+
+def assert_gradients(gradients: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert list(gradients) == list(expected)
+    for name, gradient in expected.items():
+        assert gradient.abs().max() > 0, name
+        torch.testing.assert_close(gradients[name], gradient, **ROUNDING)
+
+
+@pytest.mark.parametrize(
+    "scene",
+    ["under_ddp", "at_root", "per_block", "per_block_before_aligning", "per_block_with_checkpoints"],
+)
+def test_a_step_is_that_of_one_process(found: list[dict[str, Result]], whole: Result, scene: str) -> None:
+    assert_parts(found, scene, whole)
+    for process in found:
+        assert_gradients(process[scene]["gradients"], whole["gradients"])
+
+
+def test_accumulated_gradients_under_ddp(found: list[dict[str, Result]], whole: Result) -> None:
+    assert_parts(found, "accumulating_under_ddp", whole)
+    before = alone(seed=2)["gradients"]
+    expected = {name: gradient + before[name] for name, gradient in whole["gradients"].items()}
+    for process in found:
+        assert_gradients(process["accumulating_under_ddp"]["gradients"], expected)
+
+
+@pytest.mark.parametrize("scene", ["per_block", "per_block_before_aligning", "per_block_with_checkpoints"])
+def test_blocks_are_freed_after_their_forward(found: list[dict[str, Result]], scene: str) -> None:
+    """Between forward and backward the parameters of blocks lie in parts, and those of the root whole."""
+    names = [name for name, _ in Transformer().named_parameters()]
+    for process in found:
+        assert process[scene]["sharded"] == [name for name in names if name.startswith("blocks")]
+        assert process["at_root"]["sharded"] == []
+
+
+def test_mixed_precision_of_fully_shard(found: list[dict[str, Result]], whole: Result) -> None:
+    for process in found:
+        result = process["in_mixed_precision"]
+        assert result["logits"].dtype == torch.bfloat16
+        assert torch.equal(result["logits"], result["plain"]["logits"])
+        assert_gradients(result["gradients"], result["plain"]["gradients"])
+        assert result["soft"].dtype == torch.float32
+    soft = torch.cat([process["in_mixed_precision"]["soft"] for process in found])
+    torch.testing.assert_close(soft, whole["soft"], rtol=0, atol=2e-2)
+    torch.testing.assert_close(soft.sum(1), torch.ones(len(soft)))
+
+
+def test_alignment_taken_away_below_fully_shard(found: list[dict[str, Result]], whole: Result) -> None:
+    for process in found:
+        result = process["unaligned_under_fully_shard"]
+        assert result["plain"] == ("FSDPTransformer", True, False)
+        assert torch.equal(result["logits"], whole["logits"])
+        assert torch.equal(result["again"], whole["logits"])
+        assert "def forward(self, images, mask):" in result["code"]
+
+
+def test_parameters_sharded_by_hand_are_refused(found: list[dict[str, Result]]) -> None:
+    for process in found:
+        assert process["sharded_by_hand"] == {
+            "kept": True,
+            "message": "the parameter blocks.0.qkv.weight is a DTensor that torch.distributed.fsdp.fully_shard does "
+            "not gather (tensor parallelism, or distributed by hand), so what reads it cannot be followed: align the "
+            "model with whole parameters, or shard it by fully_shard",
+        }

@@ -1,0 +1,384 @@
+"""Aligned models under what training scripts put around them: checkpoints, hooks, compilation, averages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from parallel.steps import Transformer, batch, step
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.checkpoint import checkpoint
+
+import tlfx
+from tlfx.aligned import alignment_of
+
+
+class Convolutions(nn.Module):
+    """Batch norms and dropout in two stages, which are checkpointed by themselves or not."""
+
+    def __init__(self, run: Callable[..., Tensor] | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stages = nn.ModuleList(self.stage(*size) for size in ((3, 8), (8, 8)))
+        self.head = nn.Linear(8, 5)
+        self.run = run
+
+    @staticmethod
+    def stage(width: int, out: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(width, out, 3, 2, 1), nn.BatchNorm2d(out), nn.ReLU(), nn.Dropout(0.2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for stage in self.stages:
+            x = self.run(stage, x) if self.run else stage(x)
+        return self.head(x.mean((2, 3)))
+
+
+def vit(**options: Any) -> nn.Module:
+    torch.manual_seed(0)
+    settings = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 5}
+    return VisionTransformer(**(settings | options))
+
+
+def checkpointing(model: nn.Module) -> nn.Module:
+    model.set_grad_checkpointing()
+    return model
+
+
+def plain_step(model: nn.Module, soft: Tensor) -> Tensor:
+    torch.manual_seed(3)
+    logits = model(batch()[0])
+    F.cross_entropy(logits, soft).backward()
+    return logits.detach()
+
+
+def assert_same_step(aligned: nn.Module, plain: nn.Module) -> Tensor:
+    """Logits and gradients of both with one seed are equal, bit for bit; the soft target comes back."""
+    torch.manual_seed(3)
+    result = step(aligned, *batch())
+    assert torch.equal(result["logits"], plain_step(plain, result["soft"]))
+    for (name, one), other in zip(aligned.named_parameters(), plain.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad), name
+    return result["soft"]
+
+
+def saved_bytes(model: nn.Module) -> int:
+    """Bytes of activations that an aligned step keeps for backward."""
+    kept: dict[int, int] = {}
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def pack(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    model(*batch())
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        outputs = model(*batch())
+    del outputs
+    return sum(kept.values())
+
+
+# gradient checkpointing
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints_of_torch(reentrant: bool) -> None:
+    """Batch norms count each batch once, as without checkpoints; the random state of dropout is kept."""
+    aligned, untouched = tlfx.align(Convolutions(partial(checkpoint, use_reentrant=reentrant))), Convolutions()
+    soft = assert_same_step(aligned, untouched)
+    assert torch.equal(soft, tlfx.align(deepcopy(untouched))(*batch())[1])
+    for (name, one), other in zip(aligned.named_buffers(), untouched.buffers(), strict=True):
+        assert torch.equal(one, other), name
+    assert aligned.stages[0][1].num_batches_tracked == 1
+
+
+def test_checkpoints_keep_their_options() -> None:
+    """Contexts, which selective checkpoints are made of, around the function and around its recomputation."""
+    entered: list[str] = []
+
+    @contextmanager
+    def noted(name: str) -> Iterator[None]:
+        entered.append(name)
+        yield
+
+    run = partial(checkpoint, use_reentrant=False, context_fn=lambda: (noted("forward"), noted("again")))
+    model = tlfx.align(Convolutions(run))
+    assert_same_step(model, Convolutions())
+    assert entered == ["forward", "forward", "again", "again"]
+    assert model.stages[1][1].num_batches_tracked == 1
+
+
+@pytest.mark.slow
+def test_checkpoints_of_hugging_face() -> None:
+    transformers = pytest.importorskip("transformers")
+    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.ViTConfig(image_size=16, patch_size=4, num_labels=5, **size)
+    torch.manual_seed(0)
+    plain = transformers.ViTForImageClassification(config).train()
+    aligned = tlfx.align(deepcopy(plain))
+    aligned.gradient_checkpointing_enable()
+    images, target = batch()
+    output, soft = aligned(images, target=target)
+    F.cross_entropy(output.logits, soft.logits).backward()
+    expected = plain(images).logits
+    F.cross_entropy(expected, soft.logits).backward()
+    assert torch.equal(output.logits, expected)
+    assert all(torch.equal(p.grad, q.grad) for p, q in zip(aligned.parameters(), plain.parameters(), strict=True))
+    assert str(alignment_of(aligned).latest.program.code).count("self.segment_") == 2
+
+
+def test_checkpoints_of_timm() -> None:
+    options = {"proj_drop_rate": 0.2, "drop_path_rate": 0.2}
+    plain, aligned = vit(**options), checkpointing(tlfx.align(vit(**options)))
+    soft = assert_same_step(aligned, checkpointing(deepcopy(plain)))
+    code = str(alignment_of(aligned).latest.program.code)
+    assert code.count("self.segment_") == 2
+    assert "layer_norm_1" not in code
+    torch.manual_seed(3)
+    torch.testing.assert_close(soft, tlfx.align(plain)(*batch())[1], rtol=0, atol=1e-6)
+
+
+def test_checkpoints_save_memory() -> None:
+    aligned = tlfx.align(vit())
+    without = saved_bytes(aligned)
+    aligned.set_grad_checkpointing()
+    assert 0 < saved_bytes(aligned) < 0.25 * without
+
+
+def test_checkpoints_under_autocast() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_same_step(checkpointing(tlfx.align(vit())), checkpointing(vit()))
+
+
+def test_a_graph_without_regions_is_one_piece() -> None:
+    aligned = tlfx.align(Transformer())
+    aligned(*batch())
+    plan = alignment_of(aligned).latest
+    assert plan.program is plan.graph_module
+
+
+def test_labels_are_recorded_inside_checkpoints() -> None:
+    found = []
+    for checkpointed in (False, True):
+        model = tlfx.align(Transformer(checkpointed))
+        with tlfx.record(model, at="blocks.*") as labels:
+            model(*batch())
+        found.append(labels)
+    assert list(found[0]) == list(found[1])
+    for name, label in found[0].items():
+        torch.testing.assert_close(label, found[1][name], rtol=0, atol=1e-6)
+
+
+# hooks
+
+
+def test_hooks_that_look_on_fire_at_every_call() -> None:
+    """With the tensors that the plain model shows them, in order, and under no_grad too."""
+    seen: dict[str, list[Tensor]] = {"aligned": [], "plain": []}
+    models = {"aligned": tlfx.align(Transformer(), example=batch()[0]), "plain": Transformer()}
+    for kind, model in models.items():
+        block, note = model.blocks[0], seen[kind].append
+        block.register_forward_pre_hook(lambda module, args, note=note: note(args[0].detach().clone()))
+        block.mlp.register_forward_hook(lambda module, args, output, note=note: note(output.detach().mean()))
+        block.register_forward_hook(lambda module, args, output, note=note: note(output.detach().clone()))
+    alignment_of(models["aligned"]).plan(models["aligned"], (batch()[0],), {})
+    seen["aligned"].clear()
+    for _ in range(2):
+        assert_same_step(models["aligned"], models["plain"])
+    assert len(seen["plain"]) == 6
+    for one, other in zip(seen["aligned"], seen["plain"], strict=True):
+        assert torch.equal(one, other)
+
+
+def test_backward_hooks_inside() -> None:
+    seen: dict[str, list[Tensor]] = {"aligned": [], "plain": []}
+    models = {"aligned": tlfx.align(Transformer()), "plain": Transformer()}
+    for kind, model in models.items():
+        note = seen[kind].append
+        model.blocks[1].register_full_backward_hook(lambda m, before, after, note=note: note(before[0].clone()))
+        model.blocks[0].qkv.register_full_backward_pre_hook(lambda m, after, note=note: note(after[0].clone()))
+    assert_same_step(models["aligned"], models["plain"])
+    assert len(seen["plain"]) == 2
+    assert all(map(torch.equal, seen["aligned"], seen["plain"]))
+
+
+def test_a_hook_that_changes_values_is_computed_and_labels_follow() -> None:
+    """Beside one that looks on, and one that writes to what it is given; each has its effect once."""
+
+    def moved(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return output.flip(1)
+
+    def written(module: nn.Module, args: tuple[Tensor]) -> None:
+        args[0].mul_(2.0)
+
+    class Flipped(Transformer):
+        def forward(self, images: Tensor) -> Tensor:
+            x = self.patches(images).flatten(2).transpose(1, 2)
+            x = torch.cat((self.token.expand(x.shape[0], -1, -1), x), 1)
+            x = self.blocks[1](self.blocks[0](x).flip(1) * 2.0)
+            return self.head(x[:, 0])
+
+    seen: list[Tensor] = []
+    model = Transformer()
+    model.blocks[0].register_forward_hook(moved)
+    model.blocks[0].register_forward_hook(lambda module, args, output: seen.append(output.detach().clone()))
+    model.blocks[1].register_forward_pre_hook(written)
+    plain = deepcopy(model)
+    soft = assert_same_step(tlfx.align(model), plain)
+    assert torch.equal(soft, step(tlfx.align(Flipped()), *batch())["soft"])
+    assert not torch.equal(soft, step(tlfx.align(Transformer()), *batch())["soft"])
+    assert torch.equal(seen[-1], seen[-2])
+
+
+def test_a_hook_that_counts_counts_once() -> None:
+    model = tlfx.align(Transformer())
+    model.blocks[0].register_buffer("count", torch.zeros(()))
+
+    def counting(module: nn.Module, args: Any, output: Tensor) -> None:
+        module.count += 1
+
+    model.blocks[0].register_forward_hook(counting)
+    for _ in range(3):
+        model(*batch())
+    assert model.blocks[0].count == 3
+
+
+def test_hooks_see_outputs_that_nothing_reads() -> None:
+    class Attention(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            weights = (x @ x.mT).softmax(-1)
+            return weights @ x, weights.mean(1)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = Attention()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.attention(x.flatten(2).mT)[0].mean(1)
+
+    seen: list[Tensor] = []
+    model = tlfx.align(Model())
+    model.attention.register_forward_hook(lambda module, args, output: seen.append(output[1]))
+    images, target = batch()
+    model(images, target)
+    tokens = images.flatten(2).mT
+    assert torch.equal(seen[-1], (tokens @ tokens.mT).softmax(-1).mean(1))
+
+
+def test_a_hook_that_writes_through_a_view_is_computed() -> None:
+    def written(module: nn.Module, args: tuple[Tensor]) -> None:
+        args[0][:, 2:] = args[0][:, 1:2].clone()
+
+    model, plain = Transformer(), Transformer()
+    before = step(tlfx.align(Transformer()), *batch())["soft"]
+    for one in (model, plain):
+        one.blocks[1].register_forward_pre_hook(written)
+    assert (assert_same_step(tlfx.align(model), plain) - before).abs().max() > 1e-4
+
+
+def test_hooks_that_read_values_look_on_or_are_refused() -> None:
+    seen: list[float] = []
+    model = Transformer()
+    handle = model.blocks[0].register_forward_hook(lambda module, args, output: seen.append(float(output.mean())))
+    plain = deepcopy(model)
+    handle = (
+        tlfx.align(model)
+        .blocks[0]
+        .register_forward_hook(lambda module, args, output: output * 2 if float(output.mean()) < 9 else None)
+    )
+    with pytest.raises(tlfx.TlfxError, match=r"(?s)a hook of Block changes .* cannot be captured .* labels cannot fol"):
+        model(*batch())
+    handle.remove()
+    handle = model.blocks[1].register_forward_pre_hook(lambda module, args: float(args[0].mul_(2).mean()) and None)
+    with pytest.raises(tlfx.TlfxError, match=r"(?s)a hook of Block changes what the module computes.*\.item\(\)"):
+        model(*batch())
+    handle.remove()
+    seen.clear()
+    assert_same_step(model, plain)
+    assert len(seen) == 2
+    assert seen[0] == seen[1]
+
+
+# compilation
+
+
+@pytest.mark.parametrize("checkpointed", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_compiled_without_a_graph_break(checkpointed: bool) -> None:
+    torch.compiler.reset()
+    model, plain = tlfx.align(Transformer(checkpointed), example=batch()[0]), Transformer(checkpointed)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.manual_seed(3)
+    result = step(compiled, *batch())
+    assert torch.equal(result["logits"], plain_step(plain, result["soft"]))
+    assert all(torch.equal(p.grad, q.grad) for p, q in zip(model.parameters(), plain.parameters(), strict=True))
+    torch.testing.assert_close(result["soft"], model(*batch())[1], rtol=0, atol=1e-6)
+    with torch.no_grad():
+        for parameters in (model.parameters(), plain.parameters()):
+            next(iter(parameters)).mul_(2.0)
+    assert torch.equal(compiled(*batch())[0], plain(batch()[0]))
+
+
+@pytest.mark.slow
+def test_compiled_before_the_first_capture_and_in_another_mode() -> None:
+    """Each capture breaks the graph once; what was compiled for another mode is not used."""
+    torch.compiler.reset()
+    model, plain = tlfx.align(Convolutions()), Convolutions()
+    compiled = torch.compile(model, backend="aot_eager")
+    for training in (True, False, True):
+        model.train(training), plain.train(training)
+        torch.manual_seed(3)
+        logits = compiled(*batch())[0]
+        torch.manual_seed(3)
+        torch.testing.assert_close(logits, plain(batch()[0]))
+    torch.compiler.reset()
+    model.eval(), plain.eval()
+    torch.compile(model, backend="aot_eager", fullgraph=True)(*batch())
+
+
+@pytest.mark.slow
+def test_compiled_with_hooks() -> None:
+    """With a break at each block that has one."""
+    torch.compiler.reset()
+    seen: list[Tensor] = []
+    model, plain = tlfx.align(Transformer()), Transformer()
+    model.blocks[1].register_forward_hook(lambda module, args, output: seen.append(output.detach().clone()))
+    compiled = torch.compile(model, backend="eager")
+    compiled(*batch())
+    for _ in range(3):
+        seen.clear()
+        result = step(compiled, *batch())
+        assert torch.equal(result["logits"], plain_step(plain, result["soft"]))
+        assert len(seen) == 1
+    assert all(torch.equal(p.grad, q.grad) for p, q in zip(model.parameters(), plain.parameters(), strict=True))
+
+
+# averages and evaluation
+
+
+def test_averaged_model_of_torch() -> None:
+    model = tlfx.align(Transformer(), example=batch()[0])
+    averaged = AveragedModel(model, multi_avg_fn=None, use_buffers=True)
+    for value in (0.0, 0.1):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += value
+        averaged.update_parameters(model)
+    plain = Transformer()
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter += 0.05
+    with torch.inference_mode():
+        logits, soft = averaged(*batch())
+        torch.testing.assert_close(logits, plain(batch()[0]))
+        assert torch.equal(averaged(batch()[0]), logits)
+        torch.testing.assert_close(soft, tlfx.align(plain)(*batch())[1], rtol=0, atol=1e-5)

@@ -71,7 +71,8 @@ def _module_key(module: nn.Module) -> Hashable:
     """What a module's forward depends on: its class, mode, hooks, numbers, names, flags and parts, and the types of its
     tensors."""
     held = vars(module)
-    kinds, settings, tuples = _layout(tuple(held), tuple(map(type, held.values())))
+    layout = _layout.__wrapped__ if torch.compiler.is_compiling() else _layout  # dynamo warns of caches
+    kinds, settings, tuples = layout(tuple(held), tuple(map(type, held.values())))
     own = (*module._parameters.values(), *module._buffers.values())
     return (
         type(module),

@@ -76,6 +76,7 @@ class Run:
             self.trainer.load(content)
             self.epoch, self.batches.done = content["progress"]["epoch"], content["progress"]["update"]
             self.best = content["progress"]["best"]
+        processes.wait()  # until all have found that the folder may be written
         self.logs = open_logs(options, self.epoch, self.done) if processes.primary else None
 
     @property
@@ -223,7 +224,10 @@ def make_trainer(model: nn.Module, options: Namespace, processes: Processes, upd
         if ema is not None:
             shard(ema.module)
     bare = align(model, options)
-    optimizer = create_optimizer_v2(bare, **optimizer_kwargs(cfg=options))
+    try:
+        optimizer = create_optimizer_v2(bare, **optimizer_kwargs(cfg=options))
+    except (AssertionError, TypeError, ValueError) as error:
+        raise RunError(f"--opt {options.opt}: timm cannot make this optimiser: {error}") from error
     scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(options), updates_per_epoch=updates)
     called: Any = torch.compile(bare, backend=options.torchcompile) if options.torchcompile else bare
     if not options.fsdp:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -93,8 +94,11 @@ def find(resume: str | None, folder: Path) -> Path | None:
 def read(file: Path) -> dict[str, Any]:
     """The content of a checkpoint. RunError if it is damaged, or not one of these."""
     try:
+        with zipfile.ZipFile(file) as archive:  # torch writes checksums, and does not read them
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, pickle.UnpicklingError) as error:
+    except (zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError, OSError, pickle.UnpicklingError) as error:
         raise RunError(
             f"--resume {file}: the checkpoint is damaged or no checkpoint ({_first_line(error)}); the other one of "
             f"{LAST} and {BEST} may be whole"

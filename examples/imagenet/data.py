@@ -88,6 +88,7 @@ auto_augment.NAME_TO_OP.update(dict.fromkeys(("Posterize", "PosterizeOriginal", 
 
 def make_transforms(options: Namespace, config: dict[str, Any]) -> tuple[Any, Any]:
     """Transforms for training and for validation, as timm makes them."""
+    check_policy(options.aa)
     common = {"input_size": config["input_size"], "mean": config["mean"], "std": config["std"]}
     train = create_transform(
         **common,
@@ -106,6 +107,18 @@ def make_transforms(options: Namespace, config: dict[str, Any]) -> tuple[Any, An
     )
     interpolation, crop = config["interpolation"], config["crop_pct"]
     return train, create_transform(**common, interpolation=interpolation, crop_pct=crop, crop_mode=config["crop_mode"])
+
+
+def check_policy(policy: str | None) -> None:
+    """RunError unless timm knows a policy of auto-augmentation."""
+    if policy is None:
+        return
+    try:
+        create_transform(32, is_training=True, auto_augment=policy)
+    except (AssertionError, KeyError, ValueError) as error:
+        raise RunError(
+            f"--aa {policy}: timm knows no such policy ({error}); expected such as rand-m9-mstd0.5-inc1"
+        ) from error
 
 
 def train_loader(splits: Splits, batches: Batches, options: Namespace, device: torch.device) -> DataLoader[Any]:

@@ -40,6 +40,11 @@ class Processes:
             dist.all_reduce(total)
         return total
 
+    def wait(self) -> None:
+        """Go on when all processes are here."""
+        if self.world > 1:
+            dist.barrier()
+
     def data_parallel(self, model: nn.Module) -> nn.Module:
         """The model as it is for one process, else in DistributedDataParallel."""
         if self.world == 1:
@@ -60,7 +65,7 @@ def start(device: str) -> Processes:
 def blocks_of(model: nn.Module) -> list[nn.Module]:
     """The repeated blocks of a model: members of its innermost lists of modules of one class, outermost first.
 
-    >>> block = nn.TransformerEncoderLayer(8, 2)
+    >>> block = nn.TransformerEncoderLayer(8, 2, batch_first=True)
     >>> len(blocks_of(nn.Sequential(nn.Linear(8, 8), nn.TransformerEncoder(block, num_layers=3))))
     3
     """

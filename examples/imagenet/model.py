@@ -76,6 +76,8 @@ def align(model: nn.Module, options: Namespace) -> nn.Module:
 
 def load_weights(model: nn.Module, file: Path, reset_classifier: bool) -> None:
     """Begin with the weights of a checkpoint, but for a new classifier. RunError if they are of another model."""
+    if not file.is_file():
+        raise RunError(f"--initial-checkpoint: there is no file {file}")
     try:
         weights = load_state_dict(str(file), use_ema=True)
     except Exception as error:  # many kinds, by what is wrong with the file

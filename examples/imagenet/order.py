@@ -30,7 +30,7 @@ class Draws(IntEnum):
 class Sample(NamedTuple):
     """An image to load: its number in the data set, and its place in the run, which its augmentation is drawn by."""
 
-    index: int
+    image: int
     epoch: int
     position: int
 
@@ -111,4 +111,4 @@ class Reproducible(Dataset[Any]):
 
     def __getitem__(self, sample: Sample) -> Any:
         seed_generators(seed_for(self.seed, Draws.SAMPLE, sample.epoch, sample.position))
-        return self.dataset[sample.index]
+        return self.dataset[sample.image]

@@ -58,7 +58,7 @@ def test_processes_share_the_batches_of_one(
     flat = [sample for batch in alone for sample in batch]
     assert len(flat) == images // (size * processes * steps) * size * processes * steps
     assert sorted(sample.position for sample in flat) == list(range(len(flat)))
-    counts = np.bincount([sample.index for sample in flat], minlength=images)
+    counts = np.bincount([sample.image for sample in flat], minlength=images)
     assert counts.max(initial=0) <= repeats
     assert len(counts) == images
 
@@ -70,7 +70,7 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0)):
         batches = Batches(64, 8, 1, seed=seed)
         batches.epoch = epoch
-        orders.append(tuple(sample.index for batch in batches for sample in batch))
+        orders.append(tuple(sample.image for batch in batches for sample in batch))
     assert len(set(orders)) == 3
     assert orders[0] == orders[3]
 

@@ -150,6 +150,9 @@ def test_settings_that_no_run_can_begin_with(
         ),
         (["--batch-size", "32"], "16 images are fewer than one update takes: --batch-size 32 in 1 batches"),
         (["--num-classes", "3"], "--num-classes 3: the data has 4 classes"),
+        (["--opt", "adamww"], "--opt adamww: timm cannot make this optimiser: Optimizer adamww not found in registry"),
+        (["--aa", "best"], "--aa best: timm knows no such policy (Unknown AA policy best); expected such as rand-m9"),
+        (["--aa", "rand-x9"], "--aa rand-x9: timm knows no such policy (Unknown RandAugment config section); expected"),
         (["--fsdp"], "--fsdp shards a model over processes: start them with torchrun --nproc-per-node 2 or more"),
         (["--device", "cuda"], "--device cuda: torch finds no CUDA device here"),
         (
@@ -306,7 +309,7 @@ def test_weights_to_begin_with(data: Path, finished: Path, tmp_path: Path) -> No
     file.write_bytes(b"no weights")
     refused(f"--initial-checkpoint {file} cannot be read: ", data, run, *initial)
     refused(
-        f"--initial-checkpoint {tmp_path}/none.pth cannot be read: FileNotFoundError",
+        f"--initial-checkpoint: there is no file {tmp_path}/none.pth",
         data,
         run,
         "--initial-checkpoint",

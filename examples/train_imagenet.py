@@ -5,8 +5,9 @@
     python examples/train_imagenet.py --config runs/deit_s/args.yaml --resume       # go on after an interruption
 
 Flags are timm's, with --no-align for plain CutMix targets. The folder --output holds the settings (args.yaml), tables
-(train.csv, summary.csv), and checkpoints that timm reads too (last.pth.tar, model_best.pth.tar). A resumed run ends in
-the same weights, bit for bit, as one that was never interrupted; on a GPU with --deterministic.
+(train.csv, summary.csv; label_gap is half the L1 distance of targets from those by area), and checkpoints that timm
+reads too (last.pth.tar, model_best.pth.tar). A resumed run ends in the same weights, bit for bit, as one that was never
+interrupted; on a GPU with --deterministic.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from imagenet import checkpoint
 from imagenet.config import check_settings, settings_of, write_config
 from imagenet.data import Splits, make_transforms, open_splits, train_loader, val_loader
 from imagenet.distributed import Processes, shard, start
-from imagenet.engine import Trainer
+from imagenet.engine import Trainer, autocast
 from imagenet.errors import RunError
 from imagenet.evaluation import evaluate
 from imagenet.logs import Logs, show_progress
@@ -52,32 +53,28 @@ class Run:
         splits = open_splits(options)
         choose_classes(options, splits, content)
         model, config = build_model(options, options.num_classes)
-        if options.initial_checkpoint and content is None:
-            load_weights(model, Path(options.initial_checkpoint), options.reset_classifier)
         self.splits = splits.transformed(*make_transforms(options, config))
-        self.batches = Batches(
-            len(splits.train),
-            options.batch_size,
-            options.grad_accum_steps * processes.world,
-            seed=options.seed,
-            rank=processes.rank,
-            processes=processes.world,
-            repeats=options.aug_repeats,
-        )
-        check_size(self.batches, options)
+        self.batches = make_batches(len(splits.train), options, processes)
         choose_learning_rate(options, options.batch_size * self.batches.batches)
         self.settings = settings_of(options, processes.world, self.batches.updates)
         if content is not None:
-            check_resumed(model, content, self.settings, f"--resume {found}")
-        self.trainer, self.epochs = make_trainer(model, options, processes, self.batches.updates)
+            check_settings(content["settings"], self.settings)
+            check_weights(model, content["state_dict"], f"--resume {found}")
+        elif options.initial_checkpoint:
+            load_weights(model, Path(options.initial_checkpoint), options.reset_classifier)
+        self.trainer, self.epochs = make_trainer(model, config["input_size"], options, processes, self.batches.updates)
         self.epoch = 0  # the present one
         self.best: dict[str, Any] = {"top1": -math.inf, "epoch": None}
         if content is not None:
-            self.trainer.load(content)
-            self.epoch, self.batches.done = content["progress"]["epoch"], content["progress"]["update"]
-            self.best = content["progress"]["best"]
+            self._go_on(content)
         processes.wait()  # until all have found that the folder may be written
-        self.logs = open_logs(options, self.epoch, self.done) if processes.primary else None
+        self.logs = open_logs(self) if processes.primary else None
+
+    def _go_on(self, content: dict[str, Any]) -> None:
+        """Be where a checkpoint was written."""
+        self.trainer.load(content)
+        progress = content["progress"]
+        self.epoch, self.batches.done, self.best = progress["epoch"], progress["update"], progress["best"]
 
     @property
     def done(self) -> int:
@@ -88,6 +85,8 @@ class Run:
         """Train from where the run stands to its end."""
         loader = train_loader(self.splits, self.batches, self.options, self.processes.device)
         loader_val = val_loader(self.splits, self.processes, self.options)
+        if self.processes.primary and self.epoch >= self.epochs:
+            console.print(f"{self.folder}: all {self.epochs} epochs are done")
         while self.epoch < self.epochs:
             self._train_epoch(loader, console)
             figures = self._evaluate(loader_val)
@@ -126,7 +125,7 @@ class Run:
 
     def _figures(self) -> dict[str, float]:
         """Of the present epoch. RunError if the loss is no number, before anything good is written over."""
-        figures = self.trainer.meter.figures(self.processes)
+        figures = self.trainer.meter.figures()
         if not math.isfinite(figures["train_loss"]):
             raise RunError(
                 f"the loss is {figures['train_loss']} at update {self.done}; checkpoints are left as they were before. "
@@ -193,23 +192,47 @@ def choose_classes(options: Namespace, splits: Splits, content: dict[str, Any] |
         )
 
 
-def check_size(batches: Batches, options: Namespace) -> None:
-    """RunError if the data does not fill one update."""
+def make_batches(images: int, options: Namespace, processes: Processes) -> Batches:
+    """The batches of this process. RunError if the images do not fill one update."""
+    count = options.grad_accum_steps * processes.world
+    batches = Batches(
+        images,
+        options.batch_size,
+        count,
+        seed=options.seed,
+        rank=processes.rank,
+        processes=processes.world,
+        repeats=options.aug_repeats,
+    )
     if batches.updates == 0:
         raise RunError(
-            f"{batches.images} images are fewer than one update takes: --batch-size {options.batch_size} in "
-            f"{batches.batches} batches, over processes and --grad-accum-steps"
+            f"{images} images are fewer than one update takes: --batch-size {options.batch_size} in {count} batches, "
+            "over processes and --grad-accum-steps"
         )
+    return batches
 
 
-def check_resumed(model: nn.Module, content: dict[str, Any], settings: dict[str, Any], source: str) -> None:
-    """RunError if a checkpoint is of another run or model."""
-    check_settings(content["settings"], settings)
-    check_weights(model, content["state_dict"], source)
+def make_trainer(
+    model: nn.Module, size: tuple[int, int, int], options: Namespace, processes: Processes, updates: int
+) -> tuple[Trainer, int]:
+    """The model with what trains it, and the number of epochs. size: of an image (C, H, W)."""
+    bare, ema = place(model, options, processes)
+    try:
+        optimizer = create_optimizer_v2(bare, **optimizer_kwargs(cfg=options))
+    except (AssertionError, TypeError, ValueError) as error:
+        raise RunError(f"--opt {options.opt}: timm cannot make this optimiser: {error}") from error
+    scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(options), updates_per_epoch=updates)
+    called = compile_model(bare, size, options, processes.device) if options.torchcompile else bare
+    if not options.fsdp:
+        called = processes.data_parallel(called)
+    trainer = Trainer(called, bare, ema, optimizer, scheduler, make_mixer(options), options, processes)
+    return trainer, epochs
 
 
-def make_trainer(model: nn.Module, options: Namespace, processes: Processes, updates: int) -> tuple[Trainer, int]:
-    """The model, placed, shared among processes and aligned, with what trains it; and the number of epochs."""
+def place(model: nn.Module, options: Namespace, processes: Processes) -> tuple[nn.Module, ModelEmaV3 | None]:
+    """The model on its device, sharded and aligned as options say, and its moving average, which needs no alignment."""
+    if options.fsdp and not dist.is_initialized():
+        raise RunError("--fsdp shards a model over processes: start them with torchrun --nproc-per-node 2 or more")
     model = model.to(processes.device)
     if options.channels_last:
         model = model.to(memory_format=torch.channels_last)
@@ -218,22 +241,20 @@ def make_trainer(model: nn.Module, options: Namespace, processes: Processes, upd
         decay, warmup = options.model_ema_decay, options.model_ema_warmup
         ema = ModelEmaV3(model, decay=decay, use_warmup=warmup, foreach=not options.fsdp)
     if options.fsdp:
-        if not dist.is_initialized():
-            raise RunError("--fsdp shards a model over processes: start them with torchrun --nproc-per-node 2 or more")
-        shard(model)
-        if ema is not None:
-            shard(ema.module)
-    bare = align(model, options)
-    try:
-        optimizer = create_optimizer_v2(bare, **optimizer_kwargs(cfg=options))
-    except (AssertionError, TypeError, ValueError) as error:
-        raise RunError(f"--opt {options.opt}: timm cannot make this optimiser: {error}") from error
-    scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(options), updates_per_epoch=updates)
-    called: Any = torch.compile(bare, backend=options.torchcompile) if options.torchcompile else bare
-    if not options.fsdp:
-        called = processes.data_parallel(called)
-    trainer = Trainer(called, bare, ema, optimizer, scheduler, make_mixer(options), options, processes)
-    return trainer, epochs
+        for whole in [model] if ema is None else [model, ema.module]:
+            shard(whole)
+    return align(model, options), ema
+
+
+def compile_model(model: nn.Module, size: tuple[int, int, int], options: Namespace, device: torch.device) -> nn.Module:
+    """The model, captured as it is called in training, so that no capture breaks the compiled graph, and compiled."""
+    images = torch.zeros(2, *size, device=device)
+    if options.channels_last:
+        images = images.to(memory_format=torch.channels_last)
+    with autocast(options, device):
+        align(model.train(), options, images)
+    compiled: Any = torch.compile(model, backend=options.torchcompile)
+    return compiled  # type: ignore[no-any-return]
 
 
 def choose_learning_rate(options: Namespace, images: int) -> None:
@@ -259,13 +280,11 @@ def make_mixer(options: Namespace) -> Mixup | None:
     )
 
 
-def open_logs(options: Namespace, epoch: int, done: int) -> Logs:
-    """The folder of the run, its settings and logs."""
-    folder = Path(options.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    logs = Logs(options, epoch, done)
-    if not (folder / "args.yaml").exists():
-        write_config(options, folder / "args.yaml")
+def open_logs(run: Run) -> Logs:
+    """The folder of a run, its settings and logs."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    logs = Logs(run.options, run.epoch, run.done)
+    write_config(run.options, run.folder / "args.yaml")
     return logs
 
 

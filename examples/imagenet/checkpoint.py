@@ -22,10 +22,13 @@ NEEDED = frozenset(("arch", "state_dict", "optimizer", "progress", "settings"))
 
 
 def write(content: dict[str, Any], folder: Path, best: bool) -> None:
-    """Put a checkpoint in the place of the last one, and of the best one too."""
-    write_whole(folder / LAST, lambda file: torch.save(content, file))
-    if best:
-        _link(folder / LAST, folder / BEST)
+    """Put a checkpoint in the place of the last one, and of the best one too. RunError if it cannot be written."""
+    try:
+        write_whole(folder / LAST, lambda file: torch.save(content, file))
+        if best:
+            _link(folder / LAST, folder / BEST)
+    except (OSError, RuntimeError) as error:  # torch's own, around that of the system
+        raise RunError(f"no checkpoint can be written to {folder}: {error}; the last one there is whole") from error
 
 
 def _link(path: Path, name: Path) -> None:
@@ -72,7 +75,7 @@ def find(resume: str | None, folder: Path) -> Path | None:
     Also if nothing is to be resumed and the folder holds a run already.
     """
     last = folder / LAST
-    held = [name for name in (LAST, "args.yaml", "summary.csv") if (folder / name).exists()]
+    held = [name for name in (LAST, "train.csv", "summary.csv") if (folder / name).exists()]
     if resume is None:
         if held:
             raise RunError(

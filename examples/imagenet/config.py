@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from argparse import Action, ArgumentParser, BooleanOptionalAction, Namespace
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from imagenet.checkpoint import write_whole
 from imagenet.errors import RunError
 
 __all__ = ["check_settings", "read_config", "settings_of", "write_config"]
@@ -77,13 +79,19 @@ def _of_kind(value: Any, kind: type, expected: str) -> Any:
 def write_config(options: Namespace, file: Path) -> None:
     """The options of a run, in a file that `--config` reads."""
     kept = {key: value for key, value in vars(options).items() if value is not None and key not in ("config", "resume")}
-    file.write_text(yaml.safe_dump(kept, sort_keys=False))
+    write_whole(file, lambda raw: raw.write(yaml.safe_dump(_plain(kept), sort_keys=False).encode()))
 
 
 def settings_of(options: Namespace, world: int, updates: int) -> dict[str, Any]:
     """What the weights of a run follow from: its options, how many processes it has, and updates in an epoch."""
     kept = {key: value for key, value in vars(options).items() if key not in FREE}
-    return {**kept, "processes": world, "updates_per_epoch": updates}
+    return {**_plain(kept), "processes": world, "updates_per_epoch": updates}
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Values as files hold them: lists in place of tuples."""
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain
 
 
 def check_settings(begun: dict[str, Any], now: dict[str, Any]) -> None:

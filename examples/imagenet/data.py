@@ -18,7 +18,7 @@ from imagenet.errors import RunError
 from imagenet.folders import check_same_classes, open_split
 from imagenet.order import Batches, Reproducible
 
-__all__ = ["DATASETS", "Splits", "open_splits", "train_loader", "val_loader"]
+__all__ = ["DATASETS", "Splits", "make_transforms", "open_splits", "train_loader", "val_loader"]
 
 
 class Splits(NamedTuple):
@@ -88,7 +88,7 @@ auto_augment.NAME_TO_OP.update(dict.fromkeys(("Posterize", "PosterizeOriginal", 
 
 def make_transforms(options: Namespace, config: dict[str, Any]) -> tuple[Any, Any]:
     """Transforms for training and for validation, as timm makes them."""
-    check_policy(options.aa)
+    _check_policy(options.aa)
     common = {"input_size": config["input_size"], "mean": config["mean"], "std": config["std"]}
     train = create_transform(
         **common,
@@ -109,7 +109,7 @@ def make_transforms(options: Namespace, config: dict[str, Any]) -> tuple[Any, An
     return train, create_transform(**common, interpolation=interpolation, crop_pct=crop, crop_mode=config["crop_mode"])
 
 
-def check_policy(policy: str | None) -> None:
+def _check_policy(policy: str | None) -> None:
     """RunError unless timm knows a policy of auto-augmentation."""
     if policy is None:
         return

@@ -33,6 +33,11 @@ class Processes:
         """Whether this is the one that writes and shows."""
         return self.rank == 0
 
+    def zeros(self, count: int) -> Tensor:
+        """For sums: float64 (count,) on the device, or float32 where it has no such."""
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        return torch.zeros(count, dtype=dtype, device=self.device)
+
     def sum(self, values: Tensor) -> Tensor:
         """Values of all processes, added up in a new tensor."""
         total = values.clone()

@@ -15,14 +15,15 @@ from imagenet.distributed import Processes, last_step, load_state, load_states, 
 from imagenet.order import Draws, seed_for, seed_generators
 from tlfx.mix import Mixup
 
-__all__ = ["Meter", "Trainer"]
+__all__ = ["Meter", "Trainer", "autocast"]
 
 
 class Meter:
     """Means over the present epoch: of the loss, and of half the L1 distance of targets from those by area."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, distance, steps
+    def __init__(self, processes: Processes) -> None:
+        self.processes = processes
+        self.sums = processes.zeros(3)  # loss, distance, steps
 
     def reset(self) -> None:
         """Begin an epoch."""
@@ -31,12 +32,17 @@ class Meter:
     @torch.no_grad()
     def update(self, loss: Tensor, gap: Tensor) -> None:
         """Take in the means of one step."""
-        self.sums += torch.stack((loss.double(), gap.double(), gap.new_ones((), dtype=torch.float64)))
+        self.sums += torch.stack((loss, gap, torch.ones_like(gap))).to(self.sums)
 
-    def figures(self, processes: Processes) -> dict[str, float]:
+    def figures(self) -> dict[str, float]:
         """Over all processes, which must call it together."""
-        loss, gap, steps = processes.sum(self.sums).tolist()
+        loss, gap, steps = self.processes.sum(self.sums).tolist()
         return {"train_loss": loss / steps, "label_gap": gap / steps}
+
+
+def autocast(options: Namespace, device: torch.device) -> torch.autocast:
+    """Mixed precision where options ask for it."""
+    return torch.autocast(device.type, getattr(torch, options.amp_dtype), enabled=options.amp)
 
 
 class Trainer:
@@ -62,7 +68,7 @@ class Trainer:
         self.options, self.processes, self.device = options, processes, processes.device
         scaled = options.amp and options.amp_dtype == "float16"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
-        self.meter = Meter(self.device)
+        self.meter = Meter(processes)
 
     def update(self, batches: Sequence[tuple[Tensor, Tensor]], numbers: Sequence[int], epoch: int, done: int) -> None:
         """Descend the mean loss of an update: this process's batches, by their numbers in it.
@@ -87,8 +93,8 @@ class Trainer:
             self.scheduler.step_update(done)
 
     def autocast(self) -> torch.autocast:
-        """Mixed precision where options ask for it."""
-        return torch.autocast(self.device.type, getattr(torch, self.options.amp_dtype), enabled=self.options.amp)
+        """As :func:`autocast`, on the model's device."""
+        return autocast(self.options, self.device)
 
     def _placed(self, images: Tensor) -> Tensor:
         layout = torch.channels_last if self.options.channels_last else torch.contiguous_format

@@ -31,7 +31,7 @@ def evaluate(
     counted. Each image counts once, however many processes there are. Images and weights may be in any memory layout.
     """
     model.eval()
-    totals = torch.zeros(4, dtype=torch.float64, device=processes.device)  # loss, top-1, top-5, count
+    totals = processes.zeros(4)  # loss, top-1, top-5, count
     seen = 0
     for batch, labels in loader:
         batch, labels = batch.to(processes.device), labels.to(processes.device)
@@ -42,6 +42,6 @@ def evaluate(
         logits, labels = logits[numbers < images], labels[numbers < images]
         if len(labels):
             figures = [F.cross_entropy(logits, labels), *accuracy(logits, labels, topk=(1, 5))]
-            totals += torch.stack([x.double() * len(labels) for x in figures] + [totals.new_tensor(len(labels))])
+            totals += torch.stack([*figures, torch.ones_like(figures[0])]).to(totals) * len(labels)
     loss, top1, top5, count = processes.sum(totals).tolist()
     return {"loss": loss / count, "top1": top1 / count, "top5": top5 / count}

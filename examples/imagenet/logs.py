@@ -27,8 +27,9 @@ class Table:
     def __init__(self, file: Path, key: str, last: int) -> None:
         self.file = file
         if file.exists():
-            with file.open(newline="") as text:
-                kept = [row for row in csv.DictReader(text) if int(row[key]) <= last]
+            lines = file.read_text().splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]  # a kill may leave a part of the last one
+            kept = [row for row in csv.DictReader(whole) if int(row[key]) <= last]
             write_whole(file, lambda raw: raw.write(_lines(kept, header=True).encode()))
 
     def add(self, row: Mapping[str, Any]) -> None:

@@ -66,12 +66,12 @@ def _checkpoint_gradients(model: nn.Module, name: str) -> None:
     switch(True)
 
 
-def align(model: nn.Module, options: Namespace) -> nn.Module:
-    """The model, aligned in place where options say so."""
+def align(model: nn.Module, options: Namespace, example: Tensor | None = None) -> nn.Module:
+    """The model, aligned in place where options say so; captured at once for images like those of an example."""
     if not options.align:
         return model
     layers = options.align_layers and [int(x) if x.lstrip("-").isdigit() else x for x in options.align_layers]
-    return tlfx.align(model, layers=layers)
+    return tlfx.align(model, layers=layers, example=example)
 
 
 def load_weights(model: nn.Module, file: Path, reset_classifier: bool) -> None:

@@ -61,7 +61,7 @@ def _model(parser: ArgumentParser) -> None:
     add("--model-kwargs", nargs="*", default={}, action=ParseKwargs, metavar="KEY=VALUE", help="for the model")
     add("--num-classes", type=int, metavar="N", help="of the classifier (default: those of the data)")
     add("--img-size", type=int, metavar="N", help="height and width of images (default: the model's own)")
-    add("--initial-checkpoint", metavar="FILE", help="weights to begin with")
+    add("--initial-checkpoint", metavar="FILE", help="weights to begin with, or their moving average")
     add("--reset-classifier", action="store_true", help="but for the classifier, which begins anew")
     add("--drop", type=float, metavar="P", help="dropout rate (default: the model's own)")
     add("--drop-path", type=float, metavar="P", help="drop path rate (default: the model's own)")
@@ -166,10 +166,13 @@ def _run(parser: ArgumentParser) -> None:
     add("--model-ema-warmup", action="store_true", help="begin with less decay")
 
 
-AT_LEAST_ONE = ("batch_size", "grad_accum_steps", "epochs", "log_interval", "aug_repeats", "recount", "lr_base_size")
+AT_LEAST_ONE = (
+    *("batch_size", "grad_accum_steps", "epochs", "log_interval", "aug_repeats", "recount", "lr_base_size"),
+    *("validation_batch_size", "num_classes", "img_size"),
+)
 NOT_NEGATIVE = (
     *("workers", "checkpoint_steps", "mixup", "cutmix", "warmup_epochs", "cooldown_epochs", "mixup_off_epoch"),
-    *("lr_base", "weight_decay", "warmup_lr", "min_lr"),
+    *("lr", "lr_base", "weight_decay", "warmup_lr", "min_lr", "clip_grad"),
 )
 SHARES = ("mixup_prob", "mixup_switch_prob", "smoothing", "reprob", "hflip", "vflip", "model_ema_decay")
 
@@ -185,9 +188,10 @@ def _check(options: Namespace) -> None:
         (NOT_NEGATIVE, 0, math.inf, "a number of at least 0"),
         (SHARES, 0, 1, "a share between 0 and 1"),
     ):
-        for name in names:
-            if not low <= getattr(options, name) <= high:
-                raise RunError(f"{_flag(name)} {getattr(options, name)}: expected {expected}")
+        given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+        for name, value in given.items():
+            if not low <= value <= high:
+                raise RunError(f"{_flag(name)} {value}: expected {expected}")
     if mixes(options) and options.batch_size % 2:
         raise RunError(
             f"--batch-size {options.batch_size}: images are mixed in pairs within a batch of one process; give an even "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -47,11 +48,26 @@ def start(*arguments: str | Path, launcher: tuple[str, ...] = ()) -> subprocess.
     """Run the script in a process of its own, or in several."""
     command = [sys.executable, *launcher, str(SCRIPT), *SMALL, *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+
+
+def kill_when(process: subprocess.Popen[str], folder: Path, updates: int) -> None:
+    """Kill a run, with all its processes, once it has logged so many updates."""
+    deadline = time.monotonic() + TIMEOUT
+    while len(rows(folder / "train.csv")) < updates:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=TIMEOUT)
+
+
+TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 def torchrun(*arguments: str | Path) -> None:
-    process = start(*arguments, launcher=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"))
+    process = start(*arguments, launcher=TWO_PROCESSES)
     shown, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, shown + errors
 
@@ -118,14 +134,7 @@ def test_timm_reads_its_checkpoints(whole: Path) -> None:
 
 def test_killed_midway_and_resumed_it_ends_in_the_same_weights(whole: Path, data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    process = start(*LONG, "--data-dir", data, "--output", folder, "--workers", "2")
-    deadline = time.monotonic() + TIMEOUT
-    while len(rows(folder / "train.csv")) < 7:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.kill()
-    process.communicate(timeout=TIMEOUT)
+    kill_when(start(*LONG, "--data-dir", data, "--output", folder, "--workers", "2"), folder, updates=7)
     progress = last(folder)["progress"]
     assert progress["epoch"] == 0
     assert 5 <= progress["update"] < 24
@@ -190,3 +199,15 @@ def test_sharded_processes_train_as_one(targets: str, data: Path, tmp_path: Path
     train(*common, "--grad-accum-steps", "2", "--output", tmp_path / "single")
     torchrun(*common, "--fsdp", "--output", tmp_path / "run")
     assert_close_runs(tmp_path / "run", tmp_path / "single")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [[], ["--fsdp"]], ids=["DDP", "FSDP"])
+def test_killed_processes_resume_to_the_same_weights(sharded: list[str], data: Path, tmp_path: Path) -> None:
+    common = [*LONG, *sharded, "--no-align", "--data-dir", data]
+    torchrun(*common, "--output", tmp_path / "whole")
+    process = start(*common, "--output", tmp_path / "run", launcher=TWO_PROCESSES)
+    kill_when(process, tmp_path / "run", updates=6)
+    assert 5 <= last(tmp_path / "run")["progress"]["update"] < 12
+    torchrun("--config", tmp_path / "run" / "args.yaml", "--resume")
+    assert_same(last(tmp_path / "run"), last(tmp_path / "whole"))

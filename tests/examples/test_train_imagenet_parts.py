@@ -164,6 +164,7 @@ def test_a_kill_while_writing_leaves_a_whole_checkpoint(tmp_path: Path, delay: f
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path: Path) -> None:
     from imagenet.checkpoint import LAST, write, write_whole
+    from imagenet.errors import RunError
 
     write({"number": 1}, tmp_path, best=False)
 
@@ -175,6 +176,47 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path: Path)
         write_whole(tmp_path / LAST, full)
     assert torch.load(tmp_path / LAST) == {"number": 1}
     assert [file.name for file in tmp_path.iterdir()] == [LAST]
+    with pytest.raises(RunError, match=f"no checkpoint can be written to {tmp_path}/gone: .*No such file or directory"):
+        write({"number": 2}, tmp_path / "gone", best=False)
+
+
+def test_tables_are_cut_where_a_run_goes_on(tmp_path: Path) -> None:
+    from imagenet.logs import Table
+
+    file = tmp_path / "train.csv"
+    table = Table(file, "updates", 0)
+    for updates in (5, 10, 15):
+        table.add({"updates": updates, "loss": 0.5})
+    with file.open("a") as text:
+        text.write("2")  # a kill within a row of update 20
+    Table(file, "updates", 10).add({"updates": 15, "loss": 0.25})
+    assert file.read_text() == "updates,loss\n5,0.5\n10,0.5\n15,0.25\n"
+    Table(file, "updates", 0).add({"updates": 5, "loss": 0.5})
+    assert file.read_text() == "updates,loss\n5,0.5\n"
+
+
+def test_settings_are_the_same_from_a_file(tmp_path: Path) -> None:
+    from imagenet.config import settings_of, write_config
+    from imagenet.options import parse
+
+    flags = [
+        "--data-dir",
+        "data",
+        "--output",
+        "run",
+        "--model-kwargs",
+        "layers=(1,2)",
+        "--align-layers",
+        "-1",
+        "--lr",
+        "1",
+    ]
+    options = parse("", [*flags, "--amp", "--no-align", "--align"])
+    write_config(options, tmp_path / "args.yaml")
+    again = parse("", ["--config", str(tmp_path / "args.yaml")])
+    assert settings_of(again, 2, 3) == settings_of(options, 2, 3)
+    assert again.model_kwargs == {"layers": [1, 2]}
+    assert again.align_layers == ["-1"]
 
 
 def test_the_best_checkpoint_stays_when_the_last_is_replaced(tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def test_files_of_options(
 
 
 def test_a_folder_that_holds_another_run(data: Path, run: Path) -> None:
-    words = f"--output {run} holds another run (last.pth.tar, args.yaml, summary.csv), which would be lost: go on with"
+    words = f"--output {run} holds another run (last.pth.tar, summary.csv), which would be lost: go on with"
     refused(words, data, run)
     refused(
         "which would be lost: give",

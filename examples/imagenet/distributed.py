@@ -54,7 +54,7 @@ class Processes:
         """The model as it is for one process, else in DistributedDataParallel."""
         if self.world == 1:
             return model
-        return DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
+        return DistributedDataParallel(model)
 
 
 def start(device: str) -> Processes:

@@ -21,7 +21,7 @@ __all__ = ["make_parser", "mixes", "parse"]
 def parse(description: str, arguments: Sequence[str] | None = None) -> Namespace:
     """Options of the command line, over those of the files `--config`, the last one first, over the defaults."""
     parser = make_parser(description)
-    first = ArgumentParser(add_help=False)
+    first = ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("-c", "--config", action="append", default=[])
     try:
         for file in first.parse_known_args(arguments)[0].config:
@@ -35,7 +35,12 @@ def parse(description: str, arguments: Sequence[str] | None = None) -> Namespace
 
 def make_parser(description: str) -> ArgumentParser:
     """All flags, in groups."""
-    parser = ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(
+        usage="%(prog)s [--config FILE] --data-dir DIR --output DIR [flags]",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # files are read first, by whole names
+    )
     parser.add_argument("-c", "--config", action="append", default=[], metavar="FILE", help="YAML file of options, "
         "such as one of examples/recipes; of several files the last one wins, and flags over all")  # fmt: skip
     for add_group in (_data, _model, _align, _optimizer, _schedule, _augmentation, _mixing, _machine, _run):

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,32 +43,42 @@ def train(*arguments: str | Path) -> None:
     main([*SMALL, *map(str, arguments)])
 
 
-def start(*arguments: str | Path, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    """Run the script in a process of its own, or in several."""
-    command = [sys.executable, *launcher, str(SCRIPT), *SMALL, *map(str, arguments)]
+def run(*arguments: str | Path, script: Path = SCRIPT, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    """Run the script in processes of its own."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *(torchrun if processes > 1 else []), str(script), *SMALL, *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=environment)
 
 
-def kill_when(process: subprocess.Popen[str], folder: Path, updates: int) -> None:
-    """Kill a run, with all its processes, once it has logged so many updates."""
-    deadline = time.monotonic() + TIMEOUT
-    while len(rows(folder / "train.csv")) < updates:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=TIMEOUT)
+def run_whole(*arguments: str | Path, processes: int) -> None:
+    done = run(*arguments, processes=processes)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
-TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+KILLER = """
+import os, signal, sys
+sys.path.insert(0, {examples!r})
+import train_imagenet
+update = train_imagenet.Trainer.update
+
+def killed(self, batches, numbers, epoch, done):
+    if done == {update} and self.processes.primary:
+        os.kill(os.getpid(), signal.SIGKILL)
+    update(self, batches, numbers, epoch, done)
+
+train_imagenet.Trainer.update = killed
+train_imagenet.main()
+"""
 
 
-def torchrun(*arguments: str | Path) -> None:
-    process = start(*arguments, launcher=TWO_PROCESSES)
-    shown, errors = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 0, shown + errors
+def run_killed(update: int, folder: Path, *arguments: str | Path, processes: int = 1) -> None:
+    """Run the script, whose first process is killed where an update begins."""
+    script = folder.with_suffix(".py")
+    script.write_text(KILLER.format(examples=str(EXAMPLES), update=update))
+    done = run(*arguments, "--output", folder, script=script, processes=processes)
+    assert done.returncode != 0
+    assert "SIGKILL" in done.stderr if processes > 1 else done.returncode == -signal.SIGKILL, done.stderr
 
 
 def rows(file: Path, without: tuple[str, ...] = ()) -> list[dict[str, str]]:
@@ -134,10 +143,9 @@ def test_timm_reads_its_checkpoints(whole: Path) -> None:
 
 def test_killed_midway_and_resumed_it_ends_in_the_same_weights(whole: Path, data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    kill_when(start(*LONG, "--data-dir", data, "--output", folder, "--workers", "2"), folder, updates=7)
-    progress = last(folder)["progress"]
-    assert progress["epoch"] == 0
-    assert 5 <= progress["update"] < 24
+    run_killed(33, folder, *LONG, "--data-dir", data, "--workers", "2")
+    assert last(folder)["progress"] | {"best": None} == {"epoch": 1, "update": 6, "best": None}
+    assert len(rows(folder / "train.csv")) == 32  # two of them are made again
     train("--config", folder / "args.yaml", "--resume", "--workers", "0")
     assert_same(last(folder), last(whole))
     for name in ("train.csv", "summary.csv"):
@@ -182,7 +190,7 @@ def assert_close_runs(folder: Path, single: Path) -> None:
 
 
 def test_two_processes_train_as_one(data: Path, single: Path, tmp_path: Path) -> None:
-    torchrun(*TWO, "--data-dir", data, "--output", tmp_path / "run")
+    run_whole(*TWO, "--data-dir", data, "--output", tmp_path / "run", processes=2)
     assert_close_runs(tmp_path / "run", single)
     gradients = [content["optimizer"]["state"] for content in (last(tmp_path / "run"), last(single))]
     for key, state in gradients[1].items():  # Adam's mean of gradients
@@ -197,7 +205,7 @@ def test_two_processes_train_as_one(data: Path, single: Path, tmp_path: Path) ->
 def test_sharded_processes_train_as_one(targets: str, data: Path, tmp_path: Path) -> None:
     common = [*TWO, targets, "--data-dir", data]
     train(*common, "--grad-accum-steps", "2", "--output", tmp_path / "single")
-    torchrun(*common, "--fsdp", "--output", tmp_path / "run")
+    run_whole(*common, "--fsdp", "--output", tmp_path / "run", processes=2)
     assert_close_runs(tmp_path / "run", tmp_path / "single")
 
 
@@ -205,9 +213,8 @@ def test_sharded_processes_train_as_one(targets: str, data: Path, tmp_path: Path
 @pytest.mark.parametrize("sharded", [[], ["--fsdp"]], ids=["DDP", "FSDP"])
 def test_killed_processes_resume_to_the_same_weights(sharded: list[str], data: Path, tmp_path: Path) -> None:
     common = [*LONG, *sharded, "--no-align", "--data-dir", data]
-    torchrun(*common, "--output", tmp_path / "whole")
-    process = start(*common, "--output", tmp_path / "run", launcher=TWO_PROCESSES)
-    kill_when(process, tmp_path / "run", updates=6)
-    assert 5 <= last(tmp_path / "run")["progress"]["update"] < 12
-    torchrun("--config", tmp_path / "run" / "args.yaml", "--resume")
+    run_whole(*common, "--output", tmp_path / "whole", processes=2)
+    run_killed(18, tmp_path / "run", *common, processes=2)
+    assert last(tmp_path / "run")["progress"] | {"best": None} == {"epoch": 1, "update": 3, "best": None}
+    run_whole("--config", tmp_path / "run" / "args.yaml", "--resume", processes=2)
     assert_same(last(tmp_path / "run"), last(tmp_path / "whole"))

@@ -102,6 +102,10 @@ def assert_same(ours: Any, theirs: Any, path: str = "") -> None:
         assert list(ours) == list(theirs), path
         for key in ours:
             assert_same(ours[key], theirs[key], f"{path}/{key}")
+    elif isinstance(ours, (list, tuple)):  # betas of a sharded optimiser come back as a list
+        assert len(ours) == len(theirs), path
+        for one, other in zip(ours, theirs, strict=True):
+            assert_same(one, other, path)
     else:
         assert ours == theirs, path
 

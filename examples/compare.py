@@ -1,10 +1,12 @@
-"""Train plain CutMix against aligned on four small architectures, with several seeds, and compare them in pairs.
+"""Train plain CutMix against aligned, or other methods, on four small architectures, and compare them seed by seed.
 
     python examples/compare.py                                   # 4 architectures × 5 seeds × plain and aligned
     python examples/compare.py --architectures vit --seeds 10    # more seeds of one; finished runs are kept
     python examples/compare.py --jobs 4 --markdown table.md      # four processes; the table as Markdown too
+    python examples/compare.py --methods plain saliencymix/plain puzzlemix/plain transmix aligned
 
-Runs of one seed share first weights, order, backgrounds and mixing, so that a difference within a seed is the target's.
+Runs of one seed share first weights, order and backgrounds, and those of one mixer the mixing too, so that a difference
+within a seed is the target's.
 Each finished run is kept in the folder --output; one that was interrupted is made again.
 """
 
@@ -24,14 +26,15 @@ from statistics import fmean, stdev
 import torch
 from architectures import ARCHITECTURES
 from experiment import UNCHANGED, Result, Run, SettingsError, execute, finished
-from methods import Method
+from methods import Method, read_method
+from mixers import MIXERS
 from paired import paired_difference
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from training import Recipe, add_recipe, read_recipe
 
-COLUMNS = ("architecture", "target", "runs", "accuracy, %", "difference (95 % interval)", "λ gap")
+COLUMNS = ("architecture", "method", "runs", "accuracy, %", "difference (95 % interval)", "λ gap")
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ def markdown(settings: Settings) -> str:
 def _title(settings: Settings) -> str:
     recipe = settings.recipe
     budget = f"{recipe.epochs} epochs of {recipe.train} digits in batches of {recipe.batch_size}"
-    return f"CutMix, {budget}; difference from {settings.methods[0]} in points, seed by seed"
+    return f"{budget}; difference from {settings.methods[0]} in points, seed by seed"
 
 
 def parse(arguments: Sequence[str] | None = None) -> Settings:
@@ -156,14 +159,15 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
     names = list(ARCHITECTURES)
     add("--architectures", nargs="+", choices=names, default=names, help="what to train (default: all four)")
     add("--methods", nargs="+", type=read_method, default=[Method.parse("plain"), Method.parse("aligned")],
-        metavar="METHOD", help="plain, aligned, or aligned:FIELD=VALUE[,…] for another tlfx.Policy; differences are "
-        "taken from the first (default: plain aligned)")  # fmt: skip
+        metavar="METHOD", help=f"what mixed pictures are trained against: plain (the area), transmix, aligned, or "
+        f"aligned:FIELD=VALUE[,…] for another tlfx.Policy; before it MIXER/ if not CutMix mixes: {', '.join(MIXERS)}. "
+        "Differences are taken from the first (default: plain aligned)")  # fmt: skip
     add("--seeds", type=int, default=5, help="runs of each architecture and method (default: %(default)s)")
     add("--first-seed", type=int, default=0, help="their seeds count up from this one (default: %(default)s)")
     add("--jobs", type=int, default=1, help="processes, each on one thread (default: %(default)s)")
     add("--output", type=Path, default=Path("runs/compare"), help="folder of finished runs (default: %(default)s)")
     add("--markdown", type=Path, help="write the table to this file too")
-    add_recipe(parser, epochs=3, batch_size=16, mix_prob=0.5)
+    add_recipe(parser, epochs=4, batch_size=32, lr=3e-3, mix_prob=0.5)
     options = parser.parse_args(arguments)
     if options.seeds < 1 or options.jobs < 1:
         parser.error(f"--seeds {options.seeds} --jobs {options.jobs}: expected at least 1 of each")
@@ -171,14 +175,6 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
     recipe = read_recipe(parser, options, options.first_seed)
     methods, architectures = (tuple(dict.fromkeys(given)) for given in (options.methods, options.architectures))
     return Settings(architectures, methods, seeds, options.jobs, options.output, options.markdown, recipe)
-
-
-def read_method(text: str) -> Method:
-    """As :meth:`Method.parse`, with errors as argparse shows them."""
-    try:
-        return Method.parse(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ __all__ = ["NUM_CLASSES", "Digits", "load_digits"]
 NUM_CLASSES = 10
 PHOTOS = ("astronaut", "brick", "camera", "chelsea", "coffee", "grass", "gravel", "rocket")  # inside the wheel
 PHOTO_SIDE = 128  # small enough that a crop shows more than a flat colour
+DIMMED = 0.3  # photos as bright as the ink hide the digits from networks that train for a few epochs only
 GRID = 4  # digits stand on the grid of 4×4 patches, which a small transformer learns quickly
 
 
@@ -47,7 +48,7 @@ class Digits:
         places = GRID * torch.randint(slack // GRID + 1, (2, count), generator=generator)
         background = _crop(self.photos, photo, corners, self.size)
         ink = _crop(F.pad(self.digits, [slack] * 4), rows, places, self.size)
-        return (torch.lerp(0.5 * background, torch.ones(()), ink) - 0.3) / 0.25
+        return (torch.lerp(DIMMED * background, torch.ones(()), ink) - 0.3) / 0.25
 
     def batches(self, size: int, seed: int, *, shuffle: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """Pictures and labels in batches of `size`; the same for the same seed. Shuffled batches are all full."""

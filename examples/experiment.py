@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from architectures import build
 from data import load_digits
 from methods import Method
+from mixers import MIXERS
 from torch import nn
 from training import SIZE, Recipe, Trainer, accuracy
 
@@ -21,6 +22,7 @@ import tlfx
 
 __all__ = ["UNCHANGED", "Result", "Run", "SettingsError", "execute", "finished"]
 
+SEPARATORS = str.maketrans(":/", "++")  # of methods, in names of folders
 UNCHANGED = "labels as aligned"
 """In place of figures: the run was not made, since its policy changes no label rule of its architecture."""
 
@@ -42,7 +44,7 @@ class Run:
 
     def file(self, folder: Path) -> Path:
         """Where its figures are kept; its weights, a state_dict, lie beside them with the suffix .pt."""
-        return folder / self.architecture / str(self.method).replace(":", "+") / f"{self.recipe.seed}.json"
+        return folder / self.architecture / str(self.method).translate(SEPARATORS) / f"{self.recipe.seed}.json"
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,12 @@ def execute(run: Run, folder: Path) -> None:
     recipe, file = run.recipe, run.file(folder)
     model = build(run.architecture, recipe.seed).to(recipe.device)
     began = time.perf_counter()
-    if not _prepare(model, run.method, recipe.device):
+    if not _prepare(model, run):
         _write_record(run, file, UNCHANGED)
         return
     captured = time.perf_counter()
     train, test = load_digits(recipe.train, recipe.test, size=SIZE)
-    trainer = Trainer(model, recipe)
+    trainer = Trainer(model, recipe, MIXERS[run.method.mixer](model, recipe))
     loading = time.perf_counter()
     for _ in trainer.train(train):
         pass
@@ -97,14 +99,17 @@ def execute(run: Run, folder: Path) -> None:
     _write_record(run, file, asdict(result))
 
 
-def _prepare(model: nn.Module, method: Method, device: str) -> bool:
-    """Align the model as the method says; False if its policy makes no other graph than the default does."""
-    if method.policy is None:
-        return True
-    example = torch.zeros(2, 3, SIZE, SIZE, device=device)
-    policies = dict.fromkeys((tlfx.Policy(), method.policy))
-    codes = [tlfx.aligned_code(tlfx.align(model, policy=policy), example) for policy in policies]
-    return len(set(codes)) == len(policies)
+def _prepare(model: nn.Module, run: Run) -> bool:
+    """Align the model if the method says so; False if its policy makes no other graph than the default does."""
+    method, example = run.method, torch.zeros(2, 3, SIZE, SIZE, device=run.recipe.device)
+    variants = dict.fromkeys((replace(method, policy=tlfx.Policy()), method))
+    codes = {_code(variant.prepare(model), example) for variant in variants}
+    return len(codes) == len(variants)
+
+
+def _code(model: nn.Module, example: torch.Tensor) -> str:
+    """That of the aligned graph, captured if need be; empty for a model that is not aligned."""
+    return tlfx.aligned_code(model, example) if isinstance(model, tlfx.Aligned) else ""
 
 
 def _write_record(run: Run, file: Path, result: dict[str, Any] | str) -> None:

@@ -21,10 +21,9 @@ from statistics import fmean
 import numpy as np
 import torch
 from architectures import ARCHITECTURES, build
-from compare import read_method
 from data import load_digits
 from experiment import Result, Run, finished
-from methods import Method
+from methods import Method, read_method
 from paired import paired_difference
 from rich import box
 from rich.console import Console

@@ -1,54 +1,80 @@
-"""What a run trains against: the area of the mixed parts, or the target aligned under a label policy."""
+"""What a run trains on and against: how its pictures are mixed, and where the target of a mixed one comes from."""
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from collections import Counter
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
+
+from mixers import MIXERS
+from torch import nn
 
 import tlfx
+from tlfx.mix.assign import METHODS as TARGETS
+from tlfx.mix.assign import TargetAssigner
 
-__all__ = ["Method"]
+__all__ = ["Method", "read_method"]
 
 FIELDS = tuple(field.name for field in fields(tlfx.Policy))
+FORM = "[MIXER/]TARGET or [MIXER/]aligned:FIELD=VALUE[,FIELD=VALUE…]"
 
 
 @dataclass(frozen=True)
 class Method:
-    """Plain CutMix if there is no policy, else aligned under it.
+    """One of MIXERS, and one of the targets of tlfx.mix.assign; the policy counts for aligned ones only.
 
-    >>> str(Method(tlfx.Policy(heads="norm")))
-    'aligned:heads=norm'
+    >>> str(Method("saliencymix", "aligned", tlfx.Policy(heads="norm")))
+    'saliencymix/aligned:heads=norm'
     """
 
-    policy: tlfx.Policy | None
+    mixer: str = "cutmix"
+    target: str = "plain"
+    policy: tlfx.Policy = field(default_factory=tlfx.Policy)
 
     def __str__(self) -> str:
-        """The text that :meth:`parse` reads; policies that are equal have one text."""
-        if self.policy is None:
-            return "plain"
+        """The text that :meth:`parse` reads; methods that are equal have one text."""
         default = asdict(tlfx.Policy())
         changes = [f"{name}={value}" for name, value in asdict(self.policy).items() if value != default[name]]
-        return f"aligned:{','.join(changes)}" if changes else "aligned"
+        mixer = "" if self.mixer == "cutmix" else f"{self.mixer}/"
+        return f"{mixer}{self.target}:{','.join(changes)}" if changes else f"{mixer}{self.target}"
 
     @classmethod
     def parse(cls, text: str) -> Method:
-        """Read ``plain``, ``aligned`` or ``aligned:FIELD=VALUE[,FIELD=VALUE…]`` with fields of tlfx.Policy.
+        """Read a target, or ``aligned:FIELD=VALUE[,FIELD=VALUE…]`` with fields of tlfx.Policy; ``MIXER/`` may precede.
 
         Raises ValueError, tlfx.InputError among them, for anything else.
 
         >>> Method.parse("aligned:residual=norm,heads=norm").policy
         Policy(residual='norm', heads='norm', weights='absolute', aggregation='uniform')
+        >>> Method.parse("mixup/plain").mixer
+        'mixup'
         """
-        name, _, given = text.partition(":")
-        if text == "plain":
-            return cls(None)
-        if name != "aligned" or (":" in text and not given):
-            raise ValueError(f"{text!r} is no method: expected plain, aligned or aligned:FIELD=VALUE[,FIELD=VALUE…]")
+        mixer, rest = text.split("/", 1) if "/" in text else ("cutmix", text)
+        target, colon, given = rest.partition(":")
+        if mixer not in MIXERS or target not in TARGETS or (colon and not (given and target == "aligned")):
+            raise ValueError(
+                f"{text!r} is no method: expected {FORM}, with a mixer of {', '.join(MIXERS)} and a target of "
+                f"{', '.join(TARGETS)}"
+            )
         changes = [_read_field(text, part) for part in given.split(",") if given]
         twice = [name for name, count in Counter(name for name, _ in changes).items() if count > 1]
         if twice:
             raise ValueError(f"{text!r} sets {', '.join(twice)} twice")
-        return cls(tlfx.Policy(**dict(changes)))
+        return cls(mixer, target, tlfx.Policy(**dict(changes)))
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """The model, aligned in place if the target asks for it."""
+        if self.target == "aligned":
+            return tlfx.align(model, policy=self.policy)
+        return TargetAssigner(self.target).prepare(model)
+
+
+def read_method(text: str) -> Method:
+    """As :meth:`Method.parse`, with errors as argparse shows them."""
+    try:
+        return Method.parse(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
 
 
 def _read_field(method: str, part: str) -> tuple[str, str]:

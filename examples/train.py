@@ -1,7 +1,8 @@
 """Train a small vision transformer with CutMix on real digits, with the plain area target and with the aligned one.
 
-    python examples/train.py                       # both methods, same seed, same first weights, then a table
-    python examples/train.py --method aligned      # one of them
+    python examples/train.py                       # both targets, same seed, same first weights, then a table
+    python examples/train.py --methods aligned     # one of them
+    python examples/train.py --methods saliencymix/plain saliencymix/aligned   # with another mixer
     python examples/train.py --output result.json  # figures for a machine to read
 
 CutMix labels a mixed picture by the area of its parts. Here a digit covers a third of the picture and the rest is
@@ -21,29 +22,27 @@ from statistics import median
 import timm
 import torch
 from data import NUM_CLASSES, Digits, load_digits
+from methods import Method, read_method
+from mixers import MIXERS
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import nn
 from training import SIZE, Recipe, Trainer, accuracy, add_recipe, read_recipe
 
-import tlfx
-
-METHODS = ("plain", "aligned")
-
 
 @dataclass(frozen=True)
 class Settings:
     """What the command line can set."""
 
-    method: str
+    methods: tuple[Method, ...]
     recipe: Recipe
     output: Path | None
 
 
 @dataclass(frozen=True)
 class Result:
-    """Figures of one training run. `lambda_gap` is the mean |λ_aligned − λ_area| over pairs of different classes."""
+    """Figures of one training run. `lambda_gap` is the mean |λ − λ_area| over mixtures of different classes."""
 
     accuracy: float
     loss: float
@@ -66,11 +65,11 @@ def build_model(seed: int) -> nn.Module:
     )
 
 
-def run(method: str, recipe: Recipe, train: Digits, test: Digits, progress: Progress) -> Result:
+def run(method: Method, recipe: Recipe, train: Digits, test: Digits, progress: Progress) -> Result:
     """Train with one method, testing after each epoch and more thoroughly at the end."""
     model = build_model(recipe.seed).to(recipe.device)
-    trainer = Trainer(tlfx.align(model) if method == "aligned" else model, recipe)
-    task = progress.add_task(method, total=recipe.steps, loss="–", accuracy="–", speed="–")
+    trainer = Trainer(method.prepare(model), recipe, MIXERS[method.mixer](model, recipe))
+    task = progress.add_task(str(method), total=recipe.steps, loss="–", accuracy="–", speed="–")
     times = [time.perf_counter()]
     for step in trainer.train(train):
         times.append(time.perf_counter())
@@ -110,20 +109,19 @@ def run_methods(settings: Settings, console: Console) -> dict[str, Result]:
     """Train every method that was asked for, one after another."""
     recipe = settings.recipe
     train, test = load_digits(recipe.train, recipe.test, size=SIZE)
-    methods = METHODS if settings.method == "both" else (settings.method,)
     with show_progress(console) as progress:
-        return {method: run(method, recipe, train, test, progress) for method in methods}
+        return {str(method): run(method, recipe, train, test, progress) for method in settings.methods}
 
 
 def render(results: dict[str, Result], settings: Settings) -> Table:
     """The figures side by side."""
     recipe = settings.recipe
-    table = Table(title=f"CutMix, {recipe.epochs} epochs of {recipe.train} digits, seed {recipe.seed}")
-    table.add_column("target")
-    for name in ("accuracy", "loss", "mean |λ_aligned − λ_area|", "images/s", "seconds"):
+    table = Table(title=f"{recipe.epochs} epochs of {recipe.train} digits, seed {recipe.seed}")
+    table.add_column("method")
+    for name in ("accuracy", "loss", "mean |λ − λ_area|", "images/s", "seconds"):
         table.add_column(name, justify="right")
     for method, result in results.items():
-        gap = f"{result.lambda_gap:.4f}" if method == "aligned" else "–"
+        gap = f"{result.lambda_gap:.4f}"
         figures = (f"{result.accuracy:.1%}", f"{result.loss:.3f}", gap)
         table.add_row(method, *figures, f"{result.images_per_second:.0f}", f"{result.seconds:.0f}")
     return table
@@ -133,12 +131,13 @@ def parse(arguments: list[str] | None = None) -> Settings:
     """Settings of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--method", choices=[*METHODS, "both"], default="both", help="what to train against (default: %(default)s)")
+    add("--methods", nargs="+", type=read_method, default=[Method.parse("plain"), Method.parse("aligned")],
+        metavar="METHOD", help="as for examples/compare.py (default: plain aligned)")  # fmt: skip
     add("--seed", type=int, default=0, help="of weights, order, backgrounds and mixing (default: %(default)s)")
     add("--output", type=Path, help="write the figures to this JSON file")
-    add_recipe(parser, epochs=12, batch_size=64, mix_prob=1.0)
+    add_recipe(parser, epochs=12, batch_size=64, lr=2e-3, mix_prob=1.0)
     options = parser.parse_args(arguments)
-    return Settings(options.method, read_recipe(parser, options, options.seed), options.output)
+    return Settings(tuple(options.methods), read_recipe(parser, options, options.seed), options.output)
 
 
 def main() -> None:
@@ -148,7 +147,7 @@ def main() -> None:
     console.print(render(results, settings))
     if settings.output:
         figures = {method: asdict(result) for method, result in results.items()}
-        record = {"settings": {"method": settings.method, **asdict(settings.recipe)}, "results": figures}
+        record = {"settings": {"methods": list(results), **asdict(settings.recipe)}, "results": figures}
         settings.output.write_text(json.dumps(record, indent=2) + "\n")
 
 

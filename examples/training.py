@@ -1,25 +1,28 @@
-"""A training run of the examples: CutMix on real digits, against the area target or the aligned one."""
+"""A training run of the examples: mixed pictures of real digits, against the area target or the one a model gives."""
 
 from __future__ import annotations
 
 import math
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from statistics import fmean
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from data import NUM_CLASSES, Digits
+from data import Digits
 from torch import Tensor, nn
 
 import tlfx
-from tlfx.mix import MixedTarget, Mixup
+from tlfx.mix import MixedTarget
 
-__all__ = ["SIZE", "Meter", "Recipe", "Trainer", "accuracy", "add_recipe", "read_recipe"]
+__all__ = ["SIZE", "Meter", "Mixing", "Recipe", "Trainer", "accuracy", "add_recipe", "read_recipe"]
 
 SIZE = 28
+
+Mixing = Callable[[Tensor, Tensor], tuple[Tensor, MixedTarget]]
+"""A mixer of `tlfx.mix`: from images and labels to mixed images and their target."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +51,17 @@ class Recipe:
 
 @dataclass
 class Meter:
-    """What a run has measured: losses of the present epoch, and |λ − λ_area| per mixed pair of different classes."""
+    """What a run has measured: losses of the present epoch, and |λ − λ_area| per mixture of different classes."""
 
     losses: list[float] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
 
     def update(self, loss: Tensor, soft: Tensor, target: MixedTarget) -> None:
-        """Take in one step; |λ − λ_area| is half the L1 distance of two targets (B, NUM_CLASSES) over two classes."""
+        """Take in one step; |λ − λ_area| is half the L1 distance of two targets (B, classes)."""
         area = target.area()
         gaps = (soft - area).abs().sum(1) / 2
         self.losses.append(loss.item())
-        self.gaps += gaps[area.count_nonzero(1) == 2].tolist()
+        self.gaps += gaps[area.count_nonzero(1) > 1].tolist()
 
     @property
     def loss(self) -> float:
@@ -67,18 +70,15 @@ class Meter:
 
     @property
     def lambda_gap(self) -> float:
-        """Mean |λ − λ_area| over all mixed pairs of different classes so far."""
+        """Mean |λ − λ_area| over all mixtures of different classes so far."""
         return fmean(self.gaps) if self.gaps else 0.0
 
 
 class Trainer:
-    """Trains a model with CutMix: against the target that reaches it if it is aligned, else against the area."""
+    """Trains a model on mixed pictures: against the target that reaches it if it is aligned, else against the area."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
-        self.model, self.recipe, self.device = model, recipe, torch.device(recipe.device)
-        self.mixer = Mixup(
-            mixup_alpha=0.0, cutmix_alpha=1.0, prob=recipe.mix_prob, label_smoothing=0.0, num_classes=NUM_CLASSES
-        )
+    def __init__(self, model: nn.Module, recipe: Recipe, mixer: Mixing) -> None:
+        self.model, self.recipe, self.mixer, self.device = model, recipe, mixer, torch.device(recipe.device)
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=0.05, fused=True)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._learning_rate)
         self.meter = Meter()
@@ -88,8 +88,8 @@ class Trainer:
 
         The same seed gives the same pictures, mixed the same way, whatever the model. Seeds the global generators.
         """
-        np.random.seed(self.recipe.seed)  # the mixer draws from numpy, as timm's does
-        torch.manual_seed(self.recipe.seed)  # drop path and dropout draw from torch
+        np.random.seed(self.recipe.seed)  # some mixers draw from numpy, as timm's does
+        torch.manual_seed(self.recipe.seed)  # other mixers and drop path draw from torch
         done = 0
         for epoch in range(self.recipe.epochs):
             self.model.train()
@@ -135,14 +135,14 @@ def accuracy(model: nn.Module, data: Digits, device: torch.device, rounds: int =
     return right / (rounds * len(data))
 
 
-def add_recipe(parser: ArgumentParser, epochs: int, batch_size: int, mix_prob: float) -> None:
+def add_recipe(parser: ArgumentParser, *, epochs: int, batch_size: int, lr: float, mix_prob: float) -> None:
     """Add the flags of a recipe but for its seed, with these defaults, to a command line."""
     add = parser.add_argument
     add("--epochs", type=int, default=epochs, help="passes over the digits (default: %(default)s)")
     add("--batch-size", type=int, default=batch_size, help="pictures a step, an even number (default: %(default)s)")
     add("--train", type=int, default=4000, help="digits to train on (default: %(default)s)")
     add("--test", type=int, default=1000, help="digits to test on, none of them trained on (default: %(default)s)")
-    add("--lr", type=float, default=2e-3, help="highest learning rate (default: %(default)s)")
+    add("--lr", type=float, default=lr, help="highest learning rate (default: %(default)s)")
     add("--mix-prob", type=float, default=mix_prob, help="share of the steps that mix (default: %(default)s)")
     add("--device", default="auto", help="cpu, cuda, mps, or auto for an accelerator if there is one")
 

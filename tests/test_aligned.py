@@ -163,6 +163,20 @@ def test_repr_shows_the_modules_of_the_model() -> None:
     assert repr(aligned) == "Aligned" + repr(plain)
 
 
+def test_the_class_has_the_name_of_its_base() -> None:
+    aligned = tlfx.align(convnet())
+    assert type(aligned).__name__ == type(convnet()).__name__  # Hugging Face writes it into config.json
+    assert repr(type(aligned)) != repr(type(convnet()))
+
+
+def test_a_mixed_target_under_any_keyword_is_the_target() -> None:
+    aligned = tlfx.align(convnet())
+    target = mixture()
+    assert_same(seeded(aligned, pictures(), labels=target), seeded(aligned, pictures(), target))
+    with pytest.raises(tlfx.TargetError, match="2 targets were given, expected one"):
+        aligned(pictures(), target=target, labels=target)
+
+
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("build", [vit, convnet])
 def test_without_a_target_it_is_the_untouched_model(build: Callable[..., nn.Module], training: bool) -> None:

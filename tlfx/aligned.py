@@ -243,8 +243,9 @@ class Aligned(nn.Module):
 
     def forward(self, *args: Any, target: Any = None, **kwargs: Any) -> Any:
         """The model's own forward, or ``(output, soft_target)`` where a target is among the arguments."""
-        targets = [a for a in args if isinstance(a, MixedTarget)]
+        targets = [a for a in (*args, *kwargs.values()) if isinstance(a, MixedTarget)]
         args = tuple(a for a in args if not isinstance(a, MixedTarget))
+        kwargs = {k: v for k, v in kwargs.items() if not isinstance(v, MixedTarget)}
         if target is not None and not isinstance(target, MixedTarget) and self._tlfx_own_target:
             kwargs = {**kwargs, "target": target}
         elif target is not None:
@@ -254,6 +255,10 @@ class Aligned(nn.Module):
         if len(targets) > 1:
             raise TargetError(f"{len(targets)} targets were given, expected one")
         return alignment_of(self).run(self, args, kwargs, targets[0])
+
+    def _get_name(self) -> str:
+        """What printing shows; the class has the name of its base, which libraries write into checkpoints."""
+        return type(self).__qualname__
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copies and pickles hold the model and the options; graphs are captured anew."""
@@ -295,9 +300,10 @@ def _make_class(base: type[nn.Module]) -> type[nn.Module]:
         "_tlfx_base": base,
         "_tlfx_own_target": "target" in signature.parameters,
         "__module__": base.__module__,
+        "__qualname__": f"Aligned{base.__name__}",
         "__doc__": base.__doc__,
     }
-    return type(f"Aligned{base.__name__}", (Aligned, base), names)
+    return type(base.__name__, (Aligned, base), names)
 
 
 def _own_forward(model: nn.Module) -> Callable[..., Any]:

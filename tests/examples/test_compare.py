@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -186,6 +187,8 @@ def test_a_failure_names_its_run(tmp_path: Path) -> None:
 def test_runs_of_a_seed_differ_in_their_target_only() -> None:
     from architectures import build
     from data import load_digits
+    from methods import Method
+    from mixers import MIXERS
     from training import Recipe, Trainer
 
     class Recording(Trainer):
@@ -202,7 +205,7 @@ def test_runs_of_a_seed_differ_in_their_target_only() -> None:
     for method in ("plain", "aligned"):
         seen: list[tuple[Tensor, ...]] = []
         model = build("swin", 3)  # with drop path, which is drawn too
-        trainer = Recording(tlfx.align(model) if method == "aligned" else model, recipe)
+        trainer = Recording(Method(target=method).prepare(model), recipe, MIXERS["cutmix"](model, recipe))
         assert list(trainer.train(train)) == [1, 2]
         recorded.append(seen)
     for plain, aligned in zip(*recorded, strict=True):
@@ -226,6 +229,40 @@ def test_the_gap_counts_mixed_pairs_of_different_classes() -> None:
     assert meter.loss == 1.5
     assert meter.gaps == pytest.approx([0.4, 0.0])
     assert meter.lambda_gap == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    "mixer",
+    [
+        "cutmix",
+        "mixup",
+        "switch",
+        "patches",
+        "blocks",
+        "grid",
+        "resizemix",
+        "saliencymix",
+        "attentive",
+        "puzzlemix",
+    ],
+)
+def test_every_mixer_trains_every_target(mixer: str) -> None:
+    """Pictures change, the area target is what the mixer made, and the aligned one sums to 1."""
+    from architectures import build
+    from data import load_digits
+    from methods import Method
+    from mixers import MIXERS
+    from training import Recipe, Trainer
+
+    train, _ = load_digits(64, 16, size=28)
+    recipe = Recipe(epochs=1, batch_size=16, train=64, test=16, lr=1e-3, mix_prob=1.0, seed=1, device="cpu")
+    for target in ("plain", "aligned") if mixer != "cutmix" else ("plain", "transmix", "aligned"):
+        model = build("vit", 0)
+        trainer = Trainer(Method(mixer, target).prepare(model), recipe, MIXERS[mixer](model, recipe))
+        assert list(trainer.train(train)) == [1, 2, 3, 4]
+        assert math.isfinite(trainer.meter.loss)
+        assert len(trainer.meter.gaps) > 4
+        assert (trainer.meter.lambda_gap > 1e-4) == (target != "plain" and mixer != "mixup")
 
 
 @pytest.mark.parametrize("architecture", ["vit", "swin", "mixer", "convnext"])
@@ -291,6 +328,8 @@ def test_examples_in_docstrings(name: str) -> None:
         ("aligned", "aligned"),
         ("aligned:residual=average", "aligned"),
         ("aligned:heads=norm,residual=skip", "aligned:residual=skip,heads=norm"),
+        ("cutmix/transmix", "transmix"),
+        ("mixup/aligned:heads=norm", "mixup/aligned:heads=norm"),
     ],
 )
 def test_methods(text: str, name: str) -> None:
@@ -304,7 +343,9 @@ def test_methods(text: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--methods", "align"], "'align' is no method: expected plain, aligned or aligned:FIELD=VALUE[,FIELD=VALUE…]"),
+        (["--methods", "align"], "'align' is no method: expected [MIXER/]TARGET or [MIXER/]aligned:FIELD=VALUE["),
+        (["--methods", "cutout/plain"], "with a mixer of cutmix, mixup, switch, patches, blocks, grid, resizemix,"),
+        (["--methods", "mixup/"], "and a target of plain, transmix, aligned"),
         (["--methods", "plain:heads=norm"], "'plain:heads=norm' is no method"),
         (["--methods", "aligned:"], "'aligned:' is no method"),
         (

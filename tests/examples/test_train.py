@@ -22,7 +22,7 @@ def path_to_examples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES))
 
 
-def test_both_methods_train_and_report(tmp_path: Path) -> None:
+def test_both_targets_train_and_report(tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLES / "train.py"), *TINY, "--output", str(tmp_path / "result.json")]
     environment = os.environ | {"OMP_WAIT_POLICY": "passive"}  # threads that spin starve each other on a busy machine
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
@@ -48,7 +48,7 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         parse(["--help"])
     shown = capsys.readouterr().out
-    for flag in ("--method", "--epochs", "--seed", "--device", "--output"):
+    for flag in ("--methods", "--epochs", "--seed", "--device", "--output"):
         assert flag in shown
 
 

@@ -1,0 +1,1 @@
+"""Parts of examples/evaluate.py: folders, classifier, accuracy, corruptions and attacks."""

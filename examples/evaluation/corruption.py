@@ -1,0 +1,128 @@
+"""ImageNet-C (Hendrycks and Dietterich, ICLR 2019): errors under corruption, and their mean over a baseline's, mCE."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from evaluation.folders import named
+from tlfx.errors import InputError
+
+__all__ = ["ALEXNET", "CORRUPTIONS", "SEVERITIES", "Baseline", "Corrupted", "find_corruptions", "read_baseline"]
+
+CORRUPTIONS = (
+    *("gaussian_noise", "shot_noise", "impulse_noise"),
+    *("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
+    *("snow", "frost", "fog", "brightness"),
+    *("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
+)
+"""The 15 corruptions over which mCE is defined."""
+SEVERITIES = ("1", "2", "3", "4", "5")
+ALEXNET = Path(__file__).with_name("alexnet.json")
+"""AlexNet's published errors, by which mCE is defined; without corruption that of torchvision's weights."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Errors of a model by corruption, shares averaged over severities, and its error on clean images if known."""
+
+    errors: Mapping[str, float]
+    clean: float | None = None
+
+
+@dataclass(frozen=True)
+class Corrupted:
+    """Errors of a model by corruption and severity, shares of the images, and its error on clean images if measured."""
+
+    by_severity: Mapping[str, Sequence[float]]
+    baseline: Baseline
+    clean: float | None = None
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """Error by corruption, averaged over severities."""
+        return {name: fmean(errors) for name, errors in self.by_severity.items()}
+
+    @property
+    def ce(self) -> dict[str, float]:
+        """Corruption error in percent: the error over the baseline's."""
+        return {name: 100.0 * error / self.baseline.errors[name] for name, error in self.errors.items()}
+
+    @property
+    def mce(self) -> float:
+        """Mean of the corruption errors, in percent."""
+        return fmean(self.ce.values())
+
+    @property
+    def relative_mce(self) -> float | None:
+        """Mean over corruptions of what they add to the clean error, over what they add to the baseline's, in percent.
+
+        None unless both clean errors are known.
+        """
+        clean, other = self.clean, self.baseline.clean
+        if clean is None or other is None:
+            return None
+        return 100.0 * fmean((e - clean) / (self.baseline.errors[name] - other) for name, e in self.errors.items())
+
+
+def find_corruptions(root: Path, corruptions: Sequence[str]) -> dict[str, list[Path]]:
+    """The folders of all severities of each corruption: root/[GROUP/]CORRUPTION/SEVERITY, groups as they are published.
+
+    Raises InputError that names all corruptions and severities that are missing.
+    """
+    if not root.is_dir():
+        raise InputError(f"there is no folder {str(root)!r}; expected one of CORRUPTION/SEVERITY/CLASS/IMAGE")
+    found, missing = {}, []
+    for corruption in corruptions:
+        places = [place for place in (root / corruption, *sorted(root.glob(f"*/{corruption}"))) if place.is_dir()]
+        if not places:
+            missing.append(corruption)
+            continue
+        found[corruption] = [places[0] / severity for severity in SEVERITIES]
+        lacks = [severity.name for severity in found[corruption] if not severity.is_dir()]
+        if lacks:
+            missing.append(f"{corruption} of severity {', '.join(lacks)}")
+    if missing:
+        raise InputError(
+            f"{root} lacks {'; '.join(missing)}. Expected CORRUPTION/SEVERITY/CLASS/IMAGE with severities 1 to 5; "
+            "with --corruptions a part of them can be evaluated"
+        )
+    return found
+
+
+def read_baseline(file: Path, corruptions: Sequence[str]) -> Baseline:
+    """The baseline in a JSON file {"errors": {CORRUPTION: SHARE, …}, "clean_error": SHARE}, the last optional.
+
+    What ``evaluate.py --dataset imagenet-c --json FILE`` writes is one. Raises InputError if the file cannot be read,
+    lacks a corruption, or holds what no error can be.
+    """
+    try:
+        record = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"--baseline {file} cannot be read: {error}") from error
+    errors = record.get("errors") if isinstance(record, dict) else None
+    if not isinstance(errors, dict):
+        raise InputError(
+            f"--baseline {file} holds no errors by corruption; expected such as "
+            '{"errors": {"fog": 0.82}, "clean_error": 0.43}, or what --dataset imagenet-c --json writes'
+        )
+    if missing := [name for name in corruptions if name not in errors]:
+        raise InputError(f"--baseline {file} lacks the errors of {named(missing, most=len(CORRUPTIONS))}")
+    clean = record.get("clean_error")
+    given = {name: errors[name] for name in corruptions} | ({} if clean is None else {"clean_error": clean})
+    if wrong := [f"{name} {value!r}" for name, value in given.items() if not _is_share(value)]:
+        raise InputError(f"--baseline {file}: {named(wrong)}; expected shares of the images, above 0 and at most 1")
+    if clean is not None and (below := [name for name in corruptions if errors[name] <= clean]):
+        raise InputError(
+            f"--baseline {file}: its errors under {named(below)} are not above its clean error, so nothing can be "
+            "relative to what they add; remove clean_error from the file"
+        )
+    return Baseline({name: errors[name] for name in corruptions}, clean)
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0.0 < value <= 1.0

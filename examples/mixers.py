@@ -1,0 +1,70 @@
+"""The mixers of the examples, by name, set up as their papers have them, for pictures of 7×7 patches of 4×4 pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from architectures import build
+from data import NUM_CLASSES, load_digits
+from torch import Tensor, nn
+from training import SIZE, Mixing, Recipe, Trainer
+
+from tlfx import mix
+from tlfx.mix.puzzle import gradient_saliency
+
+__all__ = ["MIXERS"]
+
+Builder = Callable[[nn.Module, Recipe], Mixing]
+
+
+def _timm(mixup_alpha: float, cutmix_alpha: float) -> Builder:
+    """timm's: λ ~ Beta(α, α) for each kind of mixing that has α > 0, and half of the batches each if both have."""
+
+    def make(model: nn.Module, recipe: Recipe) -> Mixing:
+        return mix.Mixup(mixup_alpha, cutmix_alpha, prob=recipe.mix_prob, label_smoothing=0.0, num_classes=NUM_CLASSES)
+
+    return make
+
+
+def _mixer(kind: Callable[..., Mixing], **arguments: Any) -> Builder:
+    """One that takes no network."""
+    return lambda model, recipe: kind(prob=recipe.mix_prob, num_classes=NUM_CLASSES, **arguments)
+
+
+def _attentive(model: nn.Module, recipe: Recipe) -> Mixing:
+    """What attends is a small ConvNeXt that was trained on unmixed digits before: the mean size of its features."""
+    digits, _ = load_digits(recipe.train, recipe.test, size=SIZE)
+    network = build("convnext", recipe.seed).to(recipe.device)
+    unmixed = replace(recipe, mix_prob=0.0)
+    for _ in Trainer(network, unmixed, MIXERS["cutmix"](network, unmixed)).train(digits):
+        pass
+    patchwise = nn.Sequential(*list(network.eval().children())[:3])  # up to the last stage of 7×7 positions
+
+    def attention(images: Tensor) -> Tensor:
+        features: Tensor = patchwise(images)
+        return features.abs()
+
+    return mix.AttentiveCutMix(attention, patches=6, prob=recipe.mix_prob, num_classes=NUM_CLASSES)
+
+
+def _puzzle(model: nn.Module, recipe: Recipe) -> Mixing:
+    """What is salient is asked of the network that trains."""
+    saliency = gradient_saliency(model)
+    return mix.PuzzleMix(saliency, blocks=7, prob=recipe.mix_prob, num_classes=NUM_CLASSES)
+
+
+MIXERS: dict[str, Builder] = {
+    "cutmix": _timm(0.0, 1.0),
+    "mixup": _timm(0.8, 0.0),
+    "switch": _timm(0.8, 1.0),
+    "patches": _mixer(mix.RandomPatchMix, patch_size=4),
+    "blocks": _mixer(mix.BlockMix, patch_size=4, min_block=4),
+    "grid": _mixer(mix.GridMix, images=4, grid=7),
+    "resizemix": _mixer(mix.ResizeMix),
+    "saliencymix": _mixer(mix.SaliencyMix),
+    "attentive": _attentive,
+    "puzzlemix": _puzzle,
+}
+"""By their name in a `Method`. `switch` is DeiT's; `blocks` are BEiT's; `grid` has four images in a picture."""

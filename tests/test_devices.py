@@ -1,0 +1,125 @@
+"""Aligned models on the CPU, and on a GPU if there is one: outputs of the plain model, and the same targets on both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+
+import pytest
+import torch
+from timm.models.convnext import ConvNeXtBlock
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+import tlfx
+from tlfx import mix
+from tlfx.analysis.invariants import rectangles
+from tlfx.analysis.speed import Settings, bench
+
+SIDE, CLASSES, BATCH = 32, 5, 4
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+MIXERS: dict[str, Callable[[], mix.Mixer]] = {
+    "timm": lambda: mix.Mixup(0.8, 1.0, num_classes=CLASSES),
+    "cutmix": lambda: mix.CutMix(num_classes=CLASSES, mode="elem"),
+    "patches": lambda: mix.RandomPatchMix(patch_size=8, num_classes=CLASSES),
+    "blocks": lambda: mix.BlockMix(patch_size=4, min_block=4, num_classes=CLASSES),
+    "grid": lambda: mix.GridMix(images=3, num_classes=CLASSES),
+    "resize": lambda: mix.ResizeMix(num_classes=CLASSES),
+    "attentive": lambda: mix.AttentiveCutMix(nn.AvgPool2d(8).eval(), patches=3, num_classes=CLASSES),
+}
+
+
+@pytest.fixture(autouse=True)
+def deterministic_kernels() -> Iterator[None]:
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        yield
+
+
+def vit() -> nn.Module:
+    torch.manual_seed(0)
+    return VisionTransformer(img_size=SIDE, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=CLASSES)
+
+
+def convnext() -> nn.Module:
+    torch.manual_seed(0)
+    block = ConvNeXtBlock(8, ls_init_value=1.0)
+    return nn.Sequential(nn.Conv2d(3, 8, 4, 4), block, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES))
+
+
+def batch(device: str, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, tlfx.MixedTarget]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(BATCH, 3, SIDE, SIDE, generator=generator)
+    labels = torch.arange(BATCH) % CLASSES
+    mask = rectangles(BATCH, (SIDE, SIDE), seed=0)
+    target = tlfx.MixedTarget(first=labels, second=labels.flip(0), mask=mask, num_classes=CLASSES)
+    return images.to(device, dtype), target.to(device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("build", [vit, convnext])
+def test_a_step_is_that_of_the_plain_model(build: Callable[[], nn.Module], device: str) -> None:
+    """Captured on the CPU first, then moved: the model and its labels follow the device."""
+    plain = build()
+    aligned = tlfx.align(deepcopy(plain))
+    with torch.no_grad():
+        _, reference = deepcopy(aligned)(*batch("cpu"))
+    plain, aligned = plain.to(device), aligned.to(device)
+    images, target = batch(device)
+    logits, soft = aligned(images, target)
+    expected = plain(images)
+    assert soft.device == logits.device == images.device
+    assert torch.equal(logits, expected)
+    torch.testing.assert_close(soft.cpu(), reference, rtol=0.0, atol=1e-5)
+    for output in (logits, expected):
+        nn.functional.cross_entropy(output, soft).backward()
+    for ours, theirs in zip(aligned.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_and_channels_last(device: str, dtype: torch.dtype) -> None:
+    plain = vit().to(device, memory_format=torch.channels_last)
+    aligned = tlfx.align(deepcopy(plain))
+    images, target = batch(device)
+    images = images.to(memory_format=torch.channels_last)
+    with torch.autocast(device, dtype):
+        logits, soft = aligned(images, target)
+        expected = plain(images)
+    assert logits.dtype == dtype
+    assert torch.equal(logits, expected)
+    assert soft.dtype == torch.float32
+    torch.testing.assert_close(soft.sum(1), torch.ones_like(soft[:, 0]))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("attention", ["auto", "fused", "reuse"])
+def test_ways_of_attention_agree(attention: str, device: str) -> None:
+    images, target = batch(device)
+    model = vit().to(device)
+    with torch.no_grad():
+        _, reference = tlfx.align(deepcopy(model).cpu(), attention="fused")(*batch("cpu"))
+        _, soft = tlfx.align(model, attention=attention)(images, target)
+    torch.testing.assert_close(soft.cpu(), reference, rtol=0.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", MIXERS)
+def test_mixers_stay_on_the_device(name: str, device: str) -> None:
+    images, target = batch(device)
+    mixed, mixed_target = MIXERS[name]()(images, target["first"])
+    assert {mixed.device, mixed_target.mask.device, mixed_target.area().device} == {images.device}
+    model = tlfx.align(nn.Sequential(nn.Conv2d(3, CLASSES, 4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten()).to(device))
+    _, soft = model(mixed, mixed_target)
+    torch.testing.assert_close(soft, mixed_target.area(), rtol=0.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_steps_are_timed_on_the_device(device: str) -> None:
+    model = nn.Sequential(vit(), nn.Linear(CLASSES, 1000)).to(device)
+    found = bench(model, (3, SIDE, SIDE), Settings(batch=BATCH, pairs=2, warm_up=1, device=device))
+    assert {"plain", "captured", "aligned"} <= set(found)
+    for timing in found.values():
+        assert len(timing.seconds) == len(timing.plain) == 2
+        assert min(timing.seconds + timing.plain) > 0.0
+        assert min(timing.memory, timing.plain_memory) > 0

@@ -1,0 +1,105 @@
+"""Options in files: recipes to begin a run with, and the settings that a run was begun with."""
+
+from __future__ import annotations
+
+import json
+from argparse import Action, ArgumentParser, BooleanOptionalAction, Namespace
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from imagenet.checkpoint import write_whole
+from imagenet.errors import RunError
+
+__all__ = ["check_settings", "read_config", "settings_of", "write_config"]
+
+FREE = {
+    *("config", "output", "resume", "data_dir", "dataset_download", "workers", "path", "log_interval", "tensorboard"),
+    *("checkpoint_steps", "validation_batch_size", "initial_checkpoint", "reset_classifier"),
+}
+"""Options that may be others when a run goes on, since its weights do not depend on them."""
+
+
+def read_config(file: Path, parser: ArgumentParser) -> dict[str, Any]:
+    """Options of a YAML file by their names, as `batch-size: 128` or `batch_size: 128`, for `parser.set_defaults`.
+
+    RunError for a file that is no such, an option that is unknown, or a value that its flag would not take.
+    """
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise RunError(f"--config {file} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise RunError(f"--config {file} holds no options: expected lines such as batch-size: 128")
+    actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
+    named = {str(key).replace("-", "_"): value for key, value in content.items()}
+    unknown = [key for key in named if key not in actions]
+    if unknown:
+        raise RunError(f"--config {file}: unknown {', '.join(unknown)}; options are named as the flags of --help")
+    return {key: _value(file, actions[key], value) for key, value in named.items()}
+
+
+def _value(file: Path, action: Action, value: Any) -> Any:
+    """The value of an option as its flag takes it."""
+    try:
+        return _take(action, value)
+    except (ValueError, TypeError) as error:
+        raise RunError(f"--config {file}: {action.dest}: {value!r} does not fit: {error}") from error
+
+
+def _take(action: Action, value: Any) -> Any:
+    """As :func:`_value`. ValueError for a value that does not fit."""
+    if action.nargs == 0 or isinstance(action, BooleanOptionalAction):
+        return _of_kind(value, bool, "true or false")
+    if action.dest == "model_kwargs":
+        return _of_kind(value, dict, "names with values")
+    if action.nargs == 2 and not (isinstance(value, list) and len(value) == 2):
+        raise ValueError("expected a list of 2")
+    if action.nargs in ("+", 2) or isinstance(action.default, list):
+        return [_one(action, x) for x in _of_kind(value, list, "a list")]
+    return None if value is None else _one(action, value)
+
+
+def _one(action: Action, value: Any) -> Any:
+    if isinstance(value, (dict, list, bool)):
+        raise ValueError("expected one value")
+    taken = action.type(str(value)) if callable(action.type) else str(value)
+    if action.choices is not None and taken not in action.choices:
+        raise ValueError(f"expected one of {', '.join(map(repr, action.choices))}")
+    return taken
+
+
+def _of_kind(value: Any, kind: type, expected: str) -> Any:
+    if not isinstance(value, kind):
+        raise ValueError(f"expected {expected}")
+    return value
+
+
+def write_config(options: Namespace, file: Path) -> None:
+    """The options of a run, in a file that `--config` reads."""
+    kept = {key: value for key, value in vars(options).items() if value is not None and key not in ("config", "resume")}
+    write_whole(file, lambda raw: raw.write(yaml.safe_dump(_plain(kept), sort_keys=False).encode()))
+
+
+def settings_of(options: Namespace, world: int, updates: int) -> dict[str, Any]:
+    """What the weights of a run follow from: its options, how many processes it has, and updates in an epoch."""
+    kept = {key: value for key, value in vars(options).items() if key not in FREE}
+    return {**_plain(kept), "processes": world, "updates_per_epoch": updates}
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Values as files hold them: lists in place of tuples."""
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain
+
+
+def check_settings(begun: dict[str, Any], now: dict[str, Any]) -> None:
+    """RunError if a run would go on under other settings than it was begun with."""
+    differing = [key for key in {**begun, **now} if begun.get(key) != now.get(key)]
+    if differing:
+        pairs = ", ".join(f"{key} {begun.get(key)} (now {now.get(key)})" for key in differing)
+        raise RunError(
+            f"--resume: this run was begun with {pairs}. It can only go on exactly as it was begun: give the same "
+            "settings, or begin another run with the weights as --initial-checkpoint"
+        )

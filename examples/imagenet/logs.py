@@ -1,0 +1,91 @@
+"""What a run tells: tables in CSV files always, TensorBoard if asked for, and progress on the screen."""
+
+from __future__ import annotations
+
+import csv
+import io
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from imagenet.checkpoint import write_whole
+from imagenet.errors import RunError
+
+__all__ = ["Logs", "Table", "show_progress"]
+
+
+class Table:
+    """A CSV file with a row for each update or epoch; when a run goes on, rows that it will make again are dropped.
+
+    key: the column that counts. last: the highest number in it that stays.
+    """
+
+    def __init__(self, file: Path, key: str, last: int) -> None:
+        self.file = file
+        if file.exists():
+            lines = file.read_text().splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]  # a kill may leave a part of the last one
+            kept = [row for row in csv.DictReader(whole) if int(row[key]) <= last]
+            write_whole(file, lambda raw: raw.write(_lines(kept, header=True).encode()))
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Append a row, the first one with a header."""
+        header = not self.file.exists() or not self.file.stat().st_size
+        with self.file.open("a", newline="") as text:
+            text.write(_lines([row], header))
+
+
+def _lines(rows: list[Any], header: bool) -> str:
+    if not rows:
+        return ""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+class Logs:
+    """The tables `train.csv` (a row every few updates) and `summary.csv` (a row an epoch), and TensorBoard's events."""
+
+    def __init__(self, options: Namespace, epoch: int, updates: int) -> None:
+        folder = Path(options.output)
+        self.train = Table(folder / "train.csv", "updates", updates)
+        self.summary = Table(folder / "summary.csv", "epoch", epoch - 1)
+        self.events = _event_writer(folder, updates) if options.tensorboard else None
+
+    def add(self, table: Table, row: Mapping[str, Any]) -> None:
+        """A row of one of the tables, and the same as events."""
+        table.add(row)
+        if self.events is not None:
+            for name, value in row.items():
+                if name not in ("epoch", "updates"):
+                    self.events.add_scalar(f"{table.file.stem}/{name}", value, row["updates"])
+            self.events.flush()
+
+
+def _event_writer(folder: Path, updates: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise RunError("--tensorboard needs TensorBoard: pip install 'tlfx[train]'") from error
+    return SummaryWriter(str(folder / "events"), purge_step=updates + 1)
+
+
+def show_progress(console: Console, shown: bool) -> Progress:
+    """A bar for the updates of an epoch."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} updates"),
+        TextColumn("{task.fields[told]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not shown,
+    )

@@ -1,0 +1,121 @@
+"""The model: built by name, with the weights it begins with, and checked before any work is done."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_data_config
+from timm.models import get_pretrained_cfg, load_state_dict
+from torch import Tensor, nn
+
+import tlfx
+from imagenet.errors import RunError
+from tlfx.models import load
+
+__all__ = ["align", "build_model", "check_weights", "load_weights"]
+
+
+def build_model(options: Namespace, num_classes: int) -> tuple[nn.Module, dict[str, Any]]:
+    """A model with random weights, and what its images are like: size, mean, std, crop.
+
+    ModelError if it cannot be built, RunError if images of the size are no whole number of its patches.
+    """
+    kwargs = {
+        "num_classes": num_classes,
+        "drop_rate": options.drop,
+        "drop_path_rate": options.drop_path,
+        "img_size": options.img_size if _is_built_for_a_size(options.model) else None,
+        **options.model_kwargs,
+    }
+    size = None if options.img_size is None else (options.img_size, options.img_size)
+    torch.manual_seed(options.seed)
+    given = {key: value for key, value in kwargs.items() if value is not None}
+    model, example = load(options.model, given, options.path, size)
+    _check_patches(model, example)
+    if options.grad_checkpointing:
+        _checkpoint_gradients(model, options.model)
+    config = resolve_data_config({**vars(options), "input_size": tuple(example.shape[1:])}, model=model)
+    return model, config
+
+
+def _is_built_for_a_size(name: str) -> bool:
+    return bool(timm.is_model(name) and getattr(get_pretrained_cfg(name), "fixed_input_size", False))
+
+
+def _check_patches(model: nn.Module, images: Tensor) -> None:
+    """RunError if the first convolution cuts patches that do not fill the image, since it would drop the rest."""
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if first is None or first.kernel_size != first.stride or any(p != 0 for p in first.padding):
+        return
+    height, width = images.shape[-2:]
+    if height % first.stride[0] or width % first.stride[1]:
+        raise RunError(
+            f"images of {height}×{width} pixels are no whole number of the model's patches of "
+            f"{first.stride[0]}×{first.stride[1]}: give an --img-size that is a multiple of it"
+        )
+
+
+def _checkpoint_gradients(model: nn.Module, name: str) -> None:
+    if not hasattr(model, "set_grad_checkpointing"):
+        raise RunError(f"--grad-checkpointing: {name} has no set_grad_checkpointing, as models of timm have")
+    switch: Any = model.set_grad_checkpointing
+    switch(True)
+
+
+def align(model: nn.Module, options: Namespace, example: Tensor | None = None) -> nn.Module:
+    """The model, aligned in place where options say so; captured at once for images like those of an example."""
+    if not options.align:
+        return model
+    layers = options.align_layers and [int(x) if x.lstrip("-").isdigit() else x for x in options.align_layers]
+    return tlfx.align(model, layers=layers, example=example)
+
+
+def load_weights(model: nn.Module, file: Path, reset_classifier: bool) -> None:
+    """Begin with the weights of a checkpoint, but for a new classifier. RunError if they are of another model."""
+    if not file.is_file():
+        raise RunError(f"--initial-checkpoint: there is no file {file}")
+    try:
+        weights = load_state_dict(str(file), use_ema=True)
+    except Exception as error:  # many kinds, by what is wrong with the file
+        raise RunError(f"--initial-checkpoint {file} cannot be read: {error or type(error).__name__}") from error
+    if reset_classifier:
+        weights = {**weights, **_classifier(model)}
+    check_weights(model, weights, f"--initial-checkpoint {file}")
+    model.load_state_dict(weights)
+
+
+def check_weights(model: nn.Module, weights: dict[str, Any], source: str) -> None:
+    """RunError unless weights have the names and shapes of a model's."""
+    own = model.state_dict()
+    missing, unknown = ([k for k in a if k not in b] for a, b in ((own, weights), (weights, own)))
+    if missing or unknown:
+        lacks = [f"lacks {len(missing)} tensors, such as {missing[0]}"] if missing else []
+        adds = [f"has {len(unknown)} others, such as {unknown[0]}"] if unknown else []
+        kind = type(model).__name__
+        raise RunError(f"{source} is of another architecture than this {kind}: it {' and '.join(lacks + adds)}")
+    other = [key for key in own if own[key].shape != weights[key].shape]
+    classifier = _classifier(model)
+    if other and all(key in classifier for key in other):
+        has, needs = weights[other[0]].shape[0], own[other[0]].shape[0]
+        raise RunError(f"{source} has {has} classes, {needs} are needed: --reset-classifier begins with a new one")
+    if other:
+        key = other[0]
+        raise RunError(
+            f"{source} is of a model of another size: {key} is {tuple(weights[key].shape)}, expected "
+            f"{tuple(own[key].shape)} ({len(other)} tensors differ); compare --model, --model-kwargs and --img-size"
+        )
+
+
+def _classifier(model: nn.Module) -> dict[str, Tensor]:
+    """State of the classifier: what timm calls so, else the last linear layer."""
+    own = model.state_dict()
+    found = getattr(model, "get_classifier", lambda: None)()
+    heads = found if isinstance(found, (tuple, list)) else [found]
+    heads = [head for head in heads if isinstance(head, nn.Module)]
+    heads = heads or [m for m in model.modules() if isinstance(m, nn.Linear)][-1:]
+    names = [name for name, module in model.named_modules() if any(module is head for head in heads)]
+    return {key: own[key] for key in own if any(key.startswith(f"{name}.") for name in names)}

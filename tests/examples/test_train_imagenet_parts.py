@@ -1,0 +1,279 @@
+"""The parts of `examples/train_imagenet.py`: order and draws, folders, checkpoints, options and recipes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from imagefolder import write_folders
+from torch import nn
+from torch.utils.data import DataLoader
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+RECIPES = sorted((EXAMPLES / "recipes").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def path_to_examples() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXAMPLES))
+        yield
+
+
+@given(
+    images=st.integers(1, 60),
+    size=st.integers(1, 4),
+    processes=st.integers(1, 3),
+    steps=st.integers(1, 3),
+    repeats=st.integers(1, 3),
+    epoch=st.integers(0, 3),
+)
+def test_processes_share_the_batches_of_one(
+    images: int, size: int, processes: int, steps: int, repeats: int, epoch: int
+) -> None:
+    from imagenet.order import Batches
+
+    def batches(rank: int, count: int) -> list[list[Any]]:
+        made = Batches(images, size, processes * steps, seed=1, rank=rank, processes=count, repeats=repeats)
+        made.epoch = epoch
+        found = list(made)
+        assert len(found) == len(made)
+        return found
+
+    alone = batches(0, 1)
+    shared = [batches(rank, processes) for rank in range(processes)]
+    assert [batch for turn in zip(*shared, strict=True) for batch in turn] == alone
+    flat = [sample for batch in alone for sample in batch]
+    assert len(flat) == images // (size * processes * steps) * size * processes * steps
+    assert sorted(sample.position for sample in flat) == list(range(len(flat)))
+    counts = np.bincount([sample.image for sample in flat], minlength=images)
+    assert counts.max(initial=0) <= repeats
+    assert len(counts) == images
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    from imagenet.order import Batches
+
+    orders = []
+    for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0)):
+        batches = Batches(64, 8, 1, seed=seed)
+        batches.epoch = epoch
+        orders.append(tuple(sample.image for batch in batches for sample in batch))
+    assert len(set(orders)) == 3
+    assert orders[0] == orders[3]
+
+
+def test_an_epoch_goes_on_where_it_stopped() -> None:
+    from imagenet.order import Batches
+
+    whole, rest = (Batches(50, 4, 2, seed=3, rank=1, processes=2) for _ in range(2))
+    rest.done = 4
+    assert list(rest) == list(whole)[4:]
+    assert len(rest) == 2
+
+
+class Drawn:
+    """A data set of what its transforms would draw."""
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, index: int) -> tuple[int, float, float, float]:
+        return index, random.random(), np.random.rand(), torch.rand(()).item()
+
+
+def test_what_is_drawn_depends_on_the_place_alone() -> None:
+    from imagenet.order import Batches, Reproducible
+
+    def draws(workers: int, done: int = 0, seed: int = 5) -> list[Any]:
+        batches = Batches(24, 4, 1, seed=1)
+        batches.done = done
+        loader = DataLoader(Reproducible(Drawn(), seed), batch_sampler=batches, num_workers=workers)
+        return [tuple(column.tolist()) for batch in loader for column in [torch.stack([x.double() for x in batch])]]
+
+    alone = draws(0)
+    assert draws(2) == alone
+    assert draws(0, done=3) == alone[3:]
+    assert draws(0, seed=6) != alone
+    values = np.array(alone)[:, 1:].ravel()
+    assert len(set(values)) == values.size  # nothing is drawn twice
+
+
+def test_seeds_reach_every_generator() -> None:
+    from imagenet.order import Draws, seed_for, seed_generators
+
+    def draw(*place: int) -> tuple[float, ...]:
+        seed_generators(seed_for(0, Draws.BATCH, *place))
+        return random.random(), float(np.random.rand()), torch.rand(()).item()
+
+    first, again, other = draw(3, 1), draw(3, 1), draw(1, 3)
+    assert first == again
+    assert all(a != b for a, b in zip(first, other, strict=True))
+    assert seed_for(0, Draws.BATCH, 1, 2) != seed_for(0, Draws.SAMPLE, 1, 2)
+
+
+def test_folders(tmp_path: Path) -> None:
+    from imagenet.folders import check_same_classes, open_split
+
+    write_folders(tmp_path, train=3, val=2)
+    (tmp_path / "val").rename(tmp_path / "validation")
+    train, val = open_split(tmp_path, "train"), open_split(tmp_path, "val")
+    check_same_classes(train, val)
+    assert (len(train), len(val)) == (12, 8)
+    assert train.classes == val.classes == ["ant", "bee", "cat", "dog"]
+
+
+def _write_for_ever(folder: str) -> None:
+    """Checkpoints whose every number is the number of the checkpoint."""
+    from imagenet.checkpoint import write
+
+    for number in range(10**6):
+        write({"number": number, "weights": torch.full((300_000,), float(number))}, Path(folder), best=number % 2 == 0)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.003, 0.011, 0.017, 0.029])
+def test_a_kill_while_writing_leaves_a_whole_checkpoint(tmp_path: Path, delay: float) -> None:
+    from imagenet.checkpoint import BEST, LAST
+
+    process = multiprocessing.get_context("fork").Process(target=_write_for_ever, args=(str(tmp_path),))
+    process.start()
+    deadline = time.monotonic() + 60
+    while not (tmp_path / BEST).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    time.sleep(delay)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    for name in (LAST, BEST):
+        content = torch.load(tmp_path / name, weights_only=True)
+        assert torch.equal(content["weights"], torch.full((300_000,), float(content["number"])))
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path: Path) -> None:
+    from imagenet.checkpoint import LAST, write, write_whole
+    from imagenet.errors import RunError
+
+    write({"number": 1}, tmp_path, best=False)
+
+    def full(file: Any) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(tmp_path / LAST, full)
+    assert torch.load(tmp_path / LAST) == {"number": 1}
+    assert [file.name for file in tmp_path.iterdir()] == [LAST]
+    with pytest.raises(RunError, match=f"no checkpoint can be written to {tmp_path}/gone: .*No such file or directory"):
+        write({"number": 2}, tmp_path / "gone", best=False)
+
+
+def test_tables_are_cut_where_a_run_goes_on(tmp_path: Path) -> None:
+    from imagenet.logs import Table
+
+    file = tmp_path / "train.csv"
+    table = Table(file, "updates", 0)
+    for updates in (5, 10, 15):
+        table.add({"updates": updates, "loss": 0.5})
+    with file.open("a") as text:
+        text.write("2")  # a kill within a row of update 20
+    Table(file, "updates", 10).add({"updates": 15, "loss": 0.25})
+    assert file.read_text() == "updates,loss\n5,0.5\n10,0.5\n15,0.25\n"
+    Table(file, "updates", 0).add({"updates": 5, "loss": 0.5})
+    assert file.read_text() == "updates,loss\n5,0.5\n"
+
+
+def test_settings_are_the_same_from_a_file(tmp_path: Path) -> None:
+    from imagenet.config import settings_of, write_config
+    from imagenet.options import parse
+
+    flags = [
+        "--data-dir",
+        "data",
+        "--output",
+        "run",
+        "--model-kwargs",
+        "layers=(1,2)",
+        "--align-layers",
+        "-1",
+        "--lr",
+        "1",
+    ]
+    options = parse("", [*flags, "--amp", "--no-align", "--align"])
+    write_config(options, tmp_path / "args.yaml")
+    again = parse("", ["--config", str(tmp_path / "args.yaml")])
+    assert settings_of(again, 2, 3) == settings_of(options, 2, 3)
+    assert again.model_kwargs == {"layers": [1, 2]}
+    assert again.align_layers == ["-1"]
+
+
+def test_the_best_checkpoint_stays_when_the_last_is_replaced(tmp_path: Path) -> None:
+    from imagenet.checkpoint import BEST, LAST, write
+
+    for number, best in ((1, True), (2, False), (3, True), (4, False)):
+        write({"number": number}, tmp_path, best)
+        assert torch.load(tmp_path / LAST) == {"number": number}
+        assert torch.load(tmp_path / BEST) == {"number": number - (not best)}
+
+
+def test_blocks_of_models() -> None:
+    import timm
+    from imagenet.distributed import blocks_of
+
+    for name, kind, count in (
+        ("vit_tiny_patch16_224", "Block", 12),
+        ("swin_tiny_patch4_window7_224", "SwinTransformerBlock", 12),
+        ("pvt_v2_b0", "Block", 8),
+        ("resnet18", "BasicBlock", 8),
+    ):
+        with torch.device("meta"):
+            blocks = blocks_of(timm.create_model(name))
+        assert [type(block).__name__ for block in blocks] == [kind] * count
+    assert blocks_of(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))) == []
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_recipes_are_options(file: Path) -> None:
+    from imagenet.options import parse
+
+    base = [] if file.stem[:6] != "table8" else ["--config", str(EXAMPLES / "recipes" / "deit_small.yaml")]
+    options = parse("", [*base, "--config", str(file), "--data-dir", "data", "--output", "run"])
+    for key, value in yaml.safe_load(file.read_text()).items():
+        taken = getattr(options, key.replace("-", "_"))
+        assert taken == (float(value) if isinstance(taken, float) else value), key
+    assert options.cutmix == 1.0
+
+
+def test_recipes_scale_the_learning_rate() -> None:
+    from imagenet.options import parse
+    from train_imagenet import choose_learning_rate
+
+    for name, rate in (("deit_small", 1e-3), ("swin_tiny", 1e-3), ("pvt_small", 1e-3), ("finetune_base", 1e-5)):
+        config = str(EXAMPLES / "recipes" / f"{name}.yaml")
+        options = parse("", ["--config", config, "--data-dir", "data", "--output", "run"])
+        choose_learning_rate(options, 8 * options.batch_size)
+        assert options.lr == pytest.approx(rate)
+
+
+def test_flags_win_over_files_and_later_files_over_earlier(tmp_path: Path) -> None:
+    from imagenet.options import parse
+
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("epochs: 7\nlr: 1e-3\nmodel-kwargs: {depth: 2}\nscale: [0.5, 1.0]\namp: true\n")
+    second.write_text("epochs: 8\nwarmup_epochs: 2\n")
+    files = ["--config", str(first), "--config", str(second), "--data-dir", "data", "--output", "run"]
+    options = parse("", [*files, "--warmup-epochs", "3"])
+    assert (options.epochs, options.warmup_epochs, options.lr, options.amp) == (8, 3, 1e-3, True)
+    assert (options.model_kwargs, options.scale) == ({"depth": 2}, [0.5, 1.0])

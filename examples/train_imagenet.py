@@ -4,10 +4,10 @@
     torchrun --nproc-per-node 8 examples/train_imagenet.py --config …      # eight GPUs; --fsdp shards the model too
     python examples/train_imagenet.py --config runs/deit_s/args.yaml --resume       # go on after an interruption
 
-Flags are timm's, with --no-align for plain CutMix targets. The folder --output holds the settings (args.yaml), tables
-(train.csv, summary.csv; label_gap is half the L1 distance of targets from those by area), and checkpoints that timm
-reads too (last.pth.tar, model_best.pth.tar). A resumed run ends in the same weights, bit for bit, as one that was never
-interrupted; on a GPU with --deterministic.
+Flags are timm's, with --method for plain CutMix targets and for the mixers and targets of other papers (Table 2). The
+folder --output holds the settings (args.yaml), tables (train.csv, summary.csv; label_gap is half the L1 distance of
+targets from those by area), and checkpoints that timm reads too (last.pth.tar, model_best.pth.tar). A resumed run ends
+in the same weights, bit for bit, as one that was never interrupted; on a GPU with --deterministic.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from imagenet.engine import Trainer, autocast
 from imagenet.errors import RunError
 from imagenet.evaluation import evaluate
 from imagenet.logs import Logs, show_progress
+from imagenet.mixing import make_mixer
 from imagenet.model import align, build_model, check_weights, load_weights
-from imagenet.options import mixes, parse
+from imagenet.options import parse
 from imagenet.order import Batches
 from rich.console import Console
 from timm.optim import create_optimizer_v2, optimizer_kwargs
@@ -40,7 +41,6 @@ from timm.utils import ModelEmaV3, distribute_bn
 from torch import nn
 
 from tlfx import TlfxError
-from tlfx.mix import Mixup
 
 
 class Run:
@@ -225,7 +225,7 @@ def make_trainer(
     called = compile_model(bare, size, options, processes.device) if options.torchcompile else bare
     if not options.fsdp:
         called = processes.data_parallel(called)
-    trainer = Trainer(called, bare, ema, optimizer, scheduler, make_mixer(options), options, processes)
+    trainer = Trainer(called, bare, ema, optimizer, scheduler, make_mixer(bare, options), options, processes)
     return trainer, epochs
 
 
@@ -262,22 +262,6 @@ def choose_learning_rate(options: Namespace, images: int) -> None:
     if options.lr is None:
         ratio = images / options.lr_base_size
         options.lr = options.lr_base * (math.sqrt(ratio) if options.lr_base_scale == "sqrt" else ratio)
-
-
-def make_mixer(options: Namespace) -> Mixup | None:
-    """The mixer that options ask for, if any."""
-    if not mixes(options):
-        return None
-    return Mixup(
-        mixup_alpha=options.mixup,
-        cutmix_alpha=options.cutmix,
-        cutmix_minmax=options.cutmix_minmax,
-        prob=options.mixup_prob,
-        switch_prob=options.mixup_switch_prob,
-        mode=options.mixup_mode,
-        label_smoothing=options.smoothing,
-        num_classes=options.num_classes,
-    )
 
 
 def open_logs(run: Run) -> Logs:

@@ -12,8 +12,8 @@ from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor, nn
 
 from imagenet.distributed import Processes, last_step, load_state, load_states, state, states
+from imagenet.mixing import Mixing
 from imagenet.order import Draws, seed_for, seed_generators
-from tlfx.mix import Mixup
 
 __all__ = ["Meter", "Trainer", "autocast"]
 
@@ -59,7 +59,7 @@ class Trainer:
         ema: ModelEmaV3 | None,
         optimizer: torch.optim.Optimizer,
         scheduler: Any,
-        mixer: Mixup | None,
+        mixer: Mixing | None,
         options: Namespace,
         processes: Processes,
     ) -> None:

@@ -74,17 +74,17 @@ def align(model: nn.Module, options: Namespace, example: Tensor | None = None) -
     return tlfx.align(model, layers=layers, example=example)
 
 
-def load_weights(model: nn.Module, file: Path, reset_classifier: bool) -> None:
+def load_weights(model: nn.Module, file: Path, reset_classifier: bool, flag: str = "--initial-checkpoint") -> None:
     """Begin with the weights of a checkpoint, but for a new classifier. RunError if they are of another model."""
     if not file.is_file():
-        raise RunError(f"--initial-checkpoint: there is no file {file}")
+        raise RunError(f"{flag}: there is no file {file}")
     try:
         weights = load_state_dict(str(file), use_ema=True)
     except Exception as error:  # many kinds, by what is wrong with the file
-        raise RunError(f"--initial-checkpoint {file} cannot be read: {error or type(error).__name__}") from error
+        raise RunError(f"{flag} {file} cannot be read: {error or type(error).__name__}") from error
     if reset_classifier:
         weights = {**weights, **_classifier(model)}
-    check_weights(model, weights, f"--initial-checkpoint {file}")
+    check_weights(model, weights, f"{flag} {file}")
     model.load_state_dict(weights)
 
 

@@ -14,8 +14,9 @@ from imagenet.checkpoint import NEWEST
 from imagenet.config import read_config
 from imagenet.data import DATASETS
 from imagenet.errors import RunError
+from imagenet.mixing import METHODS, choose_method, mixes
 
-__all__ = ["make_parser", "mixes", "parse"]
+__all__ = ["make_parser", "parse"]
 
 
 def parse(description: str, arguments: Sequence[str] | None = None) -> Namespace:
@@ -27,6 +28,7 @@ def parse(description: str, arguments: Sequence[str] | None = None) -> Namespace
         for file in first.parse_known_args(arguments)[0].config:
             parser.set_defaults(**read_config(Path(file), parser))
         options = parser.parse_args(arguments)
+        choose_method(options)
         _check(options)
     except RunError as error:
         parser.error(str(error))
@@ -76,7 +78,16 @@ def _model(parser: ArgumentParser) -> None:
 
 
 def _align(parser: ArgumentParser) -> None:
-    add = parser.add_argument_group("alignment").add_argument
+    add = parser.add_argument_group("method").add_argument
+    add(
+        "--method",
+        choices=METHODS,
+        help="one of Table 2 by its name, in place of --align and --align-layers: plain "
+        "(area) targets, those of TransMix or aligned ones, of CutMix; or a mixer in its place, with plain targets",
+    )
+    add("--attention-model", default="resnet50", metavar="NAME", help="timm's, that --method attentive looks with")
+    add("--attention-checkpoint", metavar="FILE", help="its weights (default: those that timm downloads)")
+    add("--attention-patches", type=int, default=6, metavar="N", help="that it pastes (default: %(default)s)")
     add("--align", action=BooleanOptionalAction, default=True, help="train against the labels that reach the "
         "classifier, or against the area of each image (default: --align)")  # fmt: skip
     add("--align-layers", nargs="+", metavar="LAYER", help="only in these modules, such as 'blocks.[0-5]', or in "
@@ -173,7 +184,7 @@ def _run(parser: ArgumentParser) -> None:
 
 AT_LEAST_ONE = (
     *("batch_size", "grad_accum_steps", "epochs", "log_interval", "aug_repeats", "recount", "lr_base_size"),
-    *("validation_batch_size", "num_classes", "img_size"),
+    *("validation_batch_size", "num_classes", "img_size", "attention_patches"),
 )
 NOT_NEGATIVE = (
     *("workers", "checkpoint_steps", "mixup", "cutmix", "warmup_epochs", "cooldown_epochs", "mixup_off_epoch"),
@@ -204,11 +215,6 @@ def _check(options: Namespace) -> None:
         )
     if options.align_layers and not options.align:
         raise RunError("--align-layers says where to align, and --no-align not to: leave one of them out")
-
-
-def mixes(options: Namespace) -> bool:
-    """Whether images are mixed."""
-    return options.mixup > 0 or options.cutmix > 0 or options.cutmix_minmax is not None
 
 
 def _flag(name: str) -> str:

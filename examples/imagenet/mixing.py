@@ -1,0 +1,91 @@
+"""How images are mixed: as timm's flags say, or as a method of the paper's Table 2 does, by its name."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+
+from imagenet.errors import RunError
+from imagenet.model import load_weights
+from tlfx.mix import AttentiveCutMix, MixedTarget, Mixup, PuzzleMix, SaliencyMix
+from tlfx.mix.puzzle import gradient_saliency
+
+__all__ = ["METHODS", "Mixing", "choose_method", "make_mixer", "mixes"]
+
+Mixing = Callable[[Tensor, Tensor], tuple[Tensor, MixedTarget]]
+"""From images and labels to mixed images and their target."""
+
+TARGETS: dict[str, list[str] | None] = {"transmix": ["-1"], "aligned": None}
+"""Methods that align, and the layers in which they do; all for None."""
+
+
+def _saliency(model: nn.Module, options: Namespace, arguments: dict[str, Any]) -> Mixing:
+    return SaliencyMix(alpha=options.cutmix or 1.0, **arguments)
+
+
+def _puzzle(model: nn.Module, options: Namespace, arguments: dict[str, Any]) -> Mixing:
+    return PuzzleMix(gradient_saliency(model), alpha=options.cutmix or 1.0, **arguments)
+
+
+def _attentive(model: nn.Module, options: Namespace, arguments: dict[str, Any]) -> Mixing:
+    network = _attention_network(options).to(next(model.parameters()).device)
+    features: Any = network.forward_features
+    return AttentiveCutMix(features, patches=options.attention_patches, **{**arguments, "mode": "elem"})
+
+
+MIXERS = {"saliencymix": _saliency, "attentive": _attentive, "puzzlemix": _puzzle}
+METHODS = ("plain", *MIXERS, *TARGETS)
+
+
+def choose_method(options: Namespace) -> None:
+    """Set what `--method` stands for: it goes before --align and --align-layers."""
+    if options.method is not None:
+        options.align = options.method in TARGETS
+        options.align_layers = TARGETS.get(options.method) or (options.align_layers if options.align else None)
+
+
+def mixes(options: Namespace) -> bool:
+    """Whether images are mixed."""
+    timms = options.mixup > 0 or options.cutmix > 0 or options.cutmix_minmax is not None
+    return timms or options.method in MIXERS
+
+
+def make_mixer(model: nn.Module, options: Namespace) -> Mixing | None:
+    """The mixer that options ask for, if any; the model is what trains, which tells Puzzle Mix what is salient."""
+    if not mixes(options):
+        return None
+    arguments = {
+        "prob": options.mixup_prob,
+        "mode": options.mixup_mode,
+        "label_smoothing": options.smoothing,
+        "num_classes": options.num_classes,
+    }
+    if options.method in MIXERS:
+        return MIXERS[options.method](model, options, arguments)
+    return Mixup(
+        mixup_alpha=options.mixup,
+        cutmix_alpha=options.cutmix,
+        cutmix_minmax=options.cutmix_minmax,
+        switch_prob=options.mixup_switch_prob,
+        **arguments,
+    )
+
+
+def _attention_network(options: Namespace) -> nn.Module:
+    """What Attentive CutMix looks with, in evaluation. RunError if it or its weights cannot be had."""
+    name, file = options.attention_model, options.attention_checkpoint
+    try:
+        network: nn.Module = timm.create_model(name, pretrained=file is None)
+    except Exception as error:  # of timm, or of whatever it downloads with
+        raise RunError(
+            f"--attention-model: timm cannot make {name} with its published weights: {error}; give weights of yours as "
+            "--attention-checkpoint"
+        ) from error
+    if file is not None:
+        load_weights(network, Path(file), reset_classifier=True, flag="--attention-checkpoint")
+    return network.eval().requires_grad_(False)

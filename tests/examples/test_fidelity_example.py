@@ -160,7 +160,7 @@ def test_runs_of_two_recipes(runs: Path, tmp_path: Path) -> None:
     [
         (["--batch-size", "7"], "--batch-size 7: expected an even number, since pictures are mixed in pairs"),
         (["--csv", "no/such/file.csv"], "there is no folder 'no/such' to write file.csv into; create it first"),
-        (["--method", "align"], "'align' is no method: expected plain, aligned or aligned:FIELD=VALUE"),
+        (["--method", "align"], "'align' is no method: expected [MIXER/]TARGET or [MIXER/]aligned:FIELD=VALUE"),
     ],
 )
 def test_settings_that_cannot_be_run(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

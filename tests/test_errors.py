@@ -242,7 +242,7 @@ def test_mixed_targets_that_do_not_fit(target: tlfx.MixedTarget, words: str) -> 
         ),
         (torch.tensor([True, False, True]), r"target has dtype torch.bool"),
         ([0, 1, 2], r"the target is a list, expected a tlfx.MixedTarget from a mixer, integer labels \(batch,\)"),
-        (dict(mixture()), r"the target is a dict, expected a tlfx.MixedTarget"),
+        ({"mask": torch.ones(3, 1, 8, 8)}, r"the target is a dict, expected a tlfx.MixedTarget"),
         (np.array([0, 1, 2]), r"the target is a ndarray"),
         (3, r"the target is a int"),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import torch
@@ -52,7 +52,8 @@ def key_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], imag
     call = tuple(_argument_key(x, images.shape[0]) for x in leaves)
     device = images.device.type
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    return call, str(spec), autocast, tuple(map(_module_key, _modules(model)))
+    modules = _modules(model)
+    return call, str(spec), autocast, tuple(map(_module_key, modules)), _shared(modules)
 
 
 def _modules(model: nn.Module) -> dict[nn.Module, None]:
@@ -65,6 +66,14 @@ def _modules(model: nn.Module) -> dict[nn.Module, None]:
             found[module] = None
             waiting.extend(m for m in module._modules.values() if m is not None)
     return found
+
+
+def _shared(modules: Iterable[nn.Module]) -> tuple[int, ...]:
+    """Which tensors of modules are the same one: for each the number of the first such; nothing if all are apart."""
+    first: dict[Tensor, int] = {}
+    held = (x for m in modules for x in (*m._parameters.values(), *m._buffers.values()) if x is not None)
+    places = tuple([first.setdefault(x, i) for i, x in enumerate(held)])
+    return places if len(first) < len(places) else ()
 
 
 def _module_key(module: nn.Module) -> Hashable:

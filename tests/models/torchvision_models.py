@@ -68,7 +68,7 @@ ENTRIES = {
     "r3d (one block a stage)": Entry("torchvision", r3d, (3, 4, 32, 32)),
     "r3d_18": Entry("torchvision", partial(video.r3d_18, num_classes=CLASSES), (3, 4, 64, 64), slow=True),
     "mc3_18": Entry("torchvision", partial(video.mc3_18, num_classes=CLASSES), (3, 4, 32, 32)),
-    "r2plus1d_18": Entry("torchvision", partial(video.r2plus1d_18, num_classes=CLASSES), (3, 4, 32, 32)),
+    "r2plus1d_18": Entry("torchvision", partial(video.r2plus1d_18, num_classes=CLASSES), (3, 4, 32, 32), slow=True),
     "s3d": Entry("torchvision", partial(video.s3d, num_classes=CLASSES), (3, 16, 224, 224), slow=True),
     "swin3d (small)": Entry("torchvision", swin3d, (3, 4, 36, 36)),
     "swin3d_t": Entry("torchvision", partial(video.swin3d_t, num_classes=CLASSES), (3, 8, 64, 64), slow=True),
@@ -78,13 +78,19 @@ ENTRIES = {
     "swin_v2 (small)": Entry("torchvision", swin_v2),
     "fcn_resnet50": Entry("torchvision", partial(segmentation.fcn_resnet50, **dense), (3, 64, 64), slow=True),
     "fcn_resnet50 with auxiliary head": Entry(
-        "torchvision", partial(segmentation.fcn_resnet50, aux_loss=True, **dense), (3, 64, 64)
+        "torchvision",
+        partial(segmentation.fcn_resnet50, aux_loss=True, **dense),
+        (3, 64, 64),
+        slow=True,
     ),
     "deeplabv3_resnet50": Entry(
         "torchvision", partial(segmentation.deeplabv3_resnet50, **dense), (3, 64, 64), slow=True
     ),
     "lraspp_mobilenet_v3_large": Entry(
-        "torchvision", partial(segmentation.lraspp_mobilenet_v3_large, **dense), (3, 64, 64)
+        "torchvision",
+        partial(segmentation.lraspp_mobilenet_v3_large, **dense),
+        (3, 64, 64),
+        slow=True,
     ),
     "features of test_resnet": Entry("timm", partial(feature_maps, "test_resnet"), (3, 64, 64)),
     "features of test_convnext": Entry("timm", partial(feature_maps, "test_convnext"), (3, 64, 64)),

@@ -150,15 +150,17 @@ ENTRIES = {
             depths=(1, 1, 1),
         ),
         (3, 64, 64),
+        slow=True,
     ),
     "SepViT": replace(staged("sep_vit", "SepViT", side=224), slow=True),
-    "ScalableViT": staged(
-        "scalable_vit", "ScalableViT", reduction_factor=(8, 4, 2, 1), window_size=(16, 8, None, None)
+    "ScalableViT": replace(
+        staged("scalable_vit", "ScalableViT", reduction_factor=(8, 4, 2, 1), window_size=(16, 8, None, None)), slow=True
     ),
     "RegionViT": Entry(
         "vit-pytorch",
         partial(build, "regionvit", "RegionViT", dim=(16, 32, 32, 64), depth=1, window_size=2, num_classes=5),
         (3, 64, 64),
+        slow=True,
     ),
     "LookViT": Entry(
         "vit-pytorch",

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,13 +29,6 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 TINY = ["--epochs", "1", "--train", "32", "--test", "20", "--mix-prob", "1", "--device", "cpu"]
 TINY += ["--architectures", "mixer", "--batch-size", "16", "--lr", "0.002"]
 TIMEOUT = 300
-
-
-@pytest.fixture(scope="module", autouse=True)
-def path_to_examples() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(EXAMPLES))
-        yield
 
 
 def start(*arguments: str | Path) -> subprocess.Popen[str]:

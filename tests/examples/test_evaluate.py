@@ -29,13 +29,6 @@ MODEL = ["--model", "test_vit", "--kwargs", f'{{"img_size": {SIDE}}}', "--img-si
 FAST = ["--workers", "0", "--device", "cpu", "--batch-size", "7"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def path_to_examples() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(EXAMPLES))
-        yield
-
-
 def tiny(seed: int, num_classes: int = 1000) -> nn.Module:
     """A vision transformer whose random head tells pictures apart."""
     torch.manual_seed(seed)

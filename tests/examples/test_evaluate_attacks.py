@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,6 @@ from torch import nn
 def build(classes):
     return nn.Sequential(nn.Flatten(), nn.Linear({3 * SIDE * SIDE}, classes))
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def path_to_examples() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(EXAMPLES))
-        yield
 
 
 class Case:

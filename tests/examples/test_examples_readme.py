@@ -7,7 +7,6 @@ import importlib.util
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,13 +16,6 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 README = (EXAMPLES / "README.md").read_text()
 DIFFS = dict(re.findall(r"```diff\n--- (\w+)\.py\n\+\+\+ .*?\n(.*?)```", README, re.DOTALL))
 TINY = Namespace(epochs=1, train=64, test=32, batch_size=32, lr=2e-3, devices=1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def path_to_examples() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(EXAMPLES))
-        yield
 
 
 def original(name: str) -> str:

@@ -8,7 +8,6 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,6 @@ from tlfx.analysis import Fidelity, fidelity
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RULES = ("area", "paper", "residual=skip", "residual=norm", "heads=norm")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def path_to_examples() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(EXAMPLES))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,6 @@ TINY = ["--epochs", "1", "--train", "64", "--test", "20", "--batch-size", "32", 
 FIGURES = {"accuracy", "loss", "lambda_gap", "images_per_second", "seconds"}
 
 
-@pytest.fixture(autouse=True)
-def path_to_examples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-
-
 def test_both_targets_train_and_report(tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLES / "train.py"), *TINY, "--output", str(tmp_path / "result.json")]
     environment = os.environ | {"OMP_WAIT_POLICY": "passive"}  # threads that spin starve each other on a busy machine

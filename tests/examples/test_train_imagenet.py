@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,6 @@ SCRIPT = EXAMPLES / "train_imagenet.py"
 TIMEOUT = 300
 MIXED = ["--mixup", "0.8", "--cutmix", "1", "--drop-path", "0.1", "--clip-grad", "5", "--warmup-epochs", "1"]
 AUGMENTED = ["--aa", "rand-m9-mstd0.5-inc1", "--reprob", "0.25", "--model-ema", "--model-ema-decay", "0.9"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def path_to_examples() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(EXAMPLES))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from argparse import Namespace
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,6 @@ KINDS = {
     "transmix": "Mixup",
     "aligned": "Mixup",
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def path_to_examples() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(EXAMPLES))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,13 +13,6 @@ from imagefolder import SMALL, write_folders, write_pictures
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RUN = ["--batch-size", "8", "--epochs", "1", "--cutmix", "1", "--no-align"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def path_to_examples() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(EXAMPLES))
-        yield
 
 
 @pytest.fixture(scope="module")

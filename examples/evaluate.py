@@ -36,6 +36,7 @@ from evaluation.classifier import Classifier, build, load_weights
 from evaluation.corruption import SEVERITIES, Corrupted, find_corruptions, read_baseline
 from evaluation.folders import Classes, ClassFolders, check, classes_of, find_root
 from evaluation.options import Settings, parse
+from files import write_whole
 from rich import box
 from rich.console import Console
 from rich.progress import track
@@ -178,13 +179,6 @@ def _told(threat: Threat) -> str:
     return f"{threat.name} {threat.norm} {eps}"
 
 
-def write(record: Mapping[str, Any], file: Path) -> None:
-    """Write figures as JSON, whole or not at all."""
-    unfinished = file.with_name(f"{file.name}.part")
-    unfinished.write_text(json.dumps(record, indent=2) + "\n")
-    unfinished.replace(file)
-
-
 def _message(error: TlfxError) -> str:
     """What an error says; of one that a process of --workers raised, without the traceback that it sends along."""
     text = str(error)
@@ -202,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.print(_heading(settings), highlight=False, markup=False, soft_wrap=True)
     console.print(table)
     if settings.json is not None:
-        write(record, settings.json)
+        write_whole(settings.json, lambda raw: raw.write((json.dumps(record, indent=2) + "\n").encode()))
     return 0
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import torch
 from architectures import build
 from data import load_digits
+from files import write_whole
 from methods import Method
 from mixers import MIXERS
 from torch import nn
@@ -81,6 +80,7 @@ def finished(run: Run, folder: Path) -> Result | str | None:
 def execute(run: Run, folder: Path) -> None:
     """Train and test one run, and keep its weights and then its figures, each file written whole or not at all."""
     recipe, file = run.recipe, run.file(folder)
+    file.parent.mkdir(parents=True, exist_ok=True)
     model = build(run.architecture, recipe.seed).to(recipe.device)
     began = time.perf_counter()
     if not _prepare(model, run):
@@ -95,7 +95,7 @@ def execute(run: Run, folder: Path) -> None:
     seconds = {"capture_seconds": captured - began, "train_seconds": time.perf_counter() - loading}
     share = accuracy(model, test, trainer.device, rounds=4)
     result = Result(share, trainer.meter.lambda_gap, trainer.meter.loss, **seconds)
-    _write_whole(file.with_suffix(".pt"), lambda path: torch.save(model.state_dict(), path))
+    write_whole(file.with_suffix(".pt"), lambda raw: torch.save(model.state_dict(), raw))
     _write_record(run, file, asdict(result))
 
 
@@ -120,15 +120,7 @@ def _write_record(run: Run, file: Path, result: dict[str, Any] | str) -> None:
         "result": result,
         "torch": torch.__version__,
     }
-    _write_whole(file, lambda path: path.write_text(json.dumps(record, indent=2) + "\n"))
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Have a file written under another name and put in place: whoever stops it leaves no half-written file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.new")
-    write(new)
-    os.replace(new, path)
+    write_whole(file, lambda raw: raw.write((json.dumps(record, indent=2) + "\n").encode()))
 
 
 def _differing(recipe: Recipe, other: Recipe) -> str:

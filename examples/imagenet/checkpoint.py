@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from files import write_whole
 
 from imagenet.errors import RunError
 
-__all__ = ["BEST", "LAST", "NEWEST", "find", "read", "write", "write_whole"]
+__all__ = ["BEST", "LAST", "NEWEST", "find", "read", "write"]
 
 LAST, BEST = "last.pth.tar", "model_best.pth.tar"
 NEWEST = "last"  # in place of a file: the last one of the run
@@ -41,32 +40,6 @@ def _link(path: Path, name: Path) -> None:
         write_whole(name, lambda file: file.write(path.read_bytes()))
     else:
         os.replace(new, name)
-
-
-def write_whole(path: Path, fill: Callable[[Any], object]) -> None:
-    """Have a file written under another name beside it, flushed to the disk, and put in place: whole or not at all."""
-    new = path.with_name(f"{path.name}.new")
-    try:
-        with new.open("wb") as file:
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
-    except BaseException:
-        with suppress(OSError):  # the first error is the one to show
-            new.unlink()
-        raise
-    _flush_folder(path.parent)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Have the new name of a file survive a loss of power, where the system can."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def find(resume: str | None, folder: Path) -> Path | None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
+from files import write_whole
 
-from imagenet.checkpoint import write_whole
 from imagenet.errors import RunError
 
 __all__ = ["check_settings", "read_config", "settings_of", "write_config"]

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from files import write_whole
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from imagenet.checkpoint import write_whole
 from imagenet.errors import RunError
 
 __all__ = ["Logs", "Table", "show_progress"]

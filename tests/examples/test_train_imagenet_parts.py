@@ -155,7 +155,8 @@ def test_a_kill_while_writing_leaves_a_whole_checkpoint(tmp_path: Path, delay: f
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path: Path) -> None:
-    from imagenet.checkpoint import LAST, write, write_whole
+    from files import write_whole
+    from imagenet.checkpoint import LAST, write
     from imagenet.errors import RunError
 
     write({"number": 1}, tmp_path, best=False)

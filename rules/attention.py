@@ -6,16 +6,16 @@ from typing import Any
 
 import torch
 
-from tlfx.provenance import Value
-from tlfx.rule import rule
-from tlfx.verbs import Op
+from tlfx.propagate.values import Value
+from tlfx.propagate.verbs import OpContext
+from tlfx.rules import rule
 
 aten = torch.ops.aten
 
 
 @rule(aten.scaled_dot_product_attention)
 def scaled_dot_product_attention(
-    op: Op,
+    op: OpContext,
     query: Value,
     key: Value,
     value: Value,
@@ -32,19 +32,19 @@ def scaled_dot_product_attention(
 
 
 @rule("flex_attention")
-def flex_attention(op: Op, query: Value, key: Value, value: Value, *settings: Any) -> list[Value]:
+def flex_attention(op: OpContext, query: Value, key: Value, value: Value, *settings: Any) -> list[Value]:
     """query (batch, heads, n, d), key and value (batch, heads, m, d), with any score function and block mask."""
     out = op.attend_by_itself(query, key, value, *op.node.args[3:])
     return [out, *(op.weight(shape=shape) for shape in op.shapes[1:])]
 
 
 @rule(aten.softmax, aten._softmax, aten.log_softmax, aten._safe_softmax)
-def softmax(op: Op, x: Value, dim: int, dtype: Any = None) -> Value:
+def softmax(op: OpContext, x: Value, dim: int, dtype: Any = None) -> Value:
     """Over tokens a mixing weight, over channels point-wise."""
     return op.softmax(x, dim)
 
 
 @rule(aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout, aten.native_dropout)
-def dropout(op: Op, x: Value, p: float, train: bool) -> Value:
+def dropout(op: OpContext, x: Value, p: float, train: bool) -> Value:
     """Point-wise; weights are read before it."""
     return op.dropout(x)

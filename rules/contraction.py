@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
-from tlfx.provenance import Value
-from tlfx.rule import rule
-from tlfx.verbs import Op
+from tlfx.propagate.values import Value
+from tlfx.propagate.verbs import OpContext
+from tlfx.rules import rule
 
 aten = torch.ops.aten
 
 
 @rule(aten.linear)
-def linear(op: Op, x: Value, weight: Value, bias: Value | None = None) -> Value:
+def linear(op: OpContext, x: Value, weight: Value, bias: Value | None = None) -> Value:
     """x (*, in), weight (out, in): Y ← Y, Norm(|W|)·Y or Norm(ΣY), by what the contracted axis holds."""
     if not weight.is_constant:
         letters = [str(i) for i in range(len(x.shape) - 1)]
@@ -24,32 +24,32 @@ def linear(op: Op, x: Value, weight: Value, bias: Value | None = None) -> Value:
 
 
 @rule(aten.matmul, aten.mm, aten.bmm, aten.mv, aten.dot)
-def matmul(op: Op, a: Value, b: Value) -> Value:
+def matmul(op: OpContext, a: Value, b: Value) -> Value:
     """a (*, n, m), b (*, m, p): q·kᵀ is a weight, weight·v is spatial mixing."""
     return op.matmul(a, b)
 
 
 @rule(aten.addmm, aten.baddbmm, aten.addbmm)
-def addmm(op: Op, bias: Value, a: Value, b: Value, **scales: float) -> Value:
+def addmm(op: OpContext, bias: Value, a: Value, b: Value, **scales: float) -> Value:
     """A matrix product plus a bias, which may be content itself."""
     return op.residual(op.matmul(a, b), bias)
 
 
 @rule(aten.einsum)
-def einsum(op: Op, equation: str, operands: Sequence[Value], path: Any = None) -> Value:
+def einsum(op: OpContext, equation: str, operands: Sequence[Value], path: Any = None) -> Value:
     """Any equation; of more than two operands, two after two."""
     return op.einsum(_explicit(equation.replace(" ", ""), operands), *operands)
 
 
 @rule(aten.bilinear)
-def bilinear(op: Op, a: Value, b: Value, weight: Value, bias: Value | None = None) -> Value:
+def bilinear(op: OpContext, a: Value, b: Value, weight: Value, bias: Value | None = None) -> Value:
     """a (*, i), b (*, j), weight (out, i, j): a product of two values over their channels."""
     lead = "abcdefgh"[: len(a.shape) - 1]
     return op.einsum(f"{lead}x,{lead}y,zxy->{lead}z", a, b, weight)
 
 
 @rule(aten.tensordot)
-def tensordot(op: Op, a: Value, b: Value, dims_a: Sequence[int], dims_b: Sequence[int]) -> Value:
+def tensordot(op: OpContext, a: Value, b: Value, dims_a: Sequence[int], dims_b: Sequence[int]) -> Value:
     """Any axes of one contracted with as many of the other; the rest side by side."""
     gone_a, gone_b = ([d % len(v.shape) for d in dims] for v, dims in ((a, dims_a), (b, dims_b)))
     of_a = [f"a{i}" for i in range(len(a.shape))]
@@ -59,7 +59,7 @@ def tensordot(op: Op, a: Value, b: Value, dims_a: Sequence[int], dims_b: Sequenc
 
 
 @rule(aten.inner)
-def inner(op: Op, a: Value, b: Value) -> Value:
+def inner(op: OpContext, a: Value, b: Value) -> Value:
     """The last axes contracted."""
     if not (a.shape and b.shape):
         return op.product(a, b)
@@ -67,13 +67,13 @@ def inner(op: Op, a: Value, b: Value) -> Value:
 
 
 @rule(aten.outer, aten.ger)
-def outer(op: Op, a: Value, b: Value) -> Value:
+def outer(op: OpContext, a: Value, b: Value) -> Value:
     """a (n), b (m) → (n, m)."""
     return op.multiply(a, ["n"], b, ["m"], ["n", "m"])
 
 
 @rule(aten.linalg_multi_dot, aten.chain_matmul)
-def chain(op: Op, matrices: Sequence[Value]) -> Value:
+def chain(op: OpContext, matrices: Sequence[Value]) -> Value:
     """Matrices (a, b), (b, c), (c, d), … → (a, d); the first and last may be vectors."""
     letters = "abcdefghijklmnopqrstuvwxyz"[: len(matrices) + 1]
     terms = [letters[i : i + 2] for i in range(len(matrices))]
@@ -83,7 +83,7 @@ def chain(op: Op, matrices: Sequence[Value]) -> Value:
 
 
 @rule(aten.kron)
-def kron(op: Op, a: Value, b: Value) -> Value:
+def kron(op: OpContext, a: Value, b: Value) -> Value:
     """A copy of b for each element of a, times it."""
     one, other = torch.ones(a.shape, dtype=torch.int64), torch.ones(b.shape, dtype=torch.int64)
     if b.is_constant:
@@ -94,19 +94,19 @@ def kron(op: Op, a: Value, b: Value) -> Value:
 
 
 @rule(aten.linalg_cross, aten.cross)
-def cross(op: Op, a: Value, b: Value, dim: int | None = None) -> Value:
+def cross(op: OpContext, a: Value, b: Value, dim: int | None = None) -> Value:
     """Vectors of three along an axis: a product of the two."""
     return op.product(*(op.spread(v, [-1 if dim is None else dim]) if v.is_content else v for v in (a, b)))
 
 
 @rule(aten.linalg_matrix_power, aten.matrix_power, aten.linalg_inv, aten.inverse, aten.linalg_pinv, aten.matrix_exp)
-def matrix_function(op: Op, x: Value, *settings: Any, **options: Any) -> Value:
+def matrix_function(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value:
     """Of a mixing weight a mixing weight; of anything else uniform over the matrix."""
     return op.spread(x, [-2, -1]) if x.is_content else op.pointwise(x)
 
 
 @rule(aten.linalg_solve, aten.linalg_solve_triangular)
-def solve(op: Op, a: Value, b: Value, **options: Any) -> Value:
+def solve(op: OpContext, a: Value, b: Value, **options: Any) -> Value:
     """a (*, n, n), b (*, n, m): every row of the solution sees all rows of b."""
     return op.spread(b, [-2]) if b.is_content else op.weight()
 

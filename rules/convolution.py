@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from tlfx.provenance import Value
-from tlfx.rule import rule
-from tlfx.verbs import Op
+from tlfx.propagate.values import Value
+from tlfx.propagate.verbs import OpContext
+from tlfx.rules import rule
 
 aten = torch.ops.aten
 
@@ -18,7 +18,7 @@ AVERAGE = {1: aten.avg_pool1d.default, 2: aten.avg_pool2d.default, 3: aten.avg_p
 
 @rule(aten.conv1d, aten.conv2d, aten.conv3d)
 def conv(
-    op: Op,
+    op: OpContext,
     x: Value,
     weight: Value,
     bias: Value | None = None,
@@ -43,7 +43,7 @@ def conv(
 
 @rule(aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
 def conv_transpose(
-    op: Op,
+    op: OpContext,
     x: Value,
     weight: Value,
     bias: Value | None = None,

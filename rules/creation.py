@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from tlfx.capture import assign_buffer
-from tlfx.provenance import Value
-from tlfx.rule import rule
-from tlfx.verbs import Op
+from tlfx.capture.export import assign_buffer
+from tlfx.propagate.values import Value
+from tlfx.propagate.verbs import OpContext
+from tlfx.rules import rule
 
 aten = torch.ops.aten
 
@@ -28,7 +28,7 @@ aten = torch.ops.aten
     aten.randint_like,
     aten.new_empty_strided,
 )
-def create(op: Op, x: Value, *settings: Any, **options: Any) -> Value:
+def create(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value:
     """A constant in the shape of x."""
     return op.constant()
 
@@ -48,23 +48,23 @@ def create(op: Op, x: Value, *settings: Any, **options: Any) -> Value:
     aten.random_,
     aten.exponential_,
 )
-def overwrite(op: Op, x: Value, *settings: Any, **options: Any) -> Value:
+def overwrite(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value:
     """Noise or a number in place of what was there."""
     return op.constant()
 
 
 @rule(assign_buffer)
-def assign(op: Op, module: Any, name: str, value: Value) -> None:
+def assign(op: OpContext, module: Any, name: str, value: Value) -> None:
     """A buffer that the model's forward keeps for itself."""
 
 
 @rule(aten.sym_size)
-def sym_size(op: Op, x: Value, dim: int | None = None) -> Any:
+def sym_size(op: OpContext, x: Value, dim: int | None = None) -> Any:
     """A size."""
     return list(x.shape) if dim is None else x.shape[dim]
 
 
 @rule(aten.sym_numel)
-def sym_numel(op: Op, x: Value) -> int:
+def sym_numel(op: OpContext, x: Value) -> int:
     """The number of elements."""
     return int(torch.Size(x.shape).numel())

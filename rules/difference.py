@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tlfx.provenance import Value
-from tlfx.rule import rule
-from tlfx.verbs import Op
+from tlfx.propagate.values import Value
+from tlfx.propagate.verbs import OpContext
+from tlfx.rules import rule
 
 aten = torch.ops.aten
 
 
 @rule(aten.diff)
 def diff(
-    op: Op, x: Value, n: int = 1, dim: int = -1, prepend: Value | None = None, append: Value | None = None
+    op: OpContext, x: Value, n: int = 1, dim: int = -1, prepend: Value | None = None, append: Value | None = None
 ) -> Value:
     """Neighbours along an axis, n times: a residual connection, Y ← Norm(Y + g(Y))."""
     parts = [v for v in (prepend, x, append) if v is not None]
@@ -30,20 +30,20 @@ def diff(
 
 
 @rule(aten.gradient)
-def gradient(op: Op, x: Value, *, spacing: Any = 1, dim: Any = None, edge_order: int = 1) -> list[Value]:
+def gradient(op: OpContext, x: Value, *, spacing: Any = 1, dim: Any = None, edge_order: int = 1) -> list[Value]:
     """The neighbours on both sides, for each axis asked for: likewise."""
     dims = range(len(x.shape)) if dim is None else dim if isinstance(dim, Sequence) else [dim]
     return [op.residual(op.remap(x, _shifted(d, 1)), op.remap(x, _shifted(d, -1))) for d in dims]
 
 
 @rule(aten.trapezoid, aten.trapz)
-def trapezoid(op: Op, y: Value, x: Any = None, *, dx: Any = 1, dim: int = -1) -> Value:
+def trapezoid(op: OpContext, y: Value, x: Any = None, *, dx: Any = 1, dim: int = -1) -> Value:
     """An integral is a sum."""
     return op.reduce(y, dim)
 
 
 @rule(aten.cumulative_trapezoid)
-def cumulative_trapezoid(op: Op, y: Value, x: Any = None, *, dx: Any = 1, dim: int = -1) -> Value:
+def cumulative_trapezoid(op: OpContext, y: Value, x: Any = None, *, dx: Any = 1, dim: int = -1) -> Value:
     """Every position sees those up to it, and the next."""
     scanned = op.step(y.shape).scan(y, dim)
     return op.remap(scanned, _part(dim, 1, y.shape[dim] - 1))

@@ -7,70 +7,70 @@ from typing import Any
 
 import torch
 
-from tlfx.provenance import Value
-from tlfx.rule import rule
-from tlfx.verbs import Op
+from tlfx.propagate.values import Value
+from tlfx.propagate.verbs import OpContext
+from tlfx.rules import rule
 
 aten = torch.ops.aten
 
 
 @rule(aten.index)
-def index(op: Op, x: Value, indices: Sequence[Value | None]) -> Value:
+def index(op: OpContext, x: Value, indices: Sequence[Value | None]) -> Value:
     """x[indices]."""
     return op.take(x, aten.index.Tensor, list(indices), axes=indexed_axes(indices))
 
 
 @rule(aten.index_select)
-def index_select(op: Op, x: Value, dim: int, chosen: Value) -> Value:
+def index_select(op: OpContext, x: Value, dim: int, chosen: Value) -> Value:
     """Whole slices along an axis."""
     return op.take(x, op.target, dim, chosen, axes=[dim])
 
 
 @rule(aten.gather)
-def gather(op: Op, x: Value, dim: int, chosen: Value, **options: Any) -> Value:
+def gather(op: OpContext, x: Value, dim: int, chosen: Value, **options: Any) -> Value:
     """x (batch, n, channels), chosen (batch, k, channels)."""
     return op.take(x, op.target, dim, chosen, axes=[dim], aligned=True)
 
 
 @rule(aten.take_along_dim)
-def take_along_dim(op: Op, x: Value, chosen: Value, dim: int | None = None) -> Value:
+def take_along_dim(op: OpContext, x: Value, chosen: Value, dim: int | None = None) -> Value:
     """Likewise, the indices broadcast; without an axis, along all of them."""
     axes = range(len(x.shape)) if dim is None else [dim]
     return op.take(x, op.target, chosen, dim, axes=axes, aligned=True)
 
 
 @rule(aten.take)
-def take(op: Op, x: Value, chosen: Value) -> Value:
+def take(op: OpContext, x: Value, chosen: Value) -> Value:
     """Elements of x by their place in it, all axes counted as one."""
     return op.take(x, op.target, chosen, axes=range(len(x.shape)))
 
 
 @rule(aten.topk)
-def topk(op: Op, x: Value, k: int, dim: int = -1, *settings: Any) -> list[Value]:
+def topk(op: OpContext, x: Value, k: int, dim: int = -1, *settings: Any) -> list[Value]:
     """The largest values, with the labels of where they come from, and their indices."""
     return op.take_own(x, dim)
 
 
 @rule(aten.sort)
-def sort(op: Op, x: Value, dim: int = -1, descending: bool = False, *, stable: Any = None) -> list[Value]:
+def sort(op: OpContext, x: Value, dim: int = -1, descending: bool = False, *, stable: Any = None) -> list[Value]:
     """Values in order, likewise, and their indices."""
     return op.take_own(x, dim)
 
 
 @rule(aten.argsort)
-def argsort(op: Op, x: Value, dim: int = -1, descending: bool = False, *, stable: Any = None) -> Value:
+def argsort(op: OpContext, x: Value, dim: int = -1, descending: bool = False, *, stable: Any = None) -> Value:
     """The indices alone."""
     return op.decide(x, dim)
 
 
 @rule(aten.masked_fill)
-def masked_fill(op: Op, x: Value, mask: Value, value: Any) -> Value:
+def masked_fill(op: OpContext, x: Value, mask: Value, value: Any) -> Value:
     """Point-wise; where a known mask holds, a number without content."""
     return op.erase(x, op.concrete(mask)) if op.is_known(mask) else op.pointwise(x)
 
 
 @rule(aten.where)
-def where(op: Op, condition: Value, a: Any = None, b: Any = None) -> Value:
+def where(op: OpContext, condition: Value, a: Any = None, b: Any = None) -> Value:
     """An element-wise choice: by a known condition a movement, by any other the average of differing labels."""
     if all(not isinstance(v, Value) or v.is_constant for v in (a, b)):
         return op.pointwise(condition)
@@ -80,7 +80,7 @@ def where(op: Op, condition: Value, a: Any = None, b: Any = None) -> Value:
 
 
 @rule(aten.embedding)
-def embedding(op: Op, table: Value, indices: Value, *settings: Any) -> Value:
+def embedding(op: OpContext, table: Value, indices: Value, *settings: Any) -> Value:
     """A learned vector chosen by a value: the label of what chose it."""
     if not indices.is_content:
         return op.weight()
@@ -88,40 +88,42 @@ def embedding(op: Op, table: Value, indices: Value, *settings: Any) -> Value:
 
 
 @rule(aten.one_hot)
-def one_hot(op: Op, x: Value, classes: int = -1) -> Value:
+def one_hot(op: OpContext, x: Value, classes: int = -1) -> Value:
     """A decision."""
     return op.weight()
 
 
 @rule(aten.index_put)
-def index_put(op: Op, x: Value, indices: Sequence[Value | None], source: Value, accumulate: bool = False) -> Value:
+def index_put(
+    op: OpContext, x: Value, indices: Sequence[Value | None], source: Value, accumulate: bool = False
+) -> Value:
     """x[indices] = source, or += source."""
     axes = indexed_axes(indices)
     return op.put(x, source, aten.index_put.default, [list(indices)], [accumulate], axes=axes, adds=accumulate)
 
 
 @rule(aten.put)
-def put(op: Op, x: Value, chosen: Value, source: Value, accumulate: bool = False) -> Value:
+def put(op: OpContext, x: Value, chosen: Value, source: Value, accumulate: bool = False) -> Value:
     """Elements of x overwritten, or added to, likewise."""
     axes = range(len(x.shape))
     return op.put(x, source, aten.put.default, [chosen], [accumulate], axes=axes, adds=accumulate)
 
 
 @rule(aten.index_copy)
-def index_copy(op: Op, x: Value, dim: int, chosen: Value, source: Value) -> Value:
+def index_copy(op: OpContext, x: Value, dim: int, chosen: Value, source: Value) -> Value:
     """Whole slices of x overwritten."""
     return op.put(x, source, aten.index_copy.default, [dim, chosen], axes=[dim])
 
 
 @rule(aten.index_add)
-def index_add(op: Op, x: Value, dim: int, chosen: Value, source: Value, *, alpha: Any = 1) -> Value:
+def index_add(op: OpContext, x: Value, dim: int, chosen: Value, source: Value, *, alpha: Any = 1) -> Value:
     """Whole slices added to those of x."""
     return op.put(x, source, aten.index_add.default, [dim, chosen], axes=[dim], adds=True)
 
 
 @rule(aten.index_reduce)
 def index_reduce(
-    op: Op, x: Value, dim: int, chosen: Value, source: Value, reduce: str, *, include_self: bool = True
+    op: OpContext, x: Value, dim: int, chosen: Value, source: Value, reduce: str, *, include_self: bool = True
 ) -> Value:
     """Likewise, by another reduction; all count alike."""
     kind = {"adds": True, "include_self": include_self}
@@ -129,20 +131,20 @@ def index_reduce(
 
 
 @rule(aten.scatter.src)
-def scatter(op: Op, x: Value, dim: int, chosen: Value, source: Value) -> Value:
+def scatter(op: OpContext, x: Value, dim: int, chosen: Value, source: Value) -> Value:
     """x (batch, n, channels) overwritten at chosen (batch, k, channels)."""
     return op.put(x, source, aten.scatter.src, [dim, chosen], axes=[dim], aligned=True)
 
 
 @rule(aten.scatter_add, aten.scatter.reduce)
-def scatter_add(op: Op, x: Value, dim: int, chosen: Value, source: Value, *, reduce: str = "add") -> Value:
+def scatter_add(op: OpContext, x: Value, dim: int, chosen: Value, source: Value, *, reduce: str = "add") -> Value:
     """x (batch, n, channels) plus what goes to chosen (batch, k, channels): token merging."""
     return op.put(x, source, aten.scatter_add.default, [dim, chosen], axes=[dim], aligned=True, adds=True)
 
 
 @rule(aten.scatter_reduce)
 def scatter_reduce(
-    op: Op, x: Value, dim: int, chosen: Value, source: Value, reduce: str, *, include_self: bool = True
+    op: OpContext, x: Value, dim: int, chosen: Value, source: Value, reduce: str, *, include_self: bool = True
 ) -> Value:
     """Likewise, by any reduction; all tokens that meet count alike."""
     kind = {"aligned": True, "adds": True, "include_self": include_self}
@@ -150,7 +152,7 @@ def scatter_reduce(
 
 
 @rule(aten.scatter.value, aten.index_fill)
-def fill_at(op: Op, x: Value, dim: int, chosen: Value, value: Any) -> Value:
+def fill_at(op: OpContext, x: Value, dim: int, chosen: Value, value: Any) -> Value:
     """Point-wise; at known places, a number without content."""
     if not op.is_known(chosen):
         return op.pointwise(x)
@@ -159,19 +161,19 @@ def fill_at(op: Op, x: Value, dim: int, chosen: Value, value: Any) -> Value:
 
 
 @rule(aten.scatter.value_reduce)
-def scale_at(op: Op, x: Value, dim: int, chosen: Value, value: Any, *, reduce: str) -> Value:
+def scale_at(op: OpContext, x: Value, dim: int, chosen: Value, value: Any, *, reduce: str) -> Value:
     """Point-wise: at some places, plus or times a number."""
     return op.pointwise(x)
 
 
 @rule(aten.slice_scatter, aten.select_scatter, aten.diagonal_scatter)
-def overlay(op: Op, x: Value, source: Value, *settings: Any, **options: Any) -> Value:
+def overlay(op: OpContext, x: Value, source: Value, *settings: Any, **options: Any) -> Value:
     """A part of x replaced."""
     return op.put(x, source, op.target, [], settings, axes=[], **options)
 
 
 @rule(aten.masked_scatter)
-def masked_scatter(op: Op, x: Value, mask: Value, source: Value) -> Value:
+def masked_scatter(op: OpContext, x: Value, mask: Value, source: Value) -> Value:
     """The places of a known mask, taken in order."""
     op.concrete(mask)
     return op.put(x, source, op.target, [mask], axes=[])

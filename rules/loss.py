@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from tlfx.provenance import Value
-from tlfx.rule import rule
-from tlfx.verbs import Op
+from tlfx.propagate.values import Value
+from tlfx.propagate.verbs import OpContext
+from tlfx.rules import rule
 
 aten = torch.ops.aten
 
@@ -24,12 +24,12 @@ aten = torch.ops.aten
     aten.soft_margin_loss,
     aten.poisson_nll_loss,
 )
-def loss(op: Op, x: Value, goal: Value, *settings: Any, **options: Any) -> Value:
+def loss(op: OpContext, x: Value, goal: Value, *settings: Any, **options: Any) -> Value:
     """x and its goal, element by element; or the sum or mean of all."""
     return op.numerator(x, goal) if op.shape == x.shape else op.weight()
 
 
 @rule(aten.cross_entropy_loss, aten.nll_loss, aten.nll_loss2d, aten.nll_loss_nd)
-def class_loss(op: Op, x: Value, goal: Value, *settings: Any, **options: Any) -> Value:
+def class_loss(op: OpContext, x: Value, goal: Value, *settings: Any, **options: Any) -> Value:
     """x (batch, classes, *size), a loss for each position; or the sum or mean of all."""
     return op.reduce(x, 1) if len(op.shape) == len(x.shape) - 1 and op.shape else op.weight()

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from tlfx.errors import RuleError
-from tlfx.provenance import NONE, Value
-from tlfx.rule import rule
-from tlfx.verbs import Op
+from tlfx.propagate.values import NONE, Value
+from tlfx.propagate.verbs import OpContext
+from tlfx.rules import rule
 
 aten = torch.ops.aten
 
@@ -62,7 +62,7 @@ aten = torch.ops.aten
     aten.slice_copy,
     aten.select_copy,
 )
-def move(op: Op, x: Value, *settings: Any, **options: Any) -> Value:
+def move(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value:
     """Each element keeps its row."""
     return op.move()
 
@@ -80,25 +80,25 @@ def move(op: Op, x: Value, *settings: Any, **options: Any) -> Value:
     aten.dsplit,
     aten.unsafe_split_with_sizes,
 )
-def move_each(op: Op, x: Value, *settings: Any, **options: Any) -> list[Value]:
+def move_each(op: OpContext, x: Value, *settings: Any, **options: Any) -> list[Value]:
     """Each element keeps its row, in one of several outputs."""
     return op.move_each()
 
 
 @rule(aten.view, aten._unsafe_view, aten.view_copy)
-def view(op: Op, x: Value, size: Any) -> Value:
+def view(op: OpContext, x: Value, size: Any) -> Value:
     """Each element keeps its row; the map need not have the memory layout that a view asks of the value."""
     return op.remap(x, lambda m: m.reshape(size)) if isinstance(size, list) else op.same(x)
 
 
 @rule(aten.im2col, aten.diag_embed)
-def im2col(op: Op, x: Value, *settings: Any) -> Value:
+def im2col(op: OpContext, x: Value, *settings: Any) -> Value:
     """Patches as columns, a diagonal in a matrix: the zeros between and around hold no content."""
     return op.remap(x, lambda m: op.target(m.double() + 1, *settings).long() - 1)
 
 
 @rule(aten.view_as, aten.reshape_as, aten.expand_as)
-def move_as(op: Op, x: Value, like: Value) -> Value:
+def move_as(op: OpContext, x: Value, like: Value) -> Value:
     """Each element keeps its row, in the shape of another value."""
     if op.target is aten.expand_as.default:
         return op.remap(x, lambda m: m.expand(like.shape))
@@ -126,37 +126,37 @@ def move_as(op: Op, x: Value, like: Value) -> Value:
     aten.detach_copy,
     aten.alias_copy,
 )
-def same(op: Op, x: Value, *settings: Any, **options: Any) -> Value:
+def same(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value:
     """The value itself, in another type, device or memory layout."""
     return op.same(x)
 
 
 @rule(aten.view_as_real)
-def view_as_real(op: Op, x: Value) -> Value:
+def view_as_real(op: OpContext, x: Value) -> Value:
     """x (*) → (*, 2): real and imaginary part as channels."""
     return op.remap(x, lambda m: m[..., None].expand(*m.shape, 2))
 
 
 @rule(aten.view_as_complex)
-def view_as_complex(op: Op, x: Value) -> Value:
+def view_as_complex(op: OpContext, x: Value) -> Value:
     """x (*, 2) → (*): the label of both parts, averaged where they differ."""
     return op.reduce(x, -1)
 
 
 @rule(aten.cat, aten.concat, aten.concatenate)
-def cat(op: Op, values: Sequence[Value], dim: int = 0) -> Value:
+def cat(op: OpContext, values: Sequence[Value], dim: int = 0) -> Value:
     """Labels side by side; tokens without content get the image-level label (eq. 5)."""
     return op.join([v for v in values if v.shape != (0,)], dim)
 
 
 @rule(aten.stack)
-def stack(op: Op, values: Sequence[Value], dim: int = 0) -> Value:
+def stack(op: OpContext, values: Sequence[Value], dim: int = 0) -> Value:
     """Likewise along a new axis."""
     return op.stack(values, dim)
 
 
 @rule(aten.hstack, aten.column_stack, aten.vstack, aten.row_stack, aten.dstack)
-def stack_side_by_side(op: Op, values: Sequence[Value]) -> Value:
+def stack_side_by_side(op: OpContext, values: Sequence[Value]) -> Value:
     """Along the second axis, the first or the third, of values that have at least as many."""
     name = op.target.overloadpacket.__name__
     axis = 2 if name == "dstack" else 0 if name in ("vstack", "row_stack") else 1
@@ -166,13 +166,13 @@ def stack_side_by_side(op: Op, values: Sequence[Value]) -> Value:
 
 
 @rule(aten.broadcast_tensors)
-def broadcast(op: Op, values: Sequence[Value]) -> list[Value]:
+def broadcast(op: OpContext, values: Sequence[Value]) -> list[Value]:
     """Each in the shape of all."""
     return [op.taken_from(v) for v in values]
 
 
 @rule(aten.pad, aten.constant_pad_nd)
-def pad(op: Op, x: Value, pad: Sequence[int], mode: Any = "constant", value: Any = None) -> Value:
+def pad(op: OpContext, x: Value, pad: Sequence[int], mode: Any = "constant", value: Any = None) -> Value:
     """Zeros hold no content; reflected, replicated and circular padding keep the rows they copy."""
     if mode in ("reflect", "replicate", "circular"):
         return op.move()
@@ -187,18 +187,18 @@ def pad(op: Op, x: Value, pad: Sequence[int], mode: Any = "constant", value: Any
     aten.replication_pad2d,
     aten.replication_pad3d,
 )
-def pad_by_copies(op: Op, x: Value, pad: Sequence[int]) -> Any:
+def pad_by_copies(op: OpContext, x: Value, pad: Sequence[int]) -> Any:
     """Padding by copies of the border."""
     return op.move()
 
 
 @rule(aten.tril, aten.triu)
-def triangle(op: Op, x: Value, diagonal: int = 0) -> Value:
+def triangle(op: OpContext, x: Value, diagonal: int = 0) -> Value:
     """Elements outside the triangle hold no content."""
     return op.erase(x, op.target(torch.ones(op.shape), diagonal) == 0)
 
 
 @rule(aten.copy)
-def copy(op: Op, x: Value, source: Value, non_blocking: bool = False) -> Value:
+def copy(op: OpContext, x: Value, source: Value, non_blocking: bool = False) -> Value:
     """x takes the content of another value."""
     return op.taken_from(source)

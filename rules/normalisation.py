@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from tlfx.provenance import Value
-from tlfx.rule import rule
-from tlfx.verbs import Op
+from tlfx.propagate.values import Value
+from tlfx.propagate.verbs import OpContext
+from tlfx.rules import rule
 
 aten = torch.ops.aten
 
@@ -21,7 +21,7 @@ aten = torch.ops.aten
     aten.rms_norm,
     "aten::_fused_rms_norm",
 )
-def normalise(op: Op, x: Value, *settings: Any, **options: Any) -> Value:
+def normalise(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value:
     """Statistics leave every label where it is."""
     return op.pointwise(x)
 
@@ -34,6 +34,6 @@ def normalise(op: Op, x: Value, *settings: Any, **options: Any) -> Value:
     aten._native_batch_norm_legit_no_training,
     aten.cudnn_batch_norm,
 )
-def normalise_with_statistics(op: Op, x: Value, *settings: Any, **options: Any) -> list[Value]:
+def normalise_with_statistics(op: OpContext, x: Value, *settings: Any, **options: Any) -> list[Value]:
     """The same, with the statistics as further outputs."""
     return [op.pointwise(x), *(op.weight(shape=shape) for shape in op.shapes[1:])]

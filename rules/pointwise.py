@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from tlfx.provenance import Value
-from tlfx.rule import rule
-from tlfx.verbs import Op
+from tlfx.propagate.values import Value
+from tlfx.propagate.verbs import OpContext
+from tlfx.rules import rule
 
 aten = torch.ops.aten
 
@@ -31,32 +31,32 @@ ACTIVATIONS = (
 
 
 @rule(*ACTIVATIONS)
-def activation(op: Op, x: Value, *settings: Any, **options: Any) -> Value:
+def activation(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value:
     """Y ← Y."""
     return op.pointwise(x)
 
 
 @rule(aten.polygamma, aten.special_polygamma)
-def polygamma(op: Op, n: int, x: Value) -> Value:
+def polygamma(op: OpContext, n: int, x: Value) -> Value:
     """Y ← Y; the order comes first."""
     return op.pointwise(x)
 
 
 @rule(aten.add, aten.sub, aten.subtract)
-def add(op: Op, a: Any, b: Any, *, alpha: Any = 1) -> Value:
+def add(op: OpContext, a: Any, b: Any, *, alpha: Any = 1) -> Value:
     """Y ← Norm(Y + g(Y)) for two values with content."""
     both = isinstance(a, Value) and isinstance(b, Value)
     return op.residual(a, b, (1, alpha)) if both else op.pointwise(_value(a, b))
 
 
 @rule(aten.rsub)
-def rsub(op: Op, a: Any, b: Any, *, alpha: Any = 1) -> Value:
+def rsub(op: OpContext, a: Any, b: Any, *, alpha: Any = 1) -> Value:
     """The same, b − alpha·a."""
     return add(op, b, a, alpha=alpha)
 
 
 @rule(aten.mul, aten.multiply)
-def mul(op: Op, a: Any, b: Any) -> Value:
+def mul(op: OpContext, a: Any, b: Any) -> Value:
     """A factor that is broadcast leaves labels alone; two full values are averaged."""
     if isinstance(a, Value) and isinstance(b, Value):
         return op.product(a, b)
@@ -64,7 +64,7 @@ def mul(op: Op, a: Any, b: Any) -> Value:
 
 
 @rule(aten.div, aten.divide, aten.true_divide, aten.floor_divide, aten.remainder, aten.fmod)
-def div(op: Op, a: Any, b: Any, *, rounding_mode: Any = None) -> Value:
+def div(op: OpContext, a: Any, b: Any, *, rounding_mode: Any = None) -> Value:
     """The label of the numerator."""
     return op.numerator(a, b) if isinstance(a, Value) and isinstance(b, Value) else op.pointwise(_value(a, b))
 
@@ -73,49 +73,49 @@ def div(op: Op, a: Any, b: Any, *, rounding_mode: Any = None) -> Value:
     aten.pow, aten.float_power, aten.atan2, aten.arctan2, aten.xlogy, aten.copysign, aten.ldexp, aten.nextafter,
     aten.gcd, aten.lcm, aten.__lshift__, aten.__rshift__, aten.bitwise_left_shift, aten.bitwise_right_shift, aten.polar,
 )  # fmt: skip
-def power(op: Op, a: Any, b: Any) -> Value:
+def power(op: OpContext, a: Any, b: Any) -> Value:
     """The label of the base, or whatever comes first."""
     return op.numerator(a, b) if isinstance(a, Value) and isinstance(b, Value) else op.pointwise(_value(a, b))
 
 
 @rule(aten.maximum, aten.minimum, aten.fmax, aten.fmin, aten.logaddexp, aten.logaddexp2, aten.hypot)
-def extreme(op: Op, a: Value, b: Value) -> Value:
+def extreme(op: OpContext, a: Value, b: Value) -> Value:
     """Either of the two: the average of differing labels."""
     return op.either(a, b)
 
 
 @rule(aten.complex)
-def complex_of(op: Op, real: Value, imaginary: Value) -> Value:
+def complex_of(op: OpContext, real: Value, imaginary: Value) -> Value:
     """Two parts of one number: the average of differing labels."""
     return op.residual(real, imaginary)
 
 
 @rule(aten.searchsorted)
-def searchsorted(op: Op, steps: Value, x: Any, *settings: Any, **options: Any) -> Value:
+def searchsorted(op: OpContext, steps: Value, x: Any, *settings: Any, **options: Any) -> Value:
     """Where each element lies between steps: a decision with its label."""
     return op.pointwise(x) if isinstance(x, Value) and not x.is_constant else op.weight()
 
 
 @rule(aten.addcmul)
-def addcmul(op: Op, x: Value, a: Value, b: Value, *, value: Any = 1) -> Value:
+def addcmul(op: OpContext, x: Value, a: Value, b: Value, *, value: Any = 1) -> Value:
     """x + a·b."""
     return op.residual(x, op.product(a, b))
 
 
 @rule(aten.addcdiv)
-def addcdiv(op: Op, x: Value, a: Value, b: Value, *, value: Any = 1) -> Value:
+def addcdiv(op: OpContext, x: Value, a: Value, b: Value, *, value: Any = 1) -> Value:
     """x + a/b."""
     return op.residual(x, op.numerator(a, b))
 
 
 @rule(aten.lerp)
-def lerp(op: Op, a: Value, b: Value, weight: Any) -> Value:
+def lerp(op: OpContext, a: Value, b: Value, weight: Any) -> Value:
     """Between two values: a residual connection."""
     return op.residual(a, b, (1 - weight, weight) if isinstance(weight, int | float) else None)
 
 
 @rule(aten.glu)
-def glu(op: Op, x: Value, dim: int = -1) -> Value:
+def glu(op: OpContext, x: Value, dim: int = -1) -> Value:
     """One half of the channels gates the other."""
     gated, gate = op.halves(x, dim)
     return op.product(gated, gate)
@@ -139,13 +139,13 @@ def glu(op: Op, x: Value, dim: int = -1) -> Value:
     aten.__or__,
     aten.__xor__,
 )
-def compare(op: Op, a: Any, b: Any, *settings: Any) -> Value:
+def compare(op: OpContext, a: Any, b: Any, *settings: Any) -> Value:
     """A decision about content, element by element, has its label; one about weights is a weight."""
     return op.either(a, b) if isinstance(a, Value) and isinstance(b, Value) else op.pointwise(_value(a, b))
 
 
 @rule(operator.getitem)
-def getitem(op: Op, values: Any, index: int) -> Any:
+def getitem(op: OpContext, values: Any, index: int) -> Any:
     """One of several outputs."""
     return op.output(values[index])
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from tlfx.provenance import NONE, Value
-from tlfx.rule import rule
-from tlfx.verbs import Op
+from tlfx.propagate.values import NONE, Value
+from tlfx.propagate.verbs import OpContext
+from tlfx.rules import rule
 
 from .convolution import AVERAGE, each
 
@@ -23,14 +23,20 @@ CONVOLUTION = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.de
 
 
 @rule(aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d)
-def avg_pool(op: Op, x: Value, kernel_size: Any, *settings: Any) -> Value:
+def avg_pool(op: OpContext, x: Value, kernel_size: Any, *settings: Any) -> Value:
     """x (batch, channels, *size): the mean of each window."""
     return op.pool(x, op.target, kernel_size, *settings[:3], spatial=_spatial(op))
 
 
 @rule(aten.max_pool1d, aten.max_pool2d, aten.max_pool3d)
 def max_pool(
-    op: Op, x: Value, kernel_size: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
+    op: OpContext,
+    x: Value,
+    kernel_size: Any,
+    stride: Any = (),
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
 ) -> Value:
     """x (batch, channels, *size): any position of a window may be the largest, so all count alike."""
     spatial = _spatial(op)
@@ -45,25 +51,25 @@ def max_pool(
 
 
 @rule(aten.max_pool1d_with_indices, aten.max_pool2d_with_indices, aten.max_pool3d_with_indices)
-def max_pool_with_indices(op: Op, x: Value, kernel_size: Any, *settings: Any) -> list[Value]:
+def max_pool_with_indices(op: OpContext, x: Value, kernel_size: Any, *settings: Any) -> list[Value]:
     """The same, and where the largest lie."""
     return [max_pool(op, x, kernel_size, *settings), op.weight()]
 
 
 @rule(aten.adaptive_avg_pool1d, aten.adaptive_avg_pool2d, aten.adaptive_avg_pool3d)
-def adaptive_avg_pool(op: Op, x: Value, output_size: Any) -> Value:
+def adaptive_avg_pool(op: OpContext, x: Value, output_size: Any) -> Value:
     """x (batch, channels, *size): the mean of each window, windows chosen by the output size."""
     return op.pool(x, op.target, output_size, spatial=_spatial(op))
 
 
 @rule(aten.adaptive_max_pool1d, aten.adaptive_max_pool2d, aten.adaptive_max_pool3d)
-def adaptive_max_pool(op: Op, x: Value, output_size: Any) -> list[Value]:
+def adaptive_max_pool(op: OpContext, x: Value, output_size: Any) -> list[Value]:
     """x (batch, channels, *size): values and indices; uniform over each window."""
     spatial = _spatial(op)
     return [op.pool(x, ADAPTIVE[spatial], output_size, spatial=spatial), op.weight()]
 
 
-def lengthened(op: Op, x: Value, size: list[int], steps: list[int], edges: list[int], holes: list[int]) -> Value:
+def lengthened(op: OpContext, x: Value, size: list[int], steps: list[int], edges: list[int], holes: list[int]) -> Value:
     """x with places without content at its end, where rounding up takes a last window beyond it."""
     counts = op.shape[-len(size) :]
     spans = [(o - 1) * s + h * (k - 1) + 1 for o, s, h, k in zip(counts, steps, holes, size, strict=True)]
@@ -72,7 +78,7 @@ def lengthened(op: Op, x: Value, size: list[int], steps: list[int], edges: list[
     return op.remap(x, lambda m: torch.nn.functional.pad(m, pad, value=NONE)) if any(pad) else x
 
 
-def _spatial(op: Op) -> int:
+def _spatial(op: OpContext) -> int:
     """Number of axes slid over, by the operator's name: the digit before its d."""
     name = op.target.overloadpacket.__name__
     return next(n for n in (1, 2, 3) if f"{n}d" in name)

@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from tlfx.provenance import Value
-from tlfx.rule import rule
-from tlfx.verbs import Op
+from tlfx.propagate.values import Value
+from tlfx.propagate.verbs import OpContext
+from tlfx.rules import rule
 
 aten = torch.ops.aten
 
 
 @rule(aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
 def recurrent(
-    op: Op,
+    op: OpContext,
     x: Value,
     state: Any,
     params: Sequence[Value],
@@ -38,7 +38,7 @@ def recurrent(
 
 
 @rule(aten.gru_cell, aten.lstm_cell, aten.rnn_tanh_cell, aten.rnn_relu_cell)
-def cell(op: Op, x: Value, state: Any, *params: Any) -> Any:
+def cell(op: OpContext, x: Value, state: Any, *params: Any) -> Any:
     """One step: x (batch, channels) and the state before it, averaged."""
     before = state if isinstance(state, list | tuple) else [state]
     token = op.step((*op.shape[:-1], 1))
@@ -48,50 +48,52 @@ def cell(op: Op, x: Value, state: Any, *params: Any) -> Any:
 
 
 @rule(aten.cumsum, aten.cumprod, aten.logcumsumexp)
-def cumulative(op: Op, x: Value, dim: int, dtype: Any = None) -> Value:
+def cumulative(op: OpContext, x: Value, dim: int, dtype: Any = None) -> Value:
     """Every position sees those up to it."""
     return op.scan(x, dim)
 
 
 @rule(aten.cummax, aten.cummin)
-def cumulative_extreme(op: Op, x: Value, dim: int) -> list[Value]:
+def cumulative_extreme(op: OpContext, x: Value, dim: int) -> list[Value]:
     """Values and indices."""
     return [op.scan(x, dim), op.weight()]
 
 
 @rule(aten.fft_fft, aten.fft_rfft)
-def fourier(op: Op, x: Value, n: int | None = None, dim: int = -1, norm: Any = None) -> Value:
+def fourier(op: OpContext, x: Value, n: int | None = None, dim: int = -1, norm: Any = None) -> Value:
     """Every frequency sees every position of an axis."""
     return op.to_frequencies(x, [dim], None if n is None else [n])
 
 
 @rule(aten.fft_fft2, aten.fft_rfft2, aten.fft_fftn, aten.fft_rfftn)
-def fourier_of_several(op: Op, x: Value, s: Any = None, dim: Sequence[int] | None = None, norm: Any = None) -> Value:
+def fourier_of_several(
+    op: OpContext, x: Value, s: Any = None, dim: Sequence[int] | None = None, norm: Any = None
+) -> Value:
     """Every frequency sees every position of several axes."""
     return op.to_frequencies(x, transformed(op, x, s, dim), s)
 
 
 @rule(aten.fft_ifft, aten.fft_irfft)
-def inverse_fourier(op: Op, x: Value, n: int | None = None, dim: int = -1, norm: Any = None) -> Value:
+def inverse_fourier(op: OpContext, x: Value, n: int | None = None, dim: int = -1, norm: Any = None) -> Value:
     """Filtered frequencies give a convolution; any others every position."""
     return op.from_frequencies(x, [dim])
 
 
 @rule(aten.fft_ifft2, aten.fft_irfft2, aten.fft_ifftn, aten.fft_irfftn)
 def inverse_fourier_of_several(
-    op: Op, x: Value, s: Any = None, dim: Sequence[int] | None = None, norm: Any = None
+    op: OpContext, x: Value, s: Any = None, dim: Sequence[int] | None = None, norm: Any = None
 ) -> Value:
     """Likewise (global filters)."""
     return op.from_frequencies(x, transformed(op, x, s, dim))
 
 
 @rule(aten.fft_hfft, aten.fft_ihfft)
-def hermitian_fourier(op: Op, x: Value, n: Any = None, dim: int = -1, norm: Any = None) -> Value:
+def hermitian_fourier(op: OpContext, x: Value, n: Any = None, dim: int = -1, norm: Any = None) -> Value:
     """Every frequency sees every position of an axis."""
     return op.spread(x, [dim])
 
 
-def transformed(op: Op, x: Value, sizes: Any, axes: Sequence[int] | None) -> Sequence[int]:
+def transformed(op: OpContext, x: Value, sizes: Any, axes: Sequence[int] | None) -> Sequence[int]:
     """The axes of a transform: those given, else the last two, or the last few that sizes are given for, or all that
     are not the batch."""
     if axes is not None:

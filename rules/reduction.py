@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from tlfx.provenance import Value
-from tlfx.rule import rule
-from tlfx.verbs import Op
+from tlfx.propagate.values import Value
+from tlfx.propagate.verbs import OpContext
+from tlfx.rules import rule
 
 aten = torch.ops.aten
 
@@ -25,14 +25,14 @@ aten = torch.ops.aten
     aten.all,
     aten.any,
 )
-def reduce(op: Op, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
+def reduce(op: OpContext, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
     """Y ← Norm(Σ Yᵢ) over the reduced axes."""
     return op.reduce(x, dim, keepdim)
 
 
 @rule(aten.var, aten.std)
 def deviation(
-    op: Op, x: Value, dim: Any = None, unbiased: Any = True, keepdim: bool = False, *, correction: Any = None
+    op: OpContext, x: Value, dim: Any = None, unbiased: Any = True, keepdim: bool = False, *, correction: Any = None
 ) -> Value:
     """Likewise; the overloads put a correction where others put the bias flag."""
     return op.reduce(x, None if isinstance(dim, bool) else dim, keepdim)
@@ -40,7 +40,7 @@ def deviation(
 
 @rule(aten.var_mean, aten.std_mean)
 def deviation_and_mean(
-    op: Op, x: Value, dim: Any = None, unbiased: Any = True, keepdim: bool = False, *, correction: Any = None
+    op: OpContext, x: Value, dim: Any = None, unbiased: Any = True, keepdim: bool = False, *, correction: Any = None
 ) -> list[Value]:
     """Both."""
     reduced = op.reduce(x, None if isinstance(dim, bool) else dim, keepdim)
@@ -48,21 +48,21 @@ def deviation_and_mean(
 
 
 @rule(aten.norm, aten.linalg_vector_norm, aten.linalg_norm)
-def norm(op: Op, x: Value, p: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
+def norm(op: OpContext, x: Value, p: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
     """The length of a vector."""
     return op.reduce(x, dim, keepdim)
 
 
 @rule(aten.linalg_matrix_norm)
 def matrix_norm(
-    op: Op, x: Value, kind: Any = "fro", dim: Any = (-2, -1), keepdim: bool = False, *, dtype: Any = None
+    op: OpContext, x: Value, kind: Any = "fro", dim: Any = (-2, -1), keepdim: bool = False, *, dtype: Any = None
 ) -> Value:
     """The size of a matrix."""
     return op.reduce(x, list(dim), keepdim)
 
 
 @rule(aten.max, aten.min)
-def extreme(op: Op, x: Value, other: Any = None, keepdim: bool = False) -> Any:
+def extreme(op: OpContext, x: Value, other: Any = None, keepdim: bool = False) -> Any:
     """Largest of all, along an axis (with indices), or of two values."""
     if isinstance(other, Value):
         return op.either(x, other)
@@ -71,44 +71,44 @@ def extreme(op: Op, x: Value, other: Any = None, keepdim: bool = False) -> Any:
 
 
 @rule(aten.median, aten.nanmedian)
-def median(op: Op, x: Value, dim: int | None = None, keepdim: bool = False) -> Any:
+def median(op: OpContext, x: Value, dim: int | None = None, keepdim: bool = False) -> Any:
     """Median of all, or along an axis (with indices)."""
     reduced = op.reduce(x, dim, keepdim)
     return reduced if dim is None else [reduced, op.decide(x, dim, keepdim)]
 
 
 @rule(aten.mode)
-def mode(op: Op, x: Value, dim: int = -1, keepdim: bool = False) -> list[Value]:
+def mode(op: OpContext, x: Value, dim: int = -1, keepdim: bool = False) -> list[Value]:
     """A value and its index along an axis."""
     return [op.reduce(x, dim, keepdim), op.decide(x, dim, keepdim)]
 
 
 @rule(aten.kthvalue)
-def kthvalue(op: Op, x: Value, k: int, dim: int = -1, keepdim: bool = False) -> list[Value]:
+def kthvalue(op: OpContext, x: Value, k: int, dim: int = -1, keepdim: bool = False) -> list[Value]:
     """Likewise."""
     return [op.reduce(x, dim, keepdim), op.decide(x, dim, keepdim)]
 
 
 @rule(aten.aminmax)
-def both_extremes(op: Op, x: Value, *, dim: int | None = None, keepdim: bool = False) -> list[Value]:
+def both_extremes(op: OpContext, x: Value, *, dim: int | None = None, keepdim: bool = False) -> list[Value]:
     """The smallest and the largest."""
     reduced = op.reduce(x, dim, keepdim)
     return [reduced, reduced]
 
 
 @rule(aten.quantile.scalar, aten.nanquantile.scalar)
-def quantile(op: Op, x: Value, q: float, dim: int | None = None, keepdim: bool = False, **options: Any) -> Value:
+def quantile(op: OpContext, x: Value, q: float, dim: int | None = None, keepdim: bool = False, **options: Any) -> Value:
     """A quantile of all or along an axis."""
     return op.reduce(x, dim, keepdim)
 
 
 @rule(aten.argmax, aten.argmin)
-def decide(op: Op, x: Value, dim: int | None = None, keepdim: bool = False) -> Value:
+def decide(op: OpContext, x: Value, dim: int | None = None, keepdim: bool = False) -> Value:
     """Where the largest lies: over channels a decision with the token's label, over tokens one without."""
     return op.decide(x, dim, keepdim)
 
 
 @rule(aten.count_nonzero, aten.nonzero, aten.nonzero_static, aten.histc, aten.dist)
-def count(op: Op, x: Value, *settings: Any, **options: Any) -> Value:
+def count(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value:
     """How many there are and where, or one number of two values: decisions without label."""
     return op.weight()

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from tlfx.provenance import Value
-from tlfx.rule import rule
-from tlfx.verbs import Op
+from tlfx.propagate.values import Value
+from tlfx.propagate.verbs import OpContext
+from tlfx.rules import rule
 
 aten = torch.ops.aten
 
@@ -25,13 +25,13 @@ aten = torch.ops.aten
     aten.upsample_trilinear3d,
     aten._upsample_bilinear2d_aa,
 )
-def upsample(op: Op, x: Value, *settings: Any) -> Value:
+def upsample(op: OpContext, x: Value, *settings: Any) -> Value:
     """x (batch, channels, *size)."""
     return op.resample(x, *settings, spatial=len(x.shape) - 2)
 
 
 @rule(aten.upsample_bicubic2d, aten._upsample_bicubic2d_aa)
-def upsample_bicubic(op: Op, x: Value, *settings: Any) -> Value:
+def upsample_bicubic(op: OpContext, x: Value, *settings: Any) -> Value:
     """x (batch, channels, height, width): by bilinear weights, which have no negative lobes."""
     smooth = "aa" in str(op.target)
     packet = aten._upsample_bilinear2d_aa if smooth else aten.upsample_bilinear2d
@@ -39,20 +39,20 @@ def upsample_bicubic(op: Op, x: Value, *settings: Any) -> Value:
 
 
 @rule(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d)
-def grid_sampler(op: Op, x: Value, grid: Value, mode: int, padding: int, align: bool) -> Value:
+def grid_sampler(op: OpContext, x: Value, grid: Value, mode: int, padding: int, align: bool) -> Value:
     """x (batch, channels, *size), grid (batch, *out, 2 or 3), which may depend on the image."""
     bilinear = 0 if mode == 2 else mode
     return op.resample_by_data(x, op.target, grid, bilinear, padding, align, spatial=len(x.shape) - 2)
 
 
 @rule(aten.affine_grid_generator)
-def affine_grid(op: Op, theta: Value, size: Any, align: bool) -> Value:
+def affine_grid(op: OpContext, theta: Value, size: Any, align: bool) -> Value:
     """theta (batch, 2, 3) or (batch, 3, 4): where to sample, which has no label."""
     return op.weight()
 
 
 @rule(aten.max_unpool2d, aten.max_unpool3d)
-def max_unpool(op: Op, x: Value, where: Value, size: Any, *settings: Any) -> Value:
+def max_unpool(op: OpContext, x: Value, where: Value, size: Any, *settings: Any) -> Value:
     """x (batch, channels, *size) back to where a pool took it from: every place of a window has the window's label."""
     spatial = len(x.shape) - 2
     nearest = aten.upsample_nearest2d.vec if spatial == 2 else aten.upsample_nearest3d.vec
@@ -60,13 +60,15 @@ def max_unpool(op: Op, x: Value, where: Value, size: Any, *settings: Any) -> Val
 
 
 @rule(aten.col2im)
-def col2im(op: Op, x: Value, output_size: Any, kernel_size: Any, *settings: Any) -> Value:
+def col2im(op: OpContext, x: Value, output_size: Any, kernel_size: Any, *settings: Any) -> Value:
     """x (batch, channels · kernel, patches) → (batch, channels, height, width)."""
     return op.overlap_add(x, op.target, kernel_size, output_size, kernel_size, *settings)
 
 
 @rule("torchvision::deform_conv2d")
-def deform_conv2d(op: Op, x: Value, weight: Value, offset: Value, mask: Value, bias: Value, *settings: Any) -> Value:
+def deform_conv2d(
+    op: OpContext, x: Value, weight: Value, offset: Value, mask: Value, bias: Value, *settings: Any
+) -> Value:
     """x (batch, in, height, width), offset (batch, 2 · groups · kernel, *out): Y ← Norm(|K|)·Y at run-time places."""
     *steps, _, copies, gated = settings
     return op.convolve_by_data(x, weight, offset, mask, copies, *steps, 1, copies, gated)

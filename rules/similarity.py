@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 
-from tlfx.provenance import Value
-from tlfx.rule import rule
-from tlfx.verbs import Op
+from tlfx.propagate.values import Value
+from tlfx.propagate.verbs import OpContext
+from tlfx.rules import rule
 
 aten = torch.ops.aten
 
 
 @rule(aten.linalg_vecdot)
-def vecdot(op: Op, a: Value, b: Value, *, dim: int = -1) -> Value:
+def vecdot(op: OpContext, a: Value, b: Value, *, dim: int = -1) -> Value:
     """a and b, broadcast to one another, multiplied and summed along an axis."""
     rank = max(len(a.shape), len(b.shape))
     letters = [str(i) for i in range(rank)]
@@ -23,13 +23,13 @@ def vecdot(op: Op, a: Value, b: Value, *, dim: int = -1) -> Value:
 
 
 @rule(aten.cosine_similarity)
-def cosine_similarity(op: Op, a: Value, b: Value, dim: int = 1, eps: float = 1e-8) -> Value:
+def cosine_similarity(op: OpContext, a: Value, b: Value, dim: int = 1, eps: float = 1e-8) -> Value:
     """Likewise, of vectors of length one."""
     return vecdot(op, a, b, dim=dim)
 
 
 @rule(aten.cdist)
-def cdist(op: Op, a: Value, b: Value, *settings: Any) -> Value:
+def cdist(op: OpContext, a: Value, b: Value, *settings: Any) -> Value:
     """a (*, n, d), b (*, m, d): every token of one with every token of the other."""
     rank = len(op.shape)
     lead = [f"lead{i}" for i in range(rank - 2)]
@@ -38,7 +38,7 @@ def cdist(op: Op, a: Value, b: Value, *settings: Any) -> Value:
 
 
 @rule(aten.pairwise_distance)
-def pairwise_distance(op: Op, a: Value, b: Value, p: Any = 2, eps: float = 1e-6, keepdim: bool = False) -> Value:
+def pairwise_distance(op: OpContext, a: Value, b: Value, p: Any = 2, eps: float = 1e-6, keepdim: bool = False) -> Value:
     """The length of a difference, which is a residual connection."""
     difference = op.step(torch.broadcast_shapes(a.shape, b.shape)).residual(a, b)
     return op.reduce(difference, -1, keepdim)

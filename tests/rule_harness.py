@@ -15,7 +15,7 @@ from hypothesis import Phase, settings
 from torch import Tensor
 
 from tlfx import Operation, testing
-from tlfx.provenance import Role
+from tlfx.propagate.values import Role
 
 TOLERANCE = {"rtol": 0.0, "atol": 2e-6, "equal_nan": True}
 BATCH = 3

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import tlfx
 from tlfx import errors
 from tlfx.analysis.invariants import rectangles, share, target
-from tlfx.rule import Registry
+from tlfx.rules.registry import Registry
 
 SIDE = 16
 CLASSES = 5
@@ -278,7 +278,7 @@ def test_an_operator_without_a_rule() -> None:
     assert "module: inner (Inner)" in message
     assert f'source: File "{__file__}", line {the_line()}, in forward return self.function(tokens)' in message
     assert "shapes: (2, 16, 8) -> (2, 16, 8)" in message
-    assert "Write one with tlfx.rule.rule, or pass on_unknown='pointwise'" in message
+    assert "Write one with tlfx.rules.rule, or pass on_unknown='pointwise'" in message
 
 
 def test_a_model_stays_usable_after_an_error() -> None:
@@ -391,5 +391,5 @@ def test_a_rule_that_fails_is_named() -> None:
 
     model = tlfx.align(Net(tripled).eval())
     message = r"(?s)broken failed: KeyError: 'nothing there'.*module: inner \(Inner\)"
-    with tlfx.rules({torch.ops.tlfx_tests.tripled: broken}), pytest.raises(tlfx.RuleError, match=message):
+    with tlfx.use_rules({torch.ops.tlfx_tests.tripled: broken}), pytest.raises(tlfx.RuleError, match=message):
         model(pictures(), mixture())

@@ -20,7 +20,7 @@ import torch
 
 import tlfx
 from tlfx.analysis.invariants import measure
-from tlfx.models import load, parse_size
+from tlfx.zoo.models import load, parse_size
 from tlfx.zoo.table import read
 
 ROWS = read(Path(__file__).parent / "data" / "families.csv")

@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tlfx.rule import REGISTRY
-from tlfx.verbs import Op
+from tlfx.propagate.verbs import OpContext
+from tlfx.rules.registry import REGISTRY
 
 README = Path(__file__).parents[1] / "rules" / "README.md"
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -37,4 +37,4 @@ def test_its_tables_name_every_verb() -> None:
         line.split("|")[1] for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("| `op.")
     ]
     named = [name for cell in cells for name in re.findall(r"`op\.(\w+)", cell)]
-    assert sorted(named) == [name for name in dir(Op) if not name.startswith("_")]
+    assert sorted(named) == [name for name in dir(OpContext) if not name.startswith("_")]

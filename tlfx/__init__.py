@@ -21,11 +21,11 @@ if TYPE_CHECKING:
         WrongRuleError,
     )
     from tlfx.mix.target import MixedTarget
-    from tlfx.packs import rules
+    from tlfx.operations import Operation
     from tlfx.policy import Policy
     from tlfx.recording import record
     from tlfx.report import Report, inspect
-    from tlfx.taxonomy import Operation
+    from tlfx.rules import use_rules
 
 __all__ = [
     "Aligned",
@@ -48,19 +48,19 @@ __all__ = [
     "aligned_code",
     "inspect",
     "record",
-    "rules",
     "unalign",
+    "use_rules",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "tlfx.aligned": ("Aligned", "align", "aligned_code", "unalign"),
     "tlfx.mix.target": ("MixedTarget",),
-    "tlfx.packs": ("rules",),
+    "tlfx.rules": ("use_rules",),
     "tlfx.policy": ("Policy",),
     "tlfx.recording": ("record",),
     "tlfx.report": ("Report", "inspect"),
-    "tlfx.taxonomy": ("Operation",),
+    "tlfx.operations": ("Operation",),
 }
 
 if not TYPE_CHECKING:  # so that a misspelt name is still an error to type checkers

@@ -2,6 +2,6 @@
 
 import sys
 
-from tlfx.cli import main
+from tlfx.commands.cli import main
 
 sys.exit(main())

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from tlfx.alignment import Alignment, own_forward
-from tlfx.call import arguments_of
+from tlfx.capture.arguments import arguments_of
+from tlfx.capture.sharding import casts_arguments
 from tlfx.errors import InputError, TargetError
 from tlfx.mix.target import MixedTarget
+from tlfx.plans import Alignment, own_forward
 from tlfx.policy import Policy, check_policy
-from tlfx.propagate import Options
-from tlfx.sharded import casts_arguments
+from tlfx.propagate.options import Options
 
 __all__ = ["Aligned", "align", "aligned_code", "alignment_of", "unalign"]
 

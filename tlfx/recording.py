@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from tlfx.aligned import alignment_of
-from tlfx.call import arguments_of, images_of
+from tlfx.capture.arguments import arguments_of, images_of
 from tlfx.errors import InputError, TargetError
-from tlfx.observer import EVERY_MODULE, Recording
+from tlfx.propagate.observer import EVERY_MODULE, Recording
 
 __all__ = ["labels_of", "record"]
 

@@ -13,8 +13,8 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from evaluation.folders import Classes, named
-from tlfx import models
 from tlfx.errors import ModelError
+from tlfx.zoo import models
 
 __all__ = ["Classifier", "build", "differences", "load_weights"]
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import tlfx
 from imagenet.errors import RunError
-from tlfx.models import load
+from tlfx.zoo.models import load
 
 __all__ = ["align", "build_model", "check_weights", "load_weights"]
 

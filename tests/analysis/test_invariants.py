@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from tlfx import TlfxError
 from tlfx.analysis.figures import INVARIANTS, Figures
 from tlfx.analysis.invariants import measure, rectangles
-from tlfx.label import Rows
-from tlfx.provenance import Value
-from tlfx.rule import REGISTRY
+from tlfx.propagate.labels import Rows
+from tlfx.propagate.values import Value
+from tlfx.propagate.verbs import OpContext
+from tlfx.rules.registry import REGISTRY
 from tlfx.runtime import label_arithmetic
-from tlfx.verbs import Op
 
 SIZE = (3, 8, 8)
 
@@ -54,7 +54,7 @@ def break_relu(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A wrong rule for ReLU: its labels go through a function."""
 
     def apply(function: Any) -> None:
-        def wrong(op: Op, x: Value) -> Value:
+        def wrong(op: OpContext, x: Value) -> Value:
             rows = op.label(label_arithmetic(function), Rows(x.rows.flatten()), shape=(x.rows.numel(),))
             return op.from_rows(rows.view_as(x.rows), x.batch_axis)
 

@@ -9,7 +9,7 @@ import pytest
 from command import tlfx
 
 from tlfx.analysis.figures import INVARIANTS
-from tlfx.cli import main
+from tlfx.commands.cli import main
 
 COUNTING = """
 from torch import nn

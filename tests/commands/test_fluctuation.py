@@ -10,7 +10,7 @@ import timm
 import torch
 from PIL import Image
 
-from tlfx.cli import main
+from tlfx.commands.cli import main
 
 QUICK = ("--pairs", "2", "--presence", "1")
 

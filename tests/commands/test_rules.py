@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from tlfx import align
 from tlfx.analysis.missing import HEADER, missing
-from tlfx.cli import main
-from tlfx.rule import REGISTRY
+from tlfx.commands.cli import main
+from tlfx.rules.registry import REGISTRY
 
 
 @torch.library.custom_op("tlfx_tests::ripple", mutates_args=())
@@ -88,7 +88,7 @@ def test_operators_without_a_rule() -> None:
     assert second.name == "tlfx_tests.halves"
     assert first.skeleton() == (
         "@rule(torch.ops.tlfx_tests.ripple)\n"
-        "def ripple(op: Op, x: Value, gain: Any = 2.0) -> Value:\n"
+        "def ripple(op: OpContext, x: Value, gain: Any = 2.0) -> Value:\n"
         '    """Met in the model itself: (2, 4, 2, 2) -> (2, 4, 2, 2)."""\n'
         "    return op.pointwise(x)\n"
     )

@@ -11,7 +11,7 @@ import torch
 from command import tlfx
 from PIL import Image
 
-from tlfx.cli import main
+from tlfx.commands.cli import main
 
 SMALL = ("test_vit", "--kwargs", '{"num_classes": 4}')
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tlfx.cli import main
+from tlfx.commands.cli import main
 from tlfx.commands.zoo import parse_bytes
 from tlfx.zoo import pool, table
 from tlfx.zoo.table import FIGURES, OPERATIONS

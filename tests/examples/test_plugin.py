@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from command import TIMEOUT
 
-from tlfx.cli import main
+from tlfx.commands.cli import main
 
 PLUGIN = Path(__file__).parents[2] / "examples" / "plugin"
 MODEL = "tlfx_neighbourhood:classifier"

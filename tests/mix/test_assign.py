@@ -163,7 +163,7 @@ def test_more_attentions_than_there_are() -> None:
 
 def test_a_model_without_attention_has_no_transmix() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    with pytest.raises(InputError, match="layers holds -1, but attentions that mix tokens in this model number 0"):
+    with pytest.raises(InputError, match="layers contains -1, but this model has 0 token-mixing attention layers"):
         run("transmix", model, *mixed())
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torchvision.ops import deform_conv2d
 
-from tlfx.rule import REGISTRY
+from tlfx.rules.registry import REGISTRY
 from tlfx.testing import Content, check_rule
 
 aten = torch.ops.aten

@@ -15,7 +15,7 @@ from rule_harness import Probe, check, label_rows, normalised, several, tokens
 from torch import Tensor, nn
 
 from tlfx import Operation
-from tlfx.provenance import Role
+from tlfx.propagate.values import Role
 
 HEADS, DEPTH = 2, 3
 SIZE = (3 * HEADS * DEPTH, 3, 4)

@@ -14,7 +14,7 @@ from rule_harness import Probe, check, label_rows, normalised, several, tokens
 from torch import Tensor, nn
 
 from tlfx import Operation, RuleError
-from tlfx.provenance import Role
+from tlfx.propagate.values import Role
 
 SIZE = (4, 4, 6)
 TOKENS = 24

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from rule_harness import Probe, check, tokens, unchanged
 from torch import Tensor, nn
 
-from tlfx.provenance import Role
+from tlfx.propagate.values import Role
 
 SIZE = (4, 3, 4)
 CREATED: dict[str, Callable[[Tensor], Tensor]] = {

@@ -14,7 +14,7 @@ from rule_harness import Probe, check, check_moves, label_rows, several, tokens
 from torch import Tensor, nn
 
 from tlfx import CaptureError, Operation, ProvenanceError, runtime
-from tlfx.provenance import Role
+from tlfx.propagate.values import Role
 
 aten = torch.ops.aten
 SIZE = (4, 3, 4)

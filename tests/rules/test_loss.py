@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from rule_harness import Probe, check
 from torch import Tensor
 
-from tlfx.provenance import Role
+from tlfx.propagate.values import Role
 
 SIZE = (4, 3, 4)
 

@@ -11,7 +11,7 @@ import torch
 from torch._ops import OpOverload
 
 from tlfx import RuleConflictError
-from tlfx.rule import REGISTRY, Registry, rule
+from tlfx.rules.registry import REGISTRY, Registry, rule
 
 aten = torch.ops.aten
 NAMES = (Path(__file__).parent.parent / "data" / "operators.txt").read_text().splitlines()

@@ -15,8 +15,8 @@ from tlfx_rules.pointwise import ACTIVATIONS
 from torch import Tensor, nn
 
 from tlfx import Operation
-from tlfx.provenance import Role
-from tlfx.rule import REGISTRY
+from tlfx.propagate.values import Role
+from tlfx.rules.registry import REGISTRY
 
 aten = torch.ops.aten
 SIZE = (4, 4, 6)

@@ -16,7 +16,7 @@ from rule_harness import Probe, check, several
 from torch import Tensor, nn
 
 from tlfx import Operation
-from tlfx.provenance import Role
+from tlfx.propagate.values import Role
 
 SIZES = {1: (1, 11), 2: (6, 7), 3: (3, 4, 5)}
 """Images of the sizes that are slid over; a sequence is an image of one row."""

@@ -14,7 +14,7 @@ from rule_harness import Probe, check, label_rows, several, tokens
 from torch import Tensor, nn
 
 from tlfx import Operation
-from tlfx.provenance import Role
+from tlfx.propagate.values import Role
 
 SIZE = (4, 3, 4)
 TOKENS = 12

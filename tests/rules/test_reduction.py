@@ -13,7 +13,7 @@ from rule_harness import Probe, check, several, tokens
 from torch import Tensor
 
 from tlfx import Operation
-from tlfx.provenance import Role
+from tlfx.propagate.values import Role
 
 SIZE = (4, 3, 5)
 

@@ -11,7 +11,7 @@ from rule_harness import Probe, check, check_moves, label_rows, tokens
 from torch import Tensor, nn
 
 from tlfx import Operation, ProvenanceError, RuleError
-from tlfx.provenance import Role
+from tlfx.propagate.values import Role
 
 SIZE = (4, 3, 4)
 TOKENS = 12

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tlfx import CaptureError, InputError, ProvenanceError, UnknownOperatorError, WrongRuleError, rules
-from tlfx.label import Rows
-from tlfx.provenance import Value
+from tlfx import CaptureError, InputError, ProvenanceError, UnknownOperatorError, WrongRuleError, use_rules
+from tlfx.propagate.labels import Rows
+from tlfx.propagate.values import Value
+from tlfx.propagate.verbs import OpContext
 from tlfx.testing import Content, check_rule
-from tlfx.verbs import Op
 
 aten = torch.ops.aten
 
@@ -79,9 +79,9 @@ def test_what_labels_may_leave_out() -> None:
 
 
 def test_an_operator_without_a_backward() -> None:
-    with rules({turned: lambda op, x: op.remap(x, lambda m: m.roll(1, 1))}):
+    with use_rules({turned: lambda op, x: op.remap(x, lambda m: m.roll(1, 1))}):
         check_rule(turned, tokens)
-    with rules({turned: lambda op, x: op.pointwise(x)}), pytest.raises(WrongRuleError, match="leaves out token 4"):
+    with use_rules({turned: lambda op, x: op.pointwise(x)}), pytest.raises(WrongRuleError, match="leaves out token 4"):
         check_rule(turned, tokens)
     with pytest.raises(UnknownOperatorError, match=r"tlfx_checked\.turned"):
         check_rule(turned, tokens)
@@ -103,19 +103,22 @@ class Decay(nn.Module):
 
 
 def test_a_module_with_a_rule() -> None:
-    def decay(op: Op, module: Any, x: Value) -> Value:
+    def decay(op: OpContext, module: Any, x: Value) -> Value:
         return op.mix_by(lambda m: m.weights()[None], x, module)
 
-    with rules({Decay: decay}):
+    with use_rules({Decay: decay}):
         check_rule(Decay(), tokens)
-    with rules({Decay: lambda op, module, x: op.spread(x, [1])}), pytest.raises(WrongRuleError, match="counts token 1"):
+    with (
+        use_rules({Decay: lambda op, module, x: op.spread(x, [1])}),
+        pytest.raises(WrongRuleError, match="counts token 1"),
+    ):
         check_rule(Decay(), tokens)
 
 
 def by_label(function: Callable[[Tensor], Tensor]) -> Callable[..., Value]:
     """A rule by a label function of its own."""
 
-    def make(op: Op, x: Value) -> Value:
+    def make(op: OpContext, x: Value) -> Value:
         ids = op.label(function, Rows(x.rows.flatten()), shape=(x.rows.numel(),))
         return op.from_rows(ids.view(x.rows.shape), x.batch_axis)
 
@@ -198,19 +201,19 @@ WRONG: dict[str, tuple[Any, Callable[..., Any], Callable[..., Any], Callable[[],
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_rules(case: str) -> None:
     operator, rule, function, make_inputs, words = WRONG[case]
-    with rules({operator: rule}, override=True), pytest.raises(WrongRuleError, match=words):
+    with use_rules({operator: rule}, override=True), pytest.raises(WrongRuleError, match=words):
         check_rule(function, make_inputs)
 
 
 def test_an_operator_that_mixes_samples() -> None:
     words = "output 0 depends on other samples of the batch, which has no label"
-    staying = rules({aten.flip: lambda op, x, dims: op.pointwise(x)}, override=True)
+    staying = use_rules({aten.flip: lambda op, x, dims: op.pointwise(x)}, override=True)
     with staying, pytest.raises(WrongRuleError, match=words):
         check_rule(lambda x: x.flip(0), tokens)
 
 
 def test_a_rule_that_mixes_samples() -> None:
-    flipped = rules({aten.exp: lambda op, x: op.remap(x, lambda m: m.flip(0))}, override=True)
+    flipped = use_rules({aten.exp: lambda op, x: op.remap(x, lambda m: m.flip(0))}, override=True)
     with flipped, pytest.raises(ProvenanceError, match="mixes the samples of a batch"):
         check_rule(torch.exp, tokens)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tlfx.call import tensors_of
+from tlfx.capture.arguments import tensors_of
 from tlfx.errors import InputError
 
 __all__ = ["Classifier", "last_weighted"]

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from tlfx.analysis.places import grid
-from tlfx.label import MASK, Label, LabelTable, Rows
+from tlfx.propagate.labels import MASK, Label, LabelTable, Rows
 
 __all__ = ["class_attention", "fixed_labels", "reached"]
 

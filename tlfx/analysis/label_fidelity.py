@@ -16,7 +16,7 @@ from tlfx.analysis.classifier import Classifier
 from tlfx.analysis.fidelity_table import AREA, Fidelity
 from tlfx.analysis.invariants import share
 from tlfx.analysis.reference import Mixture, references
-from tlfx.call import images_of
+from tlfx.capture.arguments import images_of
 from tlfx.errors import InputError, TargetError
 from tlfx.mix import MixedTarget, Mixup
 from tlfx.mix.target import check_labels

@@ -14,9 +14,9 @@ from torch.fx import Node
 from tlfx.analysis.classtoken import reached
 from tlfx.analysis.places import grid
 from tlfx.errors import InputError
-from tlfx.propagate import Propagation
-from tlfx.source import module_path
-from tlfx.taxonomy import Operation
+from tlfx.graph.nodes import module_path
+from tlfx.operations import Operation
+from tlfx.propagate.propagator import Propagation
 
 __all__ = ["Layer", "blocks", "find_layers"]
 

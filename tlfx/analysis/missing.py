@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import keyword
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,13 +10,17 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch._ops import HigherOrderOperator, OpOverload
-from torch.fx import GraphModule, Node
+from torch.fx import Node
+from torch.utils._pytree import tree_leaves
 
-from tlfx.capture import capture
+from tlfx.capture.export import capture
+from tlfx.capture.leaf_modules import call_of
 from tlfx.errors import TlfxError
-from tlfx.propagate import Options, Walk
-from tlfx.rule import REGISTRY, operator_name
-from tlfx.source import module_path, shapes
+from tlfx.graph.nodes import module_path, shapes
+from tlfx.propagate.options import Options
+from tlfx.propagate.propagator import Propagator
+from tlfx.propagate.values import Value
+from tlfx.rules.registry import REGISTRY, operator_name
 
 __all__ = ["HEADER", "Missing", "missing"]
 
@@ -25,7 +30,7 @@ HEADER = '''\
     [project.entry-points."tlfx.rules"]
     my_rules = "my_rules"
 
-Each rule says what becomes of the labels, with one of the verbs of tlfx.verbs.Op, such as
+Each rule says what becomes of the labels, with one of the verbs of tlfx.propagate.OpContext, such as
 
     op.pointwise(x)               element-wise: Y ← Y
     op.move()                     data movement (view, roll, slice): the operator itself run on the map of labels
@@ -39,9 +44,9 @@ from typing import Any
 
 import torch
 
-from tlfx.provenance import Value
-from tlfx.rule import rule
-from tlfx.verbs import Op
+from tlfx.propagate.values import Value
+from tlfx.rules import rule
+from tlfx.propagate.verbs import OpContext
 '''
 _TYPES = {"Tensor": "Value", "Optional[Tensor]": "Value | None", "List[Tensor]": "list[Value]"}
 
@@ -80,7 +85,7 @@ class Missing:
 def missing(model: nn.Module, images: Tensor) -> list[Missing]:
     """The operators without a rule that touch image content, in the order of their first call.
 
-    Where the walk stops early, every operator beyond that has no rule is counted. Raises CaptureError.
+    Where propagation stops early, every later operator without a rule is counted. Raises CaptureError.
 
     >>> import torch
     >>> from torch import nn
@@ -88,33 +93,24 @@ def missing(model: nn.Module, images: Tensor) -> list[Missing]:
     []
     """
     captured = capture(model, type(model).forward, (images,), {}, images)
-    survey = _Survey(captured.graph_module, captured.images)
+    propagator = Propagator(captured.graph_module, captured.images, Options(on_unknown="pointwise"))
+    with contextlib.suppress(TlfxError):
+        propagator.run()
     by_operator: dict[Any, list[Node]] = {}
-    for node in survey.nodes():
+    for node in _without_rule(propagator):
         by_operator.setdefault(getattr(node.target, "overloadpacket", node.target), []).append(node)
     return [Missing(operator, nodes) for operator, nodes in by_operator.items()]
 
 
-class _Survey(Walk):
-    """A walk that takes note of operators without a rule and goes on."""
-
-    def __init__(self, graph_module: GraphModule, images: str) -> None:
-        super().__init__(graph_module, images, Options(on_unknown="pointwise"))
-        self.unknown: list[Node] = []
-
-    def nodes(self) -> Iterator[Node]:
-        """Calls of operators without a rule."""
-        try:
-            self.run()
-        except TlfxError:
-            # Whatever the cause, labels are not known from here on: any operator may be given content.
-            calls = (n for n in self.graph_module.graph.nodes if n.op == "call_function" and n not in self.values)
-            self.unknown += [n for n in calls if shapes(n) and REGISTRY.find(n.target) is None]
-        yield from dict.fromkeys(self.unknown)
-
-    def _unknown(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self.unknown.append(node)
-        return super()._unknown(node, args, kwargs)
+def _without_rule(propagator: Propagator) -> Iterator[Node]:
+    """Calls of operators without a rule that are given content, or may be: where propagation stopped, labels are not
+    known from there on."""
+    for node in propagator.graph_module.graph.nodes:
+        if node.op != "call_function" or not shapes(node) or call_of(node) or REGISTRY.find(node.target) is not None:
+            continue
+        operands = [v for n in node.all_input_nodes for v in tree_leaves(propagator.values.get(n))]
+        if node not in propagator.values or any(isinstance(v, Value) and not v.is_constant for v in operands):
+            yield node
 
 
 def _expression(operator: Any) -> str:
@@ -129,7 +125,7 @@ def _expression(operator: Any) -> str:
 
 def _parameters(node: Node) -> str:
     """Parameters of a rule, from the operator's schema."""
-    written = ["op: Op"]
+    written = ["op: OpContext"]
     for argument in _arguments(node):
         if argument.kwarg_only and "*" not in written:
             written.append("*")

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from tlfx import runtime
-from tlfx.label import Label, LabelTable
-from tlfx.provenance import Value, find_batch_axis, split_batch
+from tlfx.propagate.labels import Label, LabelTable
+from tlfx.propagate.values import Value, find_batch_axis, split_batch
 
 __all__ = ["centres", "grid"]
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from tlfx.capture import capture
-from tlfx.propagate import propagate
-from tlfx.rewrite import rewrite
+from tlfx.capture.export import capture
+from tlfx.propagate.propagator import propagate
+from tlfx.rewrite.writer import rewrite
 
 __all__ = ["Preparation", "prepare"]
 

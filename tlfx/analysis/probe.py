@@ -14,11 +14,11 @@ from tlfx.aligned import Aligned
 from tlfx.analysis.classtoken import class_attention
 from tlfx.analysis.layers import Layer, find_layers
 from tlfx.analysis.places import centres
-from tlfx.capture import capture
-from tlfx.observer import EVERY_MODULE, Recorded
+from tlfx.capture.export import capture
 from tlfx.propagate import Options, Propagation, propagate
-from tlfx.provenance import Value
-from tlfx.rewrite import rewrite
+from tlfx.propagate.observer import EVERY_MODULE, Recorded
+from tlfx.propagate.values import Value
+from tlfx.rewrite.writer import rewrite
 from tlfx.runtime import split_batch
 
 __all__ = ["Arrival", "Probe", "Reading"]

@@ -13,9 +13,9 @@ import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from tlfx import models
 from tlfx.commands import output
 from tlfx.errors import InputError
+from tlfx.zoo import models
 
 if TYPE_CHECKING:
     from rich.table import Table

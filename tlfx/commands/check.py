@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from tlfx import models
 from tlfx.commands import output
+from tlfx.zoo import models
 
 if TYPE_CHECKING:
     from rich.table import Table

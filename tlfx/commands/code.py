@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from tlfx import models
 from tlfx.commands import output
+from tlfx.zoo import models
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -25,9 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the code; exit status 0."""
-    from tlfx.capture import capture
-    from tlfx.propagate import propagate
-    from tlfx.rewrite import rewrite
+    from tlfx.capture.export import capture
+    from tlfx.propagate.propagator import propagate
+    from tlfx.rewrite.writer import rewrite
 
     model, images = models.from_arguments(args)
     captured = capture(model, type(model).forward, (images,), {}, images)

@@ -12,10 +12,10 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from tlfx import models
 from tlfx.commands import output
 from tlfx.errors import InputError
-from tlfx.weights import add_weights, load_weights
+from tlfx.zoo import models
+from tlfx.zoo.weights import add_weights, load_weights
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlfx import models
 from tlfx.commands import output
 from tlfx.errors import InputError, TlfxError
+from tlfx.zoo import models
 
 if TYPE_CHECKING:
     from tlfx.report import NodeReport, Report

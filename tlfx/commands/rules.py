@@ -10,14 +10,14 @@ import argparse
 import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
-from tlfx import models
 from tlfx.commands import output
+from tlfx.zoo import models
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from tlfx.analysis.missing import Missing
-    from tlfx.rule import Rule
+    from tlfx.rules.registry import Rule
 
 __all__ = ["add_arguments", "run"]
 
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     """Print known operators, exit status 0; or missing ones, exit status 1 if there are any."""
     if args.model is not None:
         return _run_missing(args)
-    from tlfx.rule import ENTRY_POINTS, REGISTRY
+    from tlfx.rules.registry import ENTRY_POINTS, REGISTRY
 
     packs = list(importlib.metadata.entry_points(group=ENTRY_POINTS))
     rows = sorted((_row(r, packs) for r in REGISTRY), key=lambda row: row["operator"])

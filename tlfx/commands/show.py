@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from tlfx import models
 from tlfx.commands import output
 from tlfx.errors import InputError
-from tlfx.weights import add_weights, load_weights
+from tlfx.zoo import models
+from tlfx.zoo.weights import add_weights, load_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

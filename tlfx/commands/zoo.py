@@ -14,10 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlfx import models
 from tlfx.commands import output
 from tlfx.errors import InputError
-from tlfx.zoo import table
+from tlfx.zoo import models, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

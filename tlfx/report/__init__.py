@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tlfx.aligned import Aligned
-from tlfx.capture import capture
+from tlfx.capture.export import capture
 from tlfx.errors import InputError, ProvenanceError
 from tlfx.propagate import Options, Propagation, propagate
 from tlfx.report.build import nodes_of, outputs_of

@@ -10,20 +10,21 @@ import torch
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
-from tlfx.capture import MODEL
-from tlfx.label import Label
-from tlfx.outputs import OutputLabel
-from tlfx.propagate import Propagation
-from tlfx.provenance import NONE, Role, Value
+from tlfx.capture.export import MODEL
+from tlfx.capture.leaf_modules import sources_of
+from tlfx.graph.nodes import module_path, shapes
+from tlfx.graph.residuals import content_graph, skip_of
+from tlfx.operations import Operation
+from tlfx.propagate.labels import Label
+from tlfx.propagate.outputs import OutputLabel
+from tlfx.propagate.propagator import Propagation
+from tlfx.propagate.values import NONE, Role, Value
 from tlfx.report.data import NodeReport, OutputReport, short
 from tlfx.report.flops import flops
 from tlfx.report.layout import layout, tokens
 from tlfx.report.why import reason
-from tlfx.rewrite import read_labels
-from tlfx.rule import operator_name
-from tlfx.skip import content_graph, skip_of
-from tlfx.source import module_path, shapes
-from tlfx.taxonomy import Operation
+from tlfx.rewrite.writer import read_labels
+from tlfx.rules.registry import operator_name
 
 __all__ = ["nodes_of", "outputs_of"]
 
@@ -73,7 +74,7 @@ class _Builder:
         for label in found.labels.labels:
             self.labels.setdefault(label.after, []).append(label)
         self.kinds = {path: type(m).__name__ for path, m in found.graph_module._modules[MODEL].named_modules()}  # type: ignore[union-attr]
-        self.graph = content_graph(found.operations)
+        self.graph = content_graph(found.operations, sources_of)
         self.by_name = {node.name: node for node in found.operations}
 
     def node(self, node: Node) -> NodeReport:

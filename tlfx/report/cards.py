@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from tlfx.operations import Operation
 from tlfx.report.data import NodeReport
 from tlfx.report.fold import Group, fold, tree
 from tlfx.report.report import Report
 from tlfx.report.rows import Row, rows
-from tlfx.taxonomy import Operation
 
 __all__ = ["Card", "Skip", "cards"]
 

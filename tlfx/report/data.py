@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from tlfx.errors import InputError
-from tlfx.taxonomy import Operation
+from tlfx.operations import Operation
 
 __all__ = ["SCHEMA", "NodeReport", "OutputReport", "Summary", "parse_classes", "short"]
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils.flop_counter import bmm_flop, conv_flop_count, sdpa_flop_count
 
-from tlfx.rule import operator_name
-from tlfx.source import hint, shapes
+from tlfx.graph.nodes import hint, shapes
+from tlfx.rules.registry import operator_name
 
 __all__ = ["flops"]
 

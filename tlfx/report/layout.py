@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from tlfx.errors import ProvenanceError
-from tlfx.provenance import NONE, Role, Value
+from tlfx.propagate.values import NONE, Role, Value
 
 __all__ = ["layout", "tokens"]
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
+from tlfx.operations import Operation
 from tlfx.report.rows import Row, broken
 from tlfx.report.style import COLORS, WORDS, count
-from tlfx.taxonomy import Operation
 
 __all__ = ["WITH_TOKENS", "lines"]
 

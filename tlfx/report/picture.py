@@ -8,11 +8,11 @@ from html import escape
 from itertools import pairwise
 from math import sqrt
 
+from tlfx.operations import Operation
 from tlfx.report.cards import Card, Skip, cards
 from tlfx.report.report import Report
 from tlfx.report.rows import Row, change
 from tlfx.report.style import COLORS, WORDS, giga
-from tlfx.taxonomy import Operation
 
 __all__ = ["draw"]
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from tlfx.operations import Operation
 from tlfx.report.data import SCHEMA, NodeReport, OutputReport, Summary, parse_classes
 from tlfx.report.graph import digraph, to_dot, to_graphml
 from tlfx.report.style import COLORS
-from tlfx.taxonomy import Operation
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult

@@ -8,9 +8,9 @@ from itertools import groupby
 
 from rich.cells import cell_len
 
+from tlfx.operations import Operation
 from tlfx.report.data import NodeReport
 from tlfx.report.fold import Group
-from tlfx.taxonomy import Operation
 
 __all__ = ["Row", "broken", "change", "label", "operators", "rows"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from tlfx.operations import Operation
 from tlfx.report.data import OutputReport
 from tlfx.report.fold import Group, fold, tree
 from tlfx.report.style import WORDS, count
-from tlfx.taxonomy import Operation
 
 if TYPE_CHECKING:
     from tlfx.report.report import Report

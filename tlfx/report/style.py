@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tlfx.taxonomy import Operation
+from tlfx.operations import Operation
 
 __all__ = ["COLORS", "WORDS", "count", "giga"]
 

@@ -11,13 +11,13 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from tlfx.operations import Operation
 from tlfx.report.data import NodeReport
 from tlfx.report.fold import fold, tree
 from tlfx.report.lines import WITH_TOKENS, lines
 from tlfx.report.rows import Row, rows
 from tlfx.report.stages import read_from, stages
 from tlfx.report.style import COLORS, WORDS, giga
-from tlfx.taxonomy import Operation
 
 if TYPE_CHECKING:
     from tlfx.report.report import Report

@@ -8,11 +8,11 @@ from typing import Any
 from torch.fx import Node
 
 from tlfx import runtime
-from tlfx.label import Label
-from tlfx.opaque import call_of
-from tlfx.provenance import Role, Value
-from tlfx.taxonomy import Operation
-from tlfx.verbs.own_weights import OWN_WEIGHTS
+from tlfx.capture.leaf_modules import call_of
+from tlfx.operations import Operation
+from tlfx.propagate.labels import Label
+from tlfx.propagate.values import Role, Value
+from tlfx.propagate.verbs.own_weights import OWN_WEIGHTS
 
 __all__ = ["reason"]
 
@@ -59,7 +59,7 @@ def _constant(node: Node) -> str:
         return "a parameter, buffer or constant of the model"
     call = call_of(node)
     return (
-        f"inside {type(call.module).__name__}, which has a rule of its own"
+        f"inside {type(call.module).__name__}, a leaf module (it has a rule)"
         if call
         else "computed without image content"
     )

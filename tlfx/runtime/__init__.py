@@ -8,13 +8,13 @@ Arguments named ``rows`` are labels in a shape: (batch, *shape, channels).
 from __future__ import annotations
 
 from tlfx.runtime.arithmetic import label_arithmetic, merge_batch, split_batch
-from tlfx.runtime.attending import attend_by, attention
-from tlfx.runtime.joint import attention_with_labels
-from tlfx.runtime.mixing import context, mix, settle
-from tlfx.runtime.moving import moved, narrow, ordered, put
-from tlfx.runtime.rows import average, gather, output, pixels, scan, share, spread, uniform, view
-from tlfx.runtime.sliding import convolve, convolve_at, filtered, kernel_weights, resample, resample_at
-from tlfx.runtime.weighing import attention_by_norm, heads_by_norm, residual_by_gate, residual_by_norm, weighted
+from tlfx.runtime.contraction import context, mix, settle
+from tlfx.runtime.convolution import convolve, convolve_at, filtered, kernel_weights, resample, resample_at
+from tlfx.runtime.fused_attention import attention_with_labels
+from tlfx.runtime.gather_scatter import moved, narrow, ordered, put
+from tlfx.runtime.labels import average, gather, output, pixels, scan, share, spread, uniform, view
+from tlfx.runtime.softmax_attention import attend_by, attention
+from tlfx.runtime.weighted import attention_by_norm, heads_by_norm, residual_by_gate, residual_by_norm, weighted
 
 __all__ = [
     "attend_by",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from tlfx.errors import InputError, WrongRuleError
-from tlfx.provenance import IMAGE, NONE, Value
+from tlfx.propagate.values import IMAGE, NONE, Value
 from tlfx.testing.content import Content, default_layout, from_pixels, to_pixels
 from tlfx.testing.influence import influence
 from tlfx.testing.probe import Probe

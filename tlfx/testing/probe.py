@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.utils._pytree import tree_map
 
-from tlfx.capture import capture
-from tlfx.outputs import OutputLabel
-from tlfx.propagate import Options, Walk
-from tlfx.provenance import NONE, Value
-from tlfx.rewrite import rewrite
-from tlfx.taxonomy import Operation
-from tlfx.verbs import Op
+from tlfx.capture.export import capture
+from tlfx.operations import Operation
+from tlfx.propagate.options import Options
+from tlfx.propagate.outputs import OutputLabel
+from tlfx.propagate.propagator import Propagator
+from tlfx.propagate.values import NONE, Value
+from tlfx.propagate.verbs import OpContext
+from tlfx.rewrite.writer import rewrite
 
 __all__ = ["Probe"]
 
@@ -64,11 +65,11 @@ class Probe:
         self.net = _Net(function, parts or {})
         self.images = images
         captured = capture(self.net, _Net.forward, (images,), {}, images)
-        walk = Walk(captured.graph_module, captured.images, Options())
-        self.found = walk.run()
+        propagator = Propagator(captured.graph_module, captured.images, Options())
+        self.found = propagator.run()
         end = self.found.graph_module.graph.output_node()
-        values = [walk.values[n] for n in end.args[0] if isinstance(n, Node)]  # type: ignore[union-attr]
-        self.values: list[Value] = Op(end, (), {}, walk).resolve_all(*values)
+        values = [propagator.values[n] for n in end.args[0] if isinstance(n, Node)]  # type: ignore[union-attr]
+        self.values: list[Value] = OpContext(end, (), {}, propagator.state).resolve_all(*values)
         """What each output is."""
         outputs = [_elements(v) if v.is_content else None for v in self.values]
         self.graph_module = rewrite(replace(self.found, outputs=outputs))

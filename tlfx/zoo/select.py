@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from tlfx.errors import InputError, ModelError
-from tlfx.models import load
+from tlfx.zoo.models import load
 
 __all__ = ["families", "select", "size", "smallest"]
 

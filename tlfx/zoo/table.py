@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tlfx.analysis.figures import INVARIANTS
-from tlfx.taxonomy import Operation
+from tlfx.operations import Operation
 
 __all__ = ["COLUMNS", "FIGURES", "OPERATIONS", "Row", "append", "read", "write"]
 

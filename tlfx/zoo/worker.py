@@ -51,9 +51,9 @@ def probe(name: str, check: bool = False, input_size: str | None = None, rules: 
     """
     row: dict[str, Any] = {"status": "ok"}
     try:
-        from tlfx import packs
+        from tlfx.rules import use_rules
 
-        with packs.rules(*rules):
+        with use_rules(*rules):
             _fill(row, name, check, input_size)
     except Exception as error:
         row |= {"status": _status(error), "reason": f"{type(error).__name__}: {_in_one_line(error)}"}
@@ -63,7 +63,7 @@ def probe(name: str, check: bool = False, input_size: str | None = None, rules: 
 def _fill(row: dict[str, Any], name: str, check: bool, input_size: str | None) -> None:
     import torch
 
-    from tlfx.models import load, parse_size
+    from tlfx.zoo.models import load, parse_size
 
     torch.set_num_threads(1)
     model, images = load(name, input_size=None if input_size is None else parse_size(input_size))
@@ -76,9 +76,9 @@ def _fill(row: dict[str, Any], name: str, check: bool, input_size: str | None) -
 
 def _analyse(row: dict[str, Any], model: nn.Module, images: Tensor) -> None:
     """Nodes of each class, all nodes, and how long it took, captured for any batch size as ``align`` does."""
-    from tlfx.capture import capture
-    from tlfx.propagate import propagate
-    from tlfx.rewrite import rewrite
+    from tlfx.capture.export import capture
+    from tlfx.propagate.propagator import propagate
+    from tlfx.rewrite.writer import rewrite
 
     start = time.perf_counter()
     captured = capture(model, type(model).forward, (images,), {}, images)

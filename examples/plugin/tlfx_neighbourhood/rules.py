@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tlfx.provenance import Value
-from tlfx.rule import rule
-from tlfx.verbs import Op
+from tlfx.propagate.values import Value
+from tlfx.propagate.verbs import OpContext
+from tlfx.rules import rule
 from tlfx_neighbourhood.operator import attention
 from tlfx_neighbourhood.smoothing import Smoothing
 
 
 @rule(attention)
-def neighbourhood_attention(op: Op, query: Value, key: Value, value: Value, size: int) -> Value:
+def neighbourhood_attention(op: OpContext, query: Value, key: Value, value: Value, size: int) -> Value:
     """(batch, heads, height, width, dim): Y ← W·Y, W the softmax over each neighbourhood, averaged over heads."""
     return op.mix_by(neighbourhood_weights, value, query, key, size, axes=(2, 3))
 
@@ -30,7 +30,7 @@ def neighbourhood_weights(query: Tensor, key: Tensor, size: int) -> Tensor:
 
 
 @rule(Smoothing)
-def smoothing(op: Op, module: Smoothing, x: Value) -> Value:
+def smoothing(op: OpContext, module: Smoothing, x: Value) -> Value:
     """(batch, tokens, channels): Y ← Norm(W)·Y, W the fading weights, averaged over channels."""
     return op.mix_by(smoothing_weights, x, module, x.shape[1])
 

@@ -1,0 +1,112 @@
+"""The command line in processes of its own, and its answers to bad input."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command import tlfx
+
+import tlfx as package
+from tlfx.commands.cli import COMMANDS, main
+
+HEAVY = ("torch", "timm", "torchvision", "numpy", "rich", "networkx")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"]], ids=" ".join)
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys, tlfx.commands.cli\n"
+        f"try: tlfx.commands.cli.main({arguments!r})\n"
+        f"finally: print('heavy:', *[m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.splitlines()[-1] == "heavy:"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    out = capsys.readouterr().out
+    assert f"usage: tlfx {command}" in out
+    assert "--debug" in out
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    out = capsys.readouterr().out
+    assert all(command in out for command in COMMANDS)
+
+
+def test_version() -> None:
+    assert tlfx("--version").stdout == f"tlfx {package.__version__}\n"
+
+
+def test_error_is_a_message_without_traceback() -> None:
+    found = tlfx("check", "vit_tiny_patch16_22")
+    assert found.returncode == 2
+    assert found.stdout == ""
+    assert found.stderr.startswith("tlfx check: unknown timm model 'vit_tiny_patch16_22'; did you mean vit_tiny_")
+    assert "Traceback" not in found.stderr
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "no_such_model_at_all", "--debug"]) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert "ModelError" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["code", "test_vit", "--kwargs", "{depth: 2}"], "is no JSON"),
+        (["code", "test_vit", "--kwargs", "[1]"], "expected a JSON object"),
+        (["code", "test_vit", "--input-size", "big"], "expected H, HxW"),
+        (["code", "test_vit", "--input-size", "96"], "takes images of 160x160, not 96x96"),
+        (["check", "test_vit", "--input-size", "1x160x160"], "fails by itself on images of shape (3, 1, 160, 160)"),
+        (["code", "test_vit", "--path", "/no/such/place"], "is no directory"),
+        (["zoo", "no_such_model*"], "no model matches"),
+        (["zoo", "test_vit", "--memory", "lots"], "such as 8G"),
+        (["zoo", "test_vit", "--jobs", "0"], "must be positive"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"tlfx {arguments[0]}: ")
+    assert message in captured.err
+
+
+@pytest.mark.parametrize("arguments", [[], ["bake"], ["check"]], ids=" ".join)
+def test_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert "usage: tlfx" in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    command = f"set -o pipefail; {sys.executable} -m tlfx rules --json | head -n 1"
+    found = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300)
+    assert found.returncode == 0, found.stderr
+    assert found.stderr == ""
+    assert found.stdout == "[\n"
+
+
+def test_names_are_all_there() -> None:
+    assert {name for name in package.__all__ if getattr(package, name) is not None} == set(package.__all__)
+    assert set(package.__all__) <= set(dir(package))
+    with pytest.raises(AttributeError, match="'allign'"):
+        package.allign  # noqa: B018
+
+
+def test_the_package_alone_imports_no_torch() -> None:
+    code = "import sys, tlfx; assert 'torch' not in sys.modules; tlfx.align; assert 'torch' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300, cwd=Path(__file__).parents[1])

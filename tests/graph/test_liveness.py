@@ -1,0 +1,70 @@
+"""Maps are freed when nothing reads them any more, and labels are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.fx import Graph
+
+from tlfx.capture.export import capture
+from tlfx.graph.liveness import last_reads
+from tlfx.propagate import Options, Propagation, propagate
+from tlfx.propagate.values import Value
+from tlfx.rewrite.writer import rewrite
+
+
+class Views(nn.Module):
+    """Writes through a view whose base, and another view of it, are read later."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.clone()
+        left, right = x[..., :4], x[..., 2:]
+        left += x[..., 4:]
+        return torch.cat((right.mean((2, 3)), x.amax((2, 3))), 1)
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "vit": lambda: VisionTransformer(img_size=16, patch_size=4, embed_dim=12, depth=2, num_heads=2, num_classes=5),
+    "in place": lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True), Views()),
+    "views": Views,
+}
+
+
+def both(model: nn.Module, side: int) -> tuple[Propagation, Propagation]:
+    images = torch.rand(2, 3, side, side)
+    captured = capture(model, type(model).forward, (images,), {}, images, any_batch=False)
+    freed, kept = (propagate(captured.graph_module, captured.images, Options(keep=keep)) for keep in (False, True))
+    return freed, kept
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_labels_are_the_same_without_maps(name: str) -> None:
+    freed, kept = both(MODELS[name](), 16 if name == "vit" else 8)
+    assert [str(v) for v in freed.operations.values()] == [str(v) for v in kept.operations.values()]
+    one, other = rewrite(freed), rewrite(kept)
+    assert one.code == other.code
+    assert all(map(torch.equal, one.buffers(), other.buffers()))
+
+
+def test_maps_are_held_where_something_still_reads_them() -> None:
+    freed, kept = both(nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.ReLU(), nn.Flatten()), 8)
+    with_maps = [
+        [n.name for n, v in found.values.items() if isinstance(v, Value) and v.maps] for found in (freed, kept)
+    ]
+    assert with_maps == [["flatten"], ["input_1", "conv2d", "relu", "flatten"]]
+
+
+def test_the_last_read_counts() -> None:
+    graph = Graph()
+    a = graph.placeholder("a")
+    b = graph.call_function(abs, (a,))
+    c = graph.call_function(max, (b, b))
+    d = graph.call_function(min, (a, c))
+    graph.output(d)
+    assert {reader.name: [n.name for n in read] for reader, read in last_reads(graph).items()} == {
+        "max_1": ["abs_1"], "min_1": ["a", "max_1"], "output": ["min_1"],
+    }  # fmt: skip

@@ -1,0 +1,68 @@
+"""Weights from files: loaded whole, or refused with all that is wrong."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tlfx.errors import ModelError
+from tlfx.zoo.weights import load_weights
+
+
+def model() -> nn.Module:
+    """Two layers, one with buffers."""
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+
+
+def test_weights_are_loaded(tmp_path: Path) -> None:
+    trained, other = model(), model()
+    torch.save(trained.state_dict(), tmp_path / "w.pt")
+    load_weights(other, tmp_path / "w.pt")
+    assert all(
+        torch.equal(a, b) for a, b in zip(trained.state_dict().values(), other.state_dict().values(), strict=True)
+    )
+
+
+def test_names_and_shapes_that_do_not_fit(tmp_path: Path) -> None:
+    state = model().state_dict()
+    state["0.weight"] = torch.zeros(5, 3)
+    state["head.weight"] = state.pop("0.bias")
+    torch.save(state, tmp_path / "w.pt")
+    untouched = model()
+    before = untouched[1].running_mean.clone() + 1
+    untouched[1].running_mean.copy_(before)
+    with pytest.raises(ModelError) as raised:
+        load_weights(untouched, tmp_path / "w.pt")
+    assert str(raised.value) == (
+        f"--weights '{tmp_path / 'w.pt'}' does not fit Sequential: 1 missing: 0.bias; 1 unexpected: head.weight; "
+        "1 of another shape: 0.weight (5, 3), not (4, 3). Give the model it was saved from, with the same --kwargs"
+    )
+    assert torch.equal(untouched[1].running_mean, before)
+
+
+def test_long_lists_are_cut(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match=r"7 missing: 0\.weight, 0\.bias, 1\.weight, 1\.bias, 1\.running_mean, …\."):
+        load_weights(model(), tmp_path / "w.pt")
+
+
+def test_files_that_hold_no_state_dict(tmp_path: Path) -> None:
+    file = tmp_path / "w.pt"
+    with pytest.raises(ModelError, match=r"--weights: there is no file '.*w\.pt'"):
+        load_weights(model(), file)
+    torch.save({"epoch": 3, "state_dict": model().state_dict()}, file)
+    with pytest.raises(
+        ModelError, match=r"holds a dict of epoch, state_dict, expected a state_dict, .* save that part"
+    ):
+        load_weights(model(), file)
+    torch.save([torch.zeros(1)], file)
+    with pytest.raises(ModelError, match="holds a list, expected a state_dict"):
+        load_weights(model(), file)
+    for content in (b"no archive", pickle.dumps(Path("/"), 2), pickle.dumps(print, 2)):
+        file.write_bytes(content)
+        with pytest.raises(ModelError, match=r"cannot be read as tensors alone \(.*\); write it with torch\.save"):
+            load_weights(model(), file)

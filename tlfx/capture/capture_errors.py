@@ -1,0 +1,87 @@
+"""Why a model could not be captured: the reason, the source line and the remedy."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import linecache
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph
+
+from tlfx.errors import CaptureError
+from tlfx.graph.nodes import describe, sizes
+
+__all__ = ["check_sizes", "check_vmap", "explain"]
+
+_REMEDY = (
+    "Replace it by torch.where or masks of a fixed size, or align the part of the model without it (its backbone, say)."
+)
+
+
+def explain(kind: str, error: Exception, run: Callable[[], Any], tensors: Sequence[Tensor]) -> CaptureError:
+    """What export could not do with a model of class ``kind``, where, and what to do about it.
+
+    ``run`` calls the model itself: where that fails too, no graph is to blame.
+    """
+    try:
+        run()
+    except Exception as own:
+        given = ", ".join(f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in tensors)
+        return CaptureError(
+            f"{kind} fails by itself, with or without alignment: {_named(own)}\n  source: {_line_of(own)}\n"
+            f"It was given {given}: call it with arguments that it takes, or mend it."
+        )
+    return CaptureError(
+        f"{kind} cannot be captured as a graph: {_named(error)}\n  source: {_line_of(error)}\n"
+        "It runs by itself, but what it does there depends on the data (an if, a loop or a size taken from a tensor's "
+        f"values) or leaves torch. {_REMEDY}"
+    )
+
+
+def check_vmap(kind: str, graph: Graph) -> None:
+    """Raise CaptureError if a vmap stands in a graph: what begins and ends it is lost."""
+    for node in graph.nodes:
+        if "_functorch" in str(getattr(node.target, "__module__", "")):
+            raise CaptureError(
+                f"{kind} calls torch.vmap, which no captured graph can run\n{describe(node)}\n"
+                "Write it with a batch axis. Flex attention without a mask calls it too: give it one, made by "
+                "create_block_mask when the model is built."
+            )
+
+
+def check_sizes(kind: str, graph: Graph) -> None:
+    """Raise CaptureError if the size of any tensor of a graph depends on the data."""
+    for node in graph.nodes:
+        if any(None in size for size in sizes(node)):
+            raise CaptureError(
+                f"{kind} has a tensor whose size depends on the data, so that labels have no fixed rows\n"
+                f"{describe(node)}\n{_REMEDY} A mask that never changes can be indices, mask.nonzero(), made once."
+            )
+
+
+def _named(error: Exception) -> str:
+    """Class and first line of an error."""
+    reason = next((line for line in str(error).splitlines() if line.strip()), "no message")
+    return f"{type(error).__name__}: {reason}"
+
+
+def _line_of(error: Exception) -> str:
+    """The innermost line of the model's own code, or of a forward of torch."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).parent != Path(__file__).parent]
+    frames = [f for f in frames if not _is_library(f.filename)] or [f for f in frames if f.name == "forward"]
+    if not frames:
+        return "unknown"
+    last = frames[-1]
+    return f"{last.filename}:{last.lineno} in {last.name}: {linecache.getline(last.filename, last.lineno or 0).strip()}"
+
+
+def _is_library(filename: str) -> bool:
+    """Whether a source file is torch's, generated, or machinery around a forward."""
+    torch_folder = str(inspect.getsourcefile(torch)).rsplit("/", 1)[0]
+    return filename.startswith((torch_folder, "<")) or filename == contextlib.__file__

@@ -1,0 +1,90 @@
+"""Sharded parameters: capture sees the parameters of a model under fully_shard whole, and gathers none of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from tlfx.errors import CaptureError
+from tlfx.graph.constants import is_sharded
+
+__all__ = ["casts_arguments", "casts_of", "whole_parameters"]
+
+
+@contextlib.contextmanager
+def whole_parameters(model: nn.Module) -> Iterator[None]:
+    """While the context is open, every module has in place of a sharded parameter one of its whole shape and of the
+    type it is computed in, without memory: to be captured, not to be computed with.
+
+    Raises CaptureError for parameters that are sharded by anything but fully_shard.
+    """
+    kept: list[tuple[nn.Module, dict[str, Any]]] = []
+    whole: dict[Tensor, nn.Parameter] = {}
+    try:
+        for path, module in model.named_modules():
+            sharded = {k: p for k, p in module._parameters.items() if p is not None and is_sharded(p)}
+            if sharded:
+                kept.append((module, dict(module._parameters)))
+            for name, parameter in sharded.items():
+                if parameter not in whole:
+                    whole[parameter] = _whole(parameter, _owner(model, path, name))
+                module._parameters[name] = whole[parameter]
+        yield
+    finally:
+        for module, parameters in kept:
+            module._parameters.update(parameters)
+
+
+def _whole(parameter: Tensor, owner: nn.Module) -> nn.Parameter:
+    dtype = _policy(owner).param_dtype if parameter.is_floating_point() else None
+    kind = parameter.device_mesh.device_type  # type: ignore[attr-defined]  # where it is gathered; parts may be offloaded
+    device = parameter.device if parameter.device.type == kind else kind
+    made = torch.empty_strided(parameter.shape, parameter.stride(), dtype=dtype or parameter.dtype, device=device)
+    made.untyped_storage().resize_(0)
+    return nn.Parameter(made, requires_grad=parameter.requires_grad)
+
+
+def _owner(model: nn.Module, path: str, name: str) -> nn.Module:
+    """The module under fully_shard, nearest to a parameter, that gathers it."""
+    parts = path.split(".") if path else []
+    for end in range(len(parts), -1, -1):
+        module = model.get_submodule(".".join(parts[:end]))
+        if _is_fully_sharded(module):
+            return module
+    raise CaptureError(
+        f"the parameter {'.'.join((*parts, name))} is a DTensor that torch.distributed.fsdp.fully_shard does not "
+        "gather (tensor parallelism, or distributed by hand), so what reads it cannot be followed: align the "
+        "model with whole parameters, or shard it by fully_shard"
+    )
+
+
+def _is_fully_sharded(module: nn.Module) -> bool:
+    return hasattr(module, "_get_fsdp_state")
+
+
+def _policy(module: nn.Module) -> Any:
+    """The torch.distributed.fsdp.MixedPrecisionPolicy of a module under fully_shard."""
+    return module._get_fsdp_state()._mp_policy  # type: ignore[operator]
+
+
+def casts_arguments(module: nn.Module) -> bool:
+    """Whether fully_shard casts all floating-point tensors among the arguments of a module, in dictionaries too."""
+    return _is_fully_sharded(module) and bool(_policy(module).cast_forward_inputs and _policy(module).param_dtype)
+
+
+def casts_of(module: nn.Module) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """How fully_shard casts the arguments and the output of a module."""
+    made = _policy(module).output_dtype if _is_fully_sharded(module) else None
+    return _cast_to(_policy(module).param_dtype if casts_arguments(module) else None), _cast_to(made)
+
+
+def _cast_to(dtype: torch.dtype | None) -> Callable[[Any], Any]:
+    def cast(x: Any) -> Any:
+        return x.to(dtype) if dtype is not None and isinstance(x, Tensor) and x.is_floating_point() else x
+
+    return lambda values: tree_map(cast, values)

@@ -1,0 +1,102 @@
+"""The command line: one module of :mod:`tlfx.commands` for each command, imported only when it is asked for.
+
+Exit statuses: 0 for success, 1 where a command found what it looks for (a broken invariant, a missing rule), 2 for
+input that cannot be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import gc
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from types import ModuleType
+
+import tlfx
+from tlfx.errors import TlfxError
+from tlfx.zoo import models
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS = {
+    "inspect": "show every operator of a model, its class and its tokens",
+    "code": "print the aligned graph of a model as Python code",
+    "check": "test on a model that its alignment is exact",
+    "rules": "list the known operators, or those a model needs and that have no rule",
+    "show": "draw the label map of a mixed image, layer by layer",
+    "fluctuation": "measure how far contributions of input tokens and mixing ratios drift, layer by layer",
+    "bench": "time the training step with alignment against the same step without",
+    "zoo": "analyse many models of timm and torchvision and write a CSV file",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line with ``argv`` (the process's own arguments by default) and return the exit status.
+
+    >>> main(["rules", "--missing", "test_vit"])
+    test_vit: every operator that touches image content has a rule
+    0
+    """
+    if argv is None:
+        _look_for_less_garbage()
+    given = list(sys.argv[1:] if argv is None else argv)
+    args = _parser(given).parse_args(given)
+    try:
+        models.add_paths(getattr(args, "path", []))  # rules may import from there too
+        with _rules(getattr(args, "rules", [])):
+            return int(_command(args.command).run(args))
+    except TlfxError as error:
+        if args.debug:
+            traceback.print_exc()
+        print(f"tlfx {args.command}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader (head, a pager) has left. Python would complain at exit when it flushes what nobody reads.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _look_for_less_garbage() -> None:
+    """For a process of its own: imports make a million objects that stay, and to look for garbage among them takes a
+    second while they are made and two at the end."""
+    gc.set_threshold(200_000, 20, 20)
+    atexit.register(gc.freeze)
+
+
+def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser; only a command that is named in ``given`` is imported and gets its arguments."""
+    parser = argparse.ArgumentParser(
+        prog="tlfx",
+        description="Token-label alignment for any PyTorch vision model.",
+        epilog="Each command has its own help: tlfx inspect --help",
+    )
+    parser.add_argument("--version", action="version", version=f"tlfx {tlfx.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        sub = commands.add_parser(name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        if name in given:
+            module = _command(name)
+            sub.description = module.__doc__
+            module.add_arguments(sub)
+    return parser
+
+
+def _rules(files: Sequence[str]) -> AbstractContextManager[None]:
+    """The rules of files, in force while a command runs; torch is imported for them alone."""
+    if not files:
+        return nullcontext()
+    from tlfx.rules import use_rules
+
+    return use_rules(*files)
+
+
+def _command(name: str) -> ModuleType:
+    return importlib.import_module(f"tlfx.commands.{name}")

@@ -1,0 +1,35 @@
+"""Lifetimes: after which node of a graph nothing reads a value any more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from torch.fx import Graph, Node
+
+__all__ = ["last_reads"]
+
+
+def last_reads(
+    graph: Graph,
+    sources_of: Callable[[Node], Iterable[Node]] = lambda node: node.all_input_nodes,
+    reader_of: Callable[[Node], Node] = lambda node: node,
+) -> dict[Node, list[Node]]:
+    """The nodes that each node reads for the last time; a node that nothing reads is not among them.
+
+    ``sources_of`` gives further nodes that a node reads, ``reader_of`` the node at which its reads count.
+
+    >>> graph = Graph()
+    >>> a = graph.placeholder("a")
+    >>> b = graph.call_function(abs, (a,))
+    >>> c = graph.call_function(max, (a, b))
+    >>> {reader.name: [n.name for n in read] for reader, read in last_reads(graph).items()}
+    {'max_1': ['a', 'abs_1']}
+    """
+    found: dict[Node, list[Node]] = {}
+    known: set[Node] = set()
+    for node in reversed(graph.nodes):
+        for source in (*node.all_input_nodes, *sources_of(node)):
+            if source not in known:
+                known.add(source)
+                found.setdefault(reader_of(node), []).append(source)
+    return found

@@ -1,0 +1,52 @@
+"""Skip connections: from which node a residual skips, and the operators of its branch g."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import networkx as nx  # type: ignore[import-untyped]
+from torch.fx import Node
+
+from tlfx.operations import Operation
+
+__all__ = ["content_graph", "skip_of"]
+
+T = TypeVar("T", bound=Hashable)
+Graph = Any
+"""A networkx.DiGraph in execution order."""
+
+
+def content_graph(
+    operations: Mapping[Node, Operation],
+    sources_of: Callable[[Node], Iterable[Node]] = lambda node: node.all_input_nodes,
+) -> Graph:
+    """Data flow between the nodes that hold or weigh image content; ``sources_of`` gives the inputs of a node."""
+    graph = nx.DiGraph()
+    content = {n for n, operation in operations.items() if operation is not Operation.CONSTANT}
+    for node in operations:
+        if node in content:
+            graph.add_node(node)
+            graph.add_edges_from((n, node) for n in sources_of(node) if n in content)
+    return graph
+
+
+def skip_of(graph: Graph, operands: Iterable[T]) -> tuple[T, tuple[T, ...]] | None:
+    """Where the skip connection of a sum of two operands starts, and the nodes of its branch g.
+
+    ``graph`` holds the nodes with image content in execution order. The skip starts at the last node that both operands
+    depend on; g is the operand with more nodes since then. None where the operands share no ancestor.
+
+    >>> import networkx as nx
+    >>> skip_of(nx.DiGraph([("x", "norm"), ("norm", "mlp")]), ["x", "mlp"])
+    ('x', ('norm', 'mlp'))
+    """
+    known = [{o, *nx.ancestors(graph, o)} for o in operands]
+    shared = set.intersection(*known) if len(known) > 1 else set()
+    if not shared:
+        return None
+    order = {node: place for place, node in enumerate(graph)}
+    skip = max(shared, key=order.__getitem__)
+    after = nx.descendants(graph, skip)
+    branch = max((after & nodes for nodes in known), key=len)
+    return skip, tuple(sorted(branch, key=order.__getitem__))

@@ -1,0 +1,57 @@
+"""The choice of attention layers that are aligned (Table 8 of the paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from torch.fx import Node
+
+from tlfx.errors import InputError
+from tlfx.graph.nodes import module_path
+
+__all__ = ["LayerSelection", "count_from_first"]
+
+Layers = tuple[str | int, ...]
+
+
+class LayerSelection:
+    """Numbers token-mixing attention layers in order of execution, and tells which of them are aligned."""
+
+    def __init__(self, layers: Layers | None) -> None:
+        self._layers = layers
+        self._numbers: dict[Node, int] = {}
+
+    @property
+    def count(self) -> int:
+        """Number of token-mixing attention layers seen so far."""
+        return len(self._numbers)
+
+    def is_aligned(self, node: Node) -> bool:
+        """Whether the attention at a node is aligned: by glob patterns of modules, or by its number."""
+        number = self._numbers.setdefault(node, len(self._numbers))
+        if self._layers is None:
+            return True
+        path = module_path(node)
+        return any(number == x if isinstance(x, int) else _is_inside(path, x) for x in self._layers)
+
+
+def count_from_first(layers: Sequence[str | int], count: int) -> Layers:
+    """Layers with negative numbers, which count from the last of ``count`` attention layers, made positive.
+
+    Raises InputError for a number below −``count``.
+
+    >>> count_from_first(["blocks.0", -1], 12)
+    ('blocks.0', 11)
+    """
+    lowest = min((layer for layer in layers if isinstance(layer, int)), default=0)
+    if lowest < -count:
+        raise InputError(
+            f"layers contains {lowest}, but this model has {count} token-mixing attention layers: expected "
+            + (f"numbers from {-count} to {count - 1}" if count else "no numbers, as there is no layer to choose")
+        )
+    return tuple(layer + count if isinstance(layer, int) and layer < 0 else layer for layer in layers)
+
+
+def _is_inside(path: str, pattern: str) -> bool:
+    return fnmatchcase(path, pattern) or fnmatchcase(path, f"{pattern}.*")

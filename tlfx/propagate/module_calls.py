@@ -1,0 +1,93 @@
+"""Calls of leaf modules: modules with a rule, whose inner graph labels do not follow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch.fx import Node
+from torch.utils._pytree import tree_leaves, tree_map
+
+from tlfx.capture.leaf_modules import ModuleCall
+from tlfx.errors import RuleError
+from tlfx.graph.aliasing import storage_of
+from tlfx.graph.nodes import describe, shapes
+from tlfx.operations import Operation
+from tlfx.propagate.rule_calls import call_rule, operation_of
+from tlfx.propagate.state import PropagationState
+from tlfx.propagate.values import Value
+from tlfx.propagate.verbs import ModuleContext
+from tlfx.propagate.writes import InPlaceWrites
+from tlfx.rules.registry import REGISTRY
+
+__all__ = ["ModuleCalls"]
+
+
+class ModuleCalls:
+    """Applies the rules of leaf modules to the values of a propagation."""
+
+    def __init__(
+        self,
+        values: dict[Node, Any],
+        operations: dict[Node, Operation],
+        writes: InPlaceWrites,
+        state: PropagationState,
+    ) -> None:
+        self._values = values
+        self._operations = operations
+        self._writes = writes
+        self._state = state
+
+    def apply(self, call: ModuleCall) -> None:
+        """Give the outputs of a call the values that the module's rule returns; nothing if no argument has content."""
+        args, kwargs = tree_map(lambda a: self._values.get(a) if isinstance(a, Node) else a, call.arguments)
+        if all(v.is_constant for v in tree_leaves((args, kwargs)) if isinstance(v, Value)):
+            return
+        op = ModuleContext(call, args, kwargs, self._state)
+        rule = REGISTRY.find_module(call.module)
+        assert rule is not None
+        out = call_rule(rule, op, call.module, *args, **kwargs)
+        values = [v for v in tree_leaves(out) if isinstance(v, Value)]
+        if len(values) != len(call.outputs):
+            raise RuleError(
+                f"the rule {rule.origin} gives {len(values)} values for a module that returns {len(call.outputs)} "
+                f"tensors\n{describe(call.last)}"
+            )
+        self._write_back(call, values)
+        for node, value in zip(call.outputs, values, strict=True):
+            if node in call.inner:
+                self._values[node] = op.output(value, node)
+                self._operations[node] = operation_of(op, value)
+
+    def _write_back(self, call: ModuleCall, values: Sequence[Value]) -> None:
+        """Where a module writes to its arguments, all views of them follow the output that shares their storage."""
+        self._writes.add(call.last)
+        changed = self._writes.written_by(call.inner)
+        lost = [
+            node
+            for node in self._with_content([*changed, *call.inner])
+            if node not in call.outputs and any(self._is_read_by(user) for user in node.users)
+        ]
+        for node, value in zip(call.outputs, values, strict=True):
+            if storage_of(node) in changed.values():
+                self._writes.write(node, value)
+                lost = [n for n in lost if storage_of(n) != storage_of(node)]
+        if lost:
+            raise RuleError(
+                f"{type(call.module).__name__} is a leaf module (it has a rule), and {lost[0].name}, which it computes "
+                f"or writes to and does not return, is read after it: no rule can tell its label\n{describe(call.last)}"
+            )
+
+    def _with_content(self, nodes: Sequence[Node]) -> list[Node]:
+        """Those of ``nodes`` (in order) that are computed from content, inside a call or not."""
+        content: set[Node] = set()
+        for node in nodes:
+            sources = {node, *node.all_input_nodes}
+            values = [self._values[n] for n in sources]
+            if not content.isdisjoint(sources) or any(isinstance(v, Value) and not v.is_constant for v in values):
+                content.add(node)
+        return [node for node in nodes if node in content]
+
+    def _is_read_by(self, user: Node) -> bool:
+        """Whether a node that is not visited yet computes something from a value."""
+        return user not in self._values and (user.op == "output" or bool(shapes(user)))

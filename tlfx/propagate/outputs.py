@@ -1,0 +1,77 @@
+"""Outputs of a model: where the label of each is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.fx import Node
+from torch.utils._pytree import tree_leaves
+
+from tlfx.errors import NoContentError
+from tlfx.propagate.values import BatchAxis, Value
+from tlfx.propagate.verbs import OpContext
+from tlfx.propagate.verbs.base import numbered
+from tlfx.propagate.verbs.movement import with_image
+
+__all__ = ["OutputLabel", "is_real", "read_label", "read_outputs"]
+
+
+@dataclass(frozen=True, eq=False)
+class OutputLabel:
+    """Where the label of one output is read: rows in the shape of the output without its class axis."""
+
+    rows: Tensor
+    where: BatchAxis
+    class_axis: int
+
+
+def read_outputs(op: OpContext, values: Mapping[Node, Any]) -> list[OutputLabel | None]:
+    """The labels of a graph's outputs, None for one without; ``op`` is the output node as an operation.
+
+    Raises NoContentError if no output has one.
+    """
+    leaves = tree_leaves(op.node.args)
+    labels = [_read(op, values[n]) if isinstance(n, Node) and is_real(n) else None for n in leaves]
+    if not any(labels):
+        raise NoContentError(
+            "no output of the model carries image content, so there is no label to align; "
+            "the model must return what it computes from the images (logits, features or maps)."
+        )
+    return labels
+
+
+def _read(op: OpContext, value: Any) -> OutputLabel | None:
+    if not isinstance(value, Value):
+        return None
+    value = op.resolve(value)
+    if not value.is_content or len(value.shape) < 2:
+        return None
+    return read_label(op, value, _class_axis(value))
+
+
+def read_label(op: OpContext, value: Value, axis: int) -> OutputLabel:
+    """The label of a value with content at each of its positions: the mean over ``axis``, that of its channels."""
+    where, rows = value.batch_axis, value.rows
+    split_axis = numbered(where, axis)
+    rows = op.uniform_over(rows, [split_axis]).squeeze(split_axis)
+    full = [s for i, s in enumerate(value.shape) if i != axis]
+    place = BatchAxis(where.axis - (axis < where.axis), where.outer, where.inner)
+    return OutputLabel(with_image(rows).expand(place.split(full)), place, axis)
+
+
+def is_real(node: Node) -> bool:
+    """Whether a value is of a floating type: integers and truth values are decisions, which no loss is taken of."""
+    example = node.meta.get("val")
+    return isinstance(example, Tensor) and (example.is_floating_point() or example.is_complex())
+
+
+def _class_axis(value: Value) -> int:
+    """The axis of an output that counts classes or features: labels do not vary along it."""
+    where = value.batch_axis.axis
+    free = [a for a in range(len(value.shape)) if a != where]
+    constant = [a for a in free if value.map.shape[a] == 1 and value.shape[a] > 1] or free
+    tokens = len(constant) < len(free) or len(free) == 1
+    return constant[0] if tokens or len(value.shape) != 3 else constant[-1]

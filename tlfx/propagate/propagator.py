@@ -1,0 +1,224 @@
+"""Propagation: one pass over a captured graph that gives every value its provenance and every node its operation.
+
+Nothing is computed but shapes, integer maps and the few constants (indices, masks) that data movement depends on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import SymBool, SymFloat, SymInt, Tensor
+from torch.fx import GraphModule, Node
+from torch.utils._pytree import tree_leaves, tree_map
+
+from tlfx import runtime
+from tlfx.capture.leaf_modules import call_of, sources_of
+from tlfx.graph.aliasing import written_argument
+from tlfx.graph.branch_scales import BranchScales
+from tlfx.graph.constants import Constants
+from tlfx.graph.liveness import last_reads
+from tlfx.graph.nodes import hint, shapes
+from tlfx.operations import Operation
+from tlfx.propagate.contexts import LinearContexts
+from tlfx.propagate.labels import MASK, LabelTable
+from tlfx.propagate.layers import LayerSelection, count_from_first
+from tlfx.propagate.module_calls import ModuleCalls
+from tlfx.propagate.observer import Observer, Recorded
+from tlfx.propagate.options import Options
+from tlfx.propagate.outputs import OutputLabel, read_outputs
+from tlfx.propagate.rule_calls import apply_rule
+from tlfx.propagate.state import PropagationState
+from tlfx.propagate.tokens import LearnedTokens
+from tlfx.propagate.values import BatchAxis, Role, Value, merge_batch
+from tlfx.propagate.verbs import OpContext
+from tlfx.propagate.writes import InPlaceWrites
+
+__all__ = ["Propagation", "Propagator", "propagate"]
+
+
+@dataclass(frozen=True, eq=False)
+class Propagation:
+    """The result of a propagation: a value and an operation for every node, all labels, and which labels are read.
+
+    Values have maps only where ``Options.keep`` asked for them.
+    """
+
+    graph_module: GraphModule
+    images: Node
+    values: dict[Node, Any]
+    operations: dict[Node, Operation]
+    labels: LabelTable
+    outputs: list[OutputLabel | None]
+    recorded: Recorded
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the images, and so of the labels."""
+        return _device(self.images)
+
+
+def propagate(graph_module: GraphModule, images: str, options: Options | None = None) -> Propagation:
+    """Propagate labels through a captured graph; ``images`` names the placeholder that holds the image content.
+
+    Raises UnknownOperatorError for an operator without a rule, RuleError or ProvenanceError where content cannot be
+    followed, NoContentError if no output holds any, InputError for layers counted from the last beyond the first.
+    """
+    options = options or Options()
+    if any(isinstance(layer, int) and layer < 0 for layer in options.layers or ()):
+        # only a pass over the graph tells how many attention layers there are
+        every = Propagator(graph_module, images, replace(options, layers=None, record=()))
+        every.run()
+        options = replace(options, layers=count_from_first(options.layers or (), every.state.layers.count))
+    propagator = Propagator(graph_module, images, options)
+    propagation = propagator.run()
+    while tokens := propagator.state.tokens.for_next_pass():
+        propagator = Propagator(graph_module, images, options, tokens)
+        propagation = propagator.run()
+    return propagation
+
+
+class Propagator:
+    """Visits the nodes of a graph in order; ``tokens`` are the learned tokens that an earlier pass found."""
+
+    def __init__(
+        self, graph_module: GraphModule, images: str, options: Options, tokens: Mapping[Node, Tensor] | None = None
+    ) -> None:
+        self.graph_module = graph_module
+        self.options = options
+        self.images = next(n for n in graph_module.graph.nodes if n.op == "placeholder" and n.name == images)
+        self.batch = shapes(self.images)[0][0]
+        self.values: dict[Node, Any] = {}
+        self.operations: dict[Node, Operation] = {}
+        self._writes = InPlaceWrites(self.values)
+        self.state = PropagationState(
+            batch=self.batch,
+            device=_device(self.images),
+            options=options,
+            operations=self.operations,
+            labels=LabelTable(),
+            constants=Constants(graph_module, self._number_of, self._is_constant),
+            contexts=LinearContexts(self.batch),
+            layers=LayerSelection(options.layers),
+            scales=BranchScales(self._is_content, self.operations),
+            tokens=LearnedTokens(tokens),
+        )
+        self._modules = ModuleCalls(self.values, self.operations, self._writes, self.state)
+
+    def run(self) -> Propagation:
+        """Visit all nodes, then reclassify those whose operation only later nodes could tell."""
+        graph = self.graph_module.graph
+        observer = Observer(graph) if self.options.record else None
+        reads = {} if self._keeps_maps else last_reads(graph, sources_of, _reader_of)
+        for node in graph.nodes:
+            if node.op == "output":
+                break
+            self.values[node] = self._visit(node)
+            self._writes.add(node)
+            if observer:
+                observer.see(node, self.values)
+            for source in reads.get(node, ()):
+                self._free(source)
+        op = OpContext(graph.output_node(), (), {}, self.state)
+        outputs = read_outputs(op, self.values)
+        recorded = observer.choose(self.options.record, op) if observer else Recorded()
+        self.operations.update(self.state.contexts.reclassified(self.values))
+        return Propagation(
+            self.graph_module, self.images, self.values, self.operations, self.state.labels, outputs, recorded
+        )
+
+    @property
+    def _keeps_maps(self) -> bool:
+        """Whether maps are read long after the nodes that hold them."""
+        return self.options.keep or bool(self.options.record) or self.options.policy.residual == "gated"
+
+    def _free(self, node: Node) -> None:
+        """Drop the maps of a value that nothing reads any more."""
+
+        def without_maps(value: Any) -> Any:
+            return replace(value, maps=(), spectrum=None) if isinstance(value, Value) else value
+
+        self.values[node] = tree_map(without_maps, self.values[node])
+        self._writes.remove(node)
+
+    def _number_of(self, node: Node) -> int | float | bool | None:
+        value = self.values.get(node)
+        return value if isinstance(value, int | float | bool) else None
+
+    def _is_constant(self, node: Node) -> bool:
+        value = self.values.get(node)
+        constant = all(v.is_constant for v in tree_leaves(value) if isinstance(v, Value))
+        return value is not None and constant and not self._writes.is_written(node)
+
+    def _is_content(self, node: Node) -> bool:
+        value = self.values.get(node)
+        return isinstance(value, Value) and value.is_content
+
+    def _visit(self, node: Node) -> Any:
+        self.operations[node] = Operation.CONSTANT
+        if node.op == "placeholder":
+            return self._placeholder(node)
+        if node.op == "get_attr":
+            return self._of_constants(node) if shapes(node) else None
+        call = call_of(node)
+        if call is None:
+            return self._call(node)
+        self.values[node] = self._of_constants(node)
+        if node is call.last:  # stands for the whole call
+            self._modules.apply(call)
+        return self.values[node]
+
+    def _placeholder(self, node: Node) -> Any:
+        if node is not self.images:
+            return self._of_constants(node) if shapes(node) else node.meta.get("val")
+        self.operations[node] = Operation.LAYOUT
+        shape = shapes(node)[0]
+        size = shape[2:]
+        self.state.labels.add(runtime.share, MASK, node, shape=(1,), after=node)
+        ids = self.state.labels.add(runtime.pixels, MASK, node, shape=size, after=node)
+        content = merge_batch(ids.view(1, 1, 1, *size), self.batch, BatchAxis(0))
+        return Value(node, shape, self.batch, Role.CONTENT, (content,))
+
+    def _call(self, node: Node) -> Any:
+        args, kwargs = tree_map(self._look_up, (tuple(node.args), dict(node.kwargs)))
+        operands = [v for v in tree_leaves((args, kwargs)) if isinstance(v, Value)]
+        if not operands and not shapes(node):
+            return _size_arithmetic(node, args, kwargs)
+        if all(v.is_constant for v in operands):
+            self._writes.note(node)
+            return self._of_constants(node)
+        out, self.operations[node] = apply_rule(node, args, kwargs, self.state)
+        written = written_argument(node)
+        if written is not None and isinstance(out, Value):
+            self._writes.write(written, out)
+        return out
+
+    def _look_up(self, arg: Any) -> Any:
+        return self.values[arg] if isinstance(arg, Node) else arg
+
+    def _of_constants(self, node: Node) -> Any:
+        sizes = shapes(node)
+        if not sizes:
+            leaves = tree_leaves(node.meta.get("val"))
+            return hint(leaves[0]) if len(leaves) == 1 else None
+        values = [Value(node, shape, self.batch) for shape in sizes]
+        return self.state.tokens.as_token(values[0]) if isinstance(node.meta["val"], Tensor) else values
+
+
+def _size_arithmetic(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if any(not isinstance(a, int | float | bool | SymInt | SymFloat | SymBool) for a in args):
+        return None
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _reader_of(node: Node) -> Node:
+    """The node at which the reads of a node count: of a node in a call of a leaf module, the end of the call."""
+    call = call_of(node)
+    return node if call is None else call.last
+
+
+def _device(node: Node) -> torch.device:
+    device: torch.device = node.meta["val"].device
+    return device

@@ -1,0 +1,66 @@
+"""Calls of rules: errors tell the operator, its module and its source line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch.fx import Node
+from torch.utils._pytree import tree_leaves
+
+from tlfx.errors import RuleError, TlfxError, UnknownOperatorError
+from tlfx.graph.nodes import describe
+from tlfx.operations import Operation
+from tlfx.propagate.state import PropagationState
+from tlfx.propagate.values import Role, Value
+from tlfx.propagate.verbs import OpContext
+from tlfx.rules.registry import REGISTRY, Rule, operator_name
+
+__all__ = ["apply_rule", "call_rule", "operation_of"]
+
+
+def apply_rule(
+    node: Node, args: tuple[Any, ...], kwargs: Mapping[str, Any], state: PropagationState
+) -> tuple[Any, Operation]:
+    """The values that an operator with content among its arguments gives, and its operation.
+
+    Raises UnknownOperatorError for an operator without a rule, unless ``on_unknown`` lets labels pass it.
+    """
+    op = OpContext(node, args, dict(kwargs), state)
+    rule = REGISTRY.find(node.target)
+    if rule is not None:
+        out = call_rule(rule, op, *args, **kwargs)
+        return out, operation_of(op, out)
+    if state.options.on_unknown == "pointwise":
+        return _pass_through(op), Operation.POINTWISE
+    raise UnknownOperatorError(
+        f"no rule for the operator {operator_name(node.target)}\n{describe(node)}\n"
+        "Write one with tlfx.rules.rule, or pass on_unknown='pointwise' to let labels pass where the shape is kept."
+    )
+
+
+def call_rule(rule: Rule, op: OpContext, *args: Any, **kwargs: Any) -> Any:
+    """What a rule returns. Raises its TlfxErrors with the place in the model, and RuleError for any other error."""
+    try:
+        return rule.function(op, *args, **kwargs)
+    except TlfxError as error:
+        raise type(error)(f"{error}\n{describe(op.node)}") from error
+    except Exception as error:
+        raise RuleError(
+            f"the rule {rule.origin} failed: {type(error).__name__}: {error}\n{describe(op.node)}"
+        ) from error
+
+
+def operation_of(op: OpContext, out: Any) -> Operation:
+    """The operation of a node: the one that its verbs recorded, unless its value is a weight or a constant."""
+    first = out[0] if isinstance(out, list | tuple) and out else out
+    if not isinstance(first, Value) or first.is_constant:
+        return Operation.CONSTANT
+    return Operation.WEIGHT if first.role is Role.WEIGHT else op.operation
+
+
+def _pass_through(op: OpContext) -> Value:
+    """The first argument with content that has the shape of the output, else a weight."""
+    content = [v for v in tree_leaves((op.args, op.kwargs)) if isinstance(v, Value) and not v.is_constant]
+    same = [v for v in content if v.shape == op.shape]
+    return op.pointwise(same[0]) if same else op.weight()

@@ -1,0 +1,37 @@
+"""What rules may ask of a propagation: one collaborator for each question."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Node
+
+from tlfx.graph.branch_scales import BranchScales
+from tlfx.graph.constants import Constants
+from tlfx.operations import Operation
+from tlfx.propagate.contexts import LinearContexts
+from tlfx.propagate.labels import LabelTable
+from tlfx.propagate.layers import LayerSelection
+from tlfx.propagate.options import Options
+from tlfx.propagate.tokens import LearnedTokens
+
+__all__ = ["PropagationState"]
+
+
+@dataclass(frozen=True, eq=False)
+class PropagationState:
+    """The state that all operators share; rules see it through :class:`tlfx.propagate.OpContext`."""
+
+    batch: int
+    """Batch size of the analysis."""
+    device: torch.device
+    options: Options
+    operations: Mapping[Node, Operation]
+    labels: LabelTable
+    constants: Constants
+    contexts: LinearContexts
+    layers: LayerSelection
+    scales: BranchScales
+    tokens: LearnedTokens

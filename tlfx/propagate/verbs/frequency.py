@@ -1,0 +1,65 @@
+"""Fourier transforms: uniform over what they see, but a filter between two of them is a convolution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tlfx import runtime
+from tlfx.operations import Operation
+from tlfx.propagate.values import BatchAxis, Spectrum, Value
+from tlfx.propagate.verbs.window import Window
+
+__all__ = ["Frequency"]
+
+
+class Frequency(Window):
+    """Verbs of operators that go to frequencies and back."""
+
+    def to_frequencies(self, x: Value, axes: Sequence[int], lengths: Sequence[int] | None = None) -> Value:
+        """Every frequency sees every position along ``axes``; ``lengths`` are those of the transform, by default those
+        of the value."""
+        axes = [a % len(x.shape) for a in axes]
+        out = self.spread(x, axes)
+        sizes = [x.shape[a] for a in axes] if lengths is None else list(lengths)
+        if not x.is_content or any(n < x.shape[a] for n, a in zip(sizes, axes, strict=True)):
+            return out
+        return replace(out, spectrum=Spectrum(x, tuple(axes), tuple(sizes)))
+
+    def from_frequencies(self, x: Value, axes: Sequence[int]) -> Value:
+        """Back from filtered frequencies: a circular convolution by |K|, averaged over channels, K being what the
+        operator makes of the filters. Back from any others: every position sees every frequency."""
+        axes = [a % len(x.shape) for a in axes]
+        spectrum = x.spectrum
+        if spectrum is None or not self._fits(spectrum, x, axes):
+            return self.spread(x, axes)
+        source = spectrum.source
+        where = source.batch_axis
+        self.record(Operation.SPATIAL_MIX)
+        # rows (lead, *grid), the grid being what was transformed
+        rest = [a for a in range(len(source.shape)) if a not in (where.axis, *axes)]
+        rows = source.rows.squeeze(where.axis).movedim(where.axis, 0).squeeze(0)
+        order = [a - (a > where.axis) for a in (*rest, *axes)]
+        rows = rows.permute(order)
+        rows = rows.expand(*rows.shape[: len(rest)], *(source.shape[a] for a in axes))
+        shape = [1 if a == where.axis else size for a, size in enumerate(x.shape)]
+        mixed = self._slide(
+            runtime.filtered,
+            rows,
+            len(axes),
+            lambda ones: ones.flatten(1).sum(1).view(-1, *[1] * (len(axes) + 1)).expand(-1, 1, *spectrum.lengths),
+            (),
+            (self.target, [f.node for f in spectrum.filters], shape, spectrum.lengths, tuple(axes)),
+            dict(self.signed),
+        )
+        back = mixed.permute([order.index(i) for i in range(len(order))])
+        return self.from_rows(back.unsqueeze(where.axis).unsqueeze(where.axis), where)
+
+    def _fits(self, spectrum: Spectrum, x: Value, axes: Sequence[int]) -> bool:
+        """Whether this operator undoes the transform, and filters are the same for every sample."""
+        where = spectrum.source.batch_axis
+        filters = all(len(f.shape) < len(x.shape) - where.axis or f.shape[where.axis - len(x.shape)] == 1
+                      for f in spectrum.filters)  # fmt: skip
+        plain = where == BatchAxis(where.axis)
+        lengths = tuple(self.shape[a] for a in axes)
+        return filters and plain and tuple(axes) == spectrum.axes and lengths == spectrum.lengths

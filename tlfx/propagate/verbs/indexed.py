@@ -1,0 +1,210 @@
+"""Movement by indices. Known ones move maps; where the image or chance decide, labels move as the model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from tlfx import runtime
+from tlfx.errors import ProvenanceError
+from tlfx.operations import Operation
+from tlfx.propagate.labels import Rows
+from tlfx.propagate.values import IMAGE, NONE, BatchAxis, Value, find_batch_axis, split_batch
+from tlfx.propagate.verbs.base import numbered, varying
+from tlfx.propagate.verbs.movement import Movement, with_image
+
+__all__ = ["Indexed"]
+
+
+class Indexed(Movement):
+    """Verbs of operators that read or write at indices."""
+
+    def take(
+        self, x: Value, function: Callable[..., Tensor], *args: Any, axes: Sequence[int], aligned: bool = False
+    ) -> Value:
+        """Elements of ``x`` at indices along ``axes``: ``function(x, *args)``.
+
+        ``aligned`` tells that the indices have the axes of ``x`` (gather), so that one of them that is expanded along
+        channels need not be followed channel by channel.
+        """
+        if all(self.is_known(a) for a in tree_leaves(args)):
+            return self.remap(x, lambda m: function(m, *tree_map(self.concrete, args)))
+        return self._taken(x, function, args, axes, aligned, (runtime.moved, function), _nodes(args))
+
+    def take_own(self, x: Value, axis: int) -> list[Value]:
+        """Elements of ``x`` in an order that the operator itself finds along an axis (sort, topk), and their places."""
+        places = Value(self.node, self.shapes[1], self.batch)
+        values = self._taken(x, torch.gather, (axis, places), [axis], True, (runtime.ordered,), (axis, self.node))
+        return [values, self.decide(x, axis)]
+
+    def decide(self, x: Value, axis: int | None, keepdim: bool = True) -> Value:
+        """Where something lies along an axis: over channels it has the label of its token; over tokens it is a
+        decision without label."""
+        x = self.resolve(x)
+        if axis is None or not x.is_content or axis % len(x.shape) == x.batch_axis.axis or x.map.shape[axis] > 1:
+            return self.weight()
+        return self.content(x.map if keepdim else x.map.squeeze(axis))
+
+    def put(
+        self,
+        x: Value,
+        source: Value,
+        function: Callable[..., Tensor],
+        before: Sequence[Any],
+        after: Sequence[Any] = (),
+        *,
+        axes: Sequence[int],
+        aligned: bool = False,
+        adds: bool = False,
+        **options: Any,
+    ) -> Value:
+        """``source`` written into ``x`` at indices along ``axes``, or added to what is there: ``function(x, *before,
+        source, *after, **options)``. Labels that meet are averaged; places without any have the image-level label."""
+        settings = tuple(before), tuple(after)
+        if not adds and all(self.is_known(a) for a in tree_leaves(settings)):
+            before, after = tree_map(self.concrete, settings)
+            return self._overlaid(x, source, function, before, after, options)
+        x, source = self.resolve_all(x, source)
+        known = x if x.is_content else source
+        if not known.is_content:
+            return self.weight()
+        self._refuse_batch(x, source, axes)
+        if adds:
+            self.record(Operation.AGGREGATION)
+        once = self._once((x, source), axes, settings) if aligned else []
+        ids = self.label(
+            runtime.put,
+            function,
+            *self._labels_of(x, once),
+            *self._labels_of(source, once),
+            Rows(torch.tensor([IMAGE])),
+            *_nodes(settings),
+            shape=_without(known.batch_axis.split(self.shape), known.batch_axis, once),
+            kwargs={"split": _as_split(known.batch_axis), **({"once": tuple(once)} if once else {}), **options},
+        )
+        return self.from_rows(ids, known.batch_axis)
+
+    def _overlaid(
+        self,
+        x: Value,
+        source: Value,
+        function: Callable[..., Tensor],
+        before: Sequence[Any],
+        after: Sequence[Any],
+        options: dict[str, Any],
+    ) -> Value:
+        """Known places: the operator runs on the two maps."""
+        if not (x.is_content or source.is_content):
+            return self.weight()
+        one, other = (
+            v.expanded()[0].clone() if v.is_content else torch.full(v.shape, NONE) for v in self.resolve_all(x, source)
+        )
+        return self.content(function(one, *before, other, *after, **options))
+
+    def _taken(
+        self,
+        x: Value,
+        function: Callable[..., Tensor],
+        args: tuple[Any, ...],
+        axes: Sequence[int],
+        aligned: bool,
+        call: tuple[Callable[..., Tensor], ...],
+        nodes: tuple[Any, ...],
+    ) -> Value:
+        x = self.resolve(x)
+        if not x.is_content:
+            return self.weight()
+        where, axes = x.batch_axis, [a % len(x.shape) for a in axes]
+        anywhere = tree_map(self._anywhere, args)
+        moved = function(x.expanded()[0], *anywhere)
+        place = self._place_of(moved)
+        if not varying(x.rows, [numbered(where, a) for a in axes if a != where.axis]):
+            return self.content(moved)
+        once = self._once([x], axes, args if aligned else ())
+        options: dict[str, Any] = {"once": tuple(once)} if once and aligned else {}
+        if place != where:
+            options["split_out"] = _as_split(place)
+        indices = runtime.narrow(anywhere, once) if aligned else anywhere
+        shape = function(runtime.narrow(x.expanded()[0], once), *indices).shape
+        ids = self.label(
+            *call,
+            Rows(with_image(x.rows.expand(_without(where.split(x.shape), where, once)))),
+            *nodes,
+            shape=place.split(shape),
+            kwargs={"split": _as_split(where), **options},
+        )
+        return self.from_rows(ids, place)
+
+    def _anywhere(self, arg: Any) -> Any:
+        """An argument with some index in place of those that are not known: it tells shapes and samples apart."""
+        if self.is_known(arg):
+            return self.concrete(arg)
+        return torch.zeros(arg.shape, dtype=torch.int64)
+
+    def _place_of(self, moved: Tensor) -> BatchAxis:
+        """Where the batch lies in a moved map. Raises ProvenanceError if samples do not stay where they were."""
+        try:
+            place = find_batch_axis(moved, self.batch)
+            split_batch(moved, self.batch, place)
+        except ProvenanceError as error:
+            raise ProvenanceError(_ACROSS.format(self.node.name)) from error
+        return place
+
+    def _refuse_batch(self, x: Value, source: Value, axes: Sequence[int]) -> None:
+        contents = [v for v in (x, source) if v.is_content]
+        places = {v.batch_axis for v in contents}
+        if len(places) > 1 or contents[0].batch_axis.axis in (a % len(contents[0].shape) for a in axes):
+            raise ProvenanceError(_ACROSS.format(self.node.name))
+
+    def _once(self, moved: Sequence[Value], axes: Sequence[int], indices: Any) -> list[int]:
+        """Axes not indexed, along which neither labels nor indices vary: one place stands for all."""
+        contents = [v for v in moved if v.is_content]
+        known = contents[0]
+        indexed = [known.batch_axis.axis, *(a % len(known.shape) for a in axes)]
+        values = [v for v in tree_leaves(indices) if isinstance(v, Value)]
+        return [
+            a
+            for a in range(len(known.shape))
+            if a not in indexed
+            and all(v.map.shape[a] == 1 for v in contents)
+            and all(_repeats(v, a) for v in values)
+            and known.shape[a] > 1
+        ]
+
+    def _labels_of(self, x: Value, once: Sequence[int]) -> tuple[Any, Any]:
+        """The rows of a value and which of them hold content, 1 for all; the value itself and 0 if none do."""
+        if not x.is_content:
+            return x.node, 0
+        rows = x.rows.expand(_without(x.batch_axis.split(x.shape), x.batch_axis, once))
+        known = rows != NONE
+        return Rows(with_image(rows)), 1 if bool(known.all()) else known.float()
+
+
+_ACROSS = (
+    "{} moves image content between the samples of a batch, or by indices that may; labels belong to one sample each. "
+    "Align the part of the model before it instead."
+)
+
+
+def _nodes(args: Any) -> Any:
+    """Arguments as the graph has them."""
+    return tree_map(lambda v: v.node if isinstance(v, Value) else v, args)
+
+
+def _as_split(where: BatchAxis) -> tuple[int, int, int]:
+    return where.axis, where.outer, where.inner
+
+
+def _without(split: list[int], where: BatchAxis, once: Sequence[int]) -> list[int]:
+    """A shape, its batch axis split, with size 1 along ``once``."""
+    return [1 if a in [numbered(where, o) for o in once] else size for a, size in enumerate(split)]
+
+
+def _repeats(index: Value, axis: int) -> bool:
+    """Whether indices are the same all along an axis, as far as their memory layout tells."""
+    example = index.node.meta["val"]
+    return index.shape[axis] == 1 or (isinstance(example, Tensor) and example.stride(axis) == 0)

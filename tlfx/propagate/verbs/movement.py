@@ -1,0 +1,144 @@
+"""Data movement: the operator itself is run on the map, so that no rule describes an operator again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.utils._pytree import tree_map
+
+from tlfx.operations import Operation
+from tlfx.propagate.values import IMAGE, NONE, Role, Value, compact, image_map
+from tlfx.propagate.verbs.base import Verbs
+
+__all__ = ["Movement"]
+
+
+class Movement(Verbs):
+    """Verbs of operators that move elements and change none."""
+
+    def same(self, x: Value) -> Value:
+        """The value itself under another name, type, device or memory layout."""
+        return Value(self.node, self.shape, self.batch, x.role, x.maps, x.stochastic)
+
+    def move(self) -> Value:
+        """Run the operator on the map of its one value with content; indices are evaluated."""
+        return self.remap(self._moving, self._run_on)
+
+    def move_each(self) -> list[Value]:
+        """The same for an operator with several outputs."""
+        x = self._moving
+        parts = [self._run_on(full) for full in x.expanded()]
+        if not parts:
+            return [self.weight(shape=shape) for shape in self.shapes]
+        return [self._moved(x, maps, None) for maps in zip(*parts, strict=True)]
+
+    @property
+    def _moving(self) -> Value:
+        (x,) = [v for v in [*self.args, *self.kwargs.values()] if isinstance(v, Value) and not v.is_constant]
+        return x
+
+    def _run_on(self, full: Tensor) -> Any:
+        """The operator on a map in place of its value with content."""
+
+        def swap(value: Any) -> Any:
+            return full if isinstance(value, Value) and not value.is_constant else self.concrete(value)
+
+        return self.target(*tree_map(swap, self.args), **tree_map(swap, self.kwargs))
+
+    def remap(self, x: Value, move: Callable[[Tensor], Tensor]) -> Value:
+        """The value whose maps are those of ``x`` moved by a function of a full map."""
+        if not x.maps:
+            return self.weight()
+        return self._moved(x, [_run(move, m) for m in x.expanded()], move)
+
+    def _moved(self, x: Value, maps: Sequence[Tensor], move: Callable[[Tensor], Tensor] | None) -> Value:
+        out = self.content(*maps, role=x.role, shape=maps[0].shape)
+        if x.stochastic is None or move is None:
+            return out
+        along = torch.arange(x.shape[x.stochastic]).view([-1 if a == x.stochastic else 1 for a in range(len(x.shape))])
+        left = compact(_run(move, along.expand(x.shape)))
+        axes = [a for a, size in enumerate(left.shape) if size == x.shape[x.stochastic] > 1]
+        return replace(out, stochastic=axes[0] if left.numel() == x.shape[x.stochastic] and axes else None)
+
+    def join(self, values: Sequence[Value], axis: int) -> Value:
+        """Concatenate along an axis. What holds no content gets the image-level label where it joins as tokens
+        (eq. 5), and stays without label where it joins as channels of the same tokens."""
+        values = self.resolve_all(*values)
+        axis = axis % len(self.shape)
+        known = next((v for v in values if v.is_content), None)
+        if known is None:
+            return self.weight()
+        blank = NONE if self._joins_channels(known, axis) else IMAGE
+        maps = [self._map_beside(v, known, blank) for v in values]
+        return self.content(torch.cat(maps, axis))
+
+    def stack(self, values: Sequence[Value], axis: int) -> Value:
+        """Concatenate along a new axis."""
+        axis = axis % len(self.shape)
+        return self.join([self._with_axis(v, axis) for v in values], axis)
+
+    def _with_axis(self, x: Value, axis: int) -> Value:
+        shape = (*x.shape[:axis], 1, *x.shape[axis:])
+        return Value(x.node, shape, x.batch, x.role, tuple(m.unsqueeze(axis) for m in x.maps))
+
+    def output(self, x: Any, node: Node | None = None) -> Any:
+        """One of the outputs of an operator that has several, as the value of a node of its own."""
+        return replace(x, node=node or self.node) if isinstance(x, Value) else x
+
+    def halves(self, x: Value, axis: int) -> tuple[Value, Value]:
+        """The two halves of a value along an axis."""
+        one, other = (
+            self.content(*m, role=x.role, shape=self.shape)
+            for m in zip(*(full.chunk(2, axis) for full in x.expanded()), strict=True)
+        )
+        return one, other
+
+    def taken_from(self, source: Value) -> Value:
+        """The content of another value, broadcast to the shape of the output."""
+        return Value(
+            self.node,
+            self.shape,
+            self.batch,
+            source.role,
+            tuple(compact(m.expand(self.shape)) for m in source.expanded()),
+        )
+
+    def erase(self, x: Value, gone: Tensor) -> Value:
+        """Point-wise but for numbers in place of known elements (bool): those hold no content."""
+        self.record(Operation.WEIGHT if x.role is Role.WEIGHT else Operation.POINTWISE)
+        if not x.is_content:
+            return replace(x, node=self.node, shape=self.shape, stochastic=None)
+        return self.content(torch.where(gone, NONE, x.map))
+
+    def _joins_channels(self, known: Value, axis: int) -> bool:
+        where = known.batch_axis
+        if axis == where.axis or known.map.shape[axis] > 1:
+            return False
+        return known.shape[axis] > 1 or known.rows.numel() > 1
+
+    def _map_beside(self, x: Value, known: Value, blank: int) -> Tensor:
+        if x.is_content:
+            return x.expanded()[0]
+        if blank == NONE:
+            return torch.tensor(NONE).expand(x.shape)
+        content = image_map(x.shape, self.batch, known.batch_axis)
+        self.state.tokens.note(x, content)
+        return content.expand(x.shape)
+
+
+def with_image(rows: Tensor) -> Tensor:
+    """Rows in which elements without content have the image-level label (eq. 5)."""
+    return torch.where(rows == NONE, IMAGE, rows)
+
+
+def _run(move: Callable[[Tensor], Tensor], full: Tensor) -> Tensor:
+    """Run a movement on a map; operators that know no integers are given it as float64, exact up to 2⁵³."""
+    try:
+        return move(full)
+    except (RuntimeError, NotImplementedError):
+        return move(full.double()).round().long()

@@ -1,0 +1,242 @@
+"""Point-wise verbs: one value, or the sum, product or quotient of two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tlfx import runtime
+from tlfx.capture.leaf_modules import sources_of
+from tlfx.errors import InputError
+from tlfx.graph.residuals import content_graph, skip_of
+from tlfx.operations import Operation
+from tlfx.propagate.labels import Rows, by_first_occurrence
+from tlfx.propagate.values import NONE, BatchAxis, Role, Spectrum, Value, compact, split_batch
+from tlfx.propagate.verbs.base import Verbs
+
+__all__ = ["Pointwise"]
+
+
+class Pointwise(Verbs):
+    """Verbs of operators that work on each element by itself."""
+
+    def pointwise(self, x: Value) -> Value:
+        """Point-wise transformation, Y ← Y: of one value, whatever constants it is combined with."""
+        self.record(Operation.WEIGHT if x.role is Role.WEIGHT else Operation.POINTWISE)
+        return self._shaped(x)
+
+    def dropout(self, x: Value) -> Value:
+        """Point-wise; but mixing weights are read before dropout (eq. 9)."""
+        out = self.pointwise(x)
+        if x.stochastic is None:
+            return out
+        in_place = self.target._schema.is_mutable
+        return replace(out, node=out.node if in_place else x.node, stochastic=None if in_place else x.stochastic)
+
+    def softmax(self, x: Value, axis: int) -> Value:
+        """Point-wise; over tokens it makes mixing weights, over a context kᵀv likewise."""
+        axis = axis % len(x.shape)
+        if x.role is Role.CONTEXT:
+            self.state.contexts.reclassify(x.node)
+            return replace(self.weight(), stochastic=axis)
+        out = self.pointwise(x)
+        over_tokens = x.role is Role.WEIGHT or x.map.shape[axis] > 1
+        return replace(out, stochastic=axis if over_tokens else None)
+
+    def residual(self, a: Value, b: Value, scales: Sequence[float] | None = (1, 1)) -> Value:
+        """Sum of two values: residual connection, Y ← Norm(Y + g(Y)) (eq. 11), the average of differing labels, or what
+        the policy makes of them.
+
+        Point-wise where one of the two is a constant, or a statistic broadcast along channels. ``scales`` are what the
+        operator multiplies the two with, None if that is not known at capture.
+        """
+        a, b = self._beside_content(a, b)
+        pair = self._one_of(a, b, keep=Role.WEIGHT)
+        if pair is not None:
+            return pair
+        statistic = self._statistic(a, b)
+        if statistic is not None:
+            self.record(Operation.POINTWISE)
+            return self._shaped(b if statistic is a else a)
+        self.record(Operation.RESIDUAL)
+        return self._summed(a, b, scales)
+
+    def product(self, a: Value, b: Value) -> Value:
+        """Product: point-wise with a factor that is broadcast along any axis; of two full values, their average."""
+        a, b = self._beside_content(a, b)
+        pair = self._one_of(a, b, keep=Role.CONTENT)
+        if pair is not None:
+            self._note_gate(a, b)
+            return replace(pair, spectrum=_filtered(a, b) or _filtered(b, a))
+        self.record(Operation.POINTWISE)
+        smaller_a, smaller_b = a.shape != self.shape, b.shape != self.shape
+        if smaller_a != smaller_b:
+            return self._shaped(b if smaller_a else a)
+        return self._averaged(a, b)
+
+    def scaled(self, x: Value, factor: float) -> Value:
+        """Product with a number: point-wise."""
+        self._note_scale(x, factor)
+        return self.pointwise(x)
+
+    def numerator(self, a: Value, b: Value) -> Value:
+        """Quotient: the label of the numerator, or that of the denominator under a constant."""
+        return self.pointwise(b if a.is_constant else a)
+
+    def either(self, a: Value, b: Value, first: Tensor | None = None) -> Value:
+        """Element-wise choice between two values (maximum, where): the average of differing labels, unless it is known
+        where the ``first`` is chosen (bool)."""
+        a, b = self._beside_content(a, b)
+        pair = self._one_of(a, b, keep=Role.CONTENT)
+        if pair is not None:
+            return pair
+        self.record(Operation.POINTWISE)
+        if first is not None:
+            return self.content(torch.where(first, self._shaped(a).expanded()[0], self._shaped(b).expanded()[0]))
+        return self._averaged(a, b)
+
+    def _one_of(self, a: Value, b: Value, keep: Role) -> Value | None:
+        """The result where one of two operands decides: beside constants, among weights, or weight beside content."""
+        if a.is_constant or b.is_constant:
+            return self.pointwise(b if a.is_constant else a)
+        if Role.CONTEXT in (a.role, b.role):
+            return self._beside_context(a, b)
+        if a.role is b.role:
+            return self.pointwise(a if a.maps else b) if a.role is Role.WEIGHT else None
+        weight, content = (a, b) if a.role is Role.WEIGHT else (b, a)
+        as_weight = bool(weight.maps) and (keep is Role.WEIGHT or content.shape != self.shape)
+        return self.pointwise(weight if as_weight else content)
+
+    def _beside_content(self, a: Value, b: Value) -> tuple[Value, Value]:
+        """A context that meets a full value with content is content itself."""
+        full = any(v.is_content and v.shape == self.shape for v in (a, b))
+        return (self.resolve(a), self.resolve(b)) if full else (a, b)
+
+    def _beside_context(self, a: Value, b: Value) -> Value:
+        context, other = (a, b) if a.role is Role.CONTEXT else (b, a)
+        self.record(Operation.POINTWISE)
+        return self._shaped(other if other.role is Role.WEIGHT and other.shape == self.shape else context)
+
+    def _statistic(self, a: Value, b: Value) -> Value | None:
+        """The operand that is broadcast along the channels of the other, if either is."""
+        for small, full in ((a, b), (b, a)):
+            axes = range(-1, -min(len(small.shape), len(full.shape)) - 1, -1)
+            if any(small.shape[i] == 1 < full.shape[i] and full.map.shape[i] == 1 for i in axes):
+                return small
+        return None
+
+    def _shaped(self, x: Value) -> Value:
+        """The value in the shape of the output, which it is broadcast to."""
+        lead = len(self.shape) - len(x.shape)
+        maps = tuple(m.reshape([1] * lead + list(m.shape)) if lead else m for m in x.maps)
+        return Value(self.node, self.shape, self.batch, x.role, maps)
+
+    def _note_gate(self, a: Value, b: Value) -> None:
+        for content, factor in ((a, b), (b, a)):
+            if content.is_content and factor.is_constant and content.shape == self.shape:
+                self._note_scale(content, factor.node)
+
+    def _note_scale(self, x: Value, factor: Any) -> None:
+        """Note what a branch is multiplied with; the product has the layout of ``x``."""
+        if self.policy.residual == "gated":
+            self.state.scales.note(self.node, x.node, factor, layout=x)
+
+    def _scales_of(self, x: Value) -> Iterator[tuple[Any, int, tuple[int, int, int]]]:
+        """The scales of a summand for :func:`tlfx.runtime.residual_by_gate`: factor, rank of the product, its batch."""
+        for factor, layout in self.state.scales.of(x.node):
+            where: BatchAxis = layout.batch_axis
+            yield factor, len(layout.shape), (where.axis, where.outer, where.inner)
+
+    def _is_branch(self, a: Value, b: Value) -> bool:
+        """Whether the first of two summands is the branch g of a residual connection, not its skip path."""
+        graph = content_graph(self.state.operations, sources_of)
+        skip = skip_of(graph, [v.node for v in (a, b) if v.node in graph])
+        return b.node not in skip[1] if skip else a.node not in graph
+
+    def _summed(self, a: Value, b: Value, scales: Sequence[float] | None) -> Value:
+        """The label of a sum of differing labels, by the policy."""
+        residual = self.policy.residual
+        if residual == "skip":
+            return self._of_branch(a, b)
+        _, differ = _merged(*self._side_by_side(a, b)[1:])
+        if residual == "average" or not bool(differ.any()):
+            return self._averaged(a, b)
+        if scales is None or self.node in (a.node, b.node):
+            raise InputError(
+                f"residual={residual!r} needs both summands of {self.node.name}, which computes one of them, or its "
+                "scale, itself: use residual='average', or write it as two operators"
+            )
+        weights = {} if tuple(scales) == (1, 1) else {"scales": tuple(scales)}
+        if residual == "norm":
+            return self._by_norm(a, b, weights)
+        gates = [list(self._scales_of(v)) for v in (a, b)]
+        if not weights and not any(gates):
+            return self._averaged(a, b)
+        return self._averaged(a, b, runtime.residual_by_gate, gates, weights)
+
+    def _averaged(self, a: Value, b: Value, function: Any = runtime.average, *options: Any) -> Value:
+        """Rows that agree stay; each distinct pair of differing rows becomes one new row."""
+        where, ids_a, ids_b = self._side_by_side(a, b)
+        return self.from_rows(compact(self._pairs(ids_a, ids_b, function, *options)), where)
+
+    def _side_by_side(self, a: Value, b: Value) -> tuple[BatchAxis, Tensor, Tensor]:
+        """Rows of two values in one shape, and where the batch lies in their sum."""
+        a, b = self._shaped(a), self._shaped(b)
+        where = a.batch_axis
+        ids_a, ids_b = torch.broadcast_tensors(*(split_batch(v.map, v.batch, where) for v in (a, b)))
+        return where, ids_a, ids_b
+
+    def _by_norm(self, a: Value, b: Value, weights: dict[str, Any]) -> Value:
+        """Differing rows by the norms of the two values, each place by itself."""
+        where, ids_a, ids_b = self._side_by_side(a, b)
+        merged, differ = _merged(ids_a, ids_b)
+        split = (where.axis, where.outer, where.inner)
+        channels = [axis for axis, size in enumerate(differ.shape) if size == 1]
+        new = self.label(
+            runtime.residual_by_norm,
+            Rows(ids_a[differ]),
+            Rows(ids_b[differ]),
+            a.node,
+            b.node,
+            differ.flatten().nonzero().flatten(),
+            shape=(int(differ.sum()),),
+            elementwise=True,
+            after=self.node.prev,  # a sum in place writes over one of them
+            kwargs={"split": split, "over": channels, **weights},
+        )
+        return self.from_rows(compact(merged.masked_scatter(differ, new)), where)
+
+    def _of_branch(self, a: Value, b: Value) -> Value:
+        """The label of the branch g, and of the skip path where g has none."""
+        branch, skip = (a, b) if self._is_branch(a, b) else (b, a)
+        one, other = torch.broadcast_tensors(*(self._shaped(v).map for v in (branch, skip)))
+        return self.content(torch.where(one == NONE, other, one))
+
+    def _pairs(
+        self, a: Tensor, b: Tensor, function: Any, args: Sequence[Any] = (), options: dict[str, Any] | None = None
+    ) -> Tensor:
+        merged, differ = _merged(a, b)
+        if not bool(differ.any()):
+            return merged
+        one, other = a[differ], b[differ]
+        pairs, place = torch.stack((one, other)).unique(dim=1, return_inverse=True)
+        order = by_first_occurrence(place, pairs.shape[1])
+        rows = [Rows(ids) for ids in pairs[:, order]]
+        new = self.label(function, *rows, *args, shape=(len(order),), elementwise=True, kwargs=options or {})
+        return merged.masked_scatter(differ, new[order.argsort()[place]])
+
+
+def _merged(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of either where the other has none, and where both have rows that differ."""
+    return torch.where(a == NONE, b, a), (a != b) & (a != NONE) & (b != NONE)
+
+
+def _filtered(x: Value, factor: Value) -> Spectrum | None:
+    """The spectrum of a value times a constant."""
+    if x.spectrum is None or not factor.is_constant:
+        return None
+    return replace(x.spectrum, filters=(*x.spectrum.filters, factor))

@@ -1,0 +1,100 @@
+"""Reductions: sums, means and extremes over axes, recurrences and transforms, all uniform over what they see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tlfx import runtime
+from tlfx.operations import Operation
+from tlfx.propagate.labels import Rows
+from tlfx.propagate.values import NONE, BatchAxis, Role, Value, fill_none
+from tlfx.propagate.verbs.base import numbered, varying
+from tlfx.propagate.verbs.movement import Movement
+
+__all__ = ["Reduction"]
+
+
+class Reduction(Movement):
+    """Verbs of operators that sum over axes without weights."""
+
+    def reduce(self, x: Value, axes: Sequence[int] | int | None = None, keepdim: bool = False) -> Value:
+        """Aggregation, Y ← Norm(Σ Yᵢ), over axes along which labels vary; channel mixing over the others."""
+        rank = len(x.shape)
+        chosen = range(rank) if axes is None or axes == [] else [axes] if isinstance(axes, int) else axes
+        gone = sorted(a % rank for a in chosen)
+        x = self.resolve(x)
+        if x.role is Role.WEIGHT:
+            return self._reduce_weight(x, gone, keepdim)
+        where = x.batch_axis
+        if where.axis in gone:
+            return self.weight()
+        rows = self.uniform_over(x.rows, [numbered(where, a) for a in gone])
+        if not keepdim:
+            rows = rows.squeeze([numbered(where, a) for a in gone])
+            where = BatchAxis(where.axis - sum(a < where.axis for a in gone), where.outer, where.inner)
+        return self.from_rows(rows, where)
+
+    def sum_to(self, x: Value, letters: str, out: str) -> Value:
+        """An einsum of one operand: a permutation, then a sum over the letters that ``out`` lacks."""
+        order = [letters.index(c) for c in (*out, *(c for c in letters if c not in out))]
+        shape = tuple(x.shape[i] for i in order)
+        x = Value(x.node, shape, x.batch, x.role, tuple(m.permute(order) for m in x.maps))
+        if len(out) == len(letters):
+            return self.content(*x.maps, role=x.role)
+        return self.reduce(x, list(range(len(out), len(letters))))
+
+    def uniform_over(self, rows: Tensor, axes: Sequence[int]) -> Tensor:
+        """Rows of one sample with ``axes`` reduced to size 1: the mean over whatever they hold, each element once."""
+        rows = fill_none(rows, axes)
+        over = varying(rows, axes)
+        if not over:
+            self.record(Operation.CHANNEL_MIX)
+            return rows
+        self.record(Operation.AGGREGATION)
+        kept = [a for a in range(rows.dim()) if a not in over]
+        table = rows.permute(*kept, *over).reshape(-1, int(torch.Size(rows.shape[a] for a in over).numel()))
+        shape = [1 if a in over else rows.shape[a] for a in range(rows.dim())]
+        return self._mean_of(table).view(shape)
+
+    def _mean_of(self, table: Tensor) -> Tensor:
+        """New rows (out,), each the mean of a row of ``table`` (out, in) over its elements with content."""
+        table, counts = table.unique(dim=1, return_counts=True)
+        weights = counts * (table != NONE)
+        known = weights.sum(1) > 0
+        even = bool((weights == weights[0, 0]).all())
+        args = () if even else (weights[known].float(),)
+        new = self.label(
+            runtime.uniform, Rows(table[known].clamp_min(0)), *args, shape=(int(known.sum()),), elementwise=True
+        )
+        return torch.full((len(table),), NONE).masked_scatter(known, new)
+
+    def spread(self, x: Value, axes: Sequence[int]) -> Value:
+        """Every position sees all others along ``axes`` (Fourier transforms, two-way recurrences): uniform."""
+        where = x.batch_axis
+        across = [numbered(where, a % len(x.shape)) for a in axes]
+        if varying(x.rows, across):
+            self.record(Operation.SPATIAL_MIX)
+        return self.from_rows(self.uniform_over(x.rows, across), where)
+
+    def scan(self, x: Value, axis: int) -> Value:
+        """Every position sees those up to it (recurrences, cumulative sums): uniform."""
+        where, axis = x.batch_axis, numbered(x.batch_axis, axis % len(x.shape))
+        if x.rows.shape[axis] == 1:
+            self.record(Operation.POINTWISE)
+            return self.from_rows(x.rows, where)
+        self.record(Operation.SPATIAL_MIX)
+        rows = fill_none(x.rows, [axis]).clamp_min(0).movedim(axis, -1)
+        ids = self.label(runtime.scan, Rows(rows.flatten(0, -2)), shape=rows.shape)
+        return self.from_rows(ids.movedim(-1, axis), where)
+
+    def _reduce_weight(self, x: Value, gone: Sequence[int], keepdim: bool) -> Value:
+        """A weight summed over one of its two sides is content of the other; over heads it stays a weight."""
+        maps = [m for m in x.maps if all(m.shape[a] == 1 for a in gone)]
+        maps = maps if keepdim else [m.squeeze(list(gone)) for m in maps]
+        if len(x.maps) == 2 and len(maps) == 1:
+            self.record(Operation.CHANNEL_MIX)
+            return self.content(maps[0])
+        return self.weight(*maps)

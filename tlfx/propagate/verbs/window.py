@@ -1,0 +1,197 @@
+"""Sliding windows: convolutions, pools and resampling, seen through the operator itself run on ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tlfx import runtime
+from tlfx.errors import ProvenanceError
+from tlfx.operations import Operation
+from tlfx.propagate.labels import Once, Rows
+from tlfx.propagate.values import NONE, BatchAxis, Role, Value, compact
+from tlfx.propagate.verbs.base import varying
+from tlfx.propagate.verbs.contraction import Contraction
+from tlfx.propagate.verbs.movement import with_image
+
+__all__ = ["Window"]
+
+
+class Window(Contraction):
+    """Verbs of operators that slide over axes of an image."""
+
+    def convolve(self, x: Value, weight: Value, *args: Any, spatial: int, groups: int = 1) -> Value:
+        """A convolution over the last ``spatial`` axes, the operator called as (maps, kernel, None, *args).
+
+        Spatial mixing by |K| averaged over channels and normalised over valid positions; channel mixing if labels do
+        not vary along the axes it slides over.
+        """
+        if not x.is_content:
+            return self.weight()
+        by_group = self._channels(x, groups)
+        if not varying(by_group, range(by_group.dim() - spatial, by_group.dim())):
+            self.record(Operation.CHANNEL_MIX)
+            return self._by_channel(by_group, x)
+        self.record(Operation.SPATIAL_MIX)
+        return self._by_channel(self._by_kernel(_full(by_group, x, spatial), weight, *args, spatial=spatial), x)
+
+    def _by_kernel(self, by_group: Tensor, weight: Value, *args: Any, spatial: int) -> Tensor:
+        kernel = torch.ones(1, 1, *weight.shape[2:])
+        return self._slide(
+            runtime.convolve,
+            by_group,
+            spatial,
+            lambda ones: self.target(ones, kernel, None, *args),
+            (self.target,),
+            (Once(runtime.kernel_weights, weight.node, self.signed), *args),
+        )
+
+    def patchify(self, x: Value, operator: Callable[..., Tensor], weight: Value, *args: Any, groups: int = 1) -> Value:
+        """A convolution whose kernel equals its stride, without padding, called as (maps, kernel, None, *args):
+        aggregation, uniform over each patch, by the averaging ``operator``; or by |K|, if the policy says so."""
+        kernel = list(weight.shape[2:])
+        spatial = len(kernel)
+        by_group = _full(self._channels(x, groups), x, spatial)
+        self.record(Operation.AGGREGATION)
+        if self.policy.aggregation == "weighted":
+            return self._by_channel(self._by_kernel(by_group, weight, *args, spatial=spatial), x)
+        return self._by_channel(self._resampled(by_group, spatial, operator, kernel), x)
+
+    def subsample(self, x: Value, stride: Sequence[int], weight: Value, groups: int = 1) -> Value:
+        """A convolution with a kernel of one pixel: every stride-th position, then a contraction of the channels."""
+        if any(s > 1 for s in stride):
+            step: Any = (Ellipsis, *(slice(None, None, s) for s in stride))
+            maps = [compact(m[step]) for m in x.expanded()]
+            shape = (*x.shape[: -len(stride)], *self.shape[-len(stride) :])
+            x = Value(x.node, shape, x.batch, x.role, tuple(maps))
+        if x.is_content and groups > 1:
+            self.record(Operation.CHANNEL_MIX)
+            return self._by_channel(self._channels(x, groups), x)
+        return self.contract(x, len(x.shape) - 1 - len(stride), weight)
+
+    def pool(self, x: Value, operator: Callable[..., Tensor], *args: Any, spatial: int) -> Value:
+        """Pooling: uniform over valid positions, by an averaging ``operator`` with the pool's arguments. It mixes
+        tokens where it keeps their grid, and is aggregation else."""
+        if not x.is_content:
+            return self.pointwise_like(x)
+        same_grid = self.shape[-spatial:] == x.shape[-spatial:]
+        operation = Operation.SPATIAL_MIX if same_grid else Operation.AGGREGATION
+        return self._resample(operation, x, spatial, operator, *args)
+
+    def resample(self, x: Value, *args: Any, spatial: int, operator: Callable[..., Tensor] | None = None) -> Value:
+        """Resampling of the last ``spatial`` axes: the operator itself on the labels, over itself on ones."""
+        if not x.is_content:
+            return self.pointwise_like(x)
+        return self._resample(Operation.SPATIAL_MIX, x, spatial, operator or self.target, *args)
+
+    def resample_by_data(
+        self, x: Value, operator: Callable[..., Tensor], where: Value, *args: Any, spatial: int
+    ) -> Value:
+        """Resampling at places that may depend on the image: operator(maps, places, *args)."""
+        return self._at_places(runtime.resample_at, x, spatial, operator, where.node, *args)
+
+    def convolve_by_data(self, x: Value, weight: Value, places: Value, gates: Value, copies: int, *args: Any) -> Value:
+        """A convolution over two axes at places that may depend on the image, the operator called as (maps, kernel,
+        places, gates, bias, *args): spatial mixing by |K|, averaged over channels."""
+        return self._at_places(
+            runtime.convolve_at, x, 2, self.target, weight.node, places.node, gates.node, copies, *args, **self.signed
+        )
+
+    def _at_places(
+        self,
+        function: Callable[..., Tensor],
+        x: Value,
+        spatial: int,
+        operator: Callable[..., Tensor],
+        *args: Any,
+        **options: Any,
+    ) -> Value:
+        if not x.is_content:
+            return self.pointwise_like(x)
+        rows = _full(x.rows, x, spatial)
+        if x.batch_axis != BatchAxis(0) or rows[0, 0].numel() != rows[0, 0, 0].numel():
+            raise ProvenanceError(f"{self.node.name} samples a value whose channels carry different labels")
+        self.record(Operation.SPATIAL_MIX)
+        on_grid = Rows(with_image(rows[0, 0, 0]))
+        shape = self.shape[2:]
+        ids = self.label(function, operator, on_grid, *args, shape=shape, kwargs=options, by_sample=True)
+        return self.from_rows(ids[None, None, None], BatchAxis(0))
+
+    def overlap_add(self, x: Value, operator: Callable[..., Tensor], kernel: Sequence[int], *args: Any) -> Value:
+        """Folding of patches (batch, channels · kernel, patches) back to an image, averaged where they overlap."""
+        size = int(torch.Size(kernel).numel())
+        where = x.batch_axis
+        by_kernel = x.rows.expand(*x.rows.shape[:2], x.shape[1], x.shape[2]).unflatten(2, (-1, size))
+        if not bool((by_kernel == by_kernel[:, :, :1]).all()):
+            raise ProvenanceError("a fold of patches whose channels carry different labels has no label of its own")
+        self.record(Operation.SPATIAL_MIX)
+        rows = self._resampled(by_kernel[:, :, 0], 2, operator, *args, channel=False)
+        return self.from_rows(rows.unsqueeze(2), where)
+
+    def pointwise_like(self, x: Value) -> Value:
+        """What a sliding window makes of a weight: a weight."""
+        return self.weight() if x.role is Role.WEIGHT else self.constant()
+
+    def _resample(
+        self, operation: Operation, x: Value, spatial: int, operator: Callable[..., Tensor], *args: Any
+    ) -> Value:
+        if x.batch_axis.axis >= len(x.shape) - spatial:
+            raise ProvenanceError(f"{self.node.name} slides over the batch; labels belong to one sample each")
+        if not varying(x.rows, range(x.rows.dim() - spatial, x.rows.dim())):
+            self.record(Operation.CHANNEL_MIX)
+            return self.from_rows(x.rows, x.batch_axis)
+        self.record(operation)
+        return self.from_rows(self._resampled(_full(x.rows, x, spatial), spatial, operator, *args), x.batch_axis)
+
+    def _resampled(
+        self, rows: Tensor, spatial: int, operator: Callable[..., Tensor], *args: Any, channel: bool = True
+    ) -> Tensor:
+        def run(ones: Tensor) -> Tensor:
+            return operator(ones, *args) if channel else operator(ones.squeeze(1), *args).squeeze(1)
+
+        options = {} if channel else {"channel": False}
+        return self._slide(runtime.resample, rows, spatial, run, (operator,), args, options)
+
+    def _slide(
+        self,
+        function: Callable[..., Tensor],
+        rows: Tensor,
+        spatial: int,
+        run: Callable[[Tensor], Tensor],
+        before: tuple[Any, ...],
+        after: tuple[Any, ...],
+        options: dict[str, Any] | None = None,
+    ) -> Tensor:
+        """New rows on the grid that ``run`` makes of ones; positions that see no content have none."""
+        lead, size = rows.shape[:-spatial], rows.shape[-spatial:]
+        grid = rows.reshape(-1, *size)
+        valid = (grid != NONE).float()
+        seen = run(valid.unsqueeze(1)).squeeze(1) > 0
+        kwargs = dict(options or {})
+        if not bool(valid.all()):
+            kwargs["valid"] = valid
+        ids = self.label(function, *before, Rows(grid.clamp_min(0)), *after, shape=seen.shape, kwargs=kwargs)
+        return torch.where(seen, ids, NONE).reshape(*lead, *seen.shape[1:])
+
+    def _channels(self, x: Value, groups: int) -> Tensor:
+        """Rows of one sample with the channels of each group averaged: axes (outer, inner, groups or 1, *size)."""
+        if x.batch_axis.axis != 0:
+            raise ProvenanceError(f"{self.node.name} takes its batch on axis {x.batch_axis.axis}, not 0")
+        if x.rows.shape[2] == 1:
+            return x.rows
+        by_group = x.rows.unflatten(2, (groups, -1))
+        return compact(self.uniform_over(by_group, [3]).squeeze(3))
+
+    def _by_channel(self, rows: Tensor, x: Value) -> Value:
+        """Content from rows by group: each group's rows go to all of its output channels."""
+        if rows.shape[2] > 1:
+            rows = rows.repeat_interleave(self.shape[1] // rows.shape[2], 2)
+        return self.from_rows(rows, BatchAxis(0, x.batch_axis.outer, x.batch_axis.inner))
+
+
+def _full(rows: Tensor, x: Value, spatial: int) -> Tensor:
+    """Rows with the axes slid over in full, also where labels are constant along one of them."""
+    return rows.expand(*rows.shape[:-spatial], *x.shape[-spatial:])

@@ -1,0 +1,1 @@
+"""Rewriting: label arithmetic written into a captured graph, and the segments that it runs in."""

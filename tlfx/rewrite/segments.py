@@ -1,0 +1,213 @@
+"""Segments: each region of an aligned graph in a graph of its own, run as the model runs it.
+
+A call of a module with hooks goes through that module, so that its hooks fire, and fully_shard gathers its parameters
+just before they are read and frees them after. A region under torch.utils.checkpoint is checkpointed again, always
+without re-entering autograd. Regions lie in one another as they do in the model. A graph without regions stays one
+piece.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
+from torch.utils._pytree import tree_leaves, tree_unflatten
+from torch.utils.checkpoint import checkpoint, noop_context_fn
+
+from tlfx.capture.export import MODEL
+from tlfx.capture.regions import FORWARD_HOOKS, Checkpoint, HookedCall, Region, is_changed, regions_of
+from tlfx.errors import CaptureError
+
+__all__ = ["segmented"]
+
+
+def segmented(graph_module: GraphModule) -> GraphModule:
+    """The same function with every region in a segment; the graph itself where it has no regions."""
+    return _Cutter(graph_module).cut() if any(map(regions_of, graph_module.graph.nodes)) else graph_module
+
+
+class _Cutter:
+    """Cuts a graph along its regions, from the outside in."""
+
+    def __init__(self, source: GraphModule) -> None:
+        self.source = source
+        self.own = {n.name: n for n in source.graph.nodes}
+        self.nodes = [n for n in source.graph.nodes if n.op == "call_function"]
+        self.reads = {n: list(n.all_input_nodes) for n in source.graph.nodes}
+        begun: set[Region] = set()
+        for node in self.nodes:
+            for region in regions_of(node):
+                if region not in begun:  # hooks see what goes in and comes out, whether the graph reads it or not
+                    self.reads[node] += self.named(region.leaves) + self.named(region.outputs)
+                begun.add(region)
+        self.readers: dict[Node, set[Node]] = defaultdict(set)
+        for node, read in self.reads.items():
+            for source_node in read:
+                self.readers[source_node].add(node)
+
+    def named(self, leaves: Sequence[Any]) -> list[Node]:
+        """The nodes among leaves, as the source has them."""
+        return [self.own[x.name] for x in leaves if isinstance(x, Node)]
+
+    def cut(self) -> GraphModule:
+        """The outermost graph, with the inputs and outputs of the source."""
+        inputs = [n for n in self.source.graph.nodes if n.op == "placeholder"]
+        return self.graph_of(self.nodes, 0, inputs, self.source.graph.output_node().args[0])
+
+    def graph_of(self, nodes: Sequence[Node], depth: int, inputs: Sequence[Node], results: Any) -> GraphModule:
+        """A graph of some nodes, in which the regions at a depth are segments."""
+        graph = Graph()
+        parts: dict[str, nn.Module] = {}
+        copies: dict[Node, Node] = {}
+        for node in inputs:
+            copies.setdefault(node, graph.placeholder(node.name))
+
+        def copy_of(node: Node) -> Node:
+            if node.op == "get_attr" and node not in copies:  # read here, where its owner has gathered it
+                copies[node] = graph.node_copy(node)
+            return copies[node]
+
+        for region, group in groupby(nodes, lambda n: next(iter(regions_of(n)[depth:]), None)):
+            if region is None:
+                for node in group:
+                    map_arg((node.args, node.kwargs), copy_of)
+                    copies[node] = graph.node_copy(node, copy_of)
+                continue
+            given, made, segment = self.segment_of(region, list(group), depth)
+            name = f"segment_{len(parts)}"
+            parts[name] = segment
+            call = graph.create_node("call_module", name, tuple(map(copy_of, given)))
+            for place, node in enumerate(made):
+                copies[node] = graph.call_function(operator.getitem, (call, place))
+        graph.output(map_arg(results, copy_of))
+        return self.module_of(graph, parts)
+
+    def segment_of(self, region: Region, nodes: list[Node], depth: int) -> tuple[list[Node], list[Node], nn.Module]:
+        """The values that a region takes, those that it gives, and the module that makes these of those."""
+        inside, given, shown = set(nodes), self.named(region.leaves), self.named(region.outputs)
+        free = [x for n in nodes for x in self.reads[n] if x not in inside and x.op != "get_attr" and x not in given]
+        inputs = [*given, *dict.fromkeys(free)]
+        made = [n for n in nodes if n not in shown and not self.readers[n] <= inside]
+        outputs = [self.own[x.name] if isinstance(x, Node) else x for x in region.outputs]
+        body = self.graph_of(nodes, depth + 1, inputs, (outputs, made))
+        if isinstance(region, HookedCall):
+            return inputs, [*shown, *made], _Through(region, body)
+        assert isinstance(region, Checkpoint)
+        read = {str(x.target) for n in nodes for x in n.all_input_nodes if x.op == "get_attr"}
+        return inputs, made, _Checkpointed(region, body, sorted(filter(self.is_buffer, read)))
+
+    def is_buffer(self, path: str) -> bool:
+        """Whether a path leads to a buffer of the model."""
+        found = operator.attrgetter(path)(self.source)
+        return path.startswith(f"{MODEL}.") and isinstance(found, Tensor) and not isinstance(found, nn.Parameter)
+
+    def module_of(self, graph: Graph, parts: dict[str, nn.Module]) -> GraphModule:
+        """A graph module that holds what the source holds, and segments."""
+        graph.lint()
+        root = nn.Module()
+        root._buffers.update(self.source._buffers)
+        root._modules.update({**self.source._modules, **parts})
+        module = GraphModule(root, graph, class_name=type(self.source).__name__)
+        module._modules = dict(root._modules)
+        return module
+
+
+class _Through(nn.Module):
+    """Runs a graph as the forward of the module it was captured from, between the hooks of that module."""
+
+    def __init__(self, region: HookedCall, body: GraphModule) -> None:
+        super().__init__()
+        self.region = region
+        self.body = body
+
+    def forward(self, *values: Any) -> tuple[Any, ...]:
+        """The tensors that the module returns, and what else of the graph is read after it."""
+        region = self.region
+        more: list[Any] = []
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+            outputs, more[:] = self.body(*tensors, *values[len(tensors) :])
+            return tree_unflatten(outputs, region.out_spec)
+
+        given = iter(values)
+        args, kwargs = tree_unflatten([next(given) if isinstance(x, Node) else x for x in region.leaves], region.spec)
+        with _running(region, forward):
+            output = nn.Module._call_impl(region.module, *args, **kwargs)
+        shown = zip(tree_leaves(output), region.outputs, strict=True)
+        return (*(x for x, leaf in shown if isinstance(leaf, Node)), *more)
+
+
+@contextlib.contextmanager
+def _running(region: HookedCall, forward: Callable[..., Any]) -> Iterator[None]:
+    """The module of a region with another forward, and without the hooks that are computed in it."""
+    own = vars(region.module)
+    kept = {k: own[k] for k in ("forward", *FORWARD_HOOKS) if k in own}
+    for kind in FORWARD_HOOKS:
+        fire = ((n, h) for n, h in kept[kind].items() if n not in region.computed)
+        own[kind] = OrderedDict((n, _watched(h, region.failed[n]) if n in region.failed else h) for n, h in fire)
+    own["forward"] = forward
+    try:
+        yield
+    finally:
+        del own["forward"]
+        own.update(kept)
+
+
+def _watched(hook: Callable[..., Any], failed: str) -> Callable[..., Any]:
+    """A hook that could not be captured, and so may change nothing."""
+
+    def watched(module: nn.Module, *given: Any) -> Any:
+        tensors = [x for x in tree_leaves(given) if isinstance(x, Tensor) and not x.is_inference()]
+        before = [x._version for x in tensors]
+        result = hook(module, *given)
+        if is_changed(result, given) or before != [x._version for x in tensors]:
+            raise CaptureError(
+                f"a hook of {type(module).__name__} changes what the module takes or returns, and cannot be captured "
+                f"as a graph ({failed}), so that labels cannot follow it: write it without reading values of tensors "
+                "(an if, .item()), or remove it"
+            )
+        return result
+
+    return watched
+
+
+class _Checkpointed(nn.Module):
+    """Runs a graph under torch.utils.checkpoint; buffers that it writes to are written once, not again in backward."""
+
+    def __init__(self, region: Checkpoint, body: GraphModule, buffers: Sequence[str]) -> None:
+        super().__init__()
+        self.body = body
+        self.buffers_of_model = tuple(buffers)
+        self.options = dict(region.options)
+
+    def forward(self, *values: Any) -> Any:
+        """What of the graph is read after it."""
+        writes = self.buffers_of_model and not torch.compiler.is_compiling()  # which writes them once by itself
+        options = {**self.options, "context_fn": self.contexts} if writes else self.options
+        return checkpoint(self.body, *values, use_reentrant=False, **options)[1]
+
+    def contexts(self) -> tuple[Any, Any]:
+        """Around the function and around its recomputation."""
+        first, again = self.options.get("context_fn", noop_context_fn)()
+        return first, self.kept(again)
+
+    @contextlib.contextmanager
+    def kept(self, around: Any) -> Iterator[None]:
+        """A context in which buffers are as they were found when it ends."""
+        buffers = [operator.attrgetter(path)(self.body) for path in self.buffers_of_model]
+        before = [buffer.detach().clone() for buffer in buffers]
+        try:
+            with around:
+                yield
+        finally:
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.data.copy_(value)

@@ -1,0 +1,96 @@
+"""Spatial mixing by attention whose weights the graph never shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tlfx.runtime.arithmetic import Split, label_arithmetic, merge_batch, split_batch
+from tlfx.runtime.contraction import contract, select
+
+__all__ = ["attend_by", "attention", "attention_bias", "repeat_groups"]
+
+
+_PART = {"cpu": 2**20}
+_LARGE_PART = 2**26
+"""Bytes of attention weights at a time, by type of device: what a cache holds, or what costs a GPU no extra launch."""
+
+
+@label_arithmetic
+def attention(
+    query: Tensor,
+    key: Tensor,
+    rows: Tensor,
+    equation: str,
+    split: Split | None = None,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    queries: Sequence[int] | None = None,
+) -> Tensor:
+    """Spatial mixing by scaled dot-product attention (eq. 7, 9), averaged over heads, weights before dropout."""
+    query, key = query.float(), key.float()
+    bias = attention_bias(query, key, mask, causal)
+    if queries is not None:
+        query = select(query, -2, queries)
+        bias = bias if bias is None or bias.shape[-2] == 1 else select(bias, -2, queries)
+    key = repeat_groups(key, query).transpose(-2, -1)
+    query = query * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if split == (0, 1, 1) and query.dim() == key.dim() == 4:
+        return torch.cat(list(_attention_in_parts(query, key, bias, rows, equation)))
+    scores = query @ key
+    weight = torch.softmax(scores if bias is None else scores + bias, -1)
+    return contract(split_batch(weight, split), rows, equation, average=True).flatten(1, -2)
+
+
+def _attention_in_parts(
+    query: Tensor, key: Tensor, bias: Tensor | None, rows: Tensor, equation: str
+) -> Iterator[Tensor]:
+    """Some samples at a time, in one pair of buffers that stays in the cache: weights for all never exist."""
+    _, heads, count, _ = query.shape
+    keys = key.shape[-1]
+    step = max(1, _PART.get(query.device.type, _LARGE_PART) // (4 * heads * count * keys))
+    scores, weight = query.new_empty(2, min(step, len(query)) * heads, count, keys).unbind()
+    for start in range(0, len(query), step):
+        q, k = query[start : start + step], key[start : start + step].expand(-1, heads, -1, -1)
+        some = len(q) * heads
+        torch.bmm(q.flatten(0, 1), k.flatten(0, 1), out=scores[:some])
+        if bias is not None:
+            scores[:some].unflatten(0, (-1, heads)).add_(bias[start : start + step] if _is_batched(bias) else bias)
+        torch.softmax(scores[:some], -1, out=weight[:some])
+        split = weight[:some].unflatten(0, (-1, heads))
+        yield contract(split, rows[start : start + step], equation, average=True).flatten(1, -2)
+
+
+def _is_batched(bias: Tensor) -> bool:
+    return bias.dim() == 4 and bias.shape[0] > 1
+
+
+@label_arithmetic
+def attend_by(
+    operator: Callable[..., Any], query: Tensor, key: Tensor, rows: Tensor, *settings: Any, split: Split
+) -> Tensor:
+    """Spatial mixing by an attention whose weights the operator alone knows: the operator itself run on labels in place
+    of the values (batch, heads, tokens, channels), averaged over heads."""
+    labels = merge_batch(rows, split).unsqueeze(1).expand(-1, key.shape[1], -1, -1)
+    out = operator(query.float(), key.float(), labels, *settings)[0]
+    return split_batch(out.mean(1), split).flatten(1, -2)
+
+
+def attention_bias(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor | None:
+    """What a mask, bool or of numbers, adds to the scores: float32, -inf where a query does not see a key."""
+    if causal:
+        mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+    if mask is None or mask.dtype != torch.bool:
+        return None if mask is None else mask.float()
+    return torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, float("-inf"))
+
+
+def repeat_groups(key: Tensor, query: Tensor) -> Tensor:
+    """Keys of grouped-query attention, repeated for the queries of each group."""
+    if key.dim() < 3 or key.shape[-3] in (1, query.shape[-3]):
+        return key
+    return key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)

@@ -71,7 +71,7 @@ class Attention(Window):
             return self._of_constants(query, key)
         lead = [f"lead{i}" for i in range(len(self.shape) - 2)]
         out = (*lead, "n", "e")
-        axes = self.axes(value, [*lead, "m", "e"], (*lead, "n", "m"), out)
+        axes = self._axes(value, [*lead, "m", "e"], (*lead, "n", "m"), out)
         if not axes.tokens:
             self.record(Operation.CHANNEL_MIX)
             return self._from_axes(axes.content.ids, axes.content.subscripts, axes, out)

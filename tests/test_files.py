@@ -29,7 +29,8 @@ def test_permissions_and_symbolic_links_are_kept(tmp_path: Path) -> None:
     file.chmod(0o640)
     link.symlink_to(file)
     write_atomically(link, lambda raw: raw.write(b"new"))
-    assert file.read_bytes() == b"new" and file.stat().st_mode & 0o777 == 0o640
+    assert file.read_bytes() == b"new"
+    assert file.stat().st_mode & 0o777 == 0o640
     assert link.is_symlink()
 
 

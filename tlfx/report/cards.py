@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tlfx.operations import Operation
 from tlfx.report.data import NodeReport
 from tlfx.report.fold import Group, fold, tree
-from tlfx.report.report import Report
+from tlfx.report.data import ModelReport
 from tlfx.report.rows import Row, rows
 
 __all__ = ["Card", "Skip", "cards"]
@@ -36,7 +36,7 @@ class Card:
     """Layout of what leaves the card."""
 
 
-def cards(report: Report) -> list[Card]:
+def cards(report: ModelReport) -> list[Card]:
     """The cards of a report, in order of execution; constants are left out."""
     shown = [n for n in report.nodes if n.operation is not Operation.CONSTANT]
     return [_card(group) for group in _cut(fold(tree(shown, report.modules)))]

@@ -6,7 +6,7 @@ from html import escape
 
 from tlfx.report.data import NodeReport
 from tlfx.report.picture import draw
-from tlfx.report.report import Report
+from tlfx.report.data import ModelReport
 from tlfx.report.stages import read_from, stages
 from tlfx.report.style import COLORS, WORDS, giga
 
@@ -25,7 +25,7 @@ text-align:left;border-bottom:1px solid #eef1f4;color:#1f2933;background:#fff}
 """
 
 
-def page(report: Report) -> str:
+def page(report: ModelReport) -> str:
     """HTML text of a page for a report.
 
     >>> from torch import nn
@@ -40,7 +40,7 @@ def page(report: Report) -> str:
     )
 
 
-def snippet(report: Report) -> str:
+def snippet(report: ModelReport) -> str:
     """The same to be put into a page, a notebook's say."""
     return (
         f'<div class="tlfx"><style>{STYLE}</style><div class="picture">{draw(report)}</div>'
@@ -48,7 +48,7 @@ def snippet(report: Report) -> str:
     )
 
 
-def _classes(report: Report) -> str:
+def _classes(report: ModelReport) -> str:
     lines = [
         f'<tr><td><span class="dot" style="background:{COLORS[s.operation]}"></span>{WORDS[s.operation]}</td>'
         f'<td class="number">{s.count}</td><td class="number">{f"{s.share:.1%}" if s.flops else ""}</td>'
@@ -60,7 +60,7 @@ def _classes(report: Report) -> str:
     return f"<div><h2>Operators by class</h2><table>{head}{''.join(lines)}{total}<td></td></tr></table></div>"
 
 
-def _stages(report: Report) -> str:
+def _stages(report: ModelReport) -> str:
     lines = [
         f"<tr><td>{escape(name)}</td><td>{escape(before if before == after else f'{before} → {after}')}</td></tr>"
         for name, before, after in stages(report)
@@ -68,7 +68,7 @@ def _stages(report: Report) -> str:
     return f"<div><h2>Tokens by stage</h2><table>{''.join(lines)}</table></div>"
 
 
-def _read(report: Report) -> str:
+def _read(report: ModelReport) -> str:
     lines = [
         f"<tr><td>{'×'.join(map(str, o.shape[1:]))}</td><td>{escape(read_from(report, o))}</td></tr>"
         for o in report.outputs
@@ -76,7 +76,7 @@ def _read(report: Report) -> str:
     return f"<div><h2>Labels read</h2><table>{''.join(lines)}</table></div>"
 
 
-def _nodes(report: Report) -> str:
+def _nodes(report: ModelReport) -> str:
     head = "".join(f"<th>{name}</th>" for name in ("node", "operator", "class", "module", "before", "after", "why"))
     lines = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in _cells(n))}</tr>" for n in report.nodes)
     return f"<details><summary>All {len(report.nodes)} nodes</summary><table><tr>{head}</tr>{lines}</table></details>"

@@ -10,7 +10,7 @@ from math import sqrt
 
 from tlfx.operations import Operation
 from tlfx.report.cards import Card, Skip, cards
-from tlfx.report.report import Report
+from tlfx.report.data import ModelReport
 from tlfx.report.rows import Row, change
 from tlfx.report.style import COLORS, WORDS, giga
 
@@ -43,7 +43,7 @@ class _Placed:
         return _height(self.card)
 
 
-def draw(report: Report) -> str:
+def draw(report: ModelReport) -> str:
     """SVG text of a report.
 
     >>> from torch import nn
@@ -89,7 +89,7 @@ def _place(held: Sequence[Card]) -> list[_Placed]:
     return placed
 
 
-def _header(report: Report, width: float) -> Iterator[str]:
+def _header(report: ModelReport, width: float) -> Iterator[str]:
     """Name, figures, a bar of FLOPs by class, and the legend."""
     shape = "×".join(map(str, report.input_shape))
     parts = (f"input {shape}", f"{giga(report.parameters)} parameters", f"{giga(report.flops)}FLOP per image")

@@ -11,12 +11,12 @@ from tlfx.report.fold import Group, fold, tree
 from tlfx.report.style import WORDS, count
 
 if TYPE_CHECKING:
-    from tlfx.report.report import Report
+    from tlfx.report.data import ModelReport
 
 __all__ = ["read_from", "stages"]
 
 
-def stages(report: Report) -> list[tuple[str, str, str]]:
+def stages(report: ModelReport) -> list[tuple[str, str, str]]:
     """Stages of a model that hold blocks or change the tokens: (name, tokens before, tokens after)."""
     content = [n for n in report.nodes if n.operation is not Operation.CONSTANT]
     found: list[tuple[str, str, str]] = []
@@ -44,7 +44,7 @@ def _stage_groups(root: Group) -> Iterator[Group]:
             yield item
 
 
-def read_from(report: Report, output: OutputReport) -> str:
+def read_from(report: ModelReport, output: OutputReport) -> str:
     """Where the label of an output is read."""
     if not output.rows:
         return "no image content, no label"

@@ -20,7 +20,7 @@ from tlfx.report.stages import read_from, stages
 from tlfx.report.style import COLORS, WORDS, giga
 
 if TYPE_CHECKING:
-    from tlfx.report.report import Report
+    from tlfx.report.data import ModelReport
 
 __all__ = ["View"]
 
@@ -32,7 +32,7 @@ class View:
     """A report to print with rich: all of it, or some nodes, as a tree or flat; the sums are always of the model."""
 
     def __init__(
-        self, report: Report, nodes: Sequence[NodeReport] | None = None, depth: int | None = None, flat: bool = False
+        self, report: ModelReport, nodes: Sequence[NodeReport] | None = None, depth: int | None = None, flat: bool = False
     ) -> None:
         self.report = report
         self.selected = nodes
@@ -70,7 +70,7 @@ class View:
         return self.report.nodes if self.selected is None else self.selected
 
 
-def _summary(report: Report, width: int) -> Table:
+def _summary(report: ModelReport, width: int) -> Table:
     """Operators and share of FLOPs by class."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim", show_footer=True, footer_style="dim")
     table.add_column("class", footer="all")
@@ -90,7 +90,7 @@ def _summary(report: Report, width: int) -> Table:
     return table
 
 
-def _stages(report: Report) -> Iterator[Text]:
+def _stages(report: ModelReport) -> Iterator[Text]:
     found = stages(report)
     names = max((cell_len(name) for name, _, _ in found), default=0)
     yield Text("tokens by stage", "dim")
@@ -99,7 +99,7 @@ def _stages(report: Report) -> Iterator[Text]:
         yield Text(f"  {name}{' ' * (names - cell_len(name))}  {change}")
 
 
-def _read(report: Report) -> Iterator[Text]:
+def _read(report: ModelReport) -> Iterator[Text]:
     yield Text()
     yield Text("labels read", "dim")
     for output in report.outputs:

@@ -147,7 +147,9 @@ def test_targets_that_do_not_fit(loss: nn.Module, target: Any, words: str) -> No
 @pytest.mark.parametrize(("given", "words"), [(torch.zeros(2, 6), "are a Tensor"), ((1, 2, 3), "are 3 values")])
 def test_outputs_of_another_form(given: Any, words: str) -> None:
     pair = torch.zeros(2, 6), torch.zeros(2, 4, 6)
-    with pytest.raises(InputError, match=f"outputs {words}, expected two tensors: for the class token and for the patch"):
+    with pytest.raises(
+        InputError, match=f"outputs {words}, expected two tensors: for the class token and for the patch"
+    ):
         TokenLabelCrossEntropy()(given, pair)
     with pytest.raises(InputError, match=f"targets {words}"):
         TokenLabelCrossEntropy()(pair, given)

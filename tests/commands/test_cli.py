@@ -65,7 +65,7 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["code", "test_vit", "--kwargs", "{depth: 2}"], "is no JSON"),
+        (["code", "test_vit", "--kwargs", "{depth: 2}"], "is not valid JSON"),
         (["code", "test_vit", "--kwargs", "[1]"], "expected a JSON object"),
         (["code", "test_vit", "--input-size", "big"], "expected H, HxW"),
         (["code", "test_vit", "--input-size", "96"], "takes images of 160x160, not 96x96"),

@@ -50,7 +50,5 @@ def tokens(x: Tensor) -> Tensor:
         ),
     ],
 )
-def test_flops_of_an_operator(
-    function: Callable[[Tensor, Tensor], Tensor], shape: tuple[int, ...], count: int
-) -> None:
+def test_flops_of_an_operator(function: Callable[[Tensor, Tensor], Tensor], shape: tuple[int, ...], count: int) -> None:
     assert inspect(Calls(function, shape), input_size=(3, 4, 4)).flops == count

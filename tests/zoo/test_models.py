@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tlfx.commands.arguments import add_model, model_from
 from tlfx.errors import ModelError
-from tlfx.zoo.models import add_arguments, from_arguments, load, parse_size
+from tlfx.zoo.models import load, parse_size
 
 SOURCE = """
 import torch
@@ -142,8 +143,8 @@ def test_bad_sizes(text: str) -> None:
 
 def test_from_arguments(place: str) -> None:
     parser = argparse.ArgumentParser()
-    add_arguments(parser)
+    add_model(parser)
     given = ["some_models:Net", "--kwargs", '{"width": 5}', "--path", place, "--input-size", "8x12"]
-    model, images = from_arguments(parser.parse_args(given))
+    model, images = model_from(parser.parse_args(given))
     assert model[0].out_channels == 5
     assert tuple(images.shape) == (2, 3, 8, 12)

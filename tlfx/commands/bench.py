@@ -13,9 +13,8 @@ import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from tlfx.commands import output
+from tlfx.commands import arguments, output
 from tlfx.errors import InputError
-from tlfx.zoo import models
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,7 +28,7 @@ TYPES = ("float32", "bfloat16", "float16")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``tlfx bench``."""
-    models.add_arguments(parser, several=True)
+    arguments.add_model(parser, several=True)
     parser.add_argument("--batch", metavar="N", type=int, default=16, help="images in a batch; default: 16")
     parser.add_argument("--pairs", metavar="N", type=int, default=9, help="pairs of steps to time; default: 9")
     parser.add_argument(
@@ -71,7 +70,7 @@ def _steps(args: argparse.Namespace) -> tuple[dict[str, Any], Table]:
     found: dict[str, dict[str, Timing]] = {}
     for name in args.models:
         args.model = name
-        model, images = models.from_arguments(args)
+        model, images = arguments.model_from(args)
         found[name] = bench(model, tuple(images.shape[1:]), settings)
     rows = {name: {k: _row(t) for k, t in timings.items()} for name, timings in found.items()}
     return rows, _table(found, settings)
@@ -89,7 +88,7 @@ def _captures(args: argparse.Namespace) -> tuple[dict[str, Any], Table]:
     rows: dict[str, Any] = {}
     for name in args.models:
         args.model = name
-        found = prepare(*models.from_arguments(args))
+        found = prepare(*arguments.model_from(args))
         rows[name] = {**asdict(found), "seconds": found.seconds}
         stages = (f"{s:.2f}" for s in (found.capture, found.propagate, found.rewrite, found.seconds))
         table.add_row(name, str(found.operators), *stages, f"{found.memory / 2**20:.0f} MiB")

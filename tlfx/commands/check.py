@@ -9,8 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from tlfx.commands import output
-from tlfx.zoo import models
+from tlfx.commands import arguments, output
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,7 +21,7 @@ __all__ = ["add_arguments", "run"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``tlfx check``."""
-    models.add_arguments(parser)
+    arguments.add_model(parser)
     parser.add_argument("--seed", type=int, default=0, help="seed of the images, masks and random operators")
     parser.add_argument("--json", action="store_true", help="print JSON")
     output.add_color(parser)
@@ -32,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the figures; exit status 0 if all invariants hold, 1 otherwise."""
     from tlfx.analysis.invariants import measure
 
-    model, images = models.from_arguments(args)
+    model, images = arguments.model_from(args)
     figures = measure(model, tuple(images.shape[1:]), args.seed)
     if args.json:
         output.print_json(_as_dict(args.model, figures))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from tlfx.commands import output
-from tlfx.zoo import models
+from tlfx.commands import arguments, output
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -19,7 +18,7 @@ RELEASED_STYLE = "dim"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``tlfx code``."""
-    models.add_arguments(parser)
+    arguments.add_model(parser)
     output.add_color(parser)
 
 
@@ -29,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     from tlfx.propagate.propagator import propagate
     from tlfx.rewrite.writer import rewrite
 
-    model, images = models.from_arguments(args)
+    model, images = arguments.model_from(args)
     captured = capture(model, type(model).forward, (images,), {}, images)
     aligned = rewrite(propagate(captured.graph_module, captured.images))
     code = str(aligned.code).strip()

@@ -12,10 +12,9 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from tlfx.commands import output
+from tlfx.commands import arguments, output
 from tlfx.errors import InputError
-from tlfx.zoo import models
-from tlfx.zoo.weights import add_weights, load_weights
+from tlfx.zoo.weights import load_weights
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,13 +30,13 @@ HEADS = {"area": "λ area", "transmix": "TransMix", "fixed": "fixed", "similarit
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``tlfx fluctuation``."""
-    models.add_arguments(parser, several=True)
+    arguments.add_model(parser, several=True)
     parser.add_argument("--pairs", metavar="N", type=int, default=16, help="mixed pairs for RMSE; default: 16")
     parser.add_argument("--presence", metavar="N", type=int, default=2, help="of which with presence; default: 2")
     parser.add_argument("--seed", type=int, default=0, help="of weights, pairs and mixing; default: 0")
     parser.add_argument("--csv", metavar="FILE", help="write all figures, a line for each layer and pair")
     parser.add_argument("--plot", metavar="FILE", help="draw presence and λ by layer into a PNG, PDF or SVG file")
-    add_weights(parser, several=True)
+    arguments.add_weights(parser, several=True)
     output.add_color(parser)
 
 
@@ -94,7 +93,7 @@ def _measure(args: argparse.Namespace, place: int, console: Console) -> list[Fig
 
     args.model = args.models[place]
     torch.manual_seed(args.seed)
-    model, example = models.from_arguments(args)
+    model, example = arguments.model_from(args)
     if example.dim() != 4 or example.shape[1] != 3:
         size = "x".join(map(str, example.shape[1:]))
         raise InputError(f"{args.model} takes inputs of {size}, expected images of three colours, 3xHxW")

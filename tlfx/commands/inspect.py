@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlfx.commands import output
+from tlfx.commands import arguments, output
 from tlfx.errors import InputError, TlfxError
-from tlfx.zoo import models
 
 if TYPE_CHECKING:
     from tlfx.report import NodeReport, Report
@@ -27,7 +26,7 @@ FORMS = ("dot", "graphml", "svg", "html")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``tlfx inspect``."""
-    models.add_arguments(parser)
+    arguments.add_model(parser)
     parser.add_argument("--nodes", action="store_true", help="list every node of the graph, constants included")
     parser.add_argument("--module", metavar="PATTERN", help="only these modules, such as 'blocks.0' or '*.attn'")
     parser.add_argument("--only", metavar="CLASSES", help="only these classes, such as spatial,residual")
@@ -68,7 +67,7 @@ def _report(args: argparse.Namespace) -> Report:
 
 
 def _built(args: argparse.Namespace, device: str) -> tuple[Any, Any]:
-    model, images = models.from_arguments(args, device)
+    model, images = arguments.model_from(args, device)
     return (model.eval() if args.eval else model), images
 
 

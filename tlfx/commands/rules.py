@@ -10,8 +10,7 @@ import argparse
 import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
-from tlfx.commands import output
-from tlfx.zoo import models
+from tlfx.commands import arguments, output
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,7 +23,7 @@ __all__ = ["add_arguments", "run"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``tlfx rules``."""
-    models.add_arguments(parser, "--missing")
+    arguments.add_model(parser, "--missing")
     parser.add_argument("--json", action="store_true", help="print JSON")
     output.add_color(parser)
 
@@ -47,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 def _run_missing(args: argparse.Namespace) -> int:
     from tlfx.analysis.missing import HEADER, missing
 
-    found = missing(*models.from_arguments(args))
+    found = missing(*arguments.model_from(args))
     if args.json:
         output.print_json([_missing_row(m) | {"skeleton": m.skeleton()} for m in found])
     elif not found:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from tlfx.commands import output
+from tlfx.commands import arguments, output
 from tlfx.errors import InputError
-from tlfx.zoo import models
-from tlfx.zoo.weights import add_weights, load_weights
+from tlfx.zoo.weights import load_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +30,7 @@ SHOWN = 6
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``tlfx show``."""
-    models.add_arguments(parser)
+    arguments.add_model(parser)
     parser.add_argument(
         "images", metavar="IMAGE", nargs="*", default=[], help="two image files; default: two shipped photos"
     )
@@ -48,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", metavar="FILE", default="labels.png", help="PNG, PDF or SVG; default: labels.png"
     )
     parser.add_argument("--small", action="store_true", help="a PNG of 256 colours, a third of the size")
-    add_weights(parser)
+    arguments.add_weights(parser)
     output.add_color(parser)
     _intermix(parser)
 
@@ -81,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     check_mixer(args.mixer)
     check_file(args.output, "--output")
     torch.manual_seed(args.seed)
-    model, example = models.from_arguments(args)
+    model, example = arguments.model_from(args)
     first, second = _photos(args.images, example)
     for file in args.weights:
         load_weights(model, file)

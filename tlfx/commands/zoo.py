@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlfx.commands import output
+from tlfx.commands import arguments, output
 from tlfx.errors import InputError
 from tlfx.zoo import models, table
 
@@ -36,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1) // 2), help="models at a time")
     parser.add_argument("--timeout", metavar="SECONDS", type=float, default=600.0, help="for each model; default: 600")
     parser.add_argument("--memory", metavar="SIZE", default="8G", help="for each model; 0 for no limit; default: 8G")
-    models.add_input_size(parser)
-    models.add_rules(parser)
+    arguments.add_input_size(parser)
+    arguments.add_rules(parser)
     output.add_color(parser)
 
 

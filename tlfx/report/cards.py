@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tlfx.operations import Operation
-from tlfx.report.data import NodeReport
+from tlfx.report.data import ModelReport, NodeReport
 from tlfx.report.fold import Group, fold, tree
-from tlfx.report.data import ModelReport
 from tlfx.report.rows import Row, rows
 
 __all__ = ["Card", "Skip", "cards"]

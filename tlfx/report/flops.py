@@ -1,4 +1,4 @@
-"""Floating-point operations of a node, counted by torch.utils.flop_counter: a multiplication and an addition are two."""
+"""Floating-point operations of a node, by torch.utils.flop_counter: a multiplication and an addition count as two."""
 
 from __future__ import annotations
 

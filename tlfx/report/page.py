@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
-from tlfx.report.data import NodeReport
+from tlfx.report.data import ModelReport, NodeReport
 from tlfx.report.picture import draw
-from tlfx.report.data import ModelReport
 from tlfx.report.stages import read_from, stages
 from tlfx.report.style import COLORS, WORDS, giga
 

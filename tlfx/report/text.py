@@ -32,7 +32,11 @@ class View:
     """A report to print with rich: all of it, or some nodes, as a tree or flat; the sums are always of the model."""
 
     def __init__(
-        self, report: ModelReport, nodes: Sequence[NodeReport] | None = None, depth: int | None = None, flat: bool = False
+        self,
+        report: ModelReport,
+        nodes: Sequence[NodeReport] | None = None,
+        depth: int | None = None,
+        flat: bool = False,
     ) -> None:
         self.report = report
         self.selected = nodes

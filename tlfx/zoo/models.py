@@ -4,11 +4,9 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import difflib
 import importlib
-import json
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,53 +18,12 @@ from tlfx.errors import ModelError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["add_arguments", "add_input_size", "add_paths", "add_rules", "from_arguments", "load", "parse_size"]
+__all__ = ["add_paths", "load", "parse_size"]
 
 IMAGE = (3, 224, 224)
 CLIP_FRAMES = 16
 DYNAMIC = ("img_size", "dynamic_img_size", "strict_img_size")
 """Arguments by which a timm model of a fixed image size is built for another one."""
-
-
-def add_arguments(parser: argparse.ArgumentParser, model: str = "model", several: bool = False) -> None:
-    """The arguments that name a model; ``model`` may be an option such as ``--missing`` instead of a position.
-
-    With ``several`` they name one or more, held as ``models``.
-    """
-    named: dict[str, Any] = {"dest": "model"} if model.startswith("-") else {}
-    if several:
-        model, named = "models", {"nargs": "+"}
-    parser.add_argument(
-        model,
-        metavar="MODEL",
-        help="a timm name (deit_small_patch16_224), torchvision:NAME, or an import path package.module:factory",
-        **named,
-    )
-    parser.add_argument("--kwargs", metavar="JSON", help="arguments of the model, such as '{\"num_classes\": 10}'")
-    parser.add_argument(
-        "--path", metavar="DIR", action="append", default=[], help="directory to import from; may be repeated"
-    )
-    add_rules(parser)
-    add_input_size(parser)
-
-
-def add_rules(parser: argparse.ArgumentParser) -> None:
-    """The option that names files of rules."""
-    parser.add_argument(
-        "--rules", metavar="FILE", action="append", default=[], help="Python file of rules; may be repeated"
-    )
-
-
-def add_input_size(parser: argparse.ArgumentParser) -> None:
-    """The option that gives the size of images."""
-    parser.add_argument("--input-size", metavar="SIZE", help="size of the images: H, HxW, CxHxW, or CxTxHxW for video")
-
-
-def from_arguments(args: argparse.Namespace, device: str = "cpu") -> tuple[nn.Module, Tensor]:
-    """The model that arguments name, and two example images. Raises ModelError."""
-    kwargs = None if args.kwargs is None else _parse_kwargs(args.kwargs)
-    size = None if args.input_size is None else parse_size(args.input_size)
-    return load(args.model, kwargs, args.path, size, device)
 
 
 def load(
@@ -122,16 +79,6 @@ def parse_size(text: str) -> tuple[int, ...]:
     if not 1 <= len(size) <= 4 or min(size) < 1:
         raise ModelError(f"--input-size {text!r}: expected H, HxW, CxHxW or CxTxHxW, such as 224 or 3x224x192")
     return size
-
-
-def _parse_kwargs(text: str) -> dict[str, Any]:
-    try:
-        kwargs = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ModelError(f"--kwargs {text!r} is no JSON: {error}; expected such as '{{\"depth\": 4}}'") from error
-    if not isinstance(kwargs, dict):
-        raise ModelError(f"--kwargs {text!r}: expected a JSON object such as '{{\"depth\": 4}}'")
-    return kwargs
 
 
 Built = tuple["nn.Module", "tuple[int, ...]"]

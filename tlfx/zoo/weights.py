@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,22 +11,10 @@ from tlfx.errors import ModelError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["add_weights", "load_weights"]
+__all__ = ["load_weights"]
 
 SHOWN = 5
 """Names of parameters that a message lists."""
-
-
-def add_weights(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    """The option that names a file of weights, or one for each model."""
-    more = "; once for each model, in order" if several else ""
-    parser.add_argument(
-        "--weights",
-        metavar="FILE",
-        action="append",
-        default=[],
-        help=f"state_dict saved by torch.save{more}; default: random weights",
-    )
 
 
 def load_weights(model: nn.Module, file: str | Path) -> None:

@@ -104,9 +104,9 @@ def test_import_path(place: str) -> None:
     ("name", "message"),
     [
         ("vit_tiny_patch16_22", r"unknown timm model 'vit_tiny_patch16_22'; did you mean vit_tiny_patch16_224"),
-        ("qqqqqqqqqqqqqqqqqqqq", "no known name is near it"),
+        ("qqqqqqqqqqqqqqqqqqqq", "no known name is similar"),
         ("torchvision:swin_q", "unknown torchvision model 'swin_q'; did you mean swin_"),
-        ("no_such_module:net", r"No module named 'no_such_module'; give the directory it lies in with --path"),
+        ("no_such_module:net", r"No module named 'no_such_module'; pass the directory of the module with --path"),
         ("bad_models:net", "bad_models cannot be imported: ZeroDivisionError"),
         ("some_models:thin", "unknown attribute of some_models 'thin'; did you mean thing"),
         ("some_models:thing", "is a int, expected a function or class"),

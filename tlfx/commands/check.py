@@ -1,7 +1,7 @@
-"""Test on a model, with random weights and images, that its alignment is exact.
+"""Check with random weights and images that the alignment of a model is exact.
 
-Logits, gradients and buffers must equal those without alignment bit for bit, and labels must be what convex
-combinations of the mask are. The exit status is 1 if any invariant is broken.
+Logits, gradients and buffers must equal those without alignment bit for bit. Labels must be convex combinations of the
+values of the mask. The exit status is 1 if any invariant is broken.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def _table(model: str, figures: Figures) -> Table:
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for invariant in INVARIANTS:
         verdict = "[green]pass[/]" if figures.holds(invariant) else "[bold red]FAIL[/]"
-        found = getattr(figures, invariant.name)
-        table.add_row(invariant.statement, _figure(found), _figure(invariant.tolerance), verdict)
+        violation = getattr(figures, invariant.name)
+        table.add_row(invariant.statement, _figure(violation), _figure(invariant.tolerance), verdict)
     return table
 
 

@@ -1,4 +1,4 @@
-"""Print the aligned graph of a model as Python code, the lines that compute labels highlighted."""
+"""Print the aligned graph of a model as Python code, with the lines that compute labels highlighted."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def highlighted(code: str, labels: set[str]) -> Text:
-    """Code in colour; lines that assign one of ``labels`` stand out, and what releases memory stands back.
+    """Code in colour: lines that assign one of ``labels`` are highlighted, statements that release memory are dimmed.
 
     >>> text = highlighted("y = f(x);  x = None", {"y"})
     >>> text.plain

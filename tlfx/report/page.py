@@ -1,4 +1,4 @@
-"""A report as one HTML file: the picture, the sums, and every node behind a fold; nothing is loaded from elsewhere."""
+"""A report as one self-contained HTML file: the picture, the sums, and a collapsed table of all nodes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ text-align:left;border-bottom:1px solid #eef1f4;color:#1f2933;background:#fff}
 
 
 def page(report: ModelReport) -> str:
-    """HTML text of a page for a report.
+    """A complete HTML page for a report.
 
     >>> from torch import nn
     >>> from tlfx.report import inspect
@@ -40,7 +40,7 @@ def page(report: ModelReport) -> str:
 
 
 def snippet(report: ModelReport) -> str:
-    """The same to be put into a page, a notebook's say."""
+    """The content of the page as an HTML fragment, for notebooks."""
     return (
         f'<div class="tlfx"><style>{STYLE}</style><div class="picture">{draw(report)}</div>'
         f'<div class="sums">{_classes(report)}{_stages(report)}{_read(report)}</div>{_nodes(report)}</div>'

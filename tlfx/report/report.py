@@ -26,15 +26,15 @@ class Report(ModelReport):
     """
 
     def to_networkx(self) -> Any:
-        """A networkx.DiGraph of all nodes, see :func:`tlfx.report.graph.digraph`."""
+        """All nodes as a networkx.DiGraph, see :func:`tlfx.report.graph.digraph`."""
         return digraph(self.nodes)
 
     def to_dot(self) -> str:
-        """Graphviz text: nodes in the colour of their class, boxed by module."""
+        """The graph as Graphviz text: nodes in the colour of their class, grouped by module."""
         return to_dot(self.to_networkx(), {o.value: color for o, color in COLORS.items()})
 
     def to_graphml(self) -> str:
-        """GraphML text with every attribute of :meth:`to_networkx`."""
+        """The graph as GraphML text with all attributes of :meth:`to_networkx`."""
         return to_graphml(self.to_networkx())
 
     def to_svg(self) -> str:
@@ -42,7 +42,7 @@ class Report(ModelReport):
         return draw(self)
 
     def to_html(self) -> str:
-        """A page with the picture, the sums and every node, as HTML text that loads nothing."""
+        """A self-contained HTML page with the picture, the sums and every node."""
         return page(self)
 
     def _repr_html_(self) -> str:

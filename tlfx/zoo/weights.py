@@ -1,4 +1,4 @@
-"""Weights from a file: a state_dict, checked name by name before it is loaded."""
+"""Loading weights: a state_dict whose names and shapes are checked before it is loaded."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 __all__ = ["load_weights"]
 
 SHOWN = 5
-"""Names of parameters that a message lists."""
+"""Number of parameter names that a message lists."""
 
 
 def load_weights(model: nn.Module, file: str | Path) -> None:
-    """Load a state_dict that ``torch.save`` wrote, nothing but tensors, into a model.
+    """Load a state_dict, which ``torch.save`` wrote and which holds only tensors, into a model.
 
-    Raises ModelError if the file is none, or names and shapes are not those of the model; the model is then untouched.
+    Raises ModelError if the file is not such a state_dict, or its names and shapes differ from the model's; the model
+    is then unchanged.
     """
     import torch
 
@@ -30,13 +31,13 @@ def load_weights(model: nn.Module, file: str | Path) -> None:
         state: Any = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise ModelError(
-            f"--weights {str(file)!r} cannot be read as tensors alone ({str(error).splitlines()[0]}); write it with "
+            f"--weights {str(file)!r} cannot be read as tensors ({str(error).splitlines()[0]}); write it with "
             "torch.save(model.state_dict(), file)"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         held = f"a dict of {_listed(list(state))}" if isinstance(state, dict) else f"a {type(state).__name__}"
         raise ModelError(
-            f"--weights {str(file)!r} holds {held}, expected a state_dict, names and tensors: save that part alone"
+            f"--weights {str(file)!r} holds {held}, expected a state_dict (names and tensors): save only that part"
         )
     _check(model, state, str(file))
     model.load_state_dict(state)
@@ -57,8 +58,8 @@ def _check(model: nn.Module, state: dict[str, Any], file: str) -> None:
     if any(problems.values()):
         told = "; ".join(f"{len(names)} {what}: {_listed(names)}" for what, names in problems.items() if names)
         raise ModelError(
-            f"--weights {file!r} does not fit {type(model).__name__}: {told}. Give the model it was saved from, with "
-            "the same --kwargs"
+            f"--weights {file!r} does not fit {type(model).__name__}: {told}. Name the model that it was saved from, "
+            "with the same --kwargs"
         )
 
 

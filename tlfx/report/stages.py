@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tlfx.operations import Operation
 from tlfx.report.data import OutputReport
 from tlfx.report.fold import Group, fold, tree
-from tlfx.report.style import WORDS, count
+from tlfx.report.style import WORDS
 
 if TYPE_CHECKING:
     from tlfx.report.data import ModelReport
@@ -52,6 +52,9 @@ def read_from(report: ModelReport, output: OutputReport) -> str:
     if output.node is None:
         return f"{amount}, of several operators"
     node = report.by_name[output.node]
-    part = f"1 of the {output.of} labels" if output.rows == 1 < output.of else count(output.rows, "label")
+    if output.rows == 1:
+        part = f"1 of the {output.of} labels" if output.of > 1 else "the label"
+    else:
+        part = f"{output.rows} labels"
     module = f" in {node.module}" if node.module else ""
     return f"{amount}, {part} of {node.name}{module} ({WORDS[node.operation]})"

@@ -13,8 +13,8 @@ from tlfx.propagate.labels import MASK, Label, LabelTable, Rows
 __all__ = ["class_attention", "fixed_labels", "reached"]
 
 
-def reached(table: LabelTable, rows: Tensor) -> Tensor:
-    """The labels that the labels ``rows`` average, by residuals and means only: bool over all label ids of the table.
+def reached(table: LabelTable, ids: Tensor) -> Tensor:
+    """The labels that the labels ``ids`` average, by residuals and means only: bool over all label ids of the table.
 
     >>> from tlfx import runtime
     >>> table = LabelTable()
@@ -24,7 +24,7 @@ def reached(table: LabelTable, rows: Tensor) -> Tensor:
     tensor([ True,  True, False, False,  True])
     """
     averaged = torch.zeros(table.rows, dtype=torch.bool)
-    averaged[rows] = True
+    averaged[ids] = True
     for label in reversed(table.labels):
         inside = averaged[label.first : label.first + label.size]
         if label.elementwise and bool(inside.any()):
@@ -33,8 +33,8 @@ def reached(table: LabelTable, rows: Tensor) -> Tensor:
     return averaged
 
 
-def class_attention(table: LabelTable, rows: Tensor, places: Tensor, images: Node) -> Tensor | None:
-    """New label ids (n,): the last attention into the class tokens with label ids ``rows``, applied to unmixed labels.
+def class_attention(table: LabelTable, class_ids: Tensor, places: Tensor, images: Node) -> Tensor | None:
+    """New label ids (n,): the last attention into the class tokens ``class_ids``, applied to unmixed labels.
 
     The attention is the model's, head by head. Its keys have the label of their region of the image instead of the
     aligned label. Keys without a position (the class token itself) have label zero; a channel of ones measures the
@@ -42,7 +42,7 @@ def class_attention(table: LabelTable, rows: Tensor, places: Tensor, images: Nod
     (:func:`tlfx.analysis.places.centres`), ``images`` is the placeholder of the images. None if no attention feeds
     these labels, its queries have positions (and so are not class tokens), or its keys form no grid.
     """
-    mixed = reached(table, rows)
+    mixed = reached(table, class_ids)
     for label in table.labels:
         if label.elementwise:
             mixed[label.first : label.first + label.size] = False

@@ -29,7 +29,7 @@ class Layer:
 
     Attributes:
         path: path of the module, such as ``"blocks.6"``.
-        rows: int64 (tokens,), the label id of each token.
+        ids: int64 (tokens,), the label id of each token.
         grid: int64 (height, width), the index of the token at each position of the image.
         others: int64 (n,), the tokens without a position: class, distillation and register tokens.
         readout: int64 (n,), the tokens that the classifier would read in this layer: the class tokens if the classifier
@@ -37,7 +37,7 @@ class Layer:
     """
 
     path: str
-    rows: Tensor
+    ids: Tensor
     grid: Tensor
     others: Tensor
     readout: Tensor
@@ -75,14 +75,14 @@ def find_layers(propagation: Propagation, places: Tensor, at: Sequence[str] | No
     return known
 
 
-def _layer(path: str, rows: Tensor, places: Tensor, read: Tensor) -> Layer | None:
-    cells = grid(places[rows])
+def _layer(path: str, ids: Tensor, places: Tensor, read: Tensor) -> Layer | None:
+    cells = grid(places[ids])
     if cells is None:
         return None
-    nowhere = places[rows].isnan().any(1)
-    class_tokens = (nowhere & read[rows]).nonzero().flatten()
+    nowhere = places[ids].isnan().any(1)
+    class_tokens = (nowhere & read[ids]).nonzero().flatten()
     readout = class_tokens if len(class_tokens) else cells.flatten()
-    return Layer(path, rows, cells, nowhere.nonzero().flatten(), readout)
+    return Layer(path, ids, cells, nowhere.nonzero().flatten(), readout)
 
 
 def blocks(operations: Mapping[Node, Operation]) -> list[str]:

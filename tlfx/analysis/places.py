@@ -92,9 +92,9 @@ def _queried(label: Label, positions: Tensor, values: Mapping[Node, Any]) -> Ten
     """
     held = [v for v in map(values.get, label.nodes) if isinstance(v, Value)]
     for value, content in ((v, m) for v in held for m in v.maps):
-        rows = split_batch(content, value.batch, find_batch_axis(content, value.batch))
-        if rows.numel() == label.size and bool((rows >= 0).all()):
-            return positions[rows.flatten()]
+        ids = split_batch(content, value.batch, find_batch_axis(content, value.batch))
+        if ids.numel() == label.size and bool((ids >= 0).all()):
+            return positions[ids.flatten()]
     return torch.full((label.size, 2), torch.nan, dtype=torch.float64)
 
 

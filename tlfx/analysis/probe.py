@@ -110,7 +110,7 @@ class Probe:
         self._outputs = found.outputs
         self._output = next(i for i, output in enumerate(found.outputs) if output is not None)
         attended = _class_attention(found, self.layers, places, self._output) if attention else {}
-        rows = {layer.path: layer.rows for layer in self.layers}
+        rows = {layer.path: layer.ids for layer in self.layers}
         self._tokens = _add_outputs(found, self.layers)
         self._attended = list(attended)
         recorded = Recorded({**rows, **{f"class attention in {path}": ids for path, ids in attended.items()}})
@@ -169,9 +169,9 @@ def _class_attention(
     """Label ids of the class attention, by path: in each layer with a class token, and before the output."""
     read = propagation.outputs[output]
     assert read is not None
-    class_tokens = {layer.path: layer.rows[layer.readout] for layer in layers if layer.has_class_token}
-    rows = {**class_tokens, OUTPUT: read.rows.flatten()}
-    attended = {p: class_attention(propagation.labels, ids, places, propagation.images) for p, ids in rows.items()}
+    class_tokens = {layer.path: layer.ids[layer.readout] for layer in layers if layer.has_class_token}
+    by_path = {**class_tokens, OUTPUT: read.rows.flatten()}
+    attended = {p: class_attention(propagation.labels, ids, places, propagation.images) for p, ids in by_path.items()}
     return {path: ids for path, ids in attended.items() if ids is not None}
 
 
@@ -182,7 +182,7 @@ def _add_outputs(propagation: Propagation, layers: Sequence[Layer]) -> list[_Lay
     nodes = [given[layer.path] for layer in layers]
     output = graph.output_node()
     output.args = ((*output.args[0], *nodes),)  # type: ignore[misc]
-    return [_layout(propagation.values[n], len(layer.rows)) for n, layer in zip(nodes, layers, strict=True)]
+    return [_layout(propagation.values[n], len(layer.ids)) for n, layer in zip(nodes, layers, strict=True)]
 
 
 def _module_outputs(graph: Graph, propagation: Propagation) -> dict[str, Node]:

@@ -46,8 +46,8 @@ def published(model: nn.Module, images: Tensor, target: MixedTarget) -> Callable
             f"{type(model).__name__} has no attention, which the published formulation needs: omit it for this model"
         )
 
-    def classes(rows: Tensor, images: Tensor) -> Tensor:
-        return target.soften(runtime.spread(rows, images)[..., 0])
+    def classes(labels: Tensor, images: Tensor) -> Tensor:
+        return target.soften(runtime.spread(labels, images)[..., 0])
 
     for node in spread:
         node.target = classes

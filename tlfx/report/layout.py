@@ -57,13 +57,13 @@ def _layout(value: Value) -> str:
 
 def _parts(value: Value) -> tuple[str, str]:
     """Texts for the tokens and for the channels of a value with image content."""
-    rows, where = value.rows, value.batch_axis
-    windows = prod(rows.shape[where.axis : where.axis + 2])
+    ids, where = value.rows, value.batch_axis
+    windows = prod(ids.shape[where.axis : where.axis + 2])
     merged = where.outer * where.inner // windows
     axes = [(_place(a, where.axis), size) for a, size in enumerate(value.shape) if a != where.axis]
-    varying = [(a, size) for a, size in axes if rows.shape[a] > 1]
-    channels = [merged, *(size for a, size in axes if rows.shape[a] == 1)]
-    side = _side_by_side(rows, *varying[-1]) if varying else 0
+    varying = [(a, size) for a, size in axes if ids.shape[a] > 1]
+    channels = [merged, *(size for a, size in axes if ids.shape[a] == 1)]
+    side = _side_by_side(ids, *varying[-1]) if varying else 0
     if side:
         size = varying.pop()[1]
         merged_text = f"({side} tokens × {size // side})"
@@ -77,9 +77,9 @@ def _place(axis: int, batch_axis: int) -> int:
     return axis if axis < batch_axis else axis + 1
 
 
-def _side_by_side(rows: Tensor, axis: int, size: int) -> int:
+def _side_by_side(ids: Tensor, axis: int, size: int) -> int:
     """Number of tokens on an axis that holds the channels of several tokens; 0 for one token per element."""
-    line = rows.movedim(axis, -1).reshape(-1, size)[0]
+    line = ids.movedim(axis, -1).reshape(-1, size)[0]
     distinct = len(line[line != NONE].unique())
     return distinct if 1 < distinct < size and size % distinct == 0 else 0
 

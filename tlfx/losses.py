@@ -27,7 +27,7 @@ class SoftTargetCrossEntropy(nn.Module):
     """
 
     def forward(self, logits: Tensor, soft_target: Tensor) -> Tensor:
-        """The loss, a scalar."""
+        """The scalar loss."""
         _check(logits, soft_target)
         if _class_axis(logits) == -1:  # F.cross_entropy expects the classes on axis 1
             logits, soft_target = (x.reshape(-1, x.shape[-1]) for x in (logits, soft_target))
@@ -70,7 +70,7 @@ class BinaryCrossEntropy(nn.Module):
         self.register_buffer("pos_weight", None if pos_weight is None else torch.as_tensor(pos_weight))
 
     def forward(self, logits: Tensor, soft_target: Tensor) -> Tensor:
-        """The loss, a scalar."""
+        """The scalar loss."""
         _check(logits, soft_target)
         axis = _class_axis(logits)
         logits, target = logits.movedim(axis, -1), soft_target.movedim(axis, -1).to(logits.dtype)

@@ -27,7 +27,7 @@ TYPES = ("float32", "bfloat16", "float16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``tlfx bench``."""
+    """Add the arguments of ``tlfx bench``."""
     arguments.add_model(parser, several=True)
     parser.add_argument("--batch", metavar="N", type=int, default=16, help="images in a batch; default: 16")
     parser.add_argument("--pairs", metavar="N", type=int, default=9, help="pairs of steps to time; default: 9")

@@ -20,7 +20,7 @@ __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``tlfx check``."""
+    """Add the arguments of ``tlfx check``."""
     arguments.add_model(parser)
     parser.add_argument("--seed", type=int, default=0, help="seed of the images, masks and random operators")
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -17,7 +17,7 @@ RELEASED_STYLE = "dim"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``tlfx code``."""
+    """Add the arguments of ``tlfx code``."""
     arguments.add_model(parser)
     output.add_color(parser)
 

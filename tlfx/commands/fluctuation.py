@@ -29,7 +29,7 @@ HEADS = {"area": "λ area", "transmix": "TransMix", "fixed": "fixed", "similarit
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``tlfx fluctuation``."""
+    """Add the arguments of ``tlfx fluctuation``."""
     arguments.add_model(parser, several=True)
     parser.add_argument("--pairs", metavar="N", type=int, default=16, help="mixed pairs for RMSE; default: 16")
     parser.add_argument(

@@ -25,7 +25,7 @@ FORMS = ("dot", "graphml", "svg", "html")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``tlfx inspect``."""
+    """Add the arguments of ``tlfx inspect``."""
     arguments.add_model(parser)
     parser.add_argument("--nodes", action="store_true", help="list every node of the graph, including constants")
     parser.add_argument("--module", metavar="PATTERN", help="only these modules, such as 'blocks.0' or '*.attn'")

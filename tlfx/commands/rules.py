@@ -22,7 +22,7 @@ __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``tlfx rules``."""
+    """Add the arguments of ``tlfx rules``."""
     arguments.add_model(parser, "--missing")
     parser.add_argument("--json", action="store_true", help="print JSON")
     output.add_color(parser)

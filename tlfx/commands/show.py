@@ -29,7 +29,7 @@ SHOWN = 6
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``tlfx show``."""
+    """Add the arguments of ``tlfx show``."""
     arguments.add_model(parser)
     parser.add_argument(
         "images", metavar="IMAGE", nargs="*", default=[], help="two image files; default: two photos from scikit-image"

@@ -27,7 +27,7 @@ __all__ = ["add_arguments", "parse_bytes", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``tlfx zoo``."""
+    """Add the arguments of ``tlfx zoo``."""
     parser.add_argument("patterns", metavar="PATTERN", nargs="*", help="shell patterns, such as 'vit_*'")
     parser.add_argument("-o", "--output", metavar="CSV", type=Path, default=Path("zoo.csv"), help="default: zoo.csv")
     parser.add_argument("--smallest", action="store_true", help="only the smallest model of each family")

@@ -29,14 +29,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from class_folders import ClassFolders, message_of
 from evaluation import attacks
 from evaluation.accuracy import Score, measure
 from evaluation.attacks import Robustness, Threat, robustness
 from evaluation.classifier import Classifier, build, load_weights
 from evaluation.corruption import SEVERITIES, Corrupted, find_corruptions, read_baseline
-from evaluation.folders import Classes, ClassFolders, check, classes_of, find_root
+from evaluation.folders import Classes, check, classes_of, find_root
 from evaluation.options import Settings, parse
-from files import write_whole
 from rich import box
 from rich.console import Console
 from rich.progress import track
@@ -47,6 +47,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from tlfx.errors import InputError, TlfxError
+from tlfx.files import write_atomically
 
 IMAGENET_C_CROP = 1.0  # its images are cropped already
 
@@ -73,7 +74,7 @@ class Evaluation:
     def batches(self, root: Path, title: str, config: Mapping[str, Any]) -> Iterable[tuple[Tensor, Tensor]]:
         """Batches of uint8 images and labels, made ready as ``config`` says, while a bar shows how far they are."""
         settings = self.settings
-        data: Any = ClassFolders(root, self.classes, create_transform(**config, normalize=False))
+        data: Any = ClassFolders(root, self.classes.labels, create_transform(**config, normalize=False))
         if settings.images is not None:
             if settings.images > len(data):
                 raise InputError(f"--images {settings.images}: {root} holds {len(data)}")
@@ -179,24 +180,18 @@ def _told(threat: Threat) -> str:
     return f"{threat.name} {threat.norm} {eps}"
 
 
-def _message(error: TlfxError) -> str:
-    """What an error says; of one that a process of --workers raised, without the traceback that it sends along."""
-    text = str(error)
-    return text.strip().splitlines()[-1].partition("Error: ")[2] if "Original Traceback" in text else text
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate, show the table and write the figures; the exit status."""
     settings, console = parse(__doc__, arguments), Console()
     try:
         table, record = evaluate(settings, console)
     except TlfxError as error:
-        print(f"evaluate.py: {_message(error)}", file=sys.stderr)
+        print(f"evaluate.py: {message_of(error)}", file=sys.stderr)
         return 2
     console.print(_heading(settings), highlight=False, markup=False, soft_wrap=True)
     console.print(table)
     if settings.json is not None:
-        write_whole(settings.json, lambda raw: raw.write((json.dumps(record, indent=2) + "\n").encode()))
+        write_atomically(settings.json, lambda raw: raw.write((json.dumps(record, indent=2) + "\n").encode()))
     return 0
 
 

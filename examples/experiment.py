@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from architectures import build
 from data import load_digits
-from files import write_whole
 from methods import Method
 from mixers import MIXERS
 from torch import nn
-from training import SIZE, Recipe, Trainer, accuracy
+from training import SIZE, DigitTrainer, Recipe, accuracy
 
 import tlfx
+from tlfx.files import write_atomically
 
 __all__ = ["UNCHANGED", "Result", "Run", "SettingsError", "execute", "finished"]
 
@@ -88,14 +88,14 @@ def execute(run: Run, folder: Path) -> None:
         return
     captured = time.perf_counter()
     train, test = load_digits(recipe.train, recipe.test, size=SIZE)
-    trainer = Trainer(model, recipe, MIXERS[run.method.mixer](model, recipe))
+    trainer = DigitTrainer(model, recipe, MIXERS[run.method.mixer](model, recipe))
     loading = time.perf_counter()
     for _ in trainer.train(train):
         pass
     seconds = {"capture_seconds": captured - began, "train_seconds": time.perf_counter() - loading}
     share = accuracy(model, test, trainer.device, rounds=4)
     result = Result(share, trainer.meter.lambda_gap, trainer.meter.loss, **seconds)
-    write_whole(file.with_suffix(".pt"), lambda raw: torch.save(model.state_dict(), raw))
+    write_atomically(file.with_suffix(".pt"), lambda raw: torch.save(model.state_dict(), raw))
     _write_record(run, file, asdict(result))
 
 
@@ -120,7 +120,7 @@ def _write_record(run: Run, file: Path, result: dict[str, Any] | str) -> None:
         "result": result,
         "torch": torch.__version__,
     }
-    write_whole(file, lambda raw: raw.write((json.dumps(record, indent=2) + "\n").encode()))
+    write_atomically(file, lambda raw: raw.write((json.dumps(record, indent=2) + "\n").encode()))
 
 
 def _differing(recipe: Recipe, other: Recipe) -> str:

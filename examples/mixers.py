@@ -9,7 +9,8 @@ from typing import Any
 from architectures import build
 from data import NUM_CLASSES, load_digits
 from torch import Tensor, nn
-from training import SIZE, Mixing, Recipe, Trainer
+from trainer import Mixing
+from training import SIZE, DigitTrainer, Recipe
 
 from tlfx import mix
 from tlfx.mix.puzzle import gradient_saliency
@@ -38,7 +39,7 @@ def _attentive(model: nn.Module, recipe: Recipe) -> Mixing:
     digits, _ = load_digits(recipe.train, recipe.test, size=SIZE)
     network = build("convnext", recipe.seed).to(recipe.device)
     unmixed = replace(recipe, mix_prob=0.0)
-    for _ in Trainer(network, unmixed, MIXERS["cutmix"](network, unmixed)).train(digits):
+    for _ in DigitTrainer(network, unmixed, MIXERS["cutmix"](network, unmixed)).train(digits):
         pass
     patchwise = nn.Sequential(*list(network.eval().children())[:3])  # up to the last stage of 7×7 positions
 

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import nn
-from training import SIZE, Recipe, Trainer, accuracy, add_recipe, read_recipe
+from training import SIZE, DigitTrainer, Recipe, accuracy, add_recipe, read_recipe
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def build_model(seed: int) -> nn.Module:
 def run(method: Method, recipe: Recipe, train: Digits, test: Digits, progress: Progress) -> Result:
     """Train with one method, testing after each epoch and more thoroughly at the end."""
     model = build_model(recipe.seed).to(recipe.device)
-    trainer = Trainer(method.prepare(model), recipe, MIXERS[method.mixer](model, recipe))
+    trainer = DigitTrainer(method.prepare(model), recipe, MIXERS[method.mixer](model, recipe))
     task = progress.add_task(str(method), total=recipe.steps, loss="–", accuracy="–", speed="–")
     times = [time.perf_counter()]
     for step in trainer.train(train):

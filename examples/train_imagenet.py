@@ -22,12 +22,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from class_folders import message_of
 from imagenet import checkpoint
 from imagenet.config import check_settings, settings_of, write_config
 from imagenet.data import Splits, make_transforms, open_splits, train_loader, val_loader
 from imagenet.distributed import Processes, shard, start
-from imagenet.engine import Trainer, autocast
-from imagenet.errors import RunError
+from imagenet.engine import RunTrainer, autocast
 from imagenet.evaluation import evaluate
 from imagenet.logs import Logs, show_progress
 from imagenet.mixing import make_mixer
@@ -40,7 +40,7 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import ModelEmaV3, distribute_bn
 from torch import nn
 
-from tlfx import TlfxError
+from tlfx.errors import InputError, TlfxError
 
 
 class Run:
@@ -124,10 +124,10 @@ class Run:
         return f"loss {figures['train_loss']:.3f}, {images:.0f} images/s"
 
     def _figures(self) -> dict[str, float]:
-        """Of the present epoch. RunError if the loss is no number, before anything good is written over."""
+        """Of the present epoch. InputError if the loss is no number, before anything good is written over."""
         figures = self.trainer.meter.figures()
         if not math.isfinite(figures["train_loss"]):
-            raise RunError(
+            raise InputError(
                 f"the loss is {figures['train_loss']} at update {self.done}; checkpoints are left as they were before. "
                 "Look at the images for NaN, lower --lr, set --clip-grad, or use --amp-dtype bfloat16"
             )
@@ -177,23 +177,23 @@ class Run:
 
 
 def choose_classes(options: Namespace, splits: Splits, content: dict[str, Any] | None) -> None:
-    """Set the number of classes from the data. RunError if that of the flag or of a checkpoint does not fit."""
+    """Set the number of classes from the data. InputError if that of the flag or of a checkpoint does not fit."""
     options.num_classes = options.num_classes or splits.num_classes
     if options.num_classes < splits.num_classes:
-        raise RunError(f"--num-classes {options.num_classes}: the data has {splits.num_classes} classes")
+        raise InputError(f"--num-classes {options.num_classes}: the data has {splits.num_classes} classes")
     if content is None:
         return
     if content["arch"] != options.model:
-        raise RunError(f"--resume: the checkpoint is of {content['arch']}, --model is {options.model}")
+        raise InputError(f"--resume: the checkpoint is of {content['arch']}, --model is {options.model}")
     if content["num_classes"] != options.num_classes:
-        raise RunError(
+        raise InputError(
             f"--resume: the checkpoint has {content['num_classes']} classes, {options.num_classes} are asked for; to "
             "fine-tune on other data, give it as --initial-checkpoint with --reset-classifier"
         )
 
 
 def make_batches(images: int, options: Namespace, processes: Processes) -> Batches:
-    """The batches of this process. RunError if the images do not fill one update."""
+    """The batches of this process. InputError if the images do not fill one update."""
     count = options.grad_accum_steps * processes.world
     batches = Batches(
         images,
@@ -205,7 +205,7 @@ def make_batches(images: int, options: Namespace, processes: Processes) -> Batch
         repeats=options.aug_repeats,
     )
     if batches.updates == 0:
-        raise RunError(
+        raise InputError(
             f"{images} images are fewer than one update takes: --batch-size {options.batch_size} in {count} batches, "
             "over processes and --grad-accum-steps"
         )
@@ -214,25 +214,25 @@ def make_batches(images: int, options: Namespace, processes: Processes) -> Batch
 
 def make_trainer(
     model: nn.Module, size: tuple[int, int, int], options: Namespace, processes: Processes, updates: int
-) -> tuple[Trainer, int]:
+) -> tuple[RunTrainer, int]:
     """The model with what trains it, and the number of epochs. size: of an image (C, H, W)."""
     bare, ema = place(model, options, processes)
     try:
         optimizer = create_optimizer_v2(bare, **optimizer_kwargs(cfg=options))
     except (AssertionError, TypeError, ValueError) as error:
-        raise RunError(f"--opt {options.opt}: timm cannot make this optimiser: {error}") from error
+        raise InputError(f"--opt {options.opt}: timm cannot make this optimiser: {error}") from error
     scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(options), updates_per_epoch=updates)
     called = compile_model(bare, size, options, processes.device) if options.torchcompile else bare
     if not options.fsdp:
         called = processes.data_parallel(called)
-    trainer = Trainer(called, bare, ema, optimizer, scheduler, make_mixer(bare, options), options, processes)
+    trainer = RunTrainer(called, bare, ema, optimizer, scheduler, make_mixer(bare, options), options, processes)
     return trainer, epochs
 
 
 def place(model: nn.Module, options: Namespace, processes: Processes) -> tuple[nn.Module, ModelEmaV3 | None]:
     """The model on its device, sharded and aligned as options say, and its moving average, which needs no alignment."""
     if options.fsdp and not dist.is_initialized():
-        raise RunError("--fsdp shards a model over processes: start them with torchrun --nproc-per-node 2 or more")
+        raise InputError("--fsdp shards a model over processes: start them with torchrun --nproc-per-node 2 or more")
     model = model.to(processes.device)
     if options.channels_last:
         model = model.to(memory_format=torch.channels_last)
@@ -288,9 +288,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         processes = start(options.device)
         Run(options, processes).train(console)
-    except (RunError, TlfxError) as error:
+    except TlfxError as error:
         shown = processes is None or processes.primary
-        raise SystemExit(f"train_imagenet.py: {error}" if shown else 1) from None
+        raise SystemExit(f"train_imagenet.py: {message_of(error)}" if shown else 1) from None
     except KeyboardInterrupt:
         raise SystemExit("interrupted; --resume goes on from the last checkpoint") from None
     finally:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.models import load_state_dict
 from torch import Tensor, nn
+from weights import EMA_KEYS, differences, holds_average, read_weights
 
-from evaluation.folders import Classes, named
+from evaluation.folders import Classes
 from tlfx.errors import ModelError
 from tlfx.zoo import models
 
-__all__ = ["Classifier", "build", "differences", "load_weights"]
-
-EMA_KEYS = ("state_dict_ema", "model_ema")
+__all__ = ["Classifier", "build", "load_weights"]
 
 
 class Classifier(nn.Module):
@@ -78,52 +75,15 @@ def _published(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
 def load_weights(model: nn.Module, name: str, file: Path, use_ema: bool) -> None:
     """Load a checkpoint of timm's kind (state_dict, model, or bare) into a model, its moving average with ``use_ema``.
 
-    Raises ModelError if the file cannot be read, has no moving average, or is one of another architecture; its
-    message names what differs.
+    Raises ModelError if the file cannot be read, has no moving average, or is of another architecture; the message
+    names the tensors that differ.
     """
-    if not file.is_file():
-        raise ModelError(f"there is no file {str(file)!r} to load weights from")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments that timm saves; no other code
-            lacks_average = use_ema and not _holds_ema(file)
-            state = load_state_dict(str(file), use_ema=use_ema, weights_only=True)
-    except Exception as error:  # of torch, pickle, zip files, safetensors
-        raise ModelError(f"{file} cannot be read as a checkpoint: {error}") from error
-    if lacks_average:
-        raise ModelError(f"{file} holds no moving average ({' or '.join(EMA_KEYS)}); leave out --use-ema")
-    if found := differences(state, model.state_dict()):
+    weights = read_weights(file, use_ema, "--checkpoint")
+    if use_ema and not holds_average(file):
+        raise ModelError(f"--checkpoint {file} has no moving average ({' or '.join(EMA_KEYS)}); omit --use-ema")
+    if found := differences(weights, model.state_dict()):
         raise ModelError(
-            f"{file} holds no weights of {name}: {'; '.join(found)}. "
-            "Name its architecture with --model and --kwargs; it has a logit for each class of the dataset"
+            f"--checkpoint {file} does not fit {name}: {found}. Give its architecture with --model and --kwargs; it "
+            "must have one logit for each class of the dataset"
         )
-    model.load_state_dict(state)
-
-
-def _holds_ema(file: Path) -> bool:
-    if file.suffix == ".safetensors":
-        return False
-    checkpoint = torch.load(file, map_location="meta", weights_only=True)
-    return isinstance(checkpoint, dict) and any(checkpoint.get(key) is not None for key in EMA_KEYS)
-
-
-def differences(state: Mapping[str, Any], own: Mapping[str, Tensor]) -> list[str]:
-    """What keeps ``state`` from being loaded where ``own`` is; nothing if it can be.
-
-    >>> differences({"weight": torch.ones(2), "scale": torch.ones(1)}, {"weight": torch.ones(3)})
-    ['unknown: scale', 'of another shape: weight (2) for (3)']
-    """
-    shapes = [
-        f"{key} {_shape(state[key])} for {_shape(value)}"
-        for key, value in own.items()
-        if key in state and _shape(state[key]) != _shape(value)
-    ]
-    kinds = {
-        "missing": [key for key in own if key not in state],
-        "unknown": [key for key in state if key not in own],
-        "of another shape": shapes,
-    }
-    return [f"{kind}: {named(found, most=3)}" for kind, found in kinds.items() if found]
-
-
-def _shape(value: Any) -> str:
-    return f"({', '.join(map(str, value.shape))})" if isinstance(value, Tensor) else type(value).__name__
+    model.load_state_dict(weights)

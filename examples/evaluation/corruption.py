@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from evaluation.folders import named
+from class_folders import named
+
 from tlfx.errors import InputError
 
 __all__ = ["ALEXNET", "CORRUPTIONS", "SEVERITIES", "Baseline", "Corrupted", "find_corruptions", "read_baseline"]

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from devices import choose_device
 
 from evaluation.attacks import ATTACKS, NORMS, Threat
 from evaluation.corruption import ALEXNET, CORRUPTIONS
 from evaluation.folders import DATASETS
+from tlfx.errors import InputError
 
 __all__ = ["Settings", "parse"]
 
@@ -163,11 +165,7 @@ def _json_object(text: str) -> dict[str, Any]:
 
 
 def _device(name: str) -> torch.device:
-    if name == "auto":
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return found or torch.device("cpu")
     try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise argparse.ArgumentTypeError(f"{name!r} is no device of this machine: {reason}") from error
+        return choose_device(name)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("--device ")) from error

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
-from files import write_whole
 
-from imagenet.errors import RunError
+from tlfx.errors import InputError
+from tlfx.files import write_atomically
 
 __all__ = ["check_settings", "read_config", "settings_of", "write_config"]
 
@@ -24,19 +24,19 @@ FREE = {
 def read_config(file: Path, parser: ArgumentParser) -> dict[str, Any]:
     """Options of a YAML file by their names, as `batch-size: 128` or `batch_size: 128`, for `parser.set_defaults`.
 
-    RunError for a file that is no such, an option that is unknown, or a value that its flag would not take.
+    InputError for a file that is no such, an option that is unknown, or a value that its flag would not take.
     """
     try:
         content = yaml.safe_load(file.read_text())
     except (OSError, yaml.YAMLError) as error:
-        raise RunError(f"--config {file} cannot be read: {error}") from error
+        raise InputError(f"--config {file} cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise RunError(f"--config {file} holds no options: expected lines such as batch-size: 128")
+        raise InputError(f"--config {file} holds no options: expected lines such as batch-size: 128")
     actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
     named = {str(key).replace("-", "_"): value for key, value in content.items()}
     unknown = [key for key in named if key not in actions]
     if unknown:
-        raise RunError(f"--config {file}: unknown {', '.join(unknown)}; options are named as the flags of --help")
+        raise InputError(f"--config {file}: unknown {', '.join(unknown)}; options are named as the flags of --help")
     return {key: _value(file, actions[key], value) for key, value in named.items()}
 
 
@@ -45,7 +45,7 @@ def _value(file: Path, action: Action, value: Any) -> Any:
     try:
         return _take(action, value)
     except (ValueError, TypeError) as error:
-        raise RunError(f"--config {file}: {action.dest}: {value!r} does not fit: {error}") from error
+        raise InputError(f"--config {file}: {action.dest}: {value!r} does not fit: {error}") from error
 
 
 def _take(action: Action, value: Any) -> Any:
@@ -79,7 +79,7 @@ def _of_kind(value: Any, kind: type, expected: str) -> Any:
 def write_config(options: Namespace, file: Path) -> None:
     """The options of a run, in a file that `--config` reads."""
     kept = {key: value for key, value in vars(options).items() if value is not None and key not in ("config", "resume")}
-    write_whole(file, lambda raw: raw.write(yaml.safe_dump(_plain(kept), sort_keys=False).encode()))
+    write_atomically(file, lambda raw: raw.write(yaml.safe_dump(_plain(kept), sort_keys=False).encode()))
 
 
 def settings_of(options: Namespace, world: int, updates: int) -> dict[str, Any]:
@@ -95,11 +95,11 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_settings(begun: dict[str, Any], now: dict[str, Any]) -> None:
-    """RunError if a run would go on under other settings than it was begun with."""
+    """InputError if a run would go on under other settings than it was begun with."""
     differing = [key for key in {**begun, **now} if begun.get(key) != now.get(key)]
     if differing:
         pairs = ", ".join(f"{key} {begun.get(key)} (now {now.get(key)})" for key in differing)
-        raise RunError(
+        raise InputError(
             f"--resume: this run was begun with {pairs}. It can only go on exactly as it was begun: give the same "
             "settings, or begin another run with the weights as --initial-checkpoint"
         )

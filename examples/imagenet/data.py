@@ -14,9 +14,9 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 from torchvision import datasets  # type: ignore[import-untyped]
 
 from imagenet.distributed import Processes
-from imagenet.errors import RunError
 from imagenet.folders import check_same_classes, open_split
 from imagenet.order import Batches, Reproducible
+from tlfx.errors import InputError
 
 __all__ = ["DATASETS", "Splits", "make_transforms", "open_splits", "train_loader", "val_loader"]
 
@@ -69,13 +69,13 @@ DATASETS: dict[str, Callable[..., Splits]] = {
 
 
 def open_splits(options: Namespace) -> Splits:
-    """The data set that options name. RunError if it is not there, or not as it should be."""
+    """The data set that options name. InputError if it is not there, or not as it should be."""
     root = Path(options.data_dir)
     try:
         return DATASETS[options.dataset](root, options.train_split, options.val_split, options.dataset_download)
     except RuntimeError as error:  # torchvision's, if files are missing or damaged
         advice = "" if options.dataset_download or "cars" in options.dataset else "; --dataset-download fetches them"
-        raise RunError(f"{options.dataset} is not whole in --data-dir {root}: {error}{advice}") from error
+        raise InputError(f"{options.dataset} is not whole in --data-dir {root}: {error}{advice}") from error
 
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
@@ -110,13 +110,13 @@ def make_transforms(options: Namespace, config: dict[str, Any]) -> tuple[Any, An
 
 
 def _check_policy(policy: str | None) -> None:
-    """RunError unless timm knows a policy of auto-augmentation."""
+    """InputError unless timm knows a policy of auto-augmentation."""
     if policy is None:
         return
     try:
         create_transform(32, is_training=True, auto_augment=policy)
     except (AssertionError, KeyError, ValueError) as error:
-        raise RunError(
+        raise InputError(
             f"--aa {policy}: timm knows no such policy ({error}); expected such as rand-m9-mstd0.5-inc1"
         ) from error
 

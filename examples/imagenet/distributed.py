@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from devices import choose_device
 from timm.utils.distributed import init_distributed_device_so
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict as sharded
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
-
-from imagenet.errors import RunError
 
 __all__ = ["Processes", "blocks_of", "last_step", "load_state", "load_states", "shard", "start", "state", "states"]
 
@@ -58,11 +57,8 @@ class Processes:
 
 
 def start(device: str) -> Processes:
-    """Join the other processes if torchrun or SLURM started several. RunError if the device is not there."""
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    name = str(accelerator or "cpu") if device == "auto" else device
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise RunError(f"--device {device}: torch finds no CUDA device here; leave the flag out or give cpu")
+    """Join the other processes if torchrun or SLURM started several. InputError if the device is not there."""
+    name = str(choose_device(device))
     found = init_distributed_device_so(name)
     return Processes(int(found["global_rank"]), int(found["world_size"]), torch.device(str(found["device"])))
 

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from files import write_whole
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from imagenet.errors import RunError
+from tlfx.errors import InputError
+from tlfx.files import write_atomically
 
 __all__ = ["Logs", "Table", "show_progress"]
 
@@ -30,7 +30,7 @@ class Table:
             lines = file.read_text().splitlines(keepends=True)
             whole = [line for line in lines if line.endswith("\n")]  # a kill may leave a part of the last one
             kept = [row for row in csv.DictReader(whole) if int(row[key]) <= last]
-            write_whole(file, lambda raw: raw.write(_lines(kept, header=True).encode()))
+            write_atomically(file, lambda raw: raw.write(_lines(kept, header=True).encode()))
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Append a row, the first one with a header."""
@@ -73,7 +73,7 @@ def _event_writer(folder: Path, updates: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise RunError("--tensorboard needs TensorBoard: pip install 'tlfx[train]'") from error
+        raise InputError("--tensorboard needs TensorBoard: pip install 'tlfx[train]'") from error
     return SummaryWriter(str(folder / "events"), purge_step=updates + 1)
 
 

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import timm
-from torch import Tensor, nn
+from torch import nn
+from trainer import Mixing
 
-from imagenet.errors import RunError
 from imagenet.model import load_weights
-from tlfx.mix import AttentiveCutMix, MixedTarget, Mixup, PuzzleMix, SaliencyMix
+from tlfx.errors import InputError
+from tlfx.mix import AttentiveCutMix, Mixup, PuzzleMix, SaliencyMix
 from tlfx.mix.puzzle import gradient_saliency
 
-__all__ = ["METHODS", "Mixing", "choose_method", "make_mixer", "mixes"]
-
-Mixing = Callable[[Tensor, Tensor], tuple[Tensor, MixedTarget]]
-"""From images and labels to mixed images and their target."""
+__all__ = ["METHODS", "choose_method", "make_mixer", "mixes"]
 
 TARGETS: dict[str, list[str] | None] = {"transmix": ["-1"], "aligned": None}
 """Methods that align, and the layers in which they do; all for None."""
@@ -77,12 +74,12 @@ def make_mixer(model: nn.Module, options: Namespace) -> Mixing | None:
 
 
 def _attention_network(options: Namespace) -> nn.Module:
-    """What Attentive CutMix looks with, in evaluation. RunError if it or its weights cannot be had."""
+    """What Attentive CutMix looks with, in evaluation. InputError if it or its weights cannot be had."""
     name, file = options.attention_model, options.attention_checkpoint
     try:
         network: nn.Module = timm.create_model(name, pretrained=file is None)
     except Exception as error:  # of timm, or of whatever it downloads with
-        raise RunError(
+        raise InputError(
             f"--attention-model: timm cannot make {name} with its published weights: {error}; give weights of yours as "
             "--attention-checkpoint"
         ) from error

@@ -13,8 +13,8 @@ from timm.utils import ParseKwargs
 from imagenet.checkpoint import NEWEST
 from imagenet.config import read_config
 from imagenet.data import DATASETS
-from imagenet.errors import RunError
 from imagenet.mixing import METHODS, choose_method, mixes
+from tlfx.errors import InputError
 
 __all__ = ["make_parser", "parse"]
 
@@ -30,7 +30,7 @@ def parse(description: str, arguments: Sequence[str] | None = None) -> Namespace
         options = parser.parse_args(arguments)
         choose_method(options)
         _check(options)
-    except RunError as error:
+    except InputError as error:
         parser.error(str(error))
     return options
 
@@ -194,11 +194,11 @@ SHARES = ("mixup_prob", "mixup_switch_prob", "smoothing", "reprob", "hflip", "vf
 
 
 def _check(options: Namespace) -> None:
-    """RunError for what no run can begin with."""
+    """InputError for what no run can begin with."""
     for name in ("data_dir", "output"):
         if getattr(options, name) is None:
             folder = "the data" if name == "data_dir" else "the run"
-            raise RunError(f"{_flag(name)} is missing: give the folder of {folder}")
+            raise InputError(f"{_flag(name)} is missing: give the folder of {folder}")
     for names, low, high, expected in (
         (AT_LEAST_ONE, 1, math.inf, "a number of at least 1"),
         (NOT_NEGATIVE, 0, math.inf, "a number of at least 0"),
@@ -207,14 +207,14 @@ def _check(options: Namespace) -> None:
         given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
         for name, value in given.items():
             if not low <= value <= high:
-                raise RunError(f"{_flag(name)} {value}: expected {expected}")
+                raise InputError(f"{_flag(name)} {value}: expected {expected}")
     if mixes(options) and options.batch_size % 2:
-        raise RunError(
+        raise InputError(
             f"--batch-size {options.batch_size}: images are mixed in pairs within a batch of one process; give an even "
             "number, or --mixup 0 --cutmix 0"
         )
     if options.align_layers and not options.align:
-        raise RunError("--align-layers says where to align, and --no-align not to: leave one of them out")
+        raise InputError("--align-layers says where to align, and --no-align not to: leave one of them out")
 
 
 def _flag(name: str) -> str:

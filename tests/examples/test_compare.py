@@ -181,13 +181,13 @@ def test_runs_of_a_seed_differ_in_their_target_only() -> None:
     from data import load_digits
     from methods import Method
     from mixers import MIXERS
-    from training import Recipe, Trainer
+    from training import DigitTrainer, Recipe
 
-    class Recording(Trainer):
+    class Recording(DigitTrainer):
         """Keeps what the model is given and gives."""
 
-        def _forward(self, images: Tensor, target: tlfx.MixedTarget) -> tuple[Tensor, Tensor]:
-            logits, soft = super()._forward(images, target)
+        def predict(self, images: Tensor, target: tlfx.MixedTarget) -> tuple[Tensor, Tensor]:
+            logits, soft = super().predict(images, target)
             seen.append((images, target.area(), logits.detach(), soft))
             return logits, soft
 
@@ -208,16 +208,16 @@ def test_runs_of_a_seed_differ_in_their_target_only() -> None:
 
 
 def test_the_gap_counts_mixed_pairs_of_different_classes() -> None:
-    from training import Meter
+    from training import DigitMeter
 
     mask = torch.zeros(3, 1, 4, 4)
     mask[:2, :, :, :1] = 1  # λ_area is 0.25 in two pairs, one of them of one class, and 0 in the third
     target = tlfx.MixedTarget(first=torch.tensor([0, 1, 2]), second=torch.tensor([3, 1, 4]), mask=mask, num_classes=5)
     soft = target.area()
     soft[0, 0], soft[0, 3] = 0.65, 0.35
-    meter = Meter()
-    meter.update(torch.tensor(2.0), soft, target)
-    meter.update(torch.tensor(1.0), target.area(), target)
+    meter = DigitMeter()
+    meter.update(torch.tensor(2.0), soft, target.area())
+    meter.update(torch.tensor(1.0), target.area(), target.area())
     assert meter.loss == 1.5
     assert meter.gaps == pytest.approx([0.4, 0.0])
     assert meter.lambda_gap == pytest.approx(0.2)
@@ -244,13 +244,13 @@ def test_every_mixer_trains_every_target(mixer: str) -> None:
     from data import load_digits
     from methods import Method
     from mixers import MIXERS
-    from training import Recipe, Trainer
+    from training import DigitTrainer, Recipe
 
     train, _ = load_digits(64, 16, size=28)
     recipe = Recipe(epochs=1, batch_size=16, train=64, test=16, lr=1e-3, mix_prob=1.0, seed=1, device="cpu")
     for target in ("plain", "aligned") if mixer != "cutmix" else ("plain", "transmix", "aligned"):
         model = build("vit", 0)
-        trainer = Trainer(Method(mixer, target).prepare(model), recipe, MIXERS[mixer](model, recipe))
+        trainer = DigitTrainer(Method(mixer, target).prepare(model), recipe, MIXERS[mixer](model, recipe))
         assert list(trainer.train(train)) == [1, 2, 3, 4]
         assert math.isfinite(trainer.meter.loss)
         assert len(trainer.meter.gaps) > 4

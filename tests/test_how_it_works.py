@@ -87,11 +87,11 @@ def test_its_code_prints_what_it_shows(names: dict[str, Any]) -> None:
 def test_its_numbers_are_those_of_its_arithmetic(names: dict[str, Any]) -> None:
     text = PAGE.read_text(encoding="utf-8")
     (mean,) = names["labels"]["mean"].tolist()
-    assert names["soft_target"].tolist() == [[mean, 1 - mean]]
+    assert names["soft_target"].tolist() == [pytest.approx([mean, 1 - mean])]
     for node in ("relu", "matmul_1", "add", "mean"):
         (row,) = re.findall(rf"^\| [\w]+ \(`{node}`\) \|(.*)\|$", text, re.MULTILINE)
         results = [float(cell.split("=")[-1]) for cell in row.split("|") if cell.strip()]
-        assert results == names["labels"][node].flatten().tolist()
+        assert results == pytest.approx(names["labels"][node].flatten().tolist())
 
 
 def test_it_says_where_each_operation_is_decided(
@@ -111,9 +111,8 @@ def test_it_says_where_each_operation_is_decided(
 
 def test_its_folders_exist() -> None:
     table = PAGE.read_text(encoding="utf-8").partition("## Where each step lives")[2]
-    places = [
-        place for cell in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for place in re.findall("`(.*?)`", cell)
-    ]
+    cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    places = [place for cell in cells for place in re.findall("`(.*?)`", cell)]
     assert len(places) > 8
     assert all((ROOT / place).exists() for place in places)
     packages = {path.parent.name for path in (ROOT / "tlfx").glob("*/__init__.py")}

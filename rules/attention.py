@@ -27,8 +27,8 @@ def scaled_dot_product_attention(
     enable_gqa: bool = False,
 ) -> Value:
     """query (*, heads, n, d), key and value (*, heads, m, d): Y ← softmax(q·kᵀ)·Y."""
-    joint = {"dropout": dropout_p, "grouped": enable_gqa}
-    return op.attend(query, key, value, attn_mask, is_causal, scale, joint)
+    replaced = {"dropout": dropout_p, "grouped": enable_gqa}
+    return op.attend(query, key, value, attn_mask, is_causal, scale, replaced)
 
 
 @rule("flex_attention")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import timm.data
 import torch
-from batches import CLASSES, numbered, seeded
+from batches import CLASSES, axis_of_ids, seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -110,7 +110,7 @@ def test_in_the_prefetching_loader_of_timm(tmp_path: Path) -> None:
     ],
 )
 def test_any_mixer_in_a_data_loader(mixer: Any, workers: int) -> None:
-    images, labels = numbered(6)
+    images, labels = axis_of_ids(6)
     data = [(image.numpy().astype(np.uint8), int(label)) for image, label in zip(images, labels, strict=True)]
     for mixed, target in DataLoader(data, batch_size=3, num_workers=workers, collate_fn=Collate(mixer)):
         assert mixed.dtype == torch.uint8

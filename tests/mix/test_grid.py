@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from batches import CLASSES, batch, numbered, seeded, shaped
+from batches import CLASSES, axis_of_ids, batch, seeded, shaped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.models.mlp_mixer import MlpMixer
@@ -37,7 +37,7 @@ def test_labels_and_mask_tell_where_each_pixel_came_from(
     images: int, grid: int, extra: int, seed: int, **arguments: Any
 ) -> None:
     count = images + extra
-    given_images, labels = numbered(count, 13, 9)
+    given_images, labels = axis_of_ids(count, 13, 9)
     mixer = GridMix(images=images, grid=grid, num_classes=count, generator=seeded(seed), **arguments)
     mixed, target = mixer(given_images, labels)
     target.check(count, (13, 9))
@@ -70,7 +70,7 @@ def test_shares_are_equal_on_average_and_for_large_alpha_each_time() -> None:
 
 
 def test_uint8_in_a_collate_function_and_switched_off() -> None:
-    images, labels = numbered(5)
+    images, labels = axis_of_ids(5)
     samples = list(zip(images.to(torch.uint8), labels.tolist(), strict=True))
     mixer = GridMix(images=3, num_classes=5, generator=seeded())
     mixed, target = Collate(RandomChoice([mixer, MixUp(num_classes=5)], p=[1, 0]))(samples)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from batches import CLASSES, batch, numbered, seeded
+from batches import CLASSES, axis_of_ids, batch, seeded
 from torch import Tensor
 
 import tlfx
@@ -124,7 +124,7 @@ def test_a_backbone_of_timm_attends_and_an_aligned_model_learns() -> None:
 
 
 def test_grids_that_do_not_divide_the_image() -> None:
-    images, labels = numbered(3, 13, 10)
+    images, labels = axis_of_ids(3, 13, 10)
     attention = torch.rand(3, 4, 3, generator=seeded())
     target = AttentiveCutMix(lambda x: attention, patches=5, num_classes=3)(images, labels)[1]
     cells = {(y * 4 // 13, x * 3 // 10) for _, y, x in (target.mask[0] == 0).nonzero().tolist()}
@@ -147,7 +147,7 @@ def test_attention_of_another_form(attention: Any, words: str) -> None:
 
 
 def test_what_cannot_be_attended_to() -> None:
-    images, labels = numbered(4)
+    images, labels = axis_of_ids(4)
     with pytest.raises(
         InputError, match=r"dtype torch.uint8, but the network that attends to them takes floating ones"
     ):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from batches import CLASSES, batch, numbered, seeded
+from batches import CLASSES, axis_of_ids, batch, seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, default_collate
@@ -40,7 +40,7 @@ def test_mask_and_labels_tell_where_each_pixel_came_from(
     name: str, mode: str, pairing: str, alpha: float, prob: float, count: int, seed: int
 ) -> None:
     pairing, count = ("mirror", count + count % 2) if mode == "pair" or pairing == "mirror" else (pairing, count)
-    images, labels = numbered(count)
+    images, labels = axis_of_ids(count)
     mixer = MIXERS[name](
         alpha=alpha,
         prob=prob,
@@ -85,7 +85,7 @@ def test_modes_draw_one_mask_for_a_batch_a_pair_or_an_element(make: Callable[...
 
 @every_mixer
 def test_prob_is_how_many_are_mixed(make: Callable[..., MaskMixer]) -> None:
-    images, labels = numbered(400)
+    images, labels = axis_of_ids(400)
     mixed = make(alpha=50.0, num_classes=400, mode="elem", prob=0.3, generator=seeded())(images, labels)[0]
     assert 80 < int((mixed != images).flatten(1).any(1).sum()) < 160
     mixer = make(num_classes=400, prob=0.0)
@@ -110,7 +110,7 @@ def test_one_seed_gives_one_batch(make: Callable[..., MaskMixer]) -> None:
 @every_mixer
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float64])
 def test_other_types_and_layouts(make: Callable[..., MaskMixer], dtype: torch.dtype) -> None:
-    images, labels = numbered(4, 8, 8)
+    images, labels = axis_of_ids(4, 8, 8)
     images = images.to(dtype, memory_format=torch.channels_last)
     before = images.clone()
     mixed, target = make(num_classes=CLASSES, mode="elem", generator=seeded(1))(images, labels)
@@ -169,7 +169,7 @@ def test_a_mixer_of_ones_own() -> None:
             mask[..., 0, 0] = 1
             return mask
 
-    images, labels = numbered(3)
+    images, labels = axis_of_ids(3)
     mixed, target = TopLeft(num_classes=3)(images, labels)
     assert mixed[:, 0, 0, 0].tolist() == [0, 1, 2]
     assert (mixed[:, 0, 1:] == torch.tensor([2.0, 0.0, 1.0]).view(3, 1, 1)).all()
@@ -202,7 +202,7 @@ class Mixes:
 
 @every_mixer
 def test_in_a_collate_function(make: Callable[..., MaskMixer]) -> None:
-    samples = list(zip(*numbered(6), strict=True))
+    samples = list(zip(*axis_of_ids(6), strict=True))
     for workers in (0, 2):
         loader = DataLoader(samples, batch_size=3, num_workers=workers, collate_fn=Mixes(make(num_classes=6)))
         for start, (images, target) in zip((0, 3), loader, strict=True):
@@ -213,7 +213,7 @@ def test_in_a_collate_function(make: Callable[..., MaskMixer]) -> None:
 
 
 def test_a_generator_in_several_workers_would_repeat_itself() -> None:
-    samples = list(zip(*numbered(6), strict=True))
+    samples = list(zip(*axis_of_ids(6), strict=True))
     collate = Mixes(CutMix(num_classes=6, generator=seeded()))
     assert len(list(DataLoader(samples, batch_size=3, num_workers=1, collate_fn=collate))) == 2
     with pytest.raises(InputError, match="each of 2 DataLoader workers has the same copy"):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from batches import CLASSES, batch, numbered, seeded
+from batches import CLASSES, axis_of_ids, batch, seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -134,7 +134,7 @@ def test_blocks_move_at_the_least_cost(move: float) -> None:
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
 def test_moved_or_not_the_mask_tells_the_image(mode: str, dtype: torch.dtype) -> None:
-    images, labels = numbered(6, 8, 12)
+    images, labels = axis_of_ids(6, 8, 12)
     images = (10 * images + 1).to(dtype)
     pairing = "mirror" if mode == "pair" else "shuffle"
     mixer = PuzzleMix(

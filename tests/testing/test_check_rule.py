@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tlfx import CaptureError, InputError, ProvenanceError, UnknownOperatorError, WrongRuleError, use_rules
-from tlfx.propagate.labels import Rows
+from tlfx.propagate.labels import Operand
 from tlfx.propagate.values import Value
 from tlfx.propagate.verbs import OpContext
 from tlfx.testing import Content, check_rule
@@ -119,8 +119,8 @@ def by_label(function: Callable[[Tensor], Tensor]) -> Callable[..., Value]:
     """A rule by a label function of its own."""
 
     def make(op: OpContext, x: Value) -> Value:
-        ids = op.label(function, Rows(x.rows.flatten()), shape=(x.rows.numel(),))
-        return op.from_rows(ids.view(x.rows.shape), x.batch_axis)
+        ids = op.label(function, Operand(x.ids.flatten()), shape=(x.ids.numel(),))
+        return op.from_ids(ids.view(x.ids.shape), x.batch_axis)
 
     return make
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from tlfx.analysis.places import grid
-from tlfx.propagate.labels import MASK, Label, LabelTable, Rows
+from tlfx.propagate.labels import MASK, LabelTable, LabelTensor, Operand
 
 __all__ = ["class_attention", "fixed_labels", "reached"]
 
@@ -19,13 +19,13 @@ def reached(table: LabelTable, rows: Tensor) -> Tensor:
     >>> from tlfx import runtime
     >>> table = LabelTable()
     >>> pixels = table.add(runtime.pixels, shape=(4,))
-    >>> mean = table.add(runtime.uniform, Rows(pixels[None, :2]), shape=(1,), elementwise=True)
+    >>> mean = table.add(runtime.uniform, Operand(pixels[None, :2]), shape=(1,), elementwise=True)
     >>> reached(table, mean)
     tensor([ True,  True, False, False,  True])
     """
-    found = torch.zeros(table.rows, dtype=torch.bool)
+    found = torch.zeros(table.size, dtype=torch.bool)
     found[rows] = True
-    for label in reversed(table.labels):
+    for label in reversed(table.tensors):
         inside = found[label.first : label.first + label.size]
         if label.elementwise and bool(inside.any()):
             for operand in label.operands:
@@ -43,11 +43,11 @@ def class_attention(table: LabelTable, rows: Tensor, places: Tensor, images: Nod
     class tokens, or its keys form no grid.
     """
     mixed = reached(table, rows)
-    for label in table.labels:
+    for label in table.tensors:
         if label.elementwise:
             mixed[label.first : label.first + label.size] = False
     latest = int(mixed.nonzero().max())
-    label = table.labels[int(table.owners(torch.tensor([latest])))]
+    label = table.tensors[int(table.owners(torch.tensor([latest])))]
     queries = mixed[label.first : label.first + label.size].nonzero().flatten()
     if label.query_axis is None or not bool(places[label.first + queries].isnan().all()):
         return None
@@ -58,12 +58,12 @@ def class_attention(table: LabelTable, rows: Tensor, places: Tensor, images: Nod
     fixed = table.add(
         fixed_labels, MASK, _cell_of(cells, keys.numel()), tuple(cells.shape), shape=keys.shape, after=images
     )
-    args = tuple(Rows(fixed) if isinstance(a, Rows) else a for a in label.args)
+    args = tuple(Operand(fixed) if isinstance(a, Operand) else a for a in label.args)
     ids = _again(table, label, args)
     return ids.flatten()[queries]
 
 
-def _again(table: LabelTable, label: Label, args: tuple[object, ...]) -> Tensor:
+def _again(table: LabelTable, label: LabelTensor, args: tuple[object, ...]) -> Tensor:
     """The same label of other operands."""
     options = {"after": label.after, "kwargs": label.kwargs, "query_axis": label.query_axis}
     return table.add(label.function, *args, shape=label.shape, **options)

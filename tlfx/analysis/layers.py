@@ -61,10 +61,10 @@ def find_layers(found: Propagation, places: Tensor, at: Sequence[str] | None = N
 
     Raises InputError for a pattern that fits no module, or if the tokens of all that fit lie on no grid.
     """
-    recorded = found.recorded.rows
+    recorded = found.recorded.ids
     chosen = [p for p in blocks(found.operations) if p in recorded] if at is None else matching(recorded, at)
     output = next(o for o in found.outputs if o is not None)
-    read = reached(found.labels, output.rows.flatten())
+    read = reached(found.labels, output.ids.flatten())
     layers = [_layer(path, recorded[path].flatten(), places, read) for path in chosen]
     known = [layer for layer in layers if layer is not None and (at is not None or layer.grid.numel() > 1)]
     if not known:

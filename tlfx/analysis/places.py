@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from tlfx import runtime
-from tlfx.propagate.labels import Label, LabelTable
-from tlfx.propagate.values import Value, find_batch_axis, split_batch
+from tlfx.propagate.labels import LabelTable, LabelTensor
+from tlfx.propagate.values import Value, find_batch_axis, ids_of_sample
 
 __all__ = ["centres", "grid"]
 
@@ -27,7 +27,7 @@ SLIDING: tuple[Callable[..., Tensor], ...] = (
     runtime.resample,
     runtime.resample_at,
 )
-"""Label functions whose rows form a grid that covers the grid they are made from."""
+"""LabelTensor functions whose rows form a grid that covers the grid they are made from."""
 TOLERANCE = 1e-6
 
 
@@ -41,8 +41,8 @@ def centres(table: LabelTable, values: Mapping[Node, Any]) -> Tensor:
     >>> centres(table, {}).tolist()
     [[0.25, 0.25], [0.25, 0.75], [0.75, 0.25], [0.75, 0.75]]
     """
-    found = torch.full((table.rows, 2), torch.nan, dtype=torch.float64)
-    for label in table.labels:
+    found = torch.full((table.size, 2), torch.nan, dtype=torch.float64)
+    for label in table.tensors:
         inside = slice(label.first, label.first + label.size)
         if label.function is runtime.pixels:
             found[inside] = _covering(torch.tensor([[0.0, 0.0], [1.0, 1.0]]).double(), label.shape[-2:]).flatten(0, 1)
@@ -62,7 +62,7 @@ def _covering(corners: Tensor, size: Sequence[int]) -> Tensor:
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
 
 
-def _slid(label: Label, found: Tensor) -> Tensor:
+def _slid(label: LabelTensor, found: Tensor) -> Tensor:
     """A grid of another size on the same part of the image, for each of the maps slid over."""
     ids = label.operands[0].ids
     size, maps = label.shape[-2:], ids.reshape(-1, *ids.shape[-2:])
@@ -82,18 +82,18 @@ def _corners(places: Tensor) -> Tensor:
     return torch.stack((first - half, last + half))
 
 
-def _queried(label: Label, found: Tensor, values: Mapping[Node, Any]) -> Tensor:
+def _queried(label: LabelTensor, found: Tensor, values: Mapping[Node, Any]) -> Tensor:
     """What comes out of attention: the places of its queries, which are among the values it reads, or have left their
     map on its weights."""
     held = [v for v in map(values.get, label.nodes) if isinstance(v, Value)]
     for value, content in ((v, m) for v in held for m in v.maps):
-        rows = split_batch(content, value.batch, find_batch_axis(content, value.batch))
+        rows = ids_of_sample(content, value.batch, find_batch_axis(content, value.batch))
         if rows.numel() == label.size and bool((rows >= 0).all()):
             return found[rows.flatten()]
     return torch.full((label.size, 2), torch.nan, dtype=torch.float64)
 
 
-def _met(label: Label, found: Tensor) -> Tensor:
+def _met(label: LabelTensor, found: Tensor) -> Tensor:
     """Where labels meet: the middle of what is averaged; of two summands, the place of the first that lies somewhere.
 
     Summands of unknown place (what comes out of token mixing) are thereby known to lie there too.

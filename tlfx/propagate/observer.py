@@ -25,9 +25,9 @@ EVERY_MODULE = "*"
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """Rows on the way by name, in the shape of positions, and the names that each pattern stands for."""
+    """Label ids of modules and nodes by name, in the shape of positions, and the names that each pattern stands for."""
 
-    rows: dict[str, Tensor] = field(default_factory=dict)
+    ids: dict[str, Tensor] = field(default_factory=dict)
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -39,9 +39,9 @@ class Recording:
         self.labels: dict[str, Tensor] = {}
 
     def take(self, recorded: Recorded, labels: Sequence[Tensor]) -> None:
-        """Keep the labels (batch, *positions, channels) of a call, one for each of the ``recorded`` rows; a single
+        """Keep the labels (batch, *positions, channels) of a call, one for each of the ``recorded`` ids; a single
         channel is no axis."""
-        by_name = {n: x.squeeze(-1) for n, x in zip(recorded.rows, labels, strict=True)}
+        by_name = {n: x.squeeze(-1) for n, x in zip(recorded.ids, labels, strict=True)}
         self.labels.clear()
         for pattern in self.patterns:
             self.labels.update({name: by_name[name] for name in recorded.names[pattern]})
@@ -71,21 +71,21 @@ class Observer:
                 self.modules[path] = value
 
     def choose(self, patterns: Sequence[str], op: OpContext) -> Recorded:
-        """The rows of all modules that patterns match, and of all nodes where a pattern matches no module; ``op`` is
+        """The ids of all modules that patterns match, and of all nodes where a pattern matches no module; ``op`` is
         the output node as an operation.
 
         Raises InputError for a pattern that matches neither.
         """
         names = {p: self._matching(p) for p in patterns}
         known = {**self.nodes, **self.modules}
-        rows = {n: _positions(op, known[n]) for n in dict.fromkeys(n for found in names.values() for n in found)}
-        return Recorded(rows, names)
+        ids = {n: _positions(op, known[n]) for n in dict.fromkeys(n for matches in names.values() for n in matches)}
+        return Recorded(ids, names)
 
     def _matching(self, pattern: str) -> tuple[str, ...]:
         for known in (self.modules, self.nodes):
-            found = tuple(name for name in known if fnmatchcase(name, pattern))
-            if found:
-                return found
+            matches = tuple(name for name in known if fnmatchcase(name, pattern))
+            if matches:
+                return matches
         names = [*self.modules, *self.nodes]
         near = difflib.get_close_matches(pattern, names, cutoff=0.5) or names[:3]
         raise InputError(
@@ -115,10 +115,10 @@ def _content(nodes: Sequence[Node], values: Mapping[Node, Any]) -> Iterator[Valu
 
 
 def _positions(op: OpContext, value: Value) -> Tensor:
-    """Rows of a value in the shape of its positions: the axes along which it has tokens, windows before them."""
+    """Ids of a value in the shape of its positions: the axes along which it has tokens, windows before them."""
     label = read_label(op, value, _channel_axis(value))
     merged = [label.where.axis + i for i, parts in enumerate((label.where.outer, label.where.inner)) if parts == 1]
-    return label.rows.squeeze(merged)
+    return label.ids.squeeze(merged)
 
 
 def _channel_axis(value: Value) -> int:
@@ -134,6 +134,6 @@ def _channel_axis(value: Value) -> int:
 
 
 def _repeats(content: Tensor, axis: int) -> float:
-    """How often an average place along an axis holds the same rows as another."""
+    """How often an average place along an axis holds the same ids as another."""
     along = content.movedim(axis, 0).flatten(1)
     return len(along) / len(torch.unique(along, dim=0))

@@ -15,7 +15,7 @@ from tlfx.capture.leaf_modules import sources_of
 from tlfx.graph.nodes import module_path, shapes
 from tlfx.graph.residuals import content_graph, skip_of
 from tlfx.operations import Operation
-from tlfx.propagate.labels import Label
+from tlfx.propagate.labels import LabelTensor
 from tlfx.propagate.outputs import OutputLabel
 from tlfx.propagate.propagator import Propagation
 from tlfx.propagate.values import NONE, Role, Value
@@ -47,8 +47,8 @@ def _output(found: Propagation, index: int, leaf: Any, label: OutputLabel | None
     shape = made[0] if made else ()
     if label is None:
         return OutputReport(index, shape, 0, 0, None)
-    rows = label.rows.unique()
-    owners = [found.labels.labels[int(o)] for o in found.labels.owners(rows).unique()]
+    rows = label.ids.unique()
+    owners = [found.labels.tensors[int(o)] for o in found.labels.owners(rows).unique()]
     after = owners[0].after if len(owners) == 1 else None
     return OutputReport(index, shape, len(rows), sum(o.size for o in owners), after.name if after else None)
 
@@ -70,8 +70,8 @@ class _Builder:
         self.live = read_labels(found.labels, found.outputs)
         self.rows = self._computed_rows()
         self.weights = {arg for label in self.live.values() for arg in _nodes(label)}
-        self.labels: dict[Node | None, list[Label]] = {}
-        for label in found.labels.labels:
+        self.labels: dict[Node | None, list[LabelTensor]] = {}
+        for label in found.labels.tensors:
             self.labels.setdefault(label.after, []).append(label)
         self.kinds = {path: type(m).__name__ for path, m in found.graph_module._modules[MODEL].named_modules()}  # type: ignore[union-attr]
         self.graph = content_graph(found.operations, sources_of)
@@ -106,7 +106,7 @@ class _Builder:
 
     def _computed_rows(self) -> torch.Tensor:
         """Which label rows the aligned graph computes."""
-        rows = torch.zeros(self.found.labels.rows, dtype=torch.bool)
+        rows = torch.zeros(self.found.labels.size, dtype=torch.bool)
         for label in self.live.values():
             rows[label.first : label.first + label.size] = True if label.kept is None else label.kept
         return rows
@@ -144,7 +144,7 @@ def _held(value: Any) -> list[Value]:
     return [v for v in tree_leaves(value, is_leaf=lambda x: isinstance(x, Value)) if isinstance(v, Value)]
 
 
-def _nodes(label: Label) -> list[Node]:
+def _nodes(label: LabelTensor) -> list[Node]:
     return [a for a in tree_leaves((label.args, label.kwargs)) if isinstance(a, Node)]
 
 

@@ -62,7 +62,7 @@ def _has_blocks(group: Group) -> bool:
 
 
 def _is_stage(group: Group) -> bool:
-    """Whether a numbered module is made of blocks and what joins them, and not a block of its own."""
+    """Whether a axis_of_ids module is made of blocks and what joins them, and not a block of its own."""
     containers = [i for i in group.items if isinstance(i, Group) and any(_is_numbered(j) for j in i.items)]
     return len(group.numbers) == 1 and any(_has_blocks(c) for c in containers)
 

@@ -11,7 +11,7 @@ from tlfx.report.data import NodeReport
 __all__ = ["Group", "fold", "numbers", "tree"]
 
 SMALLEST = 4
-"""Nodes that a numbered module needs to count as a block; smaller ones keep their place in the sequence."""
+"""Nodes that a axis_of_ids module needs to count as a block; smaller ones keep their place in the sequence."""
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Group:
 
     @property
     def is_block(self) -> bool:
-        """Whether this is a numbered module with enough in it to be folded."""
+        """Whether this is a axis_of_ids module with enough in it to be folded."""
         return self.path.rpartition(".")[2].isdigit() and sum(1 for _ in self.nodes) >= SMALLEST
 
 
@@ -83,7 +83,7 @@ def _descend(root: Group, path: str, kinds: Mapping[str, str]) -> Group:
 
 
 def fold(group: Group) -> Group:
-    """A tree in which numbered siblings of the same structure stand once, each with the numbers of all.
+    """A tree in which axis_of_ids siblings of the same structure stand once, each with the numbers of all.
 
     >>> from torch import nn
     >>> from tlfx.report import inspect

@@ -57,7 +57,7 @@ def _layout(value: Value) -> str:
 
 def _parts(value: Value) -> tuple[str, str]:
     """Tokens and channels of content."""
-    rows, where = value.rows, value.batch_axis
+    rows, where = value.ids, value.batch_axis
     windows = prod(rows.shape[where.axis : where.axis + 2])
     merged = where.outer * where.inner // windows
     axes = [(_place(a, where.axis), size) for a, size in enumerate(value.shape) if a != where.axis]

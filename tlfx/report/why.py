@@ -10,7 +10,7 @@ from torch.fx import Node
 from tlfx import runtime
 from tlfx.capture.leaf_modules import call_of
 from tlfx.operations import Operation
-from tlfx.propagate.labels import Label
+from tlfx.propagate.labels import LabelTensor
 from tlfx.propagate.values import Role, Value
 from tlfx.propagate.verbs.own_weights import OWN_WEIGHTS
 
@@ -34,7 +34,7 @@ _SPATIAL = {
 }
 
 
-def reason(node: Node, operation: Operation, given: Sequence[Value], labels: Sequence[Label], value: Any) -> str:
+def reason(node: Node, operation: Operation, given: Sequence[Value], labels: Sequence[LabelTensor], value: Any) -> str:
     """The reason for a class, from the values given to a node, the labels made after it, and its own value."""
     if operation is Operation.CONSTANT:
         return _constant(node)
@@ -74,18 +74,18 @@ def _weight(given: Sequence[Value], value: Any) -> str:
     return "depends on the image, but on no sample's tokens in particular"
 
 
-def _aggregation(given: Sequence[Value], labels: Sequence[Label]) -> str:
+def _aggregation(given: Sequence[Value], labels: Sequence[LabelTensor]) -> str:
     parameters = [v for v in given if v.is_constant and len(v.shape) > 1]
     if any(label.function is runtime.resample for label in labels):
         return "kernel = stride: gathers each patch into one token" if parameters else "pools windows of tokens"
-    if any(label.function is runtime.put for label in labels):
+    if any(label.function is runtime.scatter_labels for label in labels):
         return "merges tokens at places that depend on the image"
     if parameters:
         return "contracts an axis that holds several tokens"
     return "sums over tokens, each with the same weight"
 
 
-def _spatial(labels: Sequence[Label]) -> str:
+def _spatial(labels: Sequence[LabelTensor]) -> str:
     functions = [label.function for label in labels]
     if runtime.mix in functions:
         weight = next(label.args[0] for label in labels if label.function is runtime.mix)

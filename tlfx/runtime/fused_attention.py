@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tlfx.runtime.arithmetic import Split, label_arithmetic, merge_batch, split_batch
-from tlfx.runtime.contraction import select
+from tlfx.runtime.arithmetic import label_arithmetic
+from tlfx.runtime.batch_axis import BatchAxis, merge_batch, split_batch
+from tlfx.runtime.contraction import Equation, select
 from tlfx.runtime.softmax_attention import attention, attention_bias
 
 __all__ = ["attention_with_labels"]
@@ -36,9 +37,9 @@ def attention_with_labels(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    rows: Tensor,
-    equation: str,
-    split: Split,
+    labels: Tensor,
+    equation: Equation,
+    where: BatchAxis,
     *,
     mask: Tensor | None = None,
     dropout: float = 0.0,
@@ -48,7 +49,7 @@ def attention_with_labels(
     queries: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Scaled dot-product attention (batch, heads, n, d), bit for bit what the operator gives, and its labels as of
-    :func:`attention`, for rows (batch, m, channels) or, with windows in the batch, (batch, outer, inner, m, channels).
+    :func:`attention`, for labels (batch, outer, inner, m, channels).
 
     One pass gives both where the operator would take its fused CPU kernel in float32, and where that kernel has been
     seen to give the same bits with the columns as without, or with zeros beside them: its rounding depends on shapes
@@ -57,43 +58,47 @@ def attention_with_labels(
     """
     options: dict[str, Any] = {"attn_mask": mask, "is_causal": causal, "scale": scale}
     few = queries is not None and len(queries) <= _FEW_QUERIES * query.shape[-2]
-    if not few and _is_flash(query, key, value, rows, dropout, grouped, options):
+    if not few and _is_flash(query, key, value, labels, dropout, grouped, options):
         options["attn_mask"] = attention_bias(query, key, mask)
-        columns = _columns(rows, split, key)
+        columns = _columns(labels, where, key)
         added = _fit(query, key, value, columns, options)
         if added:
             output, label = _Joint.apply(query, key, value, columns, added, options)
-            return output, _labels(label, split, queries)
+            return output, _labels(label, where, queries)
     output = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, enable_gqa=grouped, **options)
-    label = attention(query, key, rows, equation, split, mask, causal, scale, queries)
+    label = attention(query, key, labels, equation, where, mask, causal, scale, queries)
     return output, label
 
 
 def _is_flash(
-    query: Tensor, key: Tensor, value: Tensor, rows: Tensor, dropout: float, grouped: bool, options: dict[str, Any]
+    query: Tensor, key: Tensor, value: Tensor, labels: Tensor, dropout: float, grouped: bool, options: dict[str, Any]
 ) -> bool:
     """Whether the operator takes the kernel that can carry labels, with room for their channels."""
     if query.device.type != "cpu" or query.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return False
-    if grouped or query.dim() != 4 or torch.compiler.is_compiling() or rows.shape[-1] > _MOST_COLUMNS * value.shape[-1]:
+    if (
+        grouped
+        or query.dim() != 4
+        or torch.compiler.is_compiling()
+        or labels.shape[-1] > _MOST_COLUMNS * value.shape[-1]
+    ):
         return False
     return bool(torch._fused_sdp_choice(query, key, value, dropout_p=dropout, **options) == _FLASH)
 
 
 @label_arithmetic
-def _columns(rows: Tensor, split: Split, key: Tensor) -> Tensor:
+def _columns(labels: Tensor, where: BatchAxis, key: Tensor) -> Tensor:
     """Labels as columns of the value: (batch, heads, m, channels)."""
-    merged = merge_batch(rows, split) if rows.dim() == 5 else rows
-    return merged.unsqueeze(1).expand(-1, key.shape[1], -1, -1)
+    return merge_batch(labels, where).unsqueeze(1).expand(-1, key.shape[1], -1, -1)
 
 
 @label_arithmetic
-def _labels(label: Tensor, split: Split, queries: Sequence[int] | None) -> Tensor:
-    """The mean over heads of (batch, heads, n, channels) at the queries that are read, as rows of each sample."""
+def _labels(label: Tensor, where: BatchAxis, queries: Sequence[int] | None) -> Tensor:
+    """The mean over heads of (batch, heads, n, channels) at the queries that are read, as labels of each sample."""
     if queries is not None:
         label = select(label, -2, queries)
     label = label.transpose(1, 2).contiguous().mean(2)  # at once it would read them from between the values
-    return split_batch(label, split).flatten(1, -2)
+    return split_batch(label, where).flatten(1, -2)
 
 
 def _fit(query: Tensor, key: Tensor, value: Tensor, columns: Tensor, options: dict[str, Any]) -> int:
@@ -139,10 +144,10 @@ def _forward(
 def _last(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp of the last query; a whole block before it puts it where it lies in the full pass, since
     the rounding depends on that too."""
-    rows = slice(-_BLOCK - 1, None)
+    last = slice(-_BLOCK - 1, None)
     mask = options["attn_mask"]
-    options = {**options, "attn_mask": mask if mask is None or mask.shape[-2] == 1 else mask[..., rows, :]}
-    output, weight = _flash(query[:, :, rows], key, value, 0.0, **options)
+    options = {**options, "attn_mask": mask if mask is None or mask.shape[-2] == 1 else mask[..., last, :]}
+    output, weight = _flash(query[:, :, last], key, value, 0.0, **options)
     return output[:, :, -1:], weight[..., -1:]
 
 
@@ -175,7 +180,5 @@ class _Joint(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output, weight = ctx.saved_tensors
         options = {k: v for k, v in ctx.options.items() if k != "is_causal"}
-        found = _flash_backward(
-            gradients[0], query, key, value, output, weight, 0.0, ctx.options["is_causal"], **options
-        )
-        return (*found, None, None, None)
+        own = _flash_backward(gradients[0], query, key, value, output, weight, 0.0, ctx.options["is_causal"], **options)
+        return (*own, None, None, None)

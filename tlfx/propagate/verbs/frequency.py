@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from tlfx import runtime
 from tlfx.operations import Operation
-from tlfx.propagate.values import BatchAxis, Spectrum, Value
+from tlfx.propagate.values import Spectrum, Value
 from tlfx.propagate.verbs.window import Window
+from tlfx.runtime import BatchAxis
 
 __all__ = ["Frequency"]
 
@@ -36,16 +37,16 @@ class Frequency(Window):
         source = spectrum.source
         where = source.batch_axis
         self.record(Operation.SPATIAL_MIX)
-        # rows (lead, *grid), the grid being what was transformed
+        # ids (lead, *grid), the grid being what was transformed
         rest = [a for a in range(len(source.shape)) if a not in (where.axis, *axes)]
-        rows = source.rows.squeeze(where.axis).movedim(where.axis, 0).squeeze(0)
+        ids = source.ids.squeeze(where.axis).movedim(where.axis, 0).squeeze(0)
         order = [a - (a > where.axis) for a in (*rest, *axes)]
-        rows = rows.permute(order)
-        rows = rows.expand(*rows.shape[: len(rest)], *(source.shape[a] for a in axes))
+        ids = ids.permute(order)
+        ids = ids.expand(*ids.shape[: len(rest)], *(source.shape[a] for a in axes))
         shape = [1 if a == where.axis else size for a, size in enumerate(x.shape)]
         mixed = self._slide(
             runtime.filtered,
-            rows,
+            ids,
             len(axes),
             lambda ones: ones.flatten(1).sum(1).view(-1, *[1] * (len(axes) + 1)).expand(-1, 1, *spectrum.lengths),
             (),
@@ -53,7 +54,7 @@ class Frequency(Window):
             dict(self.signed),
         )
         back = mixed.permute([order.index(i) for i in range(len(order))])
-        return self.from_rows(back.unsqueeze(where.axis).unsqueeze(where.axis), where)
+        return self.from_ids(back.unsqueeze(where.axis).unsqueeze(where.axis), where)
 
     def _fits(self, spectrum: Spectrum, x: Value, axes: Sequence[int]) -> bool:
         """Whether this operator undoes the transform, and filters are the same for every sample."""

@@ -23,7 +23,7 @@ class Movement(Verbs):
 
     def same(self, x: Value) -> Value:
         """The value itself under another name, type, device or memory layout."""
-        return Value(self.node, self.shape, self.batch, x.role, x.maps, x.stochastic)
+        return Value(self.node, self.shape, self.batch, x.role, x.maps, x.softmax_dim)
 
     def move(self) -> Value:
         """Run the operator on the map of its one value with content; indices are evaluated."""
@@ -58,12 +58,13 @@ class Movement(Verbs):
 
     def _moved(self, x: Value, maps: Sequence[Tensor], move: Callable[[Tensor], Tensor] | None) -> Value:
         out = self.content(*maps, role=x.role, shape=maps[0].shape)
-        if x.stochastic is None or move is None:
+        if x.softmax_dim is None or move is None:
             return out
-        along = torch.arange(x.shape[x.stochastic]).view([-1 if a == x.stochastic else 1 for a in range(len(x.shape))])
+        dim, rank = x.softmax_dim, len(x.shape)
+        along = torch.arange(x.shape[dim]).view([-1 if a == dim else 1 for a in range(rank)])
         left = compact(_run(move, along.expand(x.shape)))
-        axes = [a for a, size in enumerate(left.shape) if size == x.shape[x.stochastic] > 1]
-        return replace(out, stochastic=axes[0] if left.numel() == x.shape[x.stochastic] and axes else None)
+        axes = [a for a, size in enumerate(left.shape) if size == x.shape[dim] > 1]
+        return replace(out, softmax_dim=axes[0] if left.numel() == x.shape[dim] and axes else None)
 
     def join(self, values: Sequence[Value], axis: int) -> Value:
         """Concatenate along an axis. What holds no content gets the image-level label where it joins as tokens
@@ -112,14 +113,14 @@ class Movement(Verbs):
         """Point-wise but for numbers in place of known elements (bool): those hold no content."""
         self.record(Operation.WEIGHT if x.role is Role.WEIGHT else Operation.POINTWISE)
         if not x.is_content:
-            return replace(x, node=self.node, shape=self.shape, stochastic=None)
+            return replace(x, node=self.node, shape=self.shape, softmax_dim=None)
         return self.content(torch.where(gone, NONE, x.map))
 
     def _joins_channels(self, known: Value, axis: int) -> bool:
         where = known.batch_axis
         if axis == where.axis or known.map.shape[axis] > 1:
             return False
-        return known.shape[axis] > 1 or known.rows.numel() > 1
+        return known.shape[axis] > 1 or known.ids.numel() > 1
 
     def _map_beside(self, x: Value, known: Value, blank: int) -> Tensor:
         if x.is_content:
@@ -131,9 +132,9 @@ class Movement(Verbs):
         return content.expand(x.shape)
 
 
-def with_image(rows: Tensor) -> Tensor:
-    """Rows in which elements without content have the image-level label (eq. 5)."""
-    return torch.where(rows == NONE, IMAGE, rows)
+def with_image(ids: Tensor) -> Tensor:
+    """Ids in which elements without content have the image-level label (eq. 5)."""
+    return torch.where(ids == NONE, IMAGE, ids)
 
 
 def _run(move: Callable[[Tensor], Tensor], full: Tensor) -> Tensor:

@@ -5,17 +5,17 @@
     python examples/evaluate.py … --dataset imagenet-c --data-dir ImageNet-C --clean-dir imagenet/val --json c.json
     python examples/evaluate.py … --data-dir imagenet/val --attack autoattack --eps 4/255 --images 5000
 
-A checkpoint is what timm, tlfx's examples or torch.save(model.state_dict()) write; an aligned model's is that of the
-plain one. How folders are named, by --dataset:
+A checkpoint is a file written by timm, by an example of tlfx, or by torch.save(model.state_dict()). Aligned and plain
+models have the same checkpoints. The names of class folders depend on --dataset:
 
-    imagenet      WordNet ids; imagenet-a and imagenet-r too, where only the logits of their 200 classes take part
+    imagenet      WordNet ids; also for imagenet-a and imagenet-r, which use the logits of their 200 classes only
     imagenet-v2   class indices, in numeric order
-    imagenet-c    [GROUP/]CORRUPTION/SEVERITY/ and then WordNet ids; mCE is relative to AlexNet or another --baseline,
-                  which may be what --json wrote for another model
-    folder        any names: their alphabetical order is that of the logits, unless --class-map gives another
+    imagenet-c    [GROUP/]CORRUPTION/SEVERITY/ followed by WordNet ids; mCE is relative to AlexNet or to another
+                  --baseline, such as the --json file of another model
+    folder        any names, whose alphabetical order is that of the logits, or the order of --class-map
 
-Attacks work on pixels in [0, 1], with normalisation as a part of the model. An image is right under attack if it is
-right without it too. AutoAttack (Croce and Hein, ICML 2020) is its authors' standard version.
+Attacks operate on pixels in [0, 1]; the normalisation is a part of the model. An image counts as correct under attack
+if it is also correct without. AutoAttack (Croce and Hein, ICML 2020) is the standard version of its authors.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ IMAGENET_C_CROP = 1.0  # its images are cropped already
 
 
 class Evaluation:
-    """A classifier, and how images are made ready for it. Raises TlfxError for what cannot be evaluated."""
+    """A classifier and the preprocessing of its images. Raises TlfxError for invalid settings."""
 
     def __init__(self, settings: Settings, classes: Classes, console: Console) -> None:
         self.settings, self.classes, self.console = settings, classes, console
@@ -72,7 +72,7 @@ class Evaluation:
         return model
 
     def batches(self, root: Path, title: str, config: Mapping[str, Any]) -> Iterable[tuple[Tensor, Tensor]]:
-        """Batches of uint8 images and labels, made ready as ``config`` says, while a bar shows how far they are."""
+        """Batches of uint8 images and labels, preprocessed as ``config`` says, with a progress bar."""
         settings = self.settings
         data: Any = ClassFolders(root, self.classes.labels, create_transform(**config, normalize=False))
         if settings.images is not None:
@@ -85,7 +85,7 @@ class Evaluation:
         return track(loader, title, console=self.console, transient=True, disable=not self.console.is_terminal)
 
     def score(self, root: Path, title: str, config: Mapping[str, Any] | None = None) -> Score:
-        """Accuracy on the images of a folder, made ready as the model says unless ``config`` says otherwise."""
+        """Accuracy on the images of a folder, preprocessed as ``config`` or, by default, as the model says."""
         batches = self.batches(root, title, config or self.config)
         return measure(self.classifier, batches, self.settings.device, self.settings.amp)
 
@@ -97,7 +97,7 @@ class Evaluation:
 
 
 def evaluate(settings: Settings, console: Console) -> tuple[Table, dict[str, Any]]:
-    """Check everything, then evaluate: a table to show, and a record to write."""
+    """Check all settings, then evaluate: the table to print, and the record to write."""
     run = evaluate_corruptions if settings.dataset == "imagenet-c" else evaluate_images
     table, record = run(settings, console)
     file = None if settings.checkpoint is None else str(settings.checkpoint)
@@ -106,7 +106,7 @@ def evaluate(settings: Settings, console: Console) -> tuple[Table, dict[str, Any
 
 
 def evaluate_images(settings: Settings, console: Console) -> tuple[Table, dict[str, Any]]:
-    """Accuracy on one folder, and under attack if one is asked for."""
+    """Accuracy on one folder, and under an attack if the settings name one."""
     root, threat = find_root(settings.data_dir), settings.threat
     classes = classes_of(settings.dataset, root, settings.class_map)
     folders = check(root, classes)
@@ -127,7 +127,7 @@ def evaluate_images(settings: Settings, console: Console) -> tuple[Table, dict[s
 
 
 def evaluate_corruptions(settings: Settings, console: Console) -> tuple[Table, dict[str, Any]]:
-    """Errors under each corruption and severity, and their means over those of the baseline."""
+    """Errors by corruption and severity, and mCE relative to the baseline."""
     folders = find_corruptions(settings.data_dir, settings.corruptions)
     baseline = read_baseline(settings.baseline, settings.corruptions)
     classes = classes_of(settings.dataset, settings.data_dir)
@@ -181,7 +181,7 @@ def _told(threat: Threat) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Evaluate, show the table and write the figures; the exit status."""
+    """Evaluate, print the table and write the figures. Returns the exit status."""
     settings, console = parse(__doc__, arguments), Console()
     try:
         table, record = evaluate(settings, console)

@@ -1,4 +1,4 @@
-"""A training run of the examples: mixed pictures of real digits, against the area target or the one a model gives."""
+"""Training on mixed pictures of real digits, against the area target or the target that an aligned model returns."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIZE = 28
 
 @dataclass(frozen=True)
 class Recipe:
-    """What runs share that are compared: budget, data, and the seed of order, backgrounds and mixing."""
+    """Settings that compared runs have in common: budget, data, and the seed of order, backgrounds and mixing."""
 
     epochs: int
     batch_size: int
@@ -38,12 +38,12 @@ class Recipe:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches only."""
+        """Full batches in an epoch."""
         return self.train // self.batch_size
 
     @property
     def steps(self) -> int:
-        """Of the whole run."""
+        """Steps of the whole run."""
         return self.epochs * self.steps_per_epoch
 
 
@@ -107,7 +107,7 @@ class DigitTrainer(Trainer):
 
 @torch.no_grad()
 def accuracy(model: nn.Module, data: Digits, device: torch.device, rounds: int = 1) -> float:
-    """Share of test pictures that are classified right; every digit is seen on `rounds` backgrounds."""
+    """Share of test pictures that are classified correctly; every digit is shown on `rounds` backgrounds."""
     model.eval()
     right = 0
     for seed in range(rounds):
@@ -117,19 +117,19 @@ def accuracy(model: nn.Module, data: Digits, device: torch.device, rounds: int =
 
 
 def add_recipe(parser: ArgumentParser, *, epochs: int, batch_size: int, lr: float, mix_prob: float) -> None:
-    """Add the flags of a recipe but for its seed, with these defaults, to a command line."""
+    """Add the flags of a recipe to a command line, all but the seed, with these defaults."""
     add = parser.add_argument
     add("--epochs", type=int, default=epochs, help="passes over the digits (default: %(default)s)")
-    add("--batch-size", type=int, default=batch_size, help="pictures a step, an even number (default: %(default)s)")
+    add("--batch-size", type=int, default=batch_size, help="pictures in a step, an even number (default: %(default)s)")
     add("--train", type=int, default=4000, help="digits to train on (default: %(default)s)")
-    add("--test", type=int, default=1000, help="digits to test on, none of them trained on (default: %(default)s)")
+    add("--test", type=int, default=1000, help="digits to test on, not used for training (default: %(default)s)")
     add("--lr", type=float, default=lr, help="highest learning rate (default: %(default)s)")
-    add("--mix-prob", type=float, default=mix_prob, help="share of the steps that mix (default: %(default)s)")
-    add("--device", default="auto", help="cpu, cuda, mps, or auto for an accelerator if there is one")
+    add("--mix-prob", type=float, default=mix_prob, help="share of the steps that mix pictures (default: %(default)s)")
+    add("--device", default="auto", help="cpu, cuda, mps, or auto for the accelerator if there is one")
 
 
 def read_recipe(parser: ArgumentParser, options: Namespace, seed: int) -> Recipe:
-    """The recipe that the flags of :func:`add_recipe` ask for; leaves with a message if it cannot be run."""
+    """The recipe of the flags of :func:`add_recipe`. Exits with a message if it is not valid."""
     recipe = Recipe(**{f.name: getattr(options, f.name) for f in fields(Recipe) if f.name != "seed"}, seed=seed)
     size = recipe.batch_size
     if size < 2 or size % 2 or size > recipe.train:

@@ -1,4 +1,4 @@
-"""The model under evaluation: its weights from a file, its normalisation inside, and the logits that take part."""
+"""The model under evaluation, with its weights, its normalisation and a selection of its logits."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["Classifier", "build", "load_weights"]
 
 
 class Classifier(nn.Module):
-    """A model on pixels: images float (B, C, H, W) in [0, 1] to logits (B, labels) of the classes that take part.
+    """A model on pixels: maps images float (B, C, H, W) in [0, 1] to logits (B, labels) of the selected classes.
 
-    Pixels are normalised inside, by ``mean`` and ``std`` per channel, so that attacks are measured in pixels.
+    It normalises pixels by ``mean`` and ``std`` per channel, so that attacks are bounded in pixels.
     """
 
     mean: Tensor
@@ -36,12 +36,14 @@ class Classifier(nn.Module):
         self.register_buffer("columns", None if classes.columns is None else torch.tensor(classes.columns))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits (B, labels). Raises ModelError if there are more or fewer than classes, or some are not finite."""
+        """Logits (B, labels). Raises ModelError if their number differs from the classes, or if some are not finite."""
         logits: Tensor = self.model((pixels - self.mean) / self.std)
         if logits.ndim != 2 or logits.shape[1] != self.logits:
-            raise ModelError(f"the model makes {tuple(logits.shape)}, expected logits (B, {self.logits}), one a class")
-        if not logits.isfinite().all():  # accuracy would not show it
-            raise ModelError("some logits are infinite or no numbers: the weights are broken, or --amp overflows")
+            raise ModelError(
+                f"the model returns {tuple(logits.shape)}, expected (B, {self.logits}), one logit per class"
+            )
+        if not logits.isfinite().all():  # topk would rank them without an error
+            raise ModelError("some logits are infinite or NaN: the weights are damaged, or --amp overflows")
         return logits if self.columns is None else logits[:, self.columns]
 
 
@@ -53,9 +55,9 @@ def build(
     img_size: int | None = None,
     pretrained: bool = False,
 ) -> nn.Module:
-    """A model by its name, as the command tlfx has it; those of timm and torchvision with so many logits.
+    """A model by its name, as in the tlfx command; models of timm and torchvision are built with this number of logits.
 
-    Weights are random, or with ``pretrained`` those that timm downloads. Raises ModelError.
+    Weights are random, or with ``pretrained`` those that timm downloads. Raises ModelError if it cannot be built.
     """
     if pretrained:
         return _published(name, kwargs)

@@ -1,4 +1,4 @@
-"""Images in a folder for each class, as ImageNet and the sets made from it come, and the labels of these classes."""
+"""Class folders of ImageNet and of the data sets derived from it, and the labels of their classes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ WNIDS = "WordNet ids, such as n01440764"
 
 @dataclass(frozen=True)
 class Classes:
-    """Labels of the folders, by name, for a model of so many ``logits``.
+    """Labels by name of the class folder, for a model with this number of ``logits``.
 
-    Only the ``columns`` of the logits take part, in the order of the labels, or all. ``expected`` tells in messages
-    how folders should be named.
+    ``columns`` are the logits of the labels in their order, None for all. ``expected`` describes the names of folders,
+    for messages.
     """
 
     labels: Mapping[str, int]
@@ -34,9 +34,9 @@ class Classes:
 
 
 def classes_of(dataset: str, root: Path, class_map: Path | None = None) -> Classes:
-    """The classes of a dataset: those of ImageNet as timm lists them; for "folder" the names themselves, sorted.
+    """The classes of a dataset: those of ImageNet as listed by timm; for "folder" the names of the folders, sorted.
 
-    ``class_map`` is a file of the names of all classes, one a line, in the order of the logits, for "folder" alone.
+    ``class_map``, for "folder" only, is a file with the names of all classes in the order of the logits, one per line.
     Raises InputError if it names a class twice.
     """
     if dataset == "folder":
@@ -54,7 +54,7 @@ def classes_of(dataset: str, root: Path, class_map: Path | None = None) -> Class
 
 
 def _subset(dataset: str) -> list[str]:
-    """The WordNet ids of ImageNet-A or -R, which timm ships as a file."""
+    """The WordNet ids of ImageNet-A or -R, from a file of timm."""
     file = files("timm.data") / "_info" / f"{dataset.replace('-', '_')}_synsets.txt"
     return file.read_text().split()
 
@@ -65,7 +65,7 @@ def _lines(file: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--class-map {file} cannot be read: {error}") from error
     if not names or len(set(names)) < len(names) or "" in names:
-        raise InputError(f"--class-map {file}: expected the name of another class in each line")
+        raise InputError(f"--class-map {file}: expected the name of a different class in each line")
     return names
 
 

@@ -48,7 +48,7 @@ def autocast(options: Namespace, device: torch.device) -> torch.autocast:
 
 
 class RunTrainer(Trainer):
-    """A model with all that trains it.
+    """The trainer of a run.
 
     model: as it is called, possibly wrapped or compiled. bare: the module inside it that has the weights. mixer: None
     if images are not mixed. scheduler: one of timm's, or None.
@@ -121,7 +121,7 @@ class RunTrainer(Trainer):
             dispatch_clip_grad(list(self.bare.parameters()), self.options.clip_grad, mode=self.options.clip_mode)
 
     def state(self) -> dict[str, Any]:
-        """All that changes in training, for a checkpoint; all processes must call it together."""
+        """The state of training for a checkpoint; all processes must call this together."""
         model, optimizer = states(self.bare, self.optimizer)
         return {
             "state_dict": model,
@@ -133,12 +133,12 @@ class RunTrainer(Trainer):
         }
 
     def load(self, content: dict[str, Any]) -> None:
-        """Take back what :meth:`state` gave."""
+        """Load the result of :meth:`state`."""
         load_states(self.bare, self.optimizer, content["state_dict"], content["optimizer"])
         if self.ema is not None:
             load_state(self.ema.module, content["state_dict_ema"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(content["scheduler"])
         self.scaler.load_state_dict(content["scaler"])
-        if self.processes.primary:  # the sum is of all processes
+        if self.processes.primary:  # the sum is over all processes
             self.meter.sums.copy_(content["meter"])

@@ -28,12 +28,12 @@ def open_split(root: Path, split: str) -> ClassFolders:
 
 
 def check_same_classes(train: ClassFolders, val: ClassFolders) -> None:
-    """InputError if the classes of two splits differ, since then their numbers do not mean the same."""
+    """Raise InputError if two splits have different classes, so that their labels have different meanings."""
     missing, unknown = (sorted(set(a.classes) - set(b.classes)) for a, b in ((train, val), (val, train)))
     if missing or unknown:
         lacks = [f"lacks {named(missing)}"] if missing else []
         adds = [f"adds {named(unknown)}"] if unknown else []
         raise InputError(
-            f"the classes of {train.root} and {val.root} differ, so that their numbers mean different things: the "
+            f"the classes of {train.root} and {val.root} differ, so that their labels have different meanings: the "
             f"second {' and '.join(lacks + adds)}"
         )

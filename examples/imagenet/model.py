@@ -1,4 +1,4 @@
-"""The model: built by name, with the weights it begins with, and checked before any work is done."""
+"""The model: built by name, and its initial weights."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ __all__ = ["align", "build_model", "check_weights", "load_weights"]
 
 
 def build_model(options: Namespace, num_classes: int) -> tuple[nn.Module, dict[str, Any]]:
-    """A model with random weights, and what its images are like: size, mean, std, crop.
+    """A model with random weights, and the configuration of its images: size, mean, std, crop.
 
-    ModelError if it cannot be built, InputError if images of the size are no whole number of its patches.
+    Raises ModelError if it cannot be built, InputError if the size of images is not a multiple of its patches.
     """
     kwargs = {
         "num_classes": num_classes,
@@ -48,27 +48,27 @@ def _is_built_for_a_size(name: str) -> bool:
 
 
 def _check_patches(model: nn.Module, images: Tensor) -> None:
-    """InputError if the first convolution cuts patches that do not fill the image, since it would drop the rest."""
+    """Raise InputError if the patches of the first convolution do not cover the image: the rest would be dropped."""
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     if first is None or first.kernel_size != first.stride or any(p != 0 for p in first.padding):
         return
     height, width = images.shape[-2:]
     if height % first.stride[0] or width % first.stride[1]:
         raise InputError(
-            f"images of {height}×{width} pixels are no whole number of the model's patches of "
-            f"{first.stride[0]}×{first.stride[1]}: give an --img-size that is a multiple of it"
+            f"images of {height}×{width} pixels are not a multiple of the model's patches of "
+            f"{first.stride[0]}×{first.stride[1]}: pass an --img-size that is a multiple of them"
         )
 
 
 def _checkpoint_gradients(model: nn.Module, name: str) -> None:
     if not hasattr(model, "set_grad_checkpointing"):
-        raise InputError(f"--grad-checkpointing: {name} has no set_grad_checkpointing, as models of timm have")
+        raise InputError(f"--grad-checkpointing: {name} has no method set_grad_checkpointing, as models of timm have")
     switch: Any = model.set_grad_checkpointing
     switch(True)
 
 
 def align(model: nn.Module, options: Namespace, example: Tensor | None = None) -> nn.Module:
-    """The model, aligned in place where options say so; captured at once for images like those of an example."""
+    """The model, aligned in place as the options say, and captured immediately if there is an example of its images."""
     if not options.align:
         return model
     layers = options.align_layers and [int(x) if x.lstrip("-").isdigit() else x for x in options.align_layers]
@@ -76,7 +76,7 @@ def align(model: nn.Module, options: Namespace, example: Tensor | None = None) -
 
 
 def load_weights(model: nn.Module, file: Path, reset_classifier: bool, flag: str = "--initial-checkpoint") -> None:
-    """Begin with the weights of a checkpoint, but for a new classifier. InputError if they are of another model."""
+    """Load the weights of a checkpoint, all but a new classifier. Raises ModelError if they are of another model."""
     weights = read_weights(file, use_ema=True, flag=flag)
     if reset_classifier:
         weights = {**weights, **_classifier(model)}
@@ -102,7 +102,7 @@ def check_weights(model: nn.Module, weights: dict[str, Any], source: str) -> Non
 
 
 def _classifier(model: nn.Module) -> dict[str, Tensor]:
-    """State of the classifier: what timm calls so, else the last linear layer."""
+    """State of the classifier: that of timm's get_classifier, or of the last linear layer."""
     own = model.state_dict()
     found = getattr(model, "get_classifier", lambda: None)()
     heads = found if isinstance(found, (tuple, list)) else [found]

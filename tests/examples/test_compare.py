@@ -134,9 +134,7 @@ def test_other_settings_are_refused(resumed: Path) -> None:
     from experiment import SettingsError, finished
 
     run = settings("--output", resumed, "--lr", "0.01", "--batch-size", "8").runs[0]
-    words = (
-        r"0\.json was trained with batch_size=16, lr=0\.002, and batch_size=8, lr=0\.01 is asked for: give the same "
-    )
+    words = r"0\.json was trained with batch_size=16, lr=0\.002, expected batch_size=8, lr=0\.01: pass the same "
     with pytest.raises(SettingsError, match=words + "settings, or another --output"):
         finished(run, resumed)
 
@@ -335,14 +333,14 @@ def test_methods(text: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--methods", "align"], "'align' is no method: expected [MIXER/]TARGET or [MIXER/]aligned:FIELD=VALUE["),
+        (["--methods", "align"], "'align' is not a method: expected [MIXER/]TARGET or [MIXER/]aligned:FIELD=VALUE["),
         (["--methods", "cutout/plain"], "with a mixer of cutmix, mixup, switch, patches, blocks, grid, resizemix,"),
         (["--methods", "mixup/"], "and a target of plain, transmix, aligned"),
-        (["--methods", "plain:heads=norm"], "'plain:heads=norm' is no method"),
-        (["--methods", "aligned:"], "'aligned:' is no method"),
+        (["--methods", "plain:heads=norm"], "'plain:heads=norm' is not a method"),
+        (["--methods", "aligned:"], "'aligned:' is not a method"),
         (
             ["--methods", "aligned:head=norm"],
-            "'head=norm' sets no field of tlfx.Policy, expected one of residual, heads,",
+            "'head=norm' is not a field of tlfx.Policy; expected one of residual, heads,",
         ),
         (["--methods", "aligned:heads=max"], "heads='max' is unknown, expected one of 'mean', 'norm'"),
         (["--methods", "aligned:heads=mean,heads=norm"], "'aligned:heads=mean,heads=norm' sets heads twice"),

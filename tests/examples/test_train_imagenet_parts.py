@@ -170,9 +170,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path: Path)
         write_atomically(tmp_path / LAST, full)
     assert torch.load(tmp_path / LAST) == {"number": 1}
     assert [file.name for file in tmp_path.iterdir()] == [LAST]
-    with pytest.raises(
-        InputError, match=f"cannot write a checkpoint to {tmp_path}/gone: .*No such file or directory"
-    ):
+    with pytest.raises(InputError, match=f"cannot write a checkpoint to {tmp_path}/gone: .*No such file or directory"):
         write({"number": 2}, tmp_path / "gone", best=False)
 
 

@@ -18,8 +18,9 @@ from tlfx.capture.export import capture
 from tlfx.propagate import Options, Propagation, propagate
 from tlfx.propagate.observer import EVERY_MODULE, Recorded
 from tlfx.propagate.values import Value
+from tlfx.propagate.verbs.base import axis_of_ids
 from tlfx.rewrite.writer import rewrite
-from tlfx.runtime import split_batch
+from tlfx.runtime import BatchAxis, split_batch
 
 __all__ = ["Arrival", "Probe", "Reading"]
 
@@ -149,12 +150,13 @@ class Probe:
 class _Layout:
     """The axes of batch and channels of a value."""
 
-    split: tuple[int, int, int]
+    where: BatchAxis
     channel: int
+    """Axis of the channels once the batch is split off."""
 
     def of(self, value: Tensor) -> Tensor:
         """Tokens (batch, tokens, channels)."""
-        return split_batch(value, self.split).movedim(self.channel, -1).reshape(BATCH, -1, value.shape[self.channel])
+        return split_batch(value, self.where).movedim(self.channel, -1).flatten(1, -2)
 
 
 def _over_patches(attended: Tensor) -> Tensor:
@@ -209,7 +211,7 @@ def _layout(value: Value, tokens: int) -> _Layout:
     total = prod(value.shape) // value.batch
     fits = [a for a in range(rank) if a != where.axis and total // value.shape[a] == tokens]
     channel = max(fits, key=lambda a: (value.map.shape[a] == 1, a))
-    return _Layout((where.axis, where.outer, where.inner), channel - rank)
+    return _Layout(where, axis_of_ids(where, channel) + 1)
 
 
 def _parts(images: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

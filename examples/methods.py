@@ -7,11 +7,11 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
 
 from mixers import MIXERS
-from tlfx.mix.assign import METHODS as TARGETS
-from tlfx.mix.assign import TargetAssigner
 from torch import nn
 
 import tlfx
+from tlfx.assign import METHODS as TARGETS
+from tlfx.assign import TargetAssigner
 
 __all__ = ["Method", "read_method"]
 

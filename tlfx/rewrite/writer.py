@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from tlfx import runtime
-from tlfx.capture.regions import stay_in_regions
+from tlfx.capture.regions import Region, RegionTree
 from tlfx.propagate.labels import MASK, Label, LabelTable, Once, Rows, by_first_occurrence, digest, regular
 from tlfx.propagate.outputs import OutputLabel
 from tlfx.propagate.propagator import Propagation
+from tlfx.rewrite.functions import FunctionCalls
 
-__all__ = ["read_labels", "rewrite"]
+__all__ = ["read_labels", "rewrite", "rewrite_with_regions"]
 
 
 def rewrite(found: Propagation) -> GraphModule:
@@ -29,7 +30,13 @@ def rewrite(found: Propagation) -> GraphModule:
     Each label of an output is float32 of the output's shape with the class axis taken out and the channels put last.
     After them come the recorded labels, (batch, *positions, channels).
     """
-    return _Writer(found).write()
+    return rewrite_with_regions(found)[0]
+
+
+def rewrite_with_regions(found: Propagation) -> tuple[GraphModule, RegionTree]:
+    """The aligned graph, and its regions: what :func:`tlfx.rewrite.segments.segmented` takes."""
+    writer = _Writer(found)
+    return writer.write(), writer.regions()
 
 
 def read_labels(
@@ -84,6 +91,8 @@ class _Writer:
         self.graph = Graph()
         self.copies: dict[Node, Node] = {}
         self.graph.graph_copy(found.graph_module.graph, self.copies)
+        self.functions = FunctionCalls(found.regions, self.graph, self.copies)
+        self.innermost = self._copied_regions()
         self.root = nn.Module()
         self.live = read_labels(found.labels, found.outputs, found.recorded.rows.values())
         self.shared = labels_of_the_mask(found, self.live)
@@ -105,6 +114,24 @@ class _Writer:
         self.graph.lint()
         return self._module()
 
+    def regions(self) -> RegionTree:
+        """The regions of the written graph that are run as one."""
+        tree = self.found.regions.copied(self.graph, self.copies, self.innermost)
+        return tree.without(self.graph, {r for r in tree.regions if not r.runs_as_one})
+
+    def _copied_regions(self) -> dict[Node, Region]:
+        """The innermost captured region of each node of the copy; a call of an autograd function is a node itself."""
+        regions = self.found.regions
+        innermost: dict[Node, Region] = {}
+        for node, copy in self.copies.items():
+            region = regions.region_of(node)
+            if region is not None and regions.function_call_of(node) is None:
+                innermost[copy] = region
+        for call, nodes in self.functions.written.items():
+            if call.parent is not None:
+                innermost |= dict.fromkeys(nodes, call.parent)
+        return innermost
+
     def _module(self) -> GraphModule:
         source = self.found.graph_module
         for name, buffer in source.named_buffers(recurse=False):
@@ -124,7 +151,10 @@ class _Writer:
 
     def _write(self, place: int, label: Label) -> None:
         assert label.after is not None
-        after = self.copies.get(label.after) or self._end()  # the output itself is written last
+        after = self.functions.end_of(label.after) or self.copies.get(label.after) or self._end()  # of the output node
+        for leaf in tree_leaves((label.args, label.kwargs)):
+            if isinstance(leaf, Node | Once):
+                self.functions.check_read(label.after, leaf.node if isinstance(leaf, Once) else leaf)
         self.position[label.first : label.first + label.size] = label.position()
         for_each = place not in self.shared
         args = tuple(self._operand(a, after, for_each) for a in label.args)
@@ -140,6 +170,7 @@ class _Writer:
         node.replace_all_uses_with(value)
         self.last[value] = self.last.pop(node)
         self.copies[original] = value
+        self.innermost.pop(node, None)
         self.graph.erase_node(node)
         value.name = name
         return label
@@ -208,7 +239,8 @@ class _Writer:
     def _insert(self, after: Node, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Node:
         with self.graph.inserting_after(self.last.get(after, after)):
             node = self.graph.create_node("call_function", function, args, kwargs, name=name)
-        stay_in_regions(node, after)
+        if after in self.innermost:
+            self.innermost[node] = self.innermost[after]
         self.last[after] = node
         return node
 

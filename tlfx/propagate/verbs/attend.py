@@ -88,8 +88,10 @@ class Attention(Window):
 
     @property
     def _on_cpu_kernel(self) -> bool:
-        """Whether labels may go through the model's own fused attention: on the CPU, whose kernel can carry them."""
-        return self.state.options.attention != "fused" and self.state.device.type == "cpu"
+        """Whether labels may go through the model's own fused attention: on the CPU, whose kernel can carry them, and
+        not inside an autograd function, which runs whole."""
+        own = self.state.regions.function_call_of(self.node) is None
+        return own and self.state.options.attention != "fused" and self.state.device.type == "cpu"
 
     def _attend_by_norm(
         self,

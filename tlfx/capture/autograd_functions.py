@@ -1,7 +1,7 @@
 """Autograd functions: calls of a user's torch.autograd.Function are regions, so that their backward stays the user's.
 
-Capture runs through the forward of the function, for labels to follow; an aligned graph calls the function itself. Calls
-are recorded in ``forward``, not in ``apply``, of which a module may hold a bound copy (``swish = Swish.apply``).
+Capture runs through the forward of the function, so that labels follow it; an aligned graph calls the function itself.
+Calls are recorded in ``forward``, not in ``apply``, of which a module may hold a bound copy (``swish = Swish.apply``).
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ class FunctionRecorder:
 
     def patch(self, function: type[Function]) -> None:
         """Record what goes through ``apply`` of a function, until :meth:`restore`."""
+        if function in self._kept:  # it derives from several
+            return
         self._kept[function] = vars(function).get("forward")
         function.forward = staticmethod(self._recorded(function, function.forward))  # type: ignore[method-assign]
 
@@ -70,12 +72,11 @@ class FunctionRecorder:
         self.recorder.begin(call, leaves)
         versions = {id(x): x._version for x in leaves if isinstance(x, Tensor)}
         try:
-            with torch._C.DisableTorchFunction():  # modes that forward sets end with it: they are no part of the graph
-                result = run()
+            with torch._C.DisableTorchFunction():  # modes that are set inside end with the call: the graph has none
+                result = _distinct(run(), versions)
         except Exception:
             self.failed = self.failed or function
             raise
-        result = _distinct(result, versions)
         self.recorder.end(call, tree_leaves(result))
         return result
 
@@ -87,7 +88,7 @@ def recorded_functions(recorder: Recorder) -> Iterator[FunctionRecorder]:
     functions = FunctionRecorder(recorder)
     before = vars(Function).get("__init_subclass__")
 
-    def patch_new(cls: type[Function], **kwargs: Any) -> None:
+    def patch_new(cls: type[Function], /, **kwargs: Any) -> None:
         super(Function, cls).__init_subclass__(**kwargs)
         functions.patch(cls)
 
@@ -105,23 +106,23 @@ def recorded_functions(recorder: Recorder) -> Iterator[FunctionRecorder]:
 
 
 def _subclasses(kind: type[Function]) -> Iterator[type[Function]]:
-    """The classes that derive from a function, but for torch's own, the derived ones last."""
-    for derived in dict.fromkeys(kind.__subclasses__()):
+    """The classes that derive from a function, except torch's own; a class comes after those that derive from it."""
+    for derived in kind.__subclasses__():
+        yield from _subclasses(derived)
         if derived.__module__.partition(".")[0] != "torch":
             yield derived
-        yield from _subclasses(derived)
 
 
 def _is_applied(function: type[Function], args: Sequence[Any], with_context: bool) -> bool:
     """Whether forward runs inside apply of this class, not by itself or from a derived class."""
     if with_context:
-        return bool(args) and isinstance(args[0], function._backward_cls)  # type: ignore[attr-defined]
+        return bool(args) and isinstance(args[0], function._backward_cls)
     return not torch.is_grad_enabled()  # apply turns gradients off
 
 
 def _distinct(result: Any, versions: dict[int, int]) -> Any:
-    """The result of a forward with tensors of its own, so that each is a node of its own: an input that is returned as
-    it is, or a tensor that is returned twice, as a view; and none that requires a gradient, or apply would detach it."""
+    """The result of a forward, each tensor in it a node of its own: an input that is returned unchanged, or a tensor
+    that is returned twice, is a view; none requires a gradient, because apply would detach it after the region."""
     known = set(versions)
 
     def own(x: Any) -> Any:

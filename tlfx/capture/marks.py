@@ -83,7 +83,7 @@ def collect_regions(graph: Graph, regions: Sequence[Region]) -> dict[Node, Regio
 
 
 def _name(leaves: list[Any], values: Sequence[Node], sizes: Sequence[Any]) -> None:
-    """Nodes in place of the tensors and sizes among leaves; None in place of symbolic floats, which no operator takes."""
+    """Nodes in place of the tensors and sizes among leaves; None in place of symbolic floats, which no mark holds."""
     tensors, numbers = iter(values), iter(sizes)
     for place, leaf in enumerate(leaves):
         if isinstance(leaf, Tensor):

@@ -20,9 +20,10 @@ __all__ = ["Recording", "build_tree", "recorded_regions"]
 
 
 class Recording(Recorder):
-    """The regions of one capture; ``failed_function`` is the autograd function whose forward raised an error, if any."""
+    """The regions of one capture."""
 
     failed_function: type[Function] | None = None
+    """The autograd function whose forward raised an error, if any."""
 
 
 @contextlib.contextmanager
@@ -40,8 +41,10 @@ def recorded_regions(model: nn.Module, recording: Recording) -> Iterator[None]:
 
 
 def build_tree(graph: Graph, recording: Recording) -> RegionTree:
-    """The regions of a captured graph. Takes out of the graph: marks, hooks that only look on, checks of sizes, and what
-    neither its outputs nor a region needs."""
+    """The regions of a captured graph.
+
+    Marks, hooks that only look on, checks of sizes, and nodes that neither an output nor a region needs are erased.
+    """
     tree = keep_hooks_that_compute(graph, RegionTree(graph, collect_regions(graph, recording.regions)))
     tree = tree.without(graph, {r for r in tree.regions if not r.has_rule and not _runs(r)})
     for node in list(graph.nodes):

@@ -39,8 +39,8 @@ class FunctionCalls:
         call = self.regions.function_call_of(node)
         if call is not None and node not in call.results:
             raise RuleError(
-                f"labels need {node.name}, which the autograd function {call.name} computes inside; it runs as a whole, "
-                f"so that only its arguments and outputs can be read\n{describe(node)}\n"
+                f"labels need {node.name}, which the autograd function {call.name} computes inside; it runs as a "
+                f"whole, so that only its arguments and outputs can be read\n{describe(node)}\n"
                 f"  function: {source_of(call.subject)}\n{_remedy(call)}"
             )
         around = self.regions.function_call_of(after)

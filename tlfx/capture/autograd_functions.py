@@ -28,11 +28,12 @@ __all__ = ["FunctionRecorder", "check_function_calls", "hoist_sizes", "recorded_
 
 
 class FunctionRecorder:
-    """Records calls of autograd functions; ``failed`` is the innermost function whose forward raised an error last."""
+    """Records calls of autograd functions."""
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
-        self.failed: type[Function] | None = None
+        self.errors: list[tuple[Exception, type[Function]]] = []
+        """The errors that their forwards raised, the innermost function first."""
         self._kept: dict[type[Function], Any] = {}
 
     def patch(self, function: type[Function]) -> None:
@@ -74,18 +75,17 @@ class FunctionRecorder:
         try:
             with torch._C.DisableTorchFunction():  # modes that are set inside end with the call: the graph has none
                 result = _distinct(run(), versions)
-        except Exception:
-            self.failed = self.failed or function
+        except Exception as error:
+            self.errors.append((error, function))
             raise
         self.recorder.end(call, tree_leaves(result))
         return result
 
 
 @contextlib.contextmanager
-def recorded_functions(recorder: Recorder) -> Iterator[FunctionRecorder]:
+def recorded_functions(functions: FunctionRecorder) -> Iterator[None]:
     """While the context is open, calls of autograd functions other than torch's own are recorded, those of classes that
     are made in it among them."""
-    functions = FunctionRecorder(recorder)
     before = vars(Function).get("__init_subclass__")
 
     def patch_new(cls: type[Function], /, **kwargs: Any) -> None:
@@ -96,7 +96,7 @@ def recorded_functions(recorder: Recorder) -> Iterator[FunctionRecorder]:
         for function in _subclasses(Function):
             functions.patch(function)
         Function.__init_subclass__ = classmethod(patch_new)  # type: ignore[assignment]
-        yield functions
+        yield
     finally:
         if before is None:
             del Function.__init_subclass__

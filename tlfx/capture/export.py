@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import inspect
-import io
-import logging
-import random
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
@@ -25,6 +19,7 @@ from tlfx.capture.modes import inline_subgraphs
 from tlfx.capture.recording import Recording, build_tree, recorded_regions
 from tlfx.capture.regions import RegionTree
 from tlfx.capture.sharding import whole_parameters
+from tlfx.capture.surroundings import capture_mode, quiet, state_kept
 from tlfx.errors import TlfxError
 from tlfx.rules.registry import REGISTRY
 
@@ -108,8 +103,8 @@ def capture(
             program = _export(entry, tensors, None, recording)
             fixed = batch
         except Exception as error:
-            failed = recording.failed_function
-            raise explain(_kind(model), error, lambda: _run(model, forward, args, kwargs), tensors, failed) from error
+            function = recording.function_that_raised(error)
+            raise explain(_kind(model), error, lambda: _run(model, forward, args, kwargs), tensors, function) from error
     captured = _cleaned(program, entry, model, position, _names(forward, args, kwargs), fixed, recording)
     check_sizes(_kind(model), captured.graph_module.graph)
     check_vmap(_kind(model), captured.graph_module.graph)
@@ -125,7 +120,7 @@ def _run(model: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], k
     """Run a forward and leave no trace of it in buffers, attributes or random states."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
-        with _state_kept(model), torch.no_grad():
+        with state_kept(model), torch.no_grad():
             forward(model, *args, **kwargs)
     finally:
         for buffer, before in buffers:
@@ -145,9 +140,9 @@ def _export(entry: nn.Module, tensors: list[Tensor], dynamic: list[bool] | None,
     shapes = None if dynamic is None else (tuple({0: size} if d else {} for d in dynamic),)
     model = getattr(entry, MODEL)
     with (
-        _state_kept(entry) as has_drawn,
-        _capture_mode(tensors[0].device.type),
-        _quiet(),
+        state_kept(entry) as has_drawn,
+        capture_mode(tensors[0].device.type),
+        quiet(),
         whole_parameters(model),
         recorded_regions(model, recording),
     ):
@@ -157,52 +152,6 @@ def _export(entry: nn.Module, tensors: list[Tensor], dynamic: list[bool] | None,
             raise RuntimeError("the forward draws from the random generator of Python or NumPy: use torch's instead")
         unchecked = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
         return program.module(**unchecked)
-
-
-@contextlib.contextmanager
-def _capture_mode(device: str) -> Iterator[None]:
-    """Gradients on, so that regions without are seen; autocast as it is, without a cache that would outlive capture."""
-    device = "cpu" if device == "meta" else device  # which has no autocast of its own
-    autocast = torch.autocast(
-        device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device), cache_enabled=False
-    )
-    with torch.inference_mode(False), torch.enable_grad(), autocast:
-        yield
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what export prints of a graph that it cannot finish: the error tells it in one line."""
-    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level = log.level
-    log.setLevel(max(log.getEffectiveLevel(), logging.ERROR))
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)
-
-
-@contextlib.contextmanager
-def _state_kept(model: nn.Module) -> Iterator[Callable[[], bool]]:
-    """Leave the random states of torch, NumPy and Python as they were found, and no new attributes or hooks on modules.
-
-    Gives a function that tells whether a forward has drawn from Python or NumPy.
-    """
-    places = [vars(m) for m in model.modules()]
-    places += [v for place in places for k, v in place.items() if k.endswith("_hooks") and isinstance(v, dict)]
-    known = [(place, set(place)) for place in places]
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield lambda: random.getstate() != python or not all(map(np.array_equal, np.random.get_state(), numpy))
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        for now, before in known:
-            for name in now.keys() - before:
-                del now[name]
 
 
 def _cleaned(

@@ -47,8 +47,6 @@ class _HookRecorder:
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         """After all hooks of a module."""
-        while self.calls[-1].subject is not module:  # calls that raised an error, which the model caught
-            self.calls.pop()
         outputs, self.calls[-1].out_spec = tree_flatten(output)
         self.recorder.end(self.calls.pop(), outputs)
 

@@ -28,8 +28,6 @@ def recorded_leaf_modules(model: nn.Module, recorder: Recorder) -> Iterator[None
         recorder.begin(calls[-1], leaves)
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
-        while calls[-1].subject is not module:  # calls that raised an error, which the model caught
-            calls.pop()
         recorder.end(calls.pop(), tree_leaves(output))
 
     with contextlib.ExitStack() as stack:

@@ -55,7 +55,7 @@ class Recorder:
 def collect_regions(graph: Graph, regions: Sequence[Region]) -> dict[Node, Region]:
     """The innermost region that each operator lies in; marks are taken out of the graph.
 
-    A region that does not end (its call raised an error that the model caught) counts as none.
+    A region that does not end counts as none: an autograd function raised an error, which the model caught.
     """
     open_regions: list[Region] = []
     inside: dict[Node, tuple[Region, ...]] = {}

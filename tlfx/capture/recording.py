@@ -9,7 +9,7 @@ from torch import nn
 from torch.autograd import Function
 from torch.fx import Graph, Node
 
-from tlfx.capture.autograd_functions import check_function_calls, hoist_sizes, recorded_functions
+from tlfx.capture.autograd_functions import FunctionRecorder, check_function_calls, hoist_sizes, recorded_functions
 from tlfx.capture.checkpoints import recorded_checkpoints
 from tlfx.capture.hooks import keep_hooks_that_compute, recorded_hooks
 from tlfx.capture.leaf_modules import recorded_leaf_modules
@@ -20,10 +20,20 @@ __all__ = ["Recording", "build_tree", "recorded_regions"]
 
 
 class Recording(Recorder):
-    """The regions of one capture."""
+    """The regions of one capture, and the errors that forwards of autograd functions raised."""
 
-    failed_function: type[Function] | None = None
-    """The autograd function whose forward raised an error, if any."""
+    def __init__(self) -> None:
+        super().__init__()
+        self.functions = FunctionRecorder(self)
+
+    def function_that_raised(self, error: BaseException | None) -> type[Function] | None:
+        """The innermost autograd function whose forward raised an error, or what the error came from."""
+        while error is not None:
+            for raised, function in self.functions.errors:
+                if raised is error:
+                    return function
+            error = error.__cause__ or error.__context__
+        return None
 
 
 @contextlib.contextmanager
@@ -33,11 +43,8 @@ def recorded_regions(model: nn.Module, recording: Recording) -> Iterator[None]:
         stack.enter_context(recorded_hooks(model, recording))
         stack.enter_context(recorded_leaf_modules(model, recording))  # inside of the hooks of a module
         stack.enter_context(recorded_checkpoints(recording))
-        functions = stack.enter_context(recorded_functions(recording))
-        try:
-            yield
-        finally:
-            recording.failed_function = functions.failed
+        stack.enter_context(recorded_functions(recording.functions))
+        yield
 
 
 def build_tree(graph: Graph, recording: Recording) -> RegionTree:

@@ -53,7 +53,7 @@ def conv_transpose(
     groups: int = 1,
     dilation: Any = 1,
 ) -> Value:
-    """x (batch, in, *size), weight (in, out / groups, *kernel): likewise, by the transposed operator."""
+    """x (batch, in, *size), weight (in, out / groups, *kernel): the same by the transposed operator."""
     spatial = len(weight.shape) - 2
     steps, padding, extra = (each(s, spatial) for s in (stride, padding, output_padding))
     holes = each(dilation, spatial)

@@ -95,7 +95,7 @@ def labels_of(
     patterns = _patterns(at)
     plan = alignment_of(model).plan(model, args, kwargs, patterns)
     output, shares, labels = plan.run(args, kwargs, mask)
-    return output, plan.structured(shares), dict(zip(plan.recorded.rows, labels, strict=True))
+    return output, plan.structured(shares), dict(zip(plan.recorded.ids, labels, strict=True))
 
 
 def _patterns(at: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -218,11 +218,11 @@ ERRORS: dict[str, tuple[Callable[[], Fidelity], type[Exception], str]] = {
         tlfx.InputError,
         "use a mixer that mixes, and a loader that is not spent",
     ),
-    "no model": (lambda: fidelity("vit", []), tlfx.InputError, "fidelity takes a torch.nn.Module, got str"),
+    "no model": (lambda: fidelity("vit", []), tlfx.InputError, "fidelity takes a torch.nn.Module, got a str"),
     "no labels": (
         lambda: fidelity(Mean(), [PICTURES]),
         tlfx.InputError,
-        r"the loader gave a Tensor, expected \(images, labels\), two tensors",
+        r"the loader yielded a Tensor, expected two tensors \(images, labels\)",
     ),
     "images of bytes": (
         lambda: fidelity(Mean(), [((PICTURES * 255).byte(), BALANCED)]),
@@ -252,7 +252,7 @@ ERRORS: dict[str, tuple[Callable[[], Fidelity], type[Exception], str]] = {
     "dense": (
         lambda: fidelity(Dense(), [(PICTURES, BALANCED)]),
         tlfx.InputError,
-        r"the model gives shape \(6, 3, 4, 4\) for 6 images, expected logits \(batch, classes\): wrap it in a module",
+        r"the model returns shape \(6, 3, 4, 4\) for 6 images, expected logits \(batch, classes\): wrap it in a module",
     ),
     "no policy": (
         lambda: fidelity(Mean(), [], policies=[]),

@@ -89,7 +89,7 @@ def test_operators_without_a_rule() -> None:
     assert first.skeleton() == (
         "@rule(torch.ops.tlfx_tests.ripple)\n"
         "def ripple(op: OpContext, x: Value, gain: Any = 2.0) -> Value:\n"
-        '    """Met in the model itself: (2, 4, 2, 2) -> (2, 4, 2, 2)."""\n'
+        '    """Called in the model itself: (2, 4, 2, 2) -> (2, 4, 2, 2)."""\n'
         "    return op.pointwise(x)\n"
     )
 

@@ -91,7 +91,7 @@ def test_labels_that_nothing_reads_are_not_written() -> None:
         return x.mean((2, 3)) + 0.0 * (pooled @ pooled.mT).sum((1, 2, 3))[:, None]
 
     probe = Probe(function, SIZE)
-    assert len(probe.found.labels.labels) > len(calls(probe.graph_module, runtime.pixels)) + 1
+    assert len(probe.found.labels.tensors) > len(calls(probe.graph_module, runtime.pixels)) + 1
     assert "resample" not in probe.code()
     assert probe.code().count("label") < 20
 

@@ -1,4 +1,4 @@
-"""The operators that a model needs and that have no rule, and a rule to begin with for each."""
+"""The operators of a model without a rule, and a template of a rule for each."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ HEADER = '''\
     [project.entry-points."tlfx.rules"]
     my_rules = "my_rules"
 
-Each rule says what becomes of the labels, with one of the verbs of tlfx.propagate.OpContext, such as
+Each rule states the effect of an operator on labels by a method of tlfx.propagate.OpContext, such as
 
     op.pointwise(x)               element-wise: Y ← Y
-    op.move()                     data movement (view, roll, slice): the operator itself run on the map of labels
+    op.move()                     data movement (view, roll, slice): runs the operator on the map of label ids
     op.contract(x, axis, weight)  a linear layer along an axis
     op.reduce(x, axes)            a sum, mean or maximum over axes: Y ← Norm(Σ Yᵢ)
     op.residual(a, b)             a sum of two values: Y ← Norm(Y + g(Y))
-    op.weight()                   no label: scores, indices, gates
+    op.weight()                   no label: scores, indices, masks
 """
 
 from typing import Any
@@ -64,11 +64,11 @@ class Missing:
 
     @property
     def places(self) -> list[str]:
-        """Paths of the modules it is called in, in order, each once."""
+        """Paths of the modules that call it, in order, without duplicates."""
         return list(dict.fromkeys(module_path(n) or "the model itself" for n in self.nodes))
 
     def skeleton(self) -> str:
-        """A rule to edit, Python code that is valid after :data:`HEADER`."""
+        """A template of a rule: Python code that is valid after :data:`HEADER`."""
         first = self.nodes[0]
         given = ", ".join(str(s) for n in first.all_input_nodes for s in shapes(n))
         made = ", ".join(str(s) for s in shapes(first))
@@ -76,15 +76,15 @@ class Missing:
         return (
             f"@rule({_expression(self.operator)})\n"
             f"def {name}({_parameters(first)}) -> {'Value' if len(shapes(first)) < 2 else 'list[Value]'}:\n"
-            f'    """Met in {self.places[0]}: {given} -> {made}."""\n'
+            f'    """Called in {self.places[0]}: {given} -> {made}."""\n'
             f"    return {_body(first)}\n"
         )
 
 
 def missing(model: nn.Module, images: Tensor) -> list[Missing]:
-    """The operators without a rule that touch image content, in the order of their first call.
+    """The operators without a rule that receive image content, in the order of their first call.
 
-    Where propagation stops early, every later operator without a rule is counted. Raises CaptureError.
+    If propagation stops at an error, every later operator without a rule is included. Raises CaptureError.
 
     >>> import torch
     >>> from torch import nn
@@ -102,8 +102,7 @@ def missing(model: nn.Module, images: Tensor) -> list[Missing]:
 
 
 def _without_rule(propagator: Propagator) -> Iterator[Node]:
-    """Calls of operators without a rule that are given content, or may be: where propagation stopped, labels are not
-    known from there on."""
+    """Calls of operators without a rule on image content, and all of them after the node where propagation stopped."""
     for node in propagator.graph_module.graph.nodes:
         if node.op != "call_function" or not shapes(node) or REGISTRY.find(node.target) is not None:
             continue
@@ -136,7 +135,7 @@ def _parameters(node: Node) -> str:
 
 
 def _body(node: Node) -> str:
-    """The verb to begin with: element-wise where the shape is kept, data movement elsewhere."""
+    """A first guess: element-wise if the shape is kept, data movement otherwise."""
     values = [_identifier(a.name) for a in _arguments(node) if str(a.type) == "Tensor"]
     if len(shapes(node)) > 1:
         return "op.move_each()"

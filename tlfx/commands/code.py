@@ -1,12 +1,11 @@
-"""Print the aligned graph of a model as Python code, the lines that compute labels highlighted."""
+"""Print the aligned graph of a model as Python code, with the lines that compute labels highlighted."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING
 
-from tlfx.commands import output
-from tlfx.zoo import models
+from tlfx.commands import arguments, output
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -18,8 +17,8 @@ RELEASED_STYLE = "dim"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``tlfx code``."""
-    models.add_arguments(parser)
+    """Add the arguments of ``tlfx code``."""
+    arguments.add_model(parser)
     output.add_color(parser)
 
 
@@ -29,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     from tlfx.propagate.propagator import propagate
     from tlfx.rewrite.writer import rewrite
 
-    model, images = models.from_arguments(args)
+    model, images = arguments.model_from(args)
     captured = capture(model, type(model).forward, (images,), {}, images)
     aligned = rewrite(propagate(captured))
     code = str(aligned.code).strip()
@@ -44,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def highlighted(code: str, labels: set[str]) -> Text:
-    """Code in colour; lines that assign one of ``labels`` stand out, and what releases memory stands back.
+    """Code in colour: lines that assign one of ``labels`` are highlighted, statements that release memory are dimmed.
 
     >>> text = highlighted("y = f(x);  x = None", {"y"})
     >>> text.plain

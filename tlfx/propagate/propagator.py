@@ -33,9 +33,10 @@ from tlfx.propagate.rule_calls import apply_rule
 from tlfx.propagate.ruled_calls import RuledCalls
 from tlfx.propagate.state import PropagationState
 from tlfx.propagate.tokens import LearnedTokens
-from tlfx.propagate.values import BatchAxis, Role, Value, merge_batch
+from tlfx.propagate.values import Role, Value, map_of_ids
 from tlfx.propagate.verbs import OpContext
 from tlfx.propagate.writes import InPlaceWrites
+from tlfx.runtime import BatchAxis
 
 __all__ = ["Propagation", "Propagator", "propagate"]
 
@@ -187,7 +188,7 @@ class Propagator:
         size = shape[2:]
         self.state.labels.add(runtime.share, MASK, node, shape=(1,), after=node)
         ids = self.state.labels.add(runtime.pixels, MASK, node, shape=size, after=node)
-        content = merge_batch(ids.view(1, 1, 1, *size), self.batch, BatchAxis(0))
+        content = map_of_ids(ids.view(1, 1, 1, *size), self.batch, BatchAxis(0))
         return Value(node, shape, self.batch, Role.CONTENT, (content,))
 
     def _call(self, node: Node) -> Any:

@@ -1,4 +1,4 @@
-"""What rules may ask of a propagation: one collaborator for each question."""
+"""The shared state of a propagation, one collaborator for each job."""
 
 from __future__ import annotations
 

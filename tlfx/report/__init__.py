@@ -1,4 +1,4 @@
-"""Reports: what every operator of a model does to its tokens and their labels, as data, text and pictures."""
+"""Reports on the operators of a model, their tokens and labels, as data, text and pictures."""
 
 from __future__ import annotations
 
@@ -23,23 +23,24 @@ __all__ = ["NodeReport", "OutputReport", "Report", "inspect"]
 def inspect(
     model: nn.Module, example: Any = None, input_size: Sequence[int] | None = None, on_unknown: str = "error"
 ) -> Report:
-    """Report what every operator of a model does to its tokens and their labels (Table 10 of arXiv 2210.06455).
+    """Report the effect of every operator of a model on tokens and labels (Table 10 of arXiv 2210.06455).
 
-    Nothing is computed but shapes and integer maps: a model on the meta device is inspected without memory for its
-    parameters. The model stays as it is; its present mode, training or evaluation, is the one reported.
+    Only shapes and integer maps are computed, so that a model on the meta device can be inspected without memory for
+    its parameters. The model is not changed; the report is for its current mode, training or evaluation.
 
     Args:
         model: any module with images (batch, channels, height, width) among its inputs, or video.
         example: images, a tuple of arguments or a dict of keyword arguments, with a batch of at least 2.
         input_size: instead of an example, (size,), (height, width), (channels, height, width) or (channels, frames,
-            height, width); by default what the model says of itself, else (3, 224, 224).
-        on_unknown: ``"error"``, or ``"pointwise"`` to let labels pass operators without a rule that keep the shape.
+            height, width); by default ``pretrained_cfg["input_size"]`` of the model, else (3, 224, 224).
+        on_unknown: ``"error"``, or ``"pointwise"`` to treat operators without a rule that keep the shape as
+            element-wise.
 
     Raises:
-        InputError: no images among the arguments, or a size that is none.
+        InputError: the arguments hold no images, or the size is invalid.
         CaptureError: the model cannot be captured as a graph.
-        UnknownOperatorError: an operator that touches image content has no rule.
-        ProvenanceError: content that cannot be followed.
+        UnknownOperatorError: an operator that receives image content has no rule.
+        ProvenanceError: image content cannot be followed.
 
     >>> from torch import nn
     >>> report = inspect(nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.GELU()), input_size=(32, 32))
@@ -73,24 +74,24 @@ def _propagated(model: nn.Module, captured: Captured, on_unknown: str) -> Propag
         if not meta:
             raise
         raise ProvenanceError(
-            f"{error}\nThe model lies on the meta device, where the indices and masks in its buffers ({meta[0]}, …) "
-            "have no data: build it on the CPU, or give it such buffers there."
+            f"{error}\nThe model is on the meta device, where indices and masks in its buffers ({meta[0]}, …) have no "
+            "data: build it on the CPU, or move these buffers there."
         ) from error
 
 
 def _arguments(model: nn.Module, example: Any, size: Sequence[int] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments of a call, from what was given or from what the model says of itself."""
+    """Arguments of a call: the given example, or images of the model's size."""
     if example is None:
         return (_example(model, size),), {}
     if size is not None:
-        raise InputError("both example and input_size were given: give one of them")
+        raise InputError("both example and input_size were given: pass only one of them")
     if isinstance(example, dict):
         return (), dict(example)
     return (tuple(example), {}) if isinstance(example, tuple | list) else ((example,), {})
 
 
 def _example(model: nn.Module, size: Sequence[int] | None) -> Tensor:
-    """Two images on the device and in the type of the model."""
+    """Two images with the device and type of the model's parameters."""
     import torch
 
     config = getattr(model, "pretrained_cfg", None) or {}

@@ -1,4 +1,4 @@
-"""For authors of rules: labels at every element of a value, and rules checked against what operators truly do."""
+"""Tools for authors of rules: labels at every element of a value, and a check of rules against their operators."""
 
 from tlfx.testing.check import check_rule
 from tlfx.testing.content import Content

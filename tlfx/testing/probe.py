@@ -95,7 +95,7 @@ class Probe:
         where = value.batch_axis
         channels = share.shape[-1]
         full = [*where.split(value.shape, len(self.images)), channels]
-        blank = (value.rows == NONE).unsqueeze(where.axis + 1).unsqueeze(-1).expand(full)
+        blank = (value.ids == NONE).unsqueeze(where.axis + 1).unsqueeze(-1).expand(full)
         return share.double().view(full).masked_fill(blank, torch.nan).flatten(where.axis, where.axis + 2)
 
 
@@ -106,5 +106,5 @@ def _name(node: Node) -> str:
 
 def _elements(value: Value) -> OutputLabel:
     """The label of an output at every element, its class axis being no axis at all."""
-    rows = value.rows.clamp_min(0).expand(value.batch_axis.split(value.shape))
+    rows = value.ids.clamp_min(0).expand(value.batch_axis.split(value.shape))
     return OutputLabel(rows, value.batch_axis, rows.dim())

@@ -1,4 +1,4 @@
-"""The verbs that rules speak: what an operator can do to provenance, one idea a file."""
+"""The verbs of rules: everything that an operator can do to provenance, one idea a file."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["CallContext", "OpContext"]
 
 
 class OpContext(Attention, Frequency, Indexed, OwnWeights):
-    """One call of an operator: its shapes, and every verb a rule can use."""
+    """One call of an operator as its rule sees it: its shapes, and every verb that a rule can use."""
 
 
 class CallContext(OpContext):
-    """One call of a module or autograd function with a rule, of which nothing but arguments and outputs is seen."""
+    """One call of a module or autograd function as its rule sees it: arguments and outputs only."""
 
     def __init__(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], state: PropagationState) -> None:
         super().__init__(call.last, args, kwargs, state)

@@ -20,7 +20,7 @@ from tlfx.propagate import Options, Propagation, propagate
 from tlfx.propagate.observer import Recorded, Recording
 from tlfx.propagate.outputs import OutputLabel
 from tlfx.rewrite.segments import segmented
-from tlfx.rewrite.writer import rewrite
+from tlfx.rewrite.writer import rewrite_with_regions
 from tlfx.rules.registry import REGISTRY
 
 __all__ = ["Alignment", "Plan", "own_forward"]
@@ -123,8 +123,9 @@ class Alignment:
             captured = capture(model, own_forward(model), args, kwargs, images)
         key = call if captured.batch is None else (call, captured.batch)
         propagation = _propagate(captured, replace(self.options, record=record))
-        graph_module = rewrite(propagation)
-        found = Plan(graph_module, captured, propagation.outputs, propagation.recorded, segmented(graph_module))
+        graph_module, regions = rewrite_with_regions(propagation)
+        program = segmented(graph_module, regions)
+        found = Plan(graph_module, captured, propagation.outputs, propagation.recorded, program)
         self.captures[key], self.plans[key, record] = captured, found
         return found
 
@@ -132,7 +133,7 @@ class Alignment:
 def _propagate(captured: Captured, options: Options) -> Propagation:
     """What propagation finds; a batch of one is found only where it comes first."""
     try:
-        return propagate(captured.graph_module, captured.images, options)
+        return propagate(captured, options)
     except (NoContentError, ProvenanceError) as error:
         if captured.batch != 1:
             raise

@@ -37,7 +37,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 def both(model: nn.Module, side: int) -> tuple[Propagation, Propagation]:
     images = torch.rand(2, 3, side, side)
     captured = capture(model, type(model).forward, (images,), {}, images, any_batch=False)
-    freed, kept = (propagate(captured.graph_module, captured.images, Options(keep=keep)) for keep in (False, True))
+    freed, kept = (propagate(captured, Options(keep=keep)) for keep in (False, True))
     return freed, kept
 
 

@@ -29,7 +29,7 @@ def small_vit(**options: object) -> nn.Module:
 
 def align(model: nn.Module, images: Tensor, attention: str = "fused") -> tuple[Propagation, GraphModule]:
     captured = capture(model, type(model).forward, (images,), {}, images)
-    found = propagate(captured.graph_module, captured.images, Options(attention=attention))
+    found = propagate(captured, Options(attention=attention))
     return found, rewrite(found)
 
 

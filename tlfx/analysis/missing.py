@@ -14,7 +14,6 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from tlfx.capture.export import capture
-from tlfx.capture.leaf_modules import call_of
 from tlfx.errors import TlfxError
 from tlfx.graph.nodes import module_path, shapes
 from tlfx.propagate.options import Options
@@ -93,7 +92,7 @@ def missing(model: nn.Module, images: Tensor) -> list[Missing]:
     []
     """
     captured = capture(model, type(model).forward, (images,), {}, images)
-    propagator = Propagator(captured.graph_module, captured.images, Options(on_unknown="pointwise"))
+    propagator = Propagator(captured, Options(on_unknown="pointwise"))
     with contextlib.suppress(TlfxError):
         propagator.run()
     by_operator: dict[Any, list[Node]] = {}
@@ -105,7 +104,9 @@ def missing(model: nn.Module, images: Tensor) -> list[Missing]:
 def _without_rule(propagator: Propagator) -> Iterator[Node]:
     """Calls of operators without a rule on image content, and all of them after the node where propagation stopped."""
     for node in propagator.graph_module.graph.nodes:
-        if node.op != "call_function" or not shapes(node) or call_of(node) or REGISTRY.find(node.target) is not None:
+        if node.op != "call_function" or not shapes(node) or REGISTRY.find(node.target) is not None:
+            continue
+        if propagator.regions.ruled_call_of(node) is not None:
             continue
         operands = [v for n in node.all_input_nodes for v in tree_leaves(propagator.values.get(n))]
         if node not in propagator.values or any(isinstance(v, Value) and not v.is_constant for v in operands):

@@ -51,7 +51,7 @@ def prepare(model: nn.Module, images: Tensor) -> Preparation:
     captured = capture(model, type(model).forward, (images,), {}, images)
     clock.append(time.perf_counter())
     before = _peak()
-    found = propagate(captured.graph_module, captured.images)
+    found = propagate(captured)
     clock.append(time.perf_counter())
     rewrite(found)
     clock.append(time.perf_counter())

@@ -105,7 +105,7 @@ class Probe:
         images = torch.zeros(BATCH, *size).to(parameter)
         forward = (model._tlfx_base if isinstance(model, Aligned) else type(model)).forward
         captured = capture(model.eval(), forward, (images,), {}, images, any_batch=False)
-        found = propagate(captured.graph_module, captured.images, Options(attention="fused", record=(EVERY_MODULE,)))
+        found = propagate(captured, Options(attention="fused", record=(EVERY_MODULE,)))
         places = centres(found.labels, found.values)
         self.layers = find_layers(found, places, at)
         self._outputs = found.outputs

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.fx import Graph
 
 from tlfx.errors import CaptureError
@@ -24,10 +25,17 @@ _REMEDY = (
 )
 
 
-def explain(kind: str, error: Exception, run: Callable[[], Any], tensors: Sequence[Tensor]) -> CaptureError:
+def explain(
+    kind: str,
+    error: Exception,
+    run: Callable[[], Any],
+    tensors: Sequence[Tensor],
+    function: type[Function] | None = None,
+) -> CaptureError:
     """What export could not do with a model of class ``kind``, where, and what to do about it.
 
-    ``run`` calls the model itself: where that fails too, no graph is to blame.
+    ``run`` calls the model itself: where that fails too, no graph is to blame. ``function`` is the autograd function
+    whose forward raised the error, if any.
     """
     try:
         run()
@@ -36,6 +44,13 @@ def explain(kind: str, error: Exception, run: Callable[[], Any], tensors: Sequen
         return CaptureError(
             f"{kind} fails by itself, with or without alignment: {_named(own)}\n  source: {_line_of(own)}\n"
             f"It was given {given}: call it with arguments that it takes, or mend it."
+        )
+    if function is not None:
+        return CaptureError(
+            f"the forward of the autograd function {function.__qualname__} cannot be captured as a graph: "
+            f"{_named(error)}\n  source: {_line_of(error)}\n"
+            "Write it with operators of torch that do not read values of tensors, or make it an operator by "
+            "torch.library.custom_op, with register_fake and register_autograd, and register a rule for that."
         )
     return CaptureError(
         f"{kind} cannot be captured as a graph: {_named(error)}\n  source: {_line_of(error)}\n"

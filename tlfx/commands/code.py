@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
 
     model, images = arguments.model_from(args)
     captured = capture(model, type(model).forward, (images,), {}, images)
-    aligned = rewrite(propagate(captured.graph_module, captured.images))
+    aligned = rewrite(propagate(captured))
     code = str(aligned.code).strip()
     console = output.console(args)
     if args.no_color or not console.is_terminal:

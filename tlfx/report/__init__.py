@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tlfx.aligned import Aligned
-from tlfx.capture.export import capture
+from tlfx.capture.export import Captured, capture
 from tlfx.errors import InputError, ProvenanceError
 from tlfx.propagate import Options, Propagation, propagate
 from tlfx.report.build import nodes_of, outputs_of
@@ -51,7 +51,7 @@ def inspect(
     images = _images(args, kwargs)
     forward = (model._tlfx_base if isinstance(model, Aligned) else type(model)).forward
     captured = capture(model, forward, args, kwargs, images, any_batch=images.shape[0] != 2)
-    found = _propagated(model, captured.graph_module, captured.images, on_unknown)
+    found = _propagated(model, captured, on_unknown)
     node = next(n for n in captured.graph_module.graph.nodes if n.name == captured.images)
     batch = int(captured.batch or node.meta["val"].shape[0].node.hint)
     return Report(
@@ -66,9 +66,9 @@ def inspect(
     )
 
 
-def _propagated(model: nn.Module, graph_module: Any, images: str, on_unknown: str) -> Propagation:
+def _propagated(model: nn.Module, captured: Captured, on_unknown: str) -> Propagation:
     try:
-        return propagate(graph_module, images, Options(on_unknown=on_unknown, keep=True))
+        return propagate(captured, Options(on_unknown=on_unknown, keep=True))
     except ProvenanceError as error:
         meta = [name for name, buffer in model.named_buffers() if buffer.is_meta]
         if not meta:

@@ -11,7 +11,6 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from tlfx.capture.export import MODEL
-from tlfx.capture.leaf_modules import sources_of
 from tlfx.graph.nodes import module_path, shapes
 from tlfx.graph.residuals import content_graph, skip_of
 from tlfx.operations import Operation
@@ -74,7 +73,7 @@ class _Builder:
         for label in propagation.labels.tensors:
             self.labels.setdefault(label.after, []).append(label)
         self.kinds = {path: type(m).__name__ for path, m in propagation.graph_module._modules[MODEL].named_modules()}  # type: ignore[union-attr]
-        self.graph = content_graph(propagation.operations, sources_of)
+        self.graph = content_graph(propagation.operations, propagation.regions.sources_of)
         self.by_name = {node.name: node for node in propagation.operations}
 
     def node(self, node: Node) -> NodeReport:
@@ -96,13 +95,17 @@ class _Builder:
             before=_before(operation, given),
             after=layout(value),
             tokens=tokens(value),
-            why=reason(node, operation, given, self.labels.get(node, []), value),
+            why=self._reason(node, operation, given, value),
             flops=flops(node) // self.batch if node.op == "call_function" else 0,
             read=self._is_read(node, operation, value),
             skip=skip,
             branch=branch,
             ends=self._ends(place.path, branch),
         )
+
+    def _reason(self, node: Node, operation: Operation, given: list[Value], value: Any) -> str:
+        call = self.propagation.regions.ruled_call_of(node)
+        return reason(node, operation, given, self.labels.get(node, []), value, call)
 
     def _computed_ids(self) -> torch.Tensor:
         """The label ids that the aligned graph computes: bool (ids,)."""

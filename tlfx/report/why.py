@@ -8,7 +8,7 @@ from typing import Any
 from torch.fx import Node
 
 from tlfx import runtime
-from tlfx.capture.leaf_modules import call_of
+from tlfx.capture.regions import Call
 from tlfx.operations import Operation
 from tlfx.propagate.labels import LabelTensor
 from tlfx.propagate.values import Role, Value
@@ -34,10 +34,18 @@ _SPATIAL = {
 }
 
 
-def reason(node: Node, operation: Operation, given: Sequence[Value], labels: Sequence[LabelTensor], value: Any) -> str:
-    """A short reason for a class, from the inputs of a node, the labels that it makes, and its output value."""
+def reason(
+    node: Node,
+    operation: Operation,
+    given: Sequence[Value],
+    labels: Sequence[LabelTensor],
+    value: Any,
+    call: Call | None = None,
+) -> str:
+    """A short reason for a class, from the inputs of a node, the labels that it makes, its output value, and the call
+    with a rule that it lies in."""
     if operation is Operation.CONSTANT:
-        return _constant(node)
+        return _constant(node, call)
     if operation is Operation.WEIGHT:
         return _weight(given, value)
     if node.op == "placeholder":
@@ -54,13 +62,10 @@ def reason(node: Node, operation: Operation, given: Sequence[Value], labels: Seq
     return _PLAIN[operation]
 
 
-def _constant(node: Node) -> str:
+def _constant(node: Node, call: Call | None) -> str:
     if node.op == "get_attr":
         return "a parameter, buffer or constant of the model"
-    call = call_of(node)
-    return (
-        f"inside {type(call.module).__name__}, a leaf module with a rule" if call else "computed without image content"
-    )
+    return f"inside {call.name}, {call.as_ruled}" if call is not None else "computed without image content"
 
 
 def _weight(given: Sequence[Value], value: Any) -> str:

@@ -65,7 +65,7 @@ class Probe:
         self.net = _Net(function, parts or {})
         self.images = images
         captured = capture(self.net, _Net.forward, (images,), {}, images)
-        propagator = Propagator(captured.graph_module, captured.images, Options())
+        propagator = Propagator(captured, Options())
         self.found = propagator.run()
         end = self.found.graph_module.graph.output_node()
         values = [propagator.values[n] for n in end.args[0] if isinstance(n, Node)]  # type: ignore[union-attr]

@@ -85,7 +85,7 @@ def _analyse(row: dict[str, Any], model: nn.Module, images: Tensor) -> None:
     row["capture_seconds"] = round(time.perf_counter() - start, 2)
     row["nodes"] = len(captured.graph_module.graph.nodes) - 1  # without the output node
     start = time.perf_counter()
-    found = propagate(captured.graph_module, captured.images)
+    found = propagate(captured)
     rewrite(found)
     row["analysis_seconds"] = round(time.perf_counter() - start, 2)
     counts = Counter(operation.value for operation in found.operations.values())

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from tlfx import runtime
-from tlfx.capture.leaf_modules import sources_of
 from tlfx.errors import InputError
 from tlfx.graph.residuals import content_graph, skip_of
 from tlfx.operations import Operation
@@ -154,7 +153,7 @@ class Pointwise(Verbs):
 
     def _is_branch(self, a: Value, b: Value) -> bool:
         """Whether the first of two summands is the branch g of a residual connection, not its skip path."""
-        graph = content_graph(self.state.operations, sources_of)
+        graph = content_graph(self.state.operations, self.state.regions.sources_of)
         skip = skip_of(graph, [v.node for v in (a, b) if v.node in graph])
         return b.node not in skip[1] if skip else a.node not in graph
 

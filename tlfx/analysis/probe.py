@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
-from tlfx.aligned import Aligned
 from tlfx.analysis.classtoken import class_attention
 from tlfx.analysis.layers import Layer, find_layers
 from tlfx.analysis.places import centres
-from tlfx.capture.export import capture
-from tlfx.propagate import Options, Propagation, propagate
-from tlfx.propagate.observer import EVERY_MODULE, Recorded
+from tlfx.propagate import Options, Propagation
+from tlfx.propagate.observer import EVERY_MODULE, ObservedLabels
 from tlfx.propagate.values import Value
-from tlfx.rewrite.writer import rewrite
 from tlfx.runtime import split_batch
+from tlfx.trace import trace
 
 __all__ = ["Arrival", "Probe", "Reading"]
 
@@ -102,19 +100,19 @@ class Probe:
     ) -> None:
         parameter = next(model.parameters(), torch.zeros(()))
         images = torch.zeros(BATCH, *size).to(parameter)
-        forward = (model._tlfx_base if isinstance(model, Aligned) else type(model)).forward
-        captured = capture(model.eval(), forward, (images,), {}, images, any_batch=False)
-        found = propagate(captured.graph_module, captured.images, Options(attention="fused", record=(EVERY_MODULE,)))
-        places = centres(found.labels, found.values)
-        self.layers = find_layers(found, places, at)
-        self._outputs = found.outputs
-        self._output = next(i for i, output in enumerate(found.outputs) if output is not None)
-        attended = _class_attention(found, self.layers, places, self._output) if attention else {}
-        rows = {layer.path: layer.rows for layer in self.layers}
-        self._tokens = _add_outputs(found, self.layers)
+        options = Options(attention="fused", record=(EVERY_MODULE,))
+        traced = trace(model.eval(), images, options, any_batch=False)
+        propagation = traced.propagation
+        places = centres(propagation.labels, propagation.values)
+        self.layers = find_layers(propagation, places, at)
+        self._outputs = propagation.outputs
+        self._output = next(i for i, output in enumerate(propagation.outputs) if output is not None)
+        attended = _class_attention(propagation, self.layers, places, self._output) if attention else {}
+        ids = {layer.path: layer.rows for layer in self.layers}
+        self._tokens = _add_outputs(propagation, self.layers)
         self._attended = list(attended)
-        recorded = Recorded({**rows, **{f"class attention in {path}": ids for path, ids in attended.items()}})
-        self._graph = rewrite(replace(found, recorded=recorded))
+        observed = {**ids, **{f"class attention in {path}": ids for path, ids in attended.items()}}
+        self._graph = traced.rewrite(recorded=ObservedLabels(observed))
 
     @torch.no_grad()
     def __call__(self, images: Tensor, mask: Tensor) -> tuple[list[Reading], Arrival]:
@@ -163,31 +161,33 @@ def _over_patches(attended: Tensor) -> Tensor:
     return mean[:, :-1] / mean[:, -1:]
 
 
-def _class_attention(found: Propagation, layers: Sequence[Layer], places: Tensor, output: int) -> dict[str, Tensor]:
+def _class_attention(
+    propagation: Propagation, layers: Sequence[Layer], places: Tensor, output: int
+) -> dict[str, Tensor]:
     """Rows of the class attention in each layer that has a class token and before the output, by path."""
-    read = found.outputs[output]
+    read = propagation.outputs[output]
     assert read is not None
     class_tokens = {layer.path: layer.rows[layer.readout] for layer in layers if layer.has_class_token}
     rows = {**class_tokens, OUTPUT: read.rows.flatten()}
-    attended = {p: class_attention(found.labels, ids, places, found.images) for p, ids in rows.items()}
+    attended = {p: class_attention(propagation.labels, ids, places, propagation.images) for p, ids in rows.items()}
     return {path: ids for path, ids in attended.items() if ids is not None}
 
 
-def _add_outputs(found: Propagation, layers: Sequence[Layer]) -> list[_Layout]:
+def _add_outputs(propagation: Propagation, layers: Sequence[Layer]) -> list[_Layout]:
     """Have the graph return what modules return, after its own outputs; and how each of them is laid out."""
-    graph = found.graph_module.graph
-    given = _module_outputs(graph, found)
+    graph = propagation.graph_module.graph
+    given = _module_outputs(graph, propagation)
     nodes = [given[layer.path] for layer in layers]
     output = graph.output_node()
     output.args = ((*output.args[0], *nodes),)  # type: ignore[misc]
-    return [_layout(found.values[n], len(layer.rows)) for n, layer in zip(nodes, layers, strict=True)]
+    return [_layout(propagation.values[n], len(layer.rows)) for n, layer in zip(nodes, layers, strict=True)]
 
 
-def _module_outputs(graph: Graph, found: Propagation) -> dict[str, Node]:
+def _module_outputs(graph: Graph, propagation: Propagation) -> dict[str, Node]:
     """The node with content that each module gives out (last), by path."""
     given: dict[str, Node] = {}
     for node in graph.nodes:
-        value = found.values.get(node)
+        value = propagation.values.get(node)
         if isinstance(value, Value) and value.is_content:
             inside = _paths(node)
             outside = [_paths(user) for user in node.users]

@@ -22,6 +22,7 @@ from torch.fx import Graph, Node
 from torch.utils import checkpoint as checkpointing
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves
 
+from tlfx._torch import checkpoint_generator_name
 from tlfx.capture.sharding import casts_of
 from tlfx.errors import CaptureError
 from tlfx.graph.aliasing import storage_of, written_storages
@@ -245,8 +246,7 @@ def _idle(module: nn.Module, kind: str) -> Callable[..., Any]:
 @contextlib.contextmanager
 def _seen_checkpoints(seen: _Seen) -> Iterator[None]:
     """Both kinds of checkpoint, where the function that everyone calls looks them up."""
-    names = ("_checkpoint_without_reentrant_generator_impl", "_checkpoint_without_reentrant_generator")
-    name = next(n for n in names if hasattr(checkpointing, n))
+    name = checkpoint_generator_name()
     generator, function = getattr(checkpointing, name), checkpointing.CheckpointFunction
     try:
         setattr(checkpointing, name, seen.checkpointed(generator))

@@ -22,9 +22,11 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_unflatten
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 
+from tlfx._torch import call_with_hooks, version
 from tlfx.capture.export import MODEL
 from tlfx.capture.regions import FORWARD_HOOKS, Checkpoint, HookedCall, Region, is_changed, regions_of
 from tlfx.errors import CaptureError
+from tlfx.graph.shells import graph_module_of
 
 __all__ = ["segmented"]
 
@@ -112,12 +114,8 @@ class _Cutter:
     def module_of(self, graph: Graph, parts: dict[str, nn.Module]) -> GraphModule:
         """A graph module that holds what the source holds, and segments."""
         graph.lint()
-        root = nn.Module()
-        root._buffers.update(self.source._buffers)
-        root._modules.update({**self.source._modules, **parts})
-        module = GraphModule(root, graph, class_name=type(self.source).__name__)
-        module._modules = dict(root._modules)
-        return module
+        modules = {**self.source._modules, **parts}
+        return graph_module_of(graph, modules, self.source._buffers, type(self.source).__name__)
 
 
 class _Through(nn.Module):
@@ -141,7 +139,7 @@ class _Through(nn.Module):
         given = iter(values)
         args, kwargs = tree_unflatten([next(given) if isinstance(x, Node) else x for x in region.leaves], region.spec)
         with _running(region, forward):
-            output = nn.Module._call_impl(region.module, *args, **kwargs)
+            output = call_with_hooks(region.module, *args, **kwargs)
         shown = zip(tree_leaves(output), region.outputs, strict=True)
         return (*(x for x, leaf in shown if isinstance(leaf, Node)), *more)
 
@@ -167,9 +165,9 @@ def _watched(hook: Callable[..., Any], failed: str) -> Callable[..., Any]:
 
     def watched(module: nn.Module, *given: Any) -> Any:
         tensors = [x for x in tree_leaves(given) if isinstance(x, Tensor) and not x.is_inference()]
-        before = [x._version for x in tensors]
+        before = [version(x) for x in tensors]
         result = hook(module, *given)
-        if is_changed(result, given) or before != [x._version for x in tensors]:
+        if is_changed(result, given) or before != [version(x) for x in tensors]:
             raise CaptureError(
                 f"a hook of {type(module).__name__} changes what the module takes or returns, and cannot be captured "
                 f"as a graph ({failed}), so that labels cannot follow it: write it without reading values of tensors "

@@ -9,13 +9,14 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_map
 
 from tlfx import runtime
 from tlfx.capture.regions import stay_in_regions
+from tlfx.graph.shells import graph_module_of
 from tlfx.propagate.labels import MASK, Label, LabelTable, Once, Rows, by_first_occurrence, digest, regular
 from tlfx.propagate.outputs import OutputLabel
 from tlfx.propagate.propagator import Propagation
@@ -84,7 +85,7 @@ class _Writer:
         self.graph = Graph()
         self.copies: dict[Node, Node] = {}
         self.graph.graph_copy(found.graph_module.graph, self.copies)
-        self.root = nn.Module()
+        self.buffers: dict[str, Tensor] = {}
         self.live = read_labels(found.labels, found.outputs, found.recorded.rows.values())
         self.shared = labels_of_the_mask(found, self.live)
         self.position = torch.full((found.labels.rows,), -1)
@@ -107,12 +108,8 @@ class _Writer:
 
     def _module(self) -> GraphModule:
         source = self.found.graph_module
-        for name, buffer in source.named_buffers(recurse=False):
-            self.root.register_buffer(name, buffer, persistent=False)
-        self.root._modules.update(source._modules)
-        module = GraphModule(self.root, self.graph, class_name=f"Aligned{type(source).__name__}")
-        module._modules = dict(source._modules)
-        return module
+        buffers = {**dict(source.named_buffers(recurse=False)), **self.buffers}
+        return graph_module_of(self.graph, source._modules, buffers, f"Aligned{type(source).__name__}")
 
     def _add_mask(self) -> Node:
         inputs = [n for n in self.graph.nodes if n.op == "placeholder"]
@@ -216,8 +213,8 @@ class _Writer:
         """A tensor of the graph's own, one for all places that need the same."""
         key = digest(tensor)
         if key not in self.constants:
-            self.constants[key] = f"{name}_{len(self.root._buffers)}"
-            self.root.register_buffer(self.constants[key], tensor.to(self.found.device), persistent=False)
+            self.constants[key] = f"{name}_{len(self.buffers)}"
+            self.buffers[self.constants[key]] = tensor.to(self.found.device)
         with self.graph.inserting_after(self.last.get(after, after)):
             node = self.graph.get_attr(self.constants[key])
         self.last[after] = node

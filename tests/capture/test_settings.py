@@ -138,7 +138,7 @@ SAME: dict[str, Callable[[Any], Any]] = {
     "results in a list": lambda b: b.results.append(torch.zeros(3)),
     "results in an object": lambda b: setattr(b, "aux", SimpleNamespace(loss=torch.zeros(()))),
     "equal number": lambda b: setattr(b, "number", int("1")),
-    "equal tuple": lambda b: setattr(b, "size", tuple([3, 3])),
+    "equal tuple": lambda b: setattr(b, "size", tuple(iter((3, 3)))),
     "equal list": lambda b: setattr(b, "rates", [0.1, [1, 2]]),
     "equal object": lambda b: setattr(b, "config", Config()),
     "compiled": lambda b: b.compile(),
@@ -242,12 +242,16 @@ def test_a_setting_that_changes_at_every_step_is_told_once_and_plans_are_bounded
     model = tlfx.align(Scaled())
     images = torch.rand(2, 3, 4, 4)
     kept = []
-    with pytest.warns(UserWarning, match=r"Scaled was captured 4 times because temperature .* register_buffer") as told:
+
+    def steps() -> None:
         for step in range(MOST_PLANS + 3):
             model.temperature = 1.0 + step
             kept.append(weakref.ref(planner_of(model).plan(model, Call.of(images)).graph_module))
             model.temperature = 1.0  # used again and again, and so kept
             model(images, target())
+
+    with pytest.warns(UserWarning, match=r"Scaled was captured 4 times because temperature .*register_buffer") as told:
+        steps()
     assert len(told) == 1
     assert len(planner_of(model).plans) == MOST_PLANS
     gc.collect()

@@ -17,6 +17,7 @@ IGNORED = None
 """The description of tensors and of what holds tensors, which do not count: a forward left them there as results."""
 
 ATOMS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.layout, enum.Enum)
+_PLAIN = frozenset((bool, int, float, str, type(None)))
 _MANY = 10_000
 """An object from which more values than this can be reached is compared by identity."""
 
@@ -32,7 +33,7 @@ def describe(value: Any) -> Any:
     >>> describe([1, 2]) == describe([1, 2]), describe(1) == describe(True), describe([torch.ones(1)]) is IGNORED
     (True, False, True)
     """
-    return _Description().of(value)
+    return (type(value), value) if type(value) in _PLAIN else _Description().of(value)
 
 
 def describe_attributes(held: dict[str, Any]) -> dict[str, Any]:
@@ -43,12 +44,12 @@ def describe_attributes(held: dict[str, Any]) -> dict[str, Any]:
 
 def is_ignored(name: str, value: Any) -> bool:
     """Whether an attribute of a module is a tensor or holds one."""
-    return name not in INTERNAL and describe(value) is IGNORED
+    return type(value) not in _PLAIN and name not in INTERNAL and describe(value) is IGNORED
 
 
 def containers_in(name: str, value: Any) -> list[Any]:
     """The lists, sets and dictionaries that an attribute of a module consists of, those of plain objects among them."""
-    if name in INTERNAL or isinstance(value, ATOMS):
+    if type(value) in _PLAIN or name in INTERNAL:
         return []
     description = _Description()
     description.of(value)

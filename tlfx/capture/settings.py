@@ -7,7 +7,7 @@ objects first, so that this takes a fraction of a millisecond for hundreds of mo
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from tlfx._torch import HOOKS
-from tlfx.capture.describe import IGNORED, containers_in, describe_attributes, is_ignored
+from tlfx.capture.describe import IGNORED, containers_in, describe, describe_attributes, is_ignored
 from tlfx.capture.tensors import TensorTypes
 from tlfx.capture.traced_settings import TracedSettings
 
@@ -41,16 +41,16 @@ class Settings:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._paths = _paths(model)
+        self._paths = {module: path for path, module in model.named_modules()}
         self._modules = list(self._paths)
         self._tensors = TensorTypes(self._modules)
         self._described = {module: _describe(module) for module in self._modules}
-        self._parts = vars(model)["_modules"]
+        self._own_parts = vars(model)["_modules"]
         self._copy()
 
     def are_current(self, model: nn.Module) -> bool:
         """Whether ``model`` is the one that was captured, or a shallow copy of it, and nothing in it has changed."""
-        if vars(model)["_modules"] is not self._parts:
+        if vars(model)["_modules"] is not self._own_parts:
             return False
         if torch.compiler.is_compiling():
             return all(x.is_current() for x in self._traced) and self._tensors.change(self._paths) is None
@@ -68,20 +68,21 @@ class Settings:
     def _copy(self) -> None:
         """Copy what the fast comparison needs."""
         held, results = _containers(self._modules)
-        self._held = held
-        self._copies = [x.copy() for x in held]
-        self._children = [vars(m)["_modules"] for m in self._modules]
-        self._order = list(chain.from_iterable(self._children))
-        self._types = list(map(type, self._modules))
-        numbers = [(x, key) for x in held for key, value in _items(x) if type(value) in _NUMBERS and key != "training"]
-        self._numbers = [x for x, _ in numbers], [key for _, key in numbers]
-        self._number_types = list(map(type, map(operator.getitem, *self._numbers)))
-        tuples = [(x, key) for x in held for key, value in _items(x) if isinstance(value, tuple) and value]
-        self._tuples = [x for x, _ in tuples], [key for _, key in tuples]
-        self._tuple_values = list(map(operator.getitem, *self._tuples))
-        self._traced = list(map(TracedSettings, self._modules))
+        self._empty = [x for x in held if not x]  # hooks, mostly: to see that they still are takes less than to compare
+        self._held = [x for x in held if x]
+        self._copies = [x.copy() for x in self._held]
         self._results = results
         self._beside_results = [_without(x, names) for x, names in results]
+        self._parts = [own for own in (vars(m)["_modules"] for m in self._modules) if own]
+        self._order = list(chain.from_iterable(self._parts))
+        self._types = list(map(type, self._modules))
+        places = [(x, key) for x in self._held for key in _keys(x)]
+        places += [(x, name) for (x, _), kept in zip(results, self._beside_results, strict=True) for name in kept]
+        self._numbers = _transposed([(x, k) for x, k in places if type(x[k]) in _NUMBERS and k != "training"])
+        self._number_types = list(map(type, map(operator.getitem, *self._numbers)))
+        self._tuples = _transposed([(x, k) for x, k in places if isinstance(x[k], tuple) and x[k]])
+        self._tuple_values = list(map(operator.getitem, *self._tuples))
+        self._traced = list(map(TracedSettings, self._modules))
 
     def _same_dictionaries(self) -> bool:
         """Whether all dictionaries and lists hold what they held; False also if that cannot be told in this way.
@@ -90,32 +91,25 @@ class Settings:
         """
         try:
             return (
-                self._held == self._copies
-                and list(chain.from_iterable(self._children)) == self._order
+                not any(self._empty)
+                and self._held == self._copies
+                and list(chain.from_iterable(self._parts)) == self._order
                 and list(map(type, self._modules)) == self._types
+                and self._same_beside_results()
                 and list(map(type, map(operator.getitem, *self._numbers))) == self._number_types  # 1 == True == 1.0
                 and all(map(operator.is_, map(operator.getitem, *self._tuples), self._tuple_values))
-                and all(
-                    _without(x, names) == c for (x, names), c in zip(self._results, self._beside_results, strict=True)
-                )
             )
         except Exception:  # an __eq__ that gives no bool, such as NumPy's
             return False
 
+    def _same_beside_results(self) -> bool:
+        kept = zip(self._results, self._beside_results, strict=True)
+        return all(_without(held, names) == copied for (held, names), copied in kept) and all(
+            describe(held[name]) is IGNORED for held, names in self._results for name in names if name in held
+        )
+
 
 _NUMBERS = (int, float, bool)
-
-
-def _paths(model: nn.Module) -> dict[nn.Module, str]:
-    """A module and all inside it, each once, with the path of each."""
-    paths: dict[nn.Module, str] = {}
-    waiting = [("", model)]
-    while waiting:
-        path, module = waiting.pop()
-        if module not in paths:
-            paths[module] = path
-            waiting.extend((f"{path}.{n}".lstrip("."), m) for n, m in module._modules.items() if m is not None)
-    return paths
 
 
 def _describe(module: nn.Module) -> dict[str, Any]:
@@ -152,11 +146,14 @@ def _containers(modules: list[nn.Module]) -> tuple[list[Any], list[tuple[dict[st
     return list(held.values()), results
 
 
-def _items(container: Any) -> Iterator[tuple[Any, Any]]:
-    """Keys and values of a dictionary or a list; a set has none."""
-    if isinstance(container, dict):
-        return iter(container.items())
-    return iter(enumerate(container)) if isinstance(container, list) else iter(())
+def _keys(container: Any) -> Iterable[Any]:
+    """Keys of a dictionary or a list; a set has none."""
+    return container if isinstance(container, dict) else range(len(container)) if isinstance(container, list) else ()
+
+
+def _transposed(places: list[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
+    """Containers, and a key in each."""
+    return [x for x, _ in places], [key for _, key in places]
 
 
 def _without(held: dict[str, Any], names: frozenset[str]) -> dict[str, Any]:

@@ -29,10 +29,11 @@ class TensorTypes:
     def _note(self) -> None:
         """Note which tensors are there, by weak references: those that are replaced are to be freed."""
         held = [vars(m)[kind] for m in self._modules for kind in ("_parameters", "_buffers")]
-        self._held: list[dict[str, Tensor | None]] = held
-        self._names = list(chain.from_iterable(held))
-        self._counts = list(map(len, held))
-        self._known = [_nothing if x is None else weakref.ref(x) for x in _values(held)]
+        self._without: list[dict[str, Tensor | None]] = [x for x in held if not x]
+        self._held: list[dict[str, Tensor | None]] = [x for x in held if x]
+        self._names = list(chain.from_iterable(self._held))
+        self._counts = list(map(len, self._held))
+        self._known = [_nothing if x is None else weakref.ref(x) for x in _values(self._held)]
         self._empty = self._known.count(_nothing)
 
     def are_current(self) -> bool:
@@ -42,7 +43,8 @@ class TensorTypes:
     def _are_identical(self) -> bool:
         known = [reference() for reference in self._known]
         return (
-            list(map(len, self._held)) == self._counts
+            not any(self._without)
+            and list(map(len, self._held)) == self._counts
             and list(chain.from_iterable(self._held)) == self._names
             and all(map(operator.is_, known, _values(self._held)))
             and sum(map(operator.is_, known, repeat(None))) == self._empty  # none of them has died

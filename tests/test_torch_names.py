@@ -140,6 +140,15 @@ def without_vmap() -> None:
     assert seen == [(3, 2)]
 
 
+def outside_transforms() -> None:
+    def double(x: Tensor) -> Tensor:
+        with _torch.outside_transforms():
+            assert not torch._C._functorch.is_functorch_wrapped_tensor(torch.ones(2) * 2)
+        return (x * 2).sum()
+
+    assert torch.equal(torch.func.grad(double)(torch.ones(2)), torch.full((2,), 2.0))
+
+
 def storage_key() -> None:
     x = torch.ones(3)
     assert _torch.storage_key(x) == _torch.storage_key(x[1:]) != _torch.storage_key(x.clone())
@@ -213,7 +222,8 @@ NAMES: dict[str, Callable[[], None]] = {
     "aten._scaled_dot_product_flash_attention_for_cpu, _backward": flash_attention,
     "torch.utils.checkpoint._checkpoint_without_reentrant_generator": checkpoint_generator,
     "torch.utils.checkpoint.CheckpointFunction": checkpoint_function,
-    "torch._C._functorch.is_batchedtensor, get_unwrapped": without_vmap,
+    "torch._C._functorch.is_functorch_wrapped_tensor, get_unwrapped": without_vmap,
+    "torch._functorch.pyfunctorch.temporarily_clear_interpreter_stack": outside_transforms,
     "UntypedStorage._cdata": storage_key,
     "torch._ops.OpOverload, OpOverloadPacket, HigherOrderOperator": operators,
     "OpOverload._schema": schema,

@@ -10,11 +10,13 @@ torch.nn.Module documents for subclasses. tlfx.mix depends on nothing else in tl
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._library.custom_ops import CustomOpDef
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
@@ -41,6 +43,7 @@ __all__ = [
     "fsdp_policy",
     "fused_attention_choice",
     "is_fully_sharded",
+    "outside_transforms",
     "overload_name",
     "pytree",
     "rename",
@@ -110,6 +113,11 @@ def checkpoint_generator_name() -> str:
     """The generator in torch.utils.checkpoint around a checkpointed call (renamed in 2.9): there is no public hook."""
     names = ("_checkpoint_without_reentrant_generator_impl", "_checkpoint_without_reentrant_generator")
     return next(name for name in names if hasattr(checkpointing, name))
+
+
+def outside_transforms() -> AbstractContextManager[Any]:
+    """A context outside torch.func.grad and torch.vmap, whatever it is entered in; torch.func has no public one."""
+    return temporarily_clear_interpreter_stack()
 
 
 def without_vmap(tensor: Tensor) -> Tensor:

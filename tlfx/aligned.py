@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
-import torch
 from torch import nn
-from torch.fx import GraphModule
 
+from tlfx.capture.alignable import check_alignable
 from tlfx.capture.arguments import Call
-from tlfx.capture.model_class import own_forward
+from tlfx.capture.model_class import CHOSEN, own_forward, own_parameters
 from tlfx.capture.sharding import casts_arguments
 from tlfx.errors import InputError, TargetError
 from tlfx.mix.target import MixedTarget
@@ -79,22 +78,13 @@ def align(
     >>> soft_target
     tensor([[0.5000, 0.5000]])
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"align takes a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(model, torch.jit.ScriptModule) or "forward" in vars(model):
-        raise InputError(
-            f"{type(model).__name__} has a forward of the instance (compiled, scripted or patched) that would hide the "
-            "aligned one: align the model before that"
-        )
-    if isinstance(model, GraphModule):
-        raise InputError(
-            f"{type(model).__name__} is a torch.fx.GraphModule, whose class is rewritten whenever its graph is: align "
-            "the model it was traced from, or a module that holds it, such as torch.nn.Sequential(model)"
-        )
+    check_alignable(model)
     options = _options(layers, policy, on_unknown, attention)
     module: nn.Module = unalign(model)
     module.__class__ = _aligned_class(type(module))
     module.__dict__["_tlfx"] = Planner(options)
+    if "forward" in vars(module):
+        module.__dict__[CHOSEN] = module.__dict__.pop("forward")
     if example is not None:
         planner_of(module).plan(module, Call.from_example(example))
     return model
@@ -109,6 +99,8 @@ def unalign(model: M) -> M:
     module: nn.Module = model
     if isinstance(module, Aligned):
         del module.__dict__["_tlfx"]
+        if CHOSEN in vars(module):
+            module.__dict__["forward"] = module.__dict__.pop(CHOSEN)
         module.__class__ = _plain_class(type(module))  # type: ignore[assignment]
     return model
 
@@ -139,8 +131,6 @@ class Aligned(nn.Module):
     """Base of the classes that :func:`align` makes: ``isinstance(model, Aligned)`` tells whether a model is aligned."""
 
     _tlfx_base: type[nn.Module]
-    _tlfx_own_target: bool
-    """Whether the model's own forward has a parameter named target, which then takes all but mixed targets."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's hooks and forward; those of fully_shard in mixed precision are not to round a target."""
@@ -155,7 +145,7 @@ class Aligned(nn.Module):
         targets = [a for a in (*args, *kwargs.values()) if isinstance(a, MixedTarget)]
         args = tuple(a for a in args if not isinstance(a, MixedTarget))
         kwargs = {k: v for k, v in kwargs.items() if not isinstance(v, MixedTarget)}
-        if target is not None and not isinstance(target, MixedTarget) and self._tlfx_own_target:
+        if target is not None and not isinstance(target, MixedTarget) and _takes_target(self):
             kwargs = {**kwargs, "target": target}
         elif target is not None:
             targets.append(target)
@@ -173,6 +163,11 @@ class Aligned(nn.Module):
         """Copies and pickles hold the model and the options; graphs are captured anew."""
         state = {k: v for k, v in self.__dict__.items() if k != "_tlfx"}
         return _rebuilt, (self._tlfx_base, planner_of(self).options), state
+
+
+def _takes_target(model: nn.Module) -> bool:
+    """Whether the model's own forward has a parameter named target, which then takes all but mixed targets."""
+    return any(parameter.name == "target" for parameter in own_parameters(model))
 
 
 class _Sealed:
@@ -224,7 +219,6 @@ def _make_class(base: type[nn.Module]) -> type[nn.Module]:
     names = {
         "forward": forward,
         "_tlfx_base": base,
-        "_tlfx_own_target": "target" in signature.parameters,
         "__module__": base.__module__,
         "__qualname__": f"Aligned{base.__name__}",
         "__doc__": base.__doc__,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from tlfx._torch import disable_dynamo, pytree
+from tlfx._torch import disable_dynamo, outside_transforms, pytree
 from tlfx.capture.arguments import Call
 from tlfx.capture.export import Captured, capture
 from tlfx.capture.model_class import class_name, own_forward
@@ -140,6 +140,10 @@ class Planner:
     @disable_dynamo
     def _make(self, model: nn.Module, call: Call, record: tuple[str, ...]) -> Plan:
         """A new plan, of a new capture if there is none for calls like this one."""
+        with outside_transforms():  # inside torch.func.grad even constants would be wrapped
+            return self._make_outside(model, call, record)
+
+    def _make_outside(self, model: nn.Module, call: Call, record: tuple[str, ...]) -> Plan:
         REGISTRY.load()
         plan = self._find(model, call, record)  # a compiled call may not have seen that it fits
         if plan is not None:

@@ -22,7 +22,7 @@ from tlfx._torch import pytree, rename
 from tlfx.capture.arguments import Call, is_channels_last
 from tlfx.capture.capture_errors import check_sizes, check_vmap, explain
 from tlfx.capture.leaf_modules import ModuleCall, collect_calls, marked
-from tlfx.capture.model_class import class_name, own_forward
+from tlfx.capture.model_class import class_name, own_forward, own_parameters
 from tlfx.capture.modes import inline_subgraphs
 from tlfx.capture.regions import Region, collect_regions, is_needed, seen_regions
 from tlfx.capture.sharding import whole_parameters
@@ -216,7 +216,7 @@ def _cleaned(
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     for node in graph.nodes:
         _strip_entry(node, class_name(model))
-    _rename(placeholders, _names(call, own_forward(model)))
+    _rename(placeholders, _names(call, model))
     modules: dict[str, nn.Module] = {}
     buffers: dict[str, Tensor] = {}
     for node in graph.nodes:
@@ -269,9 +269,9 @@ def _strip_entry(node: Node, kind: str) -> None:
         }
 
 
-def _names(call: Call, forward: Callable[..., Any]) -> list[str]:
+def _names(call: Call, model: nn.Module) -> list[str]:
     """Names of the tensors of a call, as the model's own forward has them."""
-    positional = list(inspect.signature(forward).parameters)[1:]
+    positional = [parameter.name for parameter in own_parameters(model)]
     given = (*zip(positional, call.args, strict=False), *call.kwargs.items())
     return [name for name, value in given for x in pytree.tree_leaves(value) if isinstance(x, Tensor)]
 

@@ -1,13 +1,18 @@
-"""The class that a model had before it was aligned."""
+"""The class and the forward that a model had before it was aligned."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-__all__ = ["class_name", "own_class", "own_forward"]
+__all__ = ["CHOSEN", "class_name", "own_class", "own_forward", "own_parameters"]
+
+CHOSEN = "_tlfx_forward"
+"""Where an aligned model keeps the forward that its instance had (``self.forward = self.forward_features``), which as
+``forward`` would hide that of the aligned class."""
 
 
 def own_class(model: nn.Module) -> type[nn.Module]:
@@ -17,8 +22,18 @@ def own_class(model: nn.Module) -> type[nn.Module]:
 
 
 def own_forward(model: nn.Module) -> Callable[..., Any]:
-    """The forward of :func:`own_class`, a function of the model and its arguments."""
-    return own_class(model).forward
+    """The forward that a model has without alignment, a function of the model and its arguments."""
+    if CHOSEN not in vars(model):
+        return own_class(model).forward
+    chosen = vars(model)[CHOSEN]
+    return lambda _, *args, **kwargs: chosen(*args, **kwargs)
+
+
+def own_parameters(model: nn.Module) -> list[inspect.Parameter]:
+    """The parameters of :func:`own_forward`, without the model itself."""
+    if CHOSEN in vars(model):
+        return list(inspect.signature(vars(model)[CHOSEN]).parameters.values())
+    return list(inspect.signature(own_class(model).forward).parameters.values())[1:]
 
 
 def class_name(model: nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""Sharded parameters: capture sees the parameters of a model under fully_shard whole, and gathers none of them."""
+"""Parameters as capture needs them: whole under fully_shard, without gathering any, and real under functional_call."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ __all__ = ["casts_arguments", "casts_of", "whole_parameters"]
 @contextlib.contextmanager
 def whole_parameters(model: nn.Module) -> Iterator[None]:
     """While the context is open, every module has in place of a sharded parameter one of its whole shape and of the
-    type it is computed in, without memory: to be captured, not to be computed with.
+    type it is computed in, without memory: to be captured, not to be computed with; in place of another tensor, as
+    torch.func.functional_call puts there, a parameter like it, since torch.export takes nothing else.
 
     Raises CaptureError for parameters that are sharded by anything but fully_shard.
     """
@@ -27,17 +28,27 @@ def whole_parameters(model: nn.Module) -> Iterator[None]:
     whole: dict[Tensor, nn.Parameter] = {}
     try:
         for path, module in model.named_modules():
-            sharded = {k: p for k, p in module._parameters.items() if p is not None and is_sharded(p)}
-            if sharded:
+            replaced = {k: p for k, p in module._parameters.items() if p is not None and _is_to_be_replaced(p)}
+            if replaced:
                 kept.append((module, dict(module._parameters)))
-            for name, parameter in sharded.items():
+            for name, parameter in replaced.items():
                 if parameter not in whole:
-                    whole[parameter] = _whole(parameter, _owner(model, path, name))
+                    owner = _owner(model, path, name) if is_sharded(parameter) else None
+                    whole[parameter] = _like(parameter) if owner is None else _whole(parameter, owner)
                 module._parameters[name] = whole[parameter]
         yield
     finally:
         for module, parameters in kept:
             module._parameters.update(parameters)
+
+
+def _is_to_be_replaced(parameter: Tensor) -> bool:
+    return is_sharded(parameter) or not isinstance(parameter, nn.Parameter)
+
+
+def _like(tensor: Tensor) -> nn.Parameter:
+    made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+    return nn.Parameter(made, requires_grad=tensor.requires_grad)
 
 
 def _whole(parameter: Tensor, owner: nn.Module) -> nn.Parameter:

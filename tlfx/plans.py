@@ -121,7 +121,9 @@ class Planner:
         """The plan for a call like this one that reads the labels ``record``, made now if there is none."""
         plan = self._find(model, call, record) or self._make(model, call, record)
         if self.latest is not plan:
-            self._use(plan)
+            self.latest = plan
+            if not torch.compiler.is_compiling():  # a list that changes at a call would be compiled again at each call
+                self._put_last(plan)
         return plan
 
     def _find(self, model: nn.Module, call: Call, record: tuple[str, ...]) -> Plan | None:
@@ -130,12 +132,10 @@ class Planner:
                 return plan
         return None
 
-    def _use(self, plan: Plan) -> None:
-        """Put a plan last, and drop those beyond the limit with captures that no other plan needs."""
-        self.latest = plan
-        if not torch.compiler.is_compiling():  # a list that changes at a call would be compiled again at each call
-            self.plans = [*(p for p in self.plans if p is not plan), plan][-MOST_PLANS:]
-            self.captures[:] = self.captures[-MOST_PLANS:]
+    def _put_last(self, plan: Plan) -> None:
+        """Put a plan and its capture last, and drop those beyond the limit."""
+        self.plans = [*(p for p in self.plans if p is not plan), plan][-MOST_PLANS:]
+        self.captures[:] = [*(c for c in self.captures if c is not plan.capture), plan.capture][-MOST_PLANS:]
 
     @disable_dynamo
     def _make(self, model: nn.Module, call: Call, record: tuple[str, ...]) -> Plan:
@@ -148,15 +148,20 @@ class Planner:
         plan = self._find(model, call, record)  # a compiled call may not have seen that it fits
         if plan is not None:
             return plan
-        kept = next((c for c in reversed(self.captures) if c.fits(model, call)), None)
-        if kept is None:
-            self._tell(model, call)
-            kept = Capture(capture(model, call), REGISTRY.generation, call.key, Settings(model))
-            self.captures.append(kept)
+        kept = next((c for c in reversed(self.captures) if c.fits(model, call)), None) or self._capture(model, call)
         traced = trace(model, call, replace(self.options, record=record), captured=kept.captured)
         propagation, graph_module = traced.propagation, traced.graph_module
         program = segmented(graph_module)
-        return Plan(graph_module, kept.captured, propagation.outputs, propagation.recorded, program, kept, record)
+        plan = Plan(graph_module, kept.captured, propagation.outputs, propagation.recorded, program, kept, record)
+        self._put_last(plan)
+        return plan
+
+    def _capture(self, model: nn.Module, call: Call) -> Capture:
+        self._tell(model, call)
+        kept = Capture(capture(model, call), REGISTRY.generation, call.key, Settings(model))
+        self.captures.append(kept)  # even if no plan comes of it, such as for a pattern that matches nothing
+        del self.captures[:-MOST_PLANS]
+        return kept
 
     def _tell(self, model: nn.Module, call: Call) -> None:
         """Say in the log why the model is captured, and warn once if it is captured over and over for one attribute."""

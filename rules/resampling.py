@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from tlfx._torch import overload_name
 from tlfx.propagate.values import Value
 from tlfx.propagate.verbs import OpContext
 from tlfx.rules import rule
@@ -35,7 +36,7 @@ def upsample_bicubic(op: OpContext, x: Value, *settings: Any) -> Value:
     """x (batch, channels, height, width): by bilinear weights, which have no negative lobes."""
     smooth = "aa" in str(op.target)
     packet = aten._upsample_bilinear2d_aa if smooth else aten.upsample_bilinear2d
-    return op.resample(x, *settings, spatial=2, operator=getattr(packet, op.target._overloadname))
+    return op.resample(x, *settings, spatial=2, operator=getattr(packet, overload_name(op.target)))
 
 
 @rule(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d)

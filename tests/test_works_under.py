@@ -18,7 +18,8 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 import tlfx
-from tlfx.aligned import alignment_of
+from tlfx.aligned import planner_of
+from tlfx.capture.arguments import Call
 
 
 class Convolutions(nn.Module):
@@ -133,14 +134,14 @@ def test_checkpoints_of_hugging_face() -> None:
     F.cross_entropy(expected, soft.logits).backward()
     assert torch.equal(output.logits, expected)
     assert all(torch.equal(p.grad, q.grad) for p, q in zip(aligned.parameters(), plain.parameters(), strict=True))
-    assert str(alignment_of(aligned).latest.program.code).count("self.segment_") == 2
+    assert str(planner_of(aligned).latest.program.code).count("self.segment_") == 2
 
 
 def test_checkpoints_of_timm() -> None:
     options = {"proj_drop_rate": 0.2, "drop_path_rate": 0.2}
     plain, aligned = vit(**options), checkpointing(tlfx.align(vit(**options)))
     soft = assert_same_step(aligned, checkpointing(deepcopy(plain)))
-    code = str(alignment_of(aligned).latest.program.code)
+    code = str(planner_of(aligned).latest.program.code)
     assert code.count("self.segment_") == 2
     assert "layer_norm_1" not in code
     torch.manual_seed(3)
@@ -162,7 +163,7 @@ def test_checkpoints_under_autocast() -> None:
 def test_a_graph_without_regions_is_one_piece() -> None:
     aligned = tlfx.align(Transformer())
     aligned(*batch())
-    plan = alignment_of(aligned).latest
+    plan = planner_of(aligned).latest
     assert plan.program is plan.graph_module
 
 
@@ -190,7 +191,7 @@ def test_hooks_that_look_on_fire_at_every_call() -> None:
         block.register_forward_pre_hook(lambda module, args, note=note: note(args[0].detach().clone()))
         block.mlp.register_forward_hook(lambda module, args, output, note=note: note(output.detach().mean()))
         block.register_forward_hook(lambda module, args, output, note=note: note(output.detach().clone()))
-    alignment_of(models["aligned"]).plan(models["aligned"], (batch()[0],), {})
+    planner_of(models["aligned"]).plan(models["aligned"], Call.of(batch()[0]))
     seen["aligned"].clear()
     for _ in range(2):
         assert_same_step(models["aligned"], models["plain"])

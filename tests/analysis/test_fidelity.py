@@ -18,7 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import tlfx
-from tlfx.aligned import alignment_of
+from tlfx.aligned import planner_of
 from tlfx.analysis import Fidelity, fidelity
 from tlfx.analysis.agreement import agreement
 from tlfx.analysis.label_fidelity import POLICIES, policy_name
@@ -145,8 +145,8 @@ def test_the_model_is_left_as_it_was() -> None:
     whole = fidelity(vit(), batches(8), policies=[tlfx.Policy()])  # the options of an aligned model hold
     assert not torch.allclose(found.shares["paper"], whole.shares["paper"], atol=1e-4)
     torch.testing.assert_close(found.references["exchange"], whole.references["exchange"], equal_nan=True)
-    assert alignment_of(model).options.policy == tlfx.Policy(residual="skip")
-    assert not alignment_of(model).plans
+    assert planner_of(model).options.policy == tlfx.Policy(residual="skip")
+    assert not planner_of(model).plans
 
 
 def test_modes_come_back_after_an_error() -> None:

@@ -10,6 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.fx import Graph
 
+from tlfx.capture.arguments import Call
 from tlfx.capture.export import capture
 from tlfx.graph.liveness import last_reads
 from tlfx.propagate import Options, Propagation, propagate
@@ -36,7 +37,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 
 def both(model: nn.Module, side: int) -> tuple[Propagation, Propagation]:
     images = torch.rand(2, 3, side, side)
-    captured = capture(model, type(model).forward, (images,), {}, images, any_batch=False)
+    captured = capture(model, Call.of(images), any_batch=False)
     freed, kept = (propagate(captured, Options(keep=keep)) for keep in (False, True))
     return freed, kept
 

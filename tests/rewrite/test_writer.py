@@ -12,9 +12,8 @@ from torch.fx import GraphModule, Node
 
 import tlfx
 from tlfx import runtime
-from tlfx.capture.export import capture
-from tlfx.propagate import Options, Propagation, propagate
-from tlfx.rewrite.writer import rewrite
+from tlfx.propagate import Options, Propagation
+from tlfx.trace import trace
 
 SIZE = (4, 4, 6)
 BATCH = 3
@@ -28,9 +27,8 @@ def small_vit(**options: object) -> nn.Module:
 
 
 def align(model: nn.Module, images: Tensor, attention: str = "fused") -> tuple[Propagation, GraphModule]:
-    captured = capture(model, type(model).forward, (images,), {}, images)
-    found = propagate(captured, Options(attention=attention))
-    return found, rewrite(found)
+    traced = trace(model, images, Options(attention=attention))
+    return traced.propagation, traced.graph_module
 
 
 def calls(graph_module: GraphModule, function: object) -> list[Node]:
@@ -91,7 +89,7 @@ def test_labels_that_nothing_reads_are_not_written() -> None:
         return x.mean((2, 3)) + 0.0 * (pooled @ pooled.mT).sum((1, 2, 3))[:, None]
 
     probe = Probe(function, SIZE)
-    assert len(probe.found.labels.tensors) > len(calls(probe.graph_module, runtime.pixels)) + 1
+    assert len(probe.propagation.labels.tensors) > len(calls(probe.graph_module, runtime.pixels)) + 1
     assert "resample" not in probe.code()
     assert probe.code().count("label") < 20
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tlfx.capture.arguments import tensors_of
+from tlfx._torch import pytree
 from tlfx.errors import InputError
 
 __all__ = ["Classifier", "last_weighted"]
@@ -48,9 +48,11 @@ class Classifier:
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (batch, classes) and the input of the classifier, floating (batch, …)."""
         seen: list[Tensor] = []
-        hook = self.model.get_submodule(self.path).register_forward_pre_hook(
-            lambda _, args, kwargs: seen.extend(tensors_of(args, kwargs)[:1]), with_kwargs=True
-        )
+
+        def note(_: nn.Module, args: Any, kwargs: Any) -> None:
+            seen.extend([x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)][:1])
+
+        hook = self.model.get_submodule(self.path).register_forward_pre_hook(note, with_kwargs=True)
         try:
             logits = self.model(images)
         finally:

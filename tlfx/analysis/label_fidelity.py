@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tlfx.aligned import Aligned, align, alignment_of
+from tlfx.aligned import Aligned, align, planner_of
 from tlfx.analysis.classifier import Classifier
 from tlfx.analysis.fidelity_table import AREA, Fidelity
 from tlfx.analysis.invariants import share
 from tlfx.analysis.reference import Mixture, references
-from tlfx.capture.arguments import images_of
+from tlfx.capture.arguments import Call
 from tlfx.errors import InputError, TargetError
 from tlfx.mix import MixedTarget, Mixup
 from tlfx.mix.target import check_labels
+from tlfx.plans import Capture
 from tlfx.policy import DEFAULT, OPTIONS, Policy, check_policy
 
 __all__ = ["POLICIES", "fidelity", "policy_name"]
@@ -126,13 +127,13 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _aligned(model: nn.Module, rules: Mapping[str, Policy]) -> dict[str, nn.Module]:
-    """A shallow copy of the model for each policy; copies share parameters and captured graphs."""
-    captures: dict[Any, Any] = {}
+    """A shallow copy of the model for each policy, on the same parameters; they share what is captured."""
+    captures: list[Capture] = []
     copies = {}
     for name, policy in rules.items():
         copies[name] = copied = copy.copy(model)
-        alignment = alignment_of(copied if isinstance(copied, Aligned) else align(copied))
-        alignment.options, alignment.captures = replace(alignment.options, policy=policy), captures
+        planner = planner_of(copied if isinstance(copied, Aligned) else align(copied))
+        planner.options, planner.captures = replace(planner.options, policy=policy), captures
     return copies
 
 
@@ -142,7 +143,7 @@ def _read(batch: Any, model: nn.Module) -> tuple[Tensor, Tensor]:
         raise InputError(f"the loader yielded a {type(batch).__name__}, expected two tensors (images, labels)")
     device = next((p.device for p in model.parameters()), batch[0].device)
     images, labels = (x.to(device) for x in batch[:2])
-    images_of((images,), {})
+    Call.of(images)
     if labels.is_floating_point() or labels.dim() != 1:
         raise TargetError(
             f"labels are {labels.dtype} of shape {tuple(labels.shape)}, expected int64 (batch,), since the logits of "

@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves
 
-from tlfx.capture.export import capture
+from tlfx._torch import HigherOrderOperator, OpOverload, pytree, schema
 from tlfx.errors import TlfxError
 from tlfx.graph.nodes import module_path, shapes
 from tlfx.propagate.options import Options
 from tlfx.propagate.propagator import Propagator
 from tlfx.propagate.values import Value
 from tlfx.rules.registry import REGISTRY, operator_name
+from tlfx.trace import trace
 
 __all__ = ["HEADER", "Missing", "missing"]
 
@@ -91,8 +90,7 @@ def missing(model: nn.Module, images: Tensor) -> list[Missing]:
     >>> missing(nn.Conv2d(3, 8, 4), torch.rand(2, 3, 8, 8))
     []
     """
-    captured = capture(model, type(model).forward, (images,), {}, images)
-    propagator = Propagator(captured, Options(on_unknown="pointwise"))
+    propagator = trace(model, images, Options(on_unknown="pointwise")).propagator()
     with contextlib.suppress(TlfxError):
         propagator.run()
     by_operator: dict[Any, list[Node]] = {}
@@ -108,7 +106,7 @@ def _without_rule(propagator: Propagator) -> Iterator[Node]:
             continue
         if propagator.regions.ruled_call_of(node) is not None:
             continue
-        operands = [v for n in node.all_input_nodes for v in tree_leaves(propagator.values.get(n))]
+        operands = [v for n in node.all_input_nodes for v in pytree.tree_leaves(propagator.values.get(n))]
         if node not in propagator.values or any(isinstance(v, Value) and not v.is_constant for v in operands):
             yield node
 
@@ -144,7 +142,7 @@ def _body(node: Node) -> str:
 
 
 def _arguments(node: Node) -> Sequence[Any]:
-    return node.target._schema.arguments if isinstance(node.target, OpOverload) else ()
+    return schema(node.target).arguments if isinstance(node.target, OpOverload) else ()
 
 
 def _default(argument: Any) -> str:

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from tlfx.capture.export import capture
-from tlfx.propagate.propagator import propagate
-from tlfx.rewrite.writer import rewrite
+from tlfx.trace import trace
 
 __all__ = ["Preparation", "prepare"]
 
@@ -42,20 +40,20 @@ def prepare(model: nn.Module, images: Tensor) -> Preparation:
     ``images`` are (batch ≥ 2, channels, height, width). Raises the errors of :func:`tlfx.align`.
 
     >>> import torch
-    >>> found = prepare(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten()), torch.zeros(2, 3, 4, 4))
-    >>> found.operators, found.seconds > 0
+    >>> preparation = prepare(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten()), torch.zeros(2, 3, 4, 4))
+    >>> preparation.operators, preparation.seconds > 0
     (2, True)
     """
     model.train()
     clock = [time.perf_counter()]
-    captured = capture(model, type(model).forward, (images,), {}, images)
+    traced = trace(model, images)
     clock.append(time.perf_counter())
     before = _peak()
-    found = propagate(captured)
+    _ = traced.propagation
     clock.append(time.perf_counter())
-    rewrite(found)
+    traced.rewrite()
     clock.append(time.perf_counter())
-    calls = [n for n in captured.graph_module.graph.nodes if n.op == "call_function"]
+    calls = [n for n in traced.captured.graph_module.graph.nodes if n.op == "call_function"]
     first, second, third = (after - start for start, after in itertools.pairwise(clock))
     return Preparation(len(calls), first, second, third, _peak() - before)
 

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
-from tlfx.aligned import Aligned
 from tlfx.analysis.classtoken import class_attention
 from tlfx.analysis.layers import Layer, find_layers
 from tlfx.analysis.places import centres
-from tlfx.capture.export import capture
-from tlfx.propagate import Options, Propagation, propagate
-from tlfx.propagate.observer import EVERY_MODULE, Recorded
+from tlfx.propagate import Options, Propagation
+from tlfx.propagate.observer import EVERY_MODULE, ObservedLabels
 from tlfx.propagate.values import Value
 from tlfx.propagate.verbs.base import axis_of_ids
-from tlfx.rewrite.writer import rewrite
 from tlfx.runtime import BatchAxis, split_batch
+from tlfx.trace import trace
 
 __all__ = ["Arrival", "Probe", "Reading"]
 
@@ -103,19 +101,19 @@ class Probe:
     ) -> None:
         parameter = next(model.parameters(), torch.zeros(()))
         images = torch.zeros(BATCH, *size).to(parameter)
-        forward = (model._tlfx_base if isinstance(model, Aligned) else type(model)).forward
-        captured = capture(model.eval(), forward, (images,), {}, images, any_batch=False)
-        found = propagate(captured, Options(attention="fused", record=(EVERY_MODULE,)))
-        places = centres(found.labels, found.values)
-        self.layers = find_layers(found, places, at)
-        self._outputs = found.outputs
-        self._output = next(i for i, output in enumerate(found.outputs) if output is not None)
-        attended = _class_attention(found, self.layers, places, self._output) if attention else {}
-        rows = {layer.path: layer.ids for layer in self.layers}
-        self._tokens = _add_outputs(found, self.layers)
+        options = Options(attention="fused", record=(EVERY_MODULE,))
+        traced = trace(model.eval(), images, options, any_batch=False)
+        propagation = traced.propagation
+        places = centres(propagation.labels, propagation.values)
+        self.layers = find_layers(propagation, places, at)
+        self._outputs = propagation.outputs
+        self._output = next(i for i, output in enumerate(propagation.outputs) if output is not None)
+        attended = _class_attention(propagation, self.layers, places, self._output) if attention else {}
+        ids = {layer.path: layer.ids for layer in self.layers}
+        self._tokens = _add_outputs(propagation, self.layers)
         self._attended = list(attended)
-        recorded = Recorded({**rows, **{f"class attention in {path}": ids for path, ids in attended.items()}})
-        self._graph = rewrite(replace(found, recorded=recorded))
+        observed = {**ids, **{f"class attention in {path}": ids for path, ids in attended.items()}}
+        self._graph = traced.rewrite(recorded=ObservedLabels(observed))
 
     @torch.no_grad()
     def __call__(self, images: Tensor, mask: Tensor) -> tuple[list[Reading], Arrival]:

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tlfx import runtime
-from tlfx.aligned import align, alignment_of
+from tlfx.aligned import align, planner_of
+from tlfx.capture.arguments import Call
 from tlfx.errors import InputError
 from tlfx.mix.target import MixedTarget
 
@@ -37,7 +38,7 @@ def published(model: nn.Module, images: Tensor, target: MixedTarget) -> Callable
     (torch.Size([2, 1000]), 2.0)
     """
     with patch.object(F, "scaled_dot_product_attention", explicit_attention):
-        plan = alignment_of(align(model)).plan(model, (images,), {})
+        plan = planner_of(align(model)).plan(model, Call.of(images))
     graph_module = copy.copy(plan.graph_module)
     graph_module.graph = copy.deepcopy(graph_module.graph)
     spread = [n for n in graph_module.graph.nodes if n.target is runtime.spread]

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from tlfx.aligned import align, alignment_of
+from tlfx.aligned import align, planner_of
 from tlfx.analysis.invariants import rectangles
 from tlfx.analysis.published import published
+from tlfx.capture.arguments import Call
 from tlfx.mix.target import MixedTarget
 
 __all__ = ["ALIGNED", "CAPTURED", "PLAIN", "PUBLISHED", "Settings", "Timing", "bench", "compare"]
@@ -99,7 +100,7 @@ def bench(model: nn.Module, size: tuple[int, ...], settings: Settings) -> dict[s
     images = torch.randn(settings.batch, *size, device=device)
     target = _target(settings.batch, size[-2:]).to(device)
     with _precision(settings):
-        graph = alignment_of(model).plan(model, (images,), {}).captured.graph_module
+        graph = planner_of(model).plan(model, Call.of(images)).captured.graph_module
     steps = {
         PLAIN: _step(model, lambda: (model(images), target.area()), settings),
         CAPTURED: _step(model, lambda: (graph(images), target.area()), settings),

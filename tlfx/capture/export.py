@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.fx import Graph, GraphModule, Node
-from torch.utils import _pytree as pytree
 
-from tlfx.capture.arguments import is_channels_last
+from tlfx._torch import pytree, rename
+from tlfx.capture.arguments import Call, is_channels_last
 from tlfx.capture.capture_errors import check_sizes, check_vmap, explain
+from tlfx.capture.model_class import class_name, own_forward, own_parameters
 from tlfx.capture.modes import inline_subgraphs
 from tlfx.capture.recording import Recording, build_tree, recorded_regions
 from tlfx.capture.regions import RegionTree
 from tlfx.capture.sharding import whole_parameters
 from tlfx.capture.surroundings import capture_mode, quiet, state_kept
 from tlfx.errors import TlfxError
+from tlfx.graph.shells import graph_module_of
 from tlfx.rules.registry import REGISTRY
 
 __all__ = ["MODEL", "Captured", "capture"]
@@ -52,76 +53,60 @@ class _ForwardRecord:
 class _Entry(nn.Module):
     """The model's forward as a function of flat tensors; everything else in the call is fixed."""
 
-    def __init__(self, model: nn.Module, forward: Callable[..., Any], leaves: Sequence[Any], spec: Any) -> None:
+    def __init__(self, model: nn.Module, call: Call) -> None:
         super().__init__()
         setattr(self, MODEL, model)
-        self.call = (forward, leaves, spec)
+        self.call = call
         self.record = _ForwardRecord()
 
     def forward(self, *tensors: Tensor) -> Any:
-        forward, leaves, spec = self.call
         given = iter(tensors)
-        args, kwargs = pytree.tree_unflatten([next(given) if isinstance(x, Tensor) else x for x in leaves], spec)
+        leaves = [next(given) if isinstance(x, Tensor) else x for x in self.call.leaves]
+        args, kwargs = pytree.tree_unflatten(leaves, self.call.spec)
         model: nn.Module = getattr(self, MODEL)
         before = dict(model.named_buffers())
-        outputs, self.record.out_spec = _flatten(forward(model, *args, **kwargs))
+        outputs, self.record.out_spec = _flatten(own_forward(model)(model, *args, **kwargs))
         after = {name: buffer for name, buffer in model.named_buffers() if buffer is not before.get(name)}
         self.record.assigned = list(after)
         return (*outputs, *after.values())
 
 
-def capture(
-    model: nn.Module,
-    forward: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    images: Tensor,
-    any_batch: bool = True,
-) -> Captured:
-    """Capture ``forward(model, *args, **kwargs)`` in the model's present mode, for any batch size if it can be.
+def capture(model: nn.Module, call: Call, any_batch: bool = True) -> Captured:
+    """Capture the model's own forward for a call, in the model's present mode, for any batch size if it can be.
 
     Without ``any_batch`` it is captured for the size at hand alone, which takes half the time.
 
-    ``images`` is the tensor among the arguments that holds the image content. The model, its buffers and the global
-    random state stay as they are. Raises CaptureError with the reason, the source line and the remedy.
+    The model, its buffers and the global random state stay as they are. Raises CaptureError with the reason, the source
+    line and the remedy.
     """
     REGISTRY.load()  # what is wrong with rules is not to be taken for a failure of the model
-    leaves, spec = pytree.tree_flatten((args, kwargs))
-    tensors = [x for x in leaves if isinstance(x, Tensor)]
-    entry, recording = _Entry(model, forward, leaves, spec), Recording()
-    position = next(i for i, x in enumerate(tensors) if x is images)
-    batch = images.shape[0]
-    batched = [x.dim() > 0 and x.shape[0] == batch for x in tensors]
+    entry, recording = _Entry(model, call), Recording()
+    batched = [x.dim() > 0 and x.shape[0] == call.batch for x in call.tensors]
     try:
-        program = _export(entry, tensors, batched if any_batch else None, recording)
-        fixed = None if any_batch else batch
+        program = _export(entry, call.tensors, batched if any_batch else None, recording)
+        fixed = None if any_batch else call.batch
     except TlfxError:
         raise
     except Exception:
         recording = Recording()
         try:
-            program = _export(entry, tensors, None, recording)
-            fixed = batch
+            program = _export(entry, call.tensors, None, recording)
+            fixed = call.batch
         except Exception as error:
             function = recording.function_that_raised(error)
-            raise explain(_kind(model), error, lambda: _run(model, forward, args, kwargs), tensors, function) from error
-    captured = _cleaned(program, entry, model, position, _names(forward, args, kwargs), fixed, recording)
-    check_sizes(_kind(model), captured.graph_module.graph)
-    check_vmap(_kind(model), captured.graph_module.graph)
+            raise explain(class_name(model), error, lambda: _run(model, call), call.tensors, function) from error
+    captured = _cleaned(program, entry, model, call, fixed, recording)
+    check_sizes(class_name(model), captured.graph_module.graph)
+    check_vmap(class_name(model), captured.graph_module.graph)
     return captured
 
 
-def _kind(model: nn.Module) -> str:
-    """The class of a model as its user named it."""
-    return str(getattr(type(model), "_tlfx_base", type(model)).__name__)
-
-
-def _run(model: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _run(model: nn.Module, call: Call) -> None:
     """Run a forward and leave no trace of it in buffers, attributes or random states."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         with state_kept(model), torch.no_grad():
-            forward(model, *args, **kwargs)
+            own_forward(model)(model, *call.args, **call.kwargs)
     finally:
         for buffer, before in buffers:
             buffer.copy_(before)
@@ -158,8 +143,7 @@ def _cleaned(
     program: GraphModule,
     entry: _Entry,
     model: nn.Module,
-    position: int,
-    names: list[str],
+    call: Call,
     batch: int | None,
     recording: Recording,
 ) -> Captured:
@@ -174,19 +158,17 @@ def _cleaned(
     regions = build_tree(graph, recording)
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     for node in graph.nodes:
-        _strip_entry(node, _kind(model))
-    _rename(placeholders, names)
-    root = nn.Module()
+        _strip_entry(node, class_name(model))
+    _rename(placeholders, _names(call, model))
+    modules: dict[str, nn.Module] = {}
+    buffers: dict[str, Tensor] = {}
     for node in graph.nodes:
         if node.op == "get_attr" and not _is_own(model, str(node.target)):
             path, node.target = str(node.target), str(node.target).replace(".", "_")
-            if isinstance(held[path], nn.Module):  # a function that an operator takes
-                root._modules[node.target] = held[path]
-            else:
-                root.register_buffer(node.target, held[path], persistent=False)
-    root._modules[MODEL] = model
-    graph_module = GraphModule(root, graph, class_name=_kind(model))
-    graph_module._modules = dict(root._modules)
+            # modules among them are functions that an operator takes
+            (modules if isinstance(held[path], nn.Module) else buffers)[node.target] = held[path]
+    graph_module = graph_module_of(graph, {**modules, MODEL: model}, buffers, class_name(model))
+    position = next(i for i, x in enumerate(call.tensors) if x is call.images)
     return Captured(graph_module, placeholders[position].name, entry.record.out_spec, batch, regions)
 
 
@@ -230,17 +212,17 @@ def _strip_entry(node: Node, kind: str) -> None:
         }
 
 
-def _names(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+def _names(call: Call, model: nn.Module) -> list[str]:
     """Names of the tensors of a call, as the model's own forward has them."""
-    positional = list(inspect.signature(forward).parameters)[1:]
-    given = (*zip(positional, args, strict=False), *kwargs.items())
+    positional = [parameter.name for parameter in own_parameters(model)]
+    given = (*zip(positional, call.args, strict=False), *call.kwargs.items())
     return [name for name, value in given for x in pytree.tree_leaves(value) if isinstance(x, Tensor)]
 
 
 def _rename(placeholders: list[Node], names: list[str]) -> None:
     """Inputs go by the names of the model's own forward."""
     for node, name in zip(placeholders, names, strict=False):
-        node._rename(name)
+        rename(node, name)
         node.target = node.name
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from torch.fx import Graph, Node
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
-__all__ = ["Call", "Checkpoint", "FunctionCall", "HookRun", "HookedCall", "LeafCall", "Region", "RegionTree"]
+__all__ = ["CallRegion", "Checkpoint", "FunctionCall", "HookRun", "HookedCall", "LeafCall", "Region", "RegionTree"]
 
 FORWARD_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 HOOKS = (*FORWARD_HOOKS, "_backward_pre_hooks", "_backward_hooks")
@@ -54,7 +54,7 @@ class Region:
 
 
 @dataclass(eq=False, kw_only=True)
-class Call(Region):
+class CallRegion(Region):
     """A call of a module or of an autograd function, with the structure of its arguments."""
 
     subject: Any
@@ -92,7 +92,7 @@ class Call(Region):
 
 
 @dataclass(eq=False, kw_only=True)
-class LeafCall(Call):
+class LeafCall(CallRegion):
     """A call of a module that has a rule."""
 
     subject: nn.Module
@@ -104,7 +104,7 @@ class LeafCall(Call):
 
 
 @dataclass(eq=False, kw_only=True)
-class FunctionCall(Call):
+class FunctionCall(CallRegion):
     """A call of a torch.autograd.Function."""
 
     subject: type[torch.autograd.Function]
@@ -125,7 +125,7 @@ class FunctionCall(Call):
 
 
 @dataclass(eq=False, kw_only=True)
-class HookedCall(Call):
+class HookedCall(CallRegion):
     """A call of a module with hooks: the structure of its output, and the hooks that are computed in the graph."""
 
     subject: nn.Module
@@ -195,9 +195,9 @@ class RegionTree:
         region = self._innermost.get(node)
         return () if region is None else tuple(reversed(list(region.ancestors)))
 
-    def ruled_call_of(self, node: Node) -> Call | None:
+    def ruled_call_of(self, node: Node) -> CallRegion | None:
         """The call with a rule that a node lies in, the outermost of several."""
-        return next((r for r in self.path_of(node) if r.has_rule and isinstance(r, Call)), None)
+        return next((r for r in self.path_of(node) if r.has_rule and isinstance(r, CallRegion)), None)
 
     def function_call_of(self, node: Node) -> FunctionCall | None:
         """The call of an autograd function that a node lies in, the outermost of several."""

@@ -24,19 +24,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the code; exit status 0."""
-    from tlfx.capture.export import capture
-    from tlfx.propagate.propagator import propagate
-    from tlfx.rewrite.writer import rewrite
+    from tlfx.trace import trace
 
-    model, images = arguments.model_from(args)
-    captured = capture(model, type(model).forward, (images,), {}, images)
-    aligned = rewrite(propagate(captured))
+    traced = trace(*arguments.model_from(args))
+    aligned = traced.graph_module
     code = str(aligned.code).strip()
     console = output.console(args)
     if args.no_color or not console.is_terminal:
         print(code)
         return 0
-    own = {node.name for node in captured.graph_module.graph.nodes}
+    own = {node.name for node in traced.captured.graph_module.graph.nodes}
     labels = {node.name for node in aligned.graph.nodes} - own
     console.print(highlighted(code, labels), soft_wrap=True)
     return 0

@@ -17,28 +17,28 @@ from tlfx.propagate.outputs import is_real, read_label
 from tlfx.propagate.values import Value
 from tlfx.propagate.verbs import OpContext
 
-__all__ = ["EVERY_MODULE", "Observer", "Recorded", "Recording"]
+__all__ = ["EVERY_MODULE", "LabelRecorder", "ObservedLabels", "Observer"]
 
 EVERY_MODULE = "*"
 """The pattern of all modules."""
 
 
 @dataclass(frozen=True, eq=False)
-class Recorded:
+class ObservedLabels:
     """Label ids of modules and nodes by name, in the shape of positions, and the names that each pattern stands for."""
 
     ids: dict[str, Tensor] = field(default_factory=dict)
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-class Recording:
+class LabelRecorder:
     """Labels on the way of the latest aligned call, by name: those that ``patterns`` stand for."""
 
     def __init__(self, patterns: tuple[str, ...]) -> None:
         self.patterns = patterns
         self.labels: dict[str, Tensor] = {}
 
-    def take(self, recorded: Recorded, labels: Sequence[Tensor]) -> None:
+    def take(self, recorded: ObservedLabels, labels: Sequence[Tensor]) -> None:
         """Keep the labels (batch, *positions, channels) of a call, one for each of the ``recorded`` ids; a single
         channel is squeezed."""
         by_name = {n: x.squeeze(-1) for n, x in zip(recorded.ids, labels, strict=True)}
@@ -69,7 +69,7 @@ class Observer:
             for value in list(_content(given, values))[:1]:
                 self.modules[path] = value
 
-    def choose(self, patterns: Sequence[str], op: OpContext) -> Recorded:
+    def choose(self, patterns: Sequence[str], op: OpContext) -> ObservedLabels:
         """The ids of all modules that patterns match, and of all nodes where a pattern matches no module; ``op`` is
         the output node as an operation.
 
@@ -78,7 +78,7 @@ class Observer:
         names = {p: self._matching(p) for p in patterns}
         known = {**self.nodes, **self.modules}
         ids = {n: _positions(op, known[n]) for n in dict.fromkeys(n for matches in names.values() for n in matches)}
-        return Recorded(ids, names)
+        return ObservedLabels(ids, names)
 
     def _matching(self, pattern: str) -> tuple[str, ...]:
         for known in (self.modules, self.nodes):

@@ -26,7 +26,7 @@ from tlfx.operations import Operation
 from tlfx.propagate.contexts import LinearContexts
 from tlfx.propagate.labels import MASK, LabelTable
 from tlfx.propagate.layers import LayerSelection, count_from_first
-from tlfx.propagate.observer import Observer, Recorded
+from tlfx.propagate.observer import ObservedLabels, Observer
 from tlfx.propagate.options import Options
 from tlfx.propagate.outputs import OutputLabel, read_outputs
 from tlfx.propagate.rule_calls import apply_rule
@@ -54,7 +54,7 @@ class Propagation:
     operations: dict[Node, Operation]
     labels: LabelTable
     outputs: list[OutputLabel | None]
-    recorded: Recorded
+    recorded: ObservedLabels
     regions: RegionTree
 
     @property
@@ -126,7 +126,7 @@ class Propagator:
                 self._free(source)
         op = OpContext(graph.output_node(), (), {}, self.state)
         outputs = read_outputs(op, self.values)
-        recorded = observer.choose(self.options.record, op) if observer else Recorded()
+        recorded = observer.choose(self.options.record, op) if observer else ObservedLabels()
         self.operations.update(self.state.contexts.reclassified(self.values))
         return Propagation(
             self.graph_module,

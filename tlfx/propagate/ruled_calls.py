@@ -8,7 +8,7 @@ from typing import Any
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tlfx.capture.regions import Call
+from tlfx.capture.regions import CallRegion
 from tlfx.errors import RuleError
 from tlfx.graph.aliasing import storage_of
 from tlfx.graph.nodes import describe, shapes
@@ -38,7 +38,7 @@ class RuledCalls:
         self._writes = writes
         self._state = state
 
-    def apply(self, call: Call) -> None:
+    def apply(self, call: CallRegion) -> None:
         """Give the outputs of a call the values that its rule returns; nothing if no argument has content."""
         args, kwargs = tree_map(lambda a: self._values.get(a) if isinstance(a, Node) else a, call.arguments)
         if all(v.is_constant for v in tree_leaves((args, kwargs)) if isinstance(v, Value)):
@@ -59,7 +59,7 @@ class RuledCalls:
                 self._values[node] = op.output(value, node)
                 self._operations[node] = operation_of(op, value)
 
-    def _write_back(self, call: Call, values: Sequence[Value]) -> None:
+    def _write_back(self, call: CallRegion, values: Sequence[Value]) -> None:
         """Where a call writes to its arguments, all views of them follow the output that shares their storage."""
         self._writes.add(call.last)
         changed = self._writes.written_by(call.nodes)

@@ -8,7 +8,7 @@ from typing import Any
 from torch.fx import Node
 
 from tlfx import runtime
-from tlfx.capture.regions import Call
+from tlfx.capture.regions import CallRegion
 from tlfx.operations import Operation
 from tlfx.propagate.labels import LabelTensor
 from tlfx.propagate.values import Role, Value
@@ -40,7 +40,7 @@ def reason(
     given: Sequence[Value],
     labels: Sequence[LabelTensor],
     value: Any,
-    call: Call | None = None,
+    call: CallRegion | None = None,
 ) -> str:
     """A short reason for a class, from the inputs of a node, the labels that it makes, its output value, and the call
     with a rule that it lies in."""
@@ -62,7 +62,7 @@ def reason(
     return _PLAIN[operation]
 
 
-def _constant(node: Node, call: Call | None) -> str:
+def _constant(node: Node, call: CallRegion | None) -> str:
     if node.op == "get_attr":
         return "a parameter, buffer or constant of the model"
     return f"inside {call.name}, {call.as_ruled}" if call is not None else "computed without image content"

@@ -22,17 +22,20 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_unflatten
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 
+from tlfx._torch import call_with_hooks, version
 from tlfx.capture.export import MODEL
 from tlfx.capture.hooks import is_changed
 from tlfx.capture.regions import FORWARD_HOOKS, Checkpoint, HookedCall, Region, RegionTree
 from tlfx.errors import CaptureError
+from tlfx.graph.shells import graph_module_of
+from tlfx.rewrite.writer import AlignedGraph
 
 __all__ = ["segmented"]
 
 
-def segmented(graph_module: GraphModule, regions: RegionTree) -> GraphModule:
-    """The same function with every region in a segment; the graph itself where it has no regions."""
-    return _Cutter(graph_module, regions).cut() if regions.regions else graph_module
+def segmented(aligned: AlignedGraph) -> GraphModule:
+    """The same function with every region in a segment; the graph itself if it has no regions."""
+    return _Cutter(aligned.graph_module, aligned.regions).cut() if aligned.regions.regions else aligned.graph_module
 
 
 class _Cutter:
@@ -108,12 +111,8 @@ class _Cutter:
     def module_of(self, graph: Graph, parts: dict[str, nn.Module]) -> GraphModule:
         """A graph module that holds what the source holds, and segments."""
         graph.lint()
-        root = nn.Module()
-        root._buffers.update(self.source._buffers)
-        root._modules.update({**self.source._modules, **parts})
-        module = GraphModule(root, graph, class_name=type(self.source).__name__)
-        module._modules = dict(root._modules)
-        return module
+        modules = {**self.source._modules, **parts}
+        return graph_module_of(graph, modules, self.source._buffers, type(self.source).__name__)
 
 
 def _nodes(leaves: Sequence[Any]) -> list[Node]:
@@ -143,7 +142,7 @@ class _Through(nn.Module):
         given = iter(values)
         args, kwargs = tree_unflatten([next(given) if isinstance(x, Node) else x for x in region.inputs], region.spec)
         with _running(region, forward):
-            output = nn.Module._call_impl(region.subject, *args, **kwargs)
+            output = call_with_hooks(region.subject, *args, **kwargs)
         shown = zip(tree_leaves(output), region.outputs, strict=True)
         return (*(x for x, leaf in shown if isinstance(leaf, Node)), *more)
 
@@ -169,9 +168,9 @@ def _watched(hook: Callable[..., Any], failed: str) -> Callable[..., Any]:
 
     def watched(module: nn.Module, *given: Any) -> Any:
         tensors = [x for x in tree_leaves(given) if isinstance(x, Tensor) and not x.is_inference()]
-        before = [x._version for x in tensors]
+        before = [version(x) for x in tensors]
         result = hook(module, *given)
-        if is_changed(result, given) or before != [x._version for x in tensors]:
+        if is_changed(result, given) or before != [version(x) for x in tensors]:
             raise CaptureError(
                 f"a hook of {type(module).__name__} changes what the module takes or returns, and cannot be captured "
                 f"as a graph ({failed}), so that labels cannot follow it: write it without reading values of tensors "

@@ -6,10 +6,11 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map
@@ -17,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from tlfx import runtime
 from tlfx.capture.regions import Region, RegionTree
 from tlfx.graph.constants import is_random
+from tlfx.graph.shells import graph_module_of
 from tlfx.propagate.labels import (
     MASK,
     LabelTable,
@@ -31,22 +33,25 @@ from tlfx.propagate.propagator import Propagation
 from tlfx.rewrite.functions import FunctionCalls
 from tlfx.rewrite.strides import find_strides
 
-__all__ = ["read_labels", "rewrite", "rewrite_with_regions"]
+__all__ = ["AlignedGraph", "read_labels", "rewrite"]
 
 
-def rewrite(propagation: Propagation) -> GraphModule:
-    """The aligned graph: the inputs of the captured one and a mask in, its outputs and their labels out.
+@dataclass(frozen=True, eq=False)
+class AlignedGraph:
+    """A graph that computes labels, and the tree of its regions."""
 
-    Each label of an output is float32 of the output's shape with the class axis taken out and the channels put last.
-    After them come the recorded labels, (batch, *positions, channels).
+    graph_module: GraphModule
+    regions: RegionTree
+
+
+def rewrite(propagation: Propagation) -> AlignedGraph:
+    """The aligned graph: the inputs of the captured graph and a mask in, its outputs and their labels out.
+
+    Each label of an output is float32 of the output's shape without its class axis, label channels last. The recorded
+    labels, (batch, *positions, channels), follow them.
     """
-    return rewrite_with_regions(propagation)[0]
-
-
-def rewrite_with_regions(propagation: Propagation) -> tuple[GraphModule, RegionTree]:
-    """The aligned graph, and its regions: what :func:`tlfx.rewrite.segments.segmented` takes."""
     writer = _Writer(propagation)
-    return writer.write(), writer.regions()
+    return AlignedGraph(writer.write(), writer.regions())
 
 
 def read_labels(
@@ -102,7 +107,7 @@ class _Writer:
         self.graph.graph_copy(propagation.graph_module.graph, self.copies)
         self.functions = FunctionCalls(propagation.regions, self.graph, self.copies)
         self.innermost = self._copied_regions()
-        self.root = nn.Module()
+        self.buffers: dict[str, Tensor] = {}
         self.live = read_labels(propagation.labels, propagation.outputs, propagation.recorded.ids.values())
         self.shared = labels_of_the_mask(propagation, self.live)
         self.position = torch.full((propagation.labels.size,), -1)
@@ -143,12 +148,8 @@ class _Writer:
 
     def _module(self) -> GraphModule:
         source = self.propagation.graph_module
-        for name, buffer in source.named_buffers(recurse=False):
-            self.root.register_buffer(name, buffer, persistent=False)
-        self.root._modules.update(source._modules)
-        module = GraphModule(self.root, self.graph, class_name=f"Aligned{type(source).__name__}")
-        module._modules = dict(source._modules)
-        return module
+        buffers = {**dict(source.named_buffers(recurse=False)), **self.buffers}
+        return graph_module_of(self.graph, source._modules, buffers, f"Aligned{type(source).__name__}")
 
     def _add_mask(self) -> Node:
         inputs = [n for n in self.graph.nodes if n.op == "placeholder"]
@@ -258,8 +259,8 @@ class _Writer:
         """A tensor of the graph's own, one for all places that need the same."""
         key = digest(tensor)
         if key not in self.constants:
-            self.constants[key] = f"{name}_{len(self.root._buffers)}"
-            self.root.register_buffer(self.constants[key], tensor.to(self.propagation.device), persistent=False)
+            self.constants[key] = f"{name}_{len(self.buffers)}"
+            self.buffers[self.constants[key]] = tensor.to(self.propagation.device)
         with self.graph.inserting_after(self.last.get(after, after)):
             node = self.graph.get_attr(self.constants[key])
         self.last[after] = node

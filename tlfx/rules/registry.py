@@ -20,9 +20,16 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import nn
-from torch._library.custom_ops import CustomOpDef
-from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 
+from tlfx._torch import (
+    CustomOpDef,
+    HigherOrderOperator,
+    OpOverload,
+    OpOverloadPacket,
+    custom_op_name,
+    overload_name,
+    schema,
+)
 from tlfx.errors import InputError, RuleConflictError
 
 __all__ = ["REGISTRY", "Registry", "Rule", "rule"]
@@ -199,7 +206,7 @@ def operator_name(operator: Any) -> str:
     if isinstance(operator, OpOverload | OpOverloadPacket | HigherOrderOperator):
         return str(operator)
     if isinstance(operator, str | CustomOpDef):
-        return (operator if isinstance(operator, str) else operator._qualname).replace("::", ".")
+        return (operator if isinstance(operator, str) else custom_op_name(operator)).replace("::", ".")
     return getattr(operator, "__name__", str(operator))
 
 
@@ -213,7 +220,7 @@ def _keys(operator: Any) -> Iterator[Any]:
         return
     yield operator_name(operator)
     yield operator_name(operator.overloadpacket)
-    if operator._schema.is_mutable:
+    if schema(operator).is_mutable:
         functional = operator_name(operator.overloadpacket).removesuffix("_")
-        yield f"{functional}.{operator._overloadname}"
+        yield f"{functional}.{overload_name(operator)}"
         yield functional

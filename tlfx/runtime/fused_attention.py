@@ -9,7 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 
+from tlfx._torch import flash_attention, flash_attention_backward, fused_attention_choice
 from tlfx.runtime.arithmetic import label_arithmetic
 from tlfx.runtime.batch_axis import BatchAxis, merge_batch, split_batch
 from tlfx.runtime.contraction import Equation, select
@@ -17,7 +19,7 @@ from tlfx.runtime.softmax_attention import attention, attention_bias
 
 __all__ = ["attention_with_labels"]
 
-_FLASH = 1  # torch.nn.attention.SDPBackend.FLASH_ATTENTION
+_FLASH = SDPBackend.FLASH_ATTENTION.value
 _MOST_COLUMNS = 0.25
 """Largest ratio of label channels to value channels; above it a second pass is cheaper."""
 
@@ -28,9 +30,10 @@ _BLOCK = 32
 _VECTOR = 4
 """Columns in 16 bytes: if the value has a multiple of this, long products round as they do without columns."""
 
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+_flash, _flash_backward = flash_attention(), flash_attention_backward()
+_MOST_SHAPES = 1024
 _fitting: dict[Hashable, int] = {}
+"""Columns to add for each combination of shapes that was tried; of more than ``_MOST_SHAPES`` the oldest go."""
 
 
 def attention_with_labels(
@@ -82,7 +85,7 @@ def _is_flash(
         or labels.shape[-1] > _MOST_COLUMNS * value.shape[-1]
     ):
         return False
-    return bool(torch._fused_sdp_choice(query, key, value, dropout_p=dropout, **options) == _FLASH)
+    return bool(fused_attention_choice(query, key, value, dropout_p=dropout, **options) == _FLASH)
 
 
 @label_arithmetic
@@ -110,6 +113,8 @@ def _fit(query: Tensor, key: Tensor, value: Tensor, columns: Tensor, options: di
     if place not in _fitting:
         channels = columns.shape[-1]
         tried = (channels, -(-channels // _VECTOR) * _VECTOR)
+        if len(_fitting) >= _MOST_SHAPES:
+            del _fitting[next(iter(_fitting))]
         _fitting[place] = next((n for n in tried if _keeps_bits(query, key, value, columns, n, options)), 0)
     return _fitting[place]
 

@@ -2,6 +2,6 @@
 
 from tlfx.testing.check import check_rule
 from tlfx.testing.content import Content
-from tlfx.testing.probe import Probe
+from tlfx.testing.label_probe import LabelProbe
 
-__all__ = ["Content", "Probe", "check_rule"]
+__all__ = ["Content", "LabelProbe", "check_rule"]

@@ -14,7 +14,7 @@ from tlfx.errors import InputError, WrongRuleError
 from tlfx.propagate.values import IMAGE, NONE, Value
 from tlfx.testing.content import Content, default_layout, from_pixels, to_pixels
 from tlfx.testing.influence import influence
-from tlfx.testing.probe import Probe
+from tlfx.testing.label_probe import LabelProbe
 
 __all__ = ["check_rule"]
 
@@ -77,7 +77,7 @@ def check_rule(
             output.conclude()
 
 
-def _probe(operator: Callable[..., Any], inputs: _Inputs) -> Probe:
+def _probe(operator: Callable[..., Any], inputs: _Inputs) -> LabelProbe:
     """The operator as a probed function of images, with its outputs in a list."""
     parts: dict[str, Any] = {"operator": operator} if isinstance(operator, nn.Module) else {}
     parts |= {f"given_{i}": _as_part(x) for i, x in enumerate(inputs.others)}
@@ -88,7 +88,7 @@ def _probe(operator: Callable[..., Any], inputs: _Inputs) -> Probe:
         outputs = [x for x in tree_leaves(function(*args, **kwargs)) if isinstance(x, Tensor)]
         return [*outputs, images]  # propagation needs an output with content
 
-    return Probe(run, to_pixels(inputs.contents), parts)
+    return LabelProbe(run, to_pixels(inputs.contents), parts)
 
 
 class _Inputs:
@@ -131,7 +131,7 @@ def _as_part(x: Tensor) -> Tensor:
     return nn.Parameter(x.clone(), requires_grad=False) if x.is_floating_point() else x
 
 
-def _give(probe: Probe, inputs: _Inputs) -> None:
+def _give(probe: LabelProbe, inputs: _Inputs) -> None:
     """Set a probe to other inputs; indices and masks stay, since the graph may contain them as constants."""
     probe.images = to_pixels(inputs.contents)
     for i, x in enumerate(inputs.others):
@@ -139,13 +139,13 @@ def _give(probe: Probe, inputs: _Inputs) -> None:
             getattr(probe.net, f"given_{i}").copy_(x)
 
 
-def _labels(probe: Probe, mask: Tensor, seed: int) -> list[Tensor]:
+def _labels(probe: LabelProbe, mask: Tensor, seed: int) -> list[Tensor]:
     torch.manual_seed(seed)
     with torch.no_grad():
         return probe.labels(mask)
 
 
-def _check_laws(probe: Probe, outputs: Sequence[_Output], seed: int) -> None:
+def _check_laws(probe: LabelProbe, outputs: Sequence[_Output], seed: int) -> None:
     """Compute the share of every pixel in every label, and check the laws of labels."""
     pixels = probe.images.shape[-1]
     unit = torch.eye(pixels)[None, :, None]
@@ -181,7 +181,7 @@ class _Output:
         if worst > _LAWS:
             raise WrongRuleError(f"output {self.place}: {law}, but the rule violates this by {worst:.1g}")
 
-    def compare(self, probe: Probe, seed: int) -> None:
+    def compare(self, probe: LabelProbe, seed: int) -> None:
         """Compare labels with the dependence in one trial."""
         net = deepcopy(probe.net).double()
 

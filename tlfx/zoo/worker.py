@@ -76,19 +76,17 @@ def _fill(row: dict[str, Any], name: str, check: bool, input_size: str | None) -
 
 def _analyse(row: dict[str, Any], model: nn.Module, images: Tensor) -> None:
     """Add the number of nodes in all and by class, and the times; captured for any batch size as in ``align``."""
-    from tlfx.capture.export import capture
-    from tlfx.propagate.propagator import propagate
-    from tlfx.rewrite.writer import rewrite
+    from tlfx.trace import trace
 
     start = time.perf_counter()
-    captured = capture(model, type(model).forward, (images,), {}, images)
+    traced = trace(model, images)
     row["capture_seconds"] = round(time.perf_counter() - start, 2)
-    row["nodes"] = len(captured.graph_module.graph.nodes) - 1  # without the output node
+    row["nodes"] = len(traced.captured.graph_module.graph.nodes) - 1  # all but the output
     start = time.perf_counter()
-    found = propagate(captured)
-    rewrite(found)
+    operations = traced.propagation.operations
+    traced.rewrite()
     row["analysis_seconds"] = round(time.perf_counter() - start, 2)
-    counts = Counter(operation.value for operation in found.operations.values())
+    counts = Counter(operation.value for operation in operations.values())
     row |= {name: counts[name] for name in OPERATIONS}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tlfx.capture.regions import Call
+from tlfx.capture.regions import CallRegion
 from tlfx.graph.nodes import shapes
 from tlfx.propagate.state import PropagationState
 from tlfx.propagate.verbs.attend import Attention
@@ -22,7 +22,9 @@ class OpContext(Attention, Frequency, Indexed, OwnWeights):
 class CallContext(OpContext):
     """One call of a module or autograd function as its rule sees it: arguments and outputs only."""
 
-    def __init__(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], state: PropagationState) -> None:
+    def __init__(
+        self, call: CallRegion, args: tuple[Any, ...], kwargs: dict[str, Any], state: PropagationState
+    ) -> None:
         super().__init__(call.last, args, kwargs, state)
         self.call = call
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tlfx import runtime
+from tlfx._torch import schema
 from tlfx.errors import InputError
 from tlfx.graph.residuals import content_graph, skip_of
 from tlfx.operations import Operation
@@ -35,7 +36,7 @@ class Pointwise(Verbs):
         out = self.pointwise(x)
         if x.softmax_dim is None:
             return out
-        in_place = self.target._schema.is_mutable
+        in_place = schema(self.target).is_mutable
         return replace(out, node=out.node if in_place else x.node, softmax_dim=None if in_place else x.softmax_dim)
 
     def softmax(self, x: Value, axis: int) -> Value:

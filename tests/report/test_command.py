@@ -1,4 +1,4 @@
-"""``tlfx inspect`` as a process."""
+"""``tlfx inspect`` in pipes, on terminals and in files."""
 
 from __future__ import annotations
 

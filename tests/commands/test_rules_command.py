@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,7 +69,7 @@ def test_every_rule_has_its_pack(capsys: pytest.CaptureFixture[str]) -> None:
         "operator": "aten.linear",
         "rule": "tlfx_rules.contraction.linear",
         "pack": "builtin",
-        "plugin": "tlfx 0.1.0",
+        "plugin": f"tlfx {importlib.metadata.version('tlfx')}",
     }
 
 

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import CLASSES, SIDE, mixture, pictures
 from torch import Tensor, nn
 
 import tlfx
 from tlfx import errors
-from tlfx.analysis.invariants import rectangles, share, target
+from tlfx.aligned import alignment_of
+from tlfx.analysis.invariants import share
 from tlfx.rules.registry import Registry
 
-SIDE = 16
-CLASSES = 5
 aten = torch.ops.aten
 
 
@@ -91,14 +91,6 @@ def tripled(x: Tensor) -> Tensor:
 @tripled.register_fake
 def _(x: Tensor) -> Tensor:
     return torch.empty_like(x)
-
-
-def pictures(batch: int = 3, side: int = SIDE) -> Tensor:
-    return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(1))
-
-
-def mixture(batch: int = 3, side: int = SIDE, **changes: Any) -> tlfx.MixedTarget:
-    return tlfx.MixedTarget(target(rectangles(batch, (side, side), seed=0)) | changes)
 
 
 # the family
@@ -221,7 +213,7 @@ def test_mixed_targets_that_do_not_fit(target: tlfx.MixedTarget, words: str) -> 
     model = tlfx.align(Net())
     with pytest.raises(tlfx.TargetError, match=words):
         model(pictures(), target)
-    assert not model.__dict__["_tlfx"].plans
+    assert not alignment_of(model).plans
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from twins.families import FAMILIES
 from twins.recorder import outputs_of
 
 import tlfx
+from tlfx.aligned import alignment_of
 from tlfx.recording import labels_of
 
 BATCH = 3
@@ -250,7 +251,7 @@ def test_graphs_are_written_once_and_labels_are_freed(plain: nn.Module) -> None:
     aligned = tlfx.align(deepcopy(plain))
     images, mixed = inputs(BATCH, 32)
     aligned(images, mixed)
-    alignment = aligned.__dict__["_tlfx"]
+    alignment = alignment_of(aligned)
     for _ in range(2):
         with tlfx.record(aligned) as labels:
             aligned(images, mixed)
@@ -266,7 +267,7 @@ def test_graphs_are_written_once_and_labels_are_freed(plain: nn.Module) -> None:
 def test_an_error_ends_the_recording(aligned: nn.Module) -> None:
     with pytest.raises(ZeroDivisionError), tlfx.record(aligned):
         raise ZeroDivisionError
-    assert not aligned.__dict__["_tlfx"].recordings
+    assert not alignment_of(aligned).recordings
 
 
 def test_under_autocast(aligned: nn.Module, plain: nn.Module) -> None:

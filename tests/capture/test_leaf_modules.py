@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import hooks_of
 from torch import Tensor, nn
 
 from tlfx import Operation, RuleError, align, inspect, use_rules
@@ -312,7 +313,7 @@ def test_marks_are_gone_after_a_capture() -> None:
     with use_rules({Turned: turned}):
         code = str(align(net) and _code(net))
     assert "mark" not in code
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+    assert not hooks_of(net)
 
 
 def _code(net: nn.Module) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from helpers import EXAMPLES
 from PIL import Image
 from safetensors.torch import save_file
 from timm.data import create_transform
@@ -23,7 +24,6 @@ from torch import Tensor, nn
 
 import tlfx
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 SIDE = 32
 MODEL = ["--model", "test_vit", "--kwargs", f'{{"img_size": {SIDE}}}', "--img-size", str(SIDE)]
 FAST = ["--workers", "0", "--device", "cpu", "--batch-size", "7"]

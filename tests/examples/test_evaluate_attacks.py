@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 SIDE, COUNT = 8, 40
 DUAL = {"Linf": 1.0, "L2": 2.0, "L1": float("inf")}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import EXAMPLES
 from imagefolder import SMALL, write_folders, write_pictures
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPT = EXAMPLES / "train_imagenet.py"
 TIMEOUT = 300
 MIXED = ["--mixup", "0.8", "--cutmix", "1", "--drop-path", "0.1", "--clip-grad", "5", "--warmup-epochs", "1"]

@@ -20,7 +20,6 @@ from torch import Tensor
 import tlfx
 from tlfx.mix import Mixup
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 RESNET = ["--model", "resnet18", "--model-kwargs", "layers=(1,1,1,1)", "channels=(8,8,8,8)"]
 
 

@@ -15,7 +15,6 @@ from torch import nn
 
 import tlfx
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 ATTENTION = ["--attention-model", "test_resnet", "--attention-patches", "1"]
 KINDS = {
     "plain": "Mixup",

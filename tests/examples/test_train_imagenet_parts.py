@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers import EXAMPLES
 from hypothesis import given
 from hypothesis import strategies as st
 from imagefolder import write_folders
 from torch import nn
 from torch.utils.data import DataLoader
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 RECIPES = sorted((EXAMPLES / "recipes").glob("*.yaml"))
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import timm
+from helpers import ReportOf
 from hypothesis import settings
 
 from tlfx.report import Report, inspect
@@ -22,6 +22,6 @@ def _report(name: str, **kwargs: Any) -> Report:
 
 
 @pytest.fixture
-def report_of() -> Callable[..., Report]:
+def report_of() -> ReportOf:
     """The report of a timm model, made once: report_of("deit_tiny_patch16_224", depth=2)"""
     return _report

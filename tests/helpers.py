@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 import tlfx
 from tlfx.analysis.invariants import rectangles
 from tlfx.analysis.invariants import target as target_of
+from tlfx.report import Report
 
+ReportOf = Callable[..., Report]
+"""The fixture `report_of`."""
 EXAMPLES = Path(__file__).parents[1] / "examples"
 CLASSES = 5
 SIDE = 16

@@ -18,7 +18,7 @@ from torch.fx import GraphModule, Node
 from tlfx import Operation, testing
 from tlfx.propagate.values import Role
 
-TOLERANCE = {"rtol": 0.0, "atol": 2e-6, "equal_nan": True}
+TOLERANCE: dict[str, Any] = {"rtol": 0.0, "atol": 2e-6, "equal_nan": True}
 BATCH = 3
 Twin = Callable[[Tensor, Tensor], Any]
 """Labels and images, both (batch, channels, *size) in float64, to the label at every element of every output."""

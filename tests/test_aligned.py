@@ -25,7 +25,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate, one_hot, scaled_dot_product_attention
 from torch.utils._pytree import tree_leaves, tree_map
-from torchvision.models.googlenet import BasicConv2d, GoogLeNetOutputs, InceptionAux
+from torchvision.models.googlenet import BasicConv2d, GoogLeNetOutputs, InceptionAux  # type: ignore[import-untyped]
 from twins.arithmetic import mix, residual
 from twins.vit import timm_maps
 
@@ -223,7 +223,7 @@ class HuggingFace(nn.Module):
         super().__init__()
         self.vit = vit()
 
-    def forward(self, pixel_values: Tensor | None = None, labels: Tensor | None = None, dense: bool = False) -> Any:
+    def forward(self, pixel_values: Any = None, labels: Tensor | None = None, dense: bool = False) -> Any:
         features = self.vit.forward_features(pixel_values)
         out = {"loss": None, "logits": self.vit.forward_head(features)}
         return out | {"hidden_states": (features,)} if dense else out
@@ -669,7 +669,7 @@ def saved(model: nn.Module) -> nn.Module:
     return torch.load(buffer, weights_only=False)
 
 
-COPIES: dict[str, Callable[[nn.Module], nn.Module]] = {
+COPIES: dict[str, Callable[[Any], Any]] = {
     "deepcopy": deepcopy,
     "pickle": lambda m: pickle.loads(pickle.dumps(m)),
     "torch.save": saved,
@@ -684,7 +684,7 @@ def test_copies_are_aligned_and_apart(name: str) -> None:
     assert type(copy) is type(aligned)
     assert plans(copy) == 0
     with torch.no_grad():
-        aligned.head.bias += 1
+        aligned.head.bias.add_(1)
     plain = tlfx.unalign(deepcopy(copy))
     assert_same_step(plain, copy, pictures())
     assert_same(share(copy, pictures(), mixture().mask), labels)
@@ -703,7 +703,7 @@ def test_averaged_model_of_timm() -> None:
     averaged = ModelEmaV3(model, decay=0.5)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.1
+            parameter.add_(0.1)
     averaged.update(model)
     expected = {k: (v + model.state_dict()[k]) / 2 for k, v in vit().state_dict().items()}
     for name, value in averaged.module.state_dict().items():
@@ -716,7 +716,7 @@ def test_averaged_model_of_timm() -> None:
 # options
 
 
-def blocks(model: nn.Module, images: Tensor, mask: Tensor, aligned: tuple[int, ...], skip: bool = False) -> Tensor:
+def blocks(model: Any, images: Tensor, mask: Tensor, aligned: tuple[int, ...], skip: bool = False) -> Tensor:
     """Share of the class token of a ViT in which only some blocks are aligned, with or without the skip's label."""
     patches = mask.double().unfold(2, 4, 4).unfold(3, 4, 4).mean((1, 4, 5)).flatten(1)
     labels = torch.cat((mask.double().mean((1, 2, 3))[:, None], patches), 1)

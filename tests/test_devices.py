@@ -78,7 +78,7 @@ def test_a_step_is_that_of_the_plain_model(build: Callable[[], nn.Module], devic
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_and_channels_last(device: str, dtype: torch.dtype) -> None:
-    plain = vit().to(device, memory_format=torch.channels_last)
+    plain = vit().to(device).to(memory_format=torch.channels_last)
     aligned = tlfx.align(deepcopy(plain))
     images, target = batch(device)
     images = images.to(memory_format=torch.channels_last)

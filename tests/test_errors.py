@@ -320,11 +320,15 @@ def test_outputs_without_image_content(function: Callable[[Tensor, Tensor], Any]
         tlfx.align(Returning(function))(pictures(), mixture())
 
 
+def attended(x: Tensor) -> Tensor:
+    return nn.functional.scaled_dot_product_attention(x, x, x)
+
+
 MIXING: dict[str, Callable[[Tensor], Tensor]] = {
     "flip": lambda x: x + x.flip(0),
     "roll": lambda x: x + 0.5 * x.roll(1, 0),
     "contraction": lambda x: torch.einsum("bnc,bmc->nmc", x, x)[: x.shape[0]],
-    "attention": lambda x: x + nn.functional.scaled_dot_product_attention(*[x.transpose(0, 1)] * 3).transpose(0, 1),
+    "attention": lambda x: x + attended(x.transpose(0, 1)).transpose(0, 1),
     "reshape": lambda x: x.reshape(-1, x.shape[0], 8).transpose(0, 1),
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import assert_same_step, vit
+from helpers import assert_same_step, gradients, vit
 from parallel.steps import Transformer, batch, step
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -62,6 +62,12 @@ def plain_step(model: nn.Module, soft: Tensor) -> Tensor:
     logits = model(batch()[0])
     F.cross_entropy(logits, soft).backward()
     return logits.detach()
+
+
+def same_gradients(one: nn.Module, other: nn.Module) -> bool:
+    """Whether all gradients are equal, bit for bit, and none is missing."""
+    pairs = zip(gradients(one), gradients(other), strict=True)
+    return all(p is not None and q is not None and torch.equal(p, q) for p, q in pairs)
 
 
 def saved_bytes(model: nn.Module) -> int:
@@ -129,13 +135,13 @@ def test_checkpoints_of_hugging_face() -> None:
     expected = plain(images).logits
     F.cross_entropy(expected, soft.logits).backward()
     assert torch.equal(output.logits, expected)
-    assert all(torch.equal(p.grad, q.grad) for p, q in zip(aligned.parameters(), plain.parameters(), strict=True))
+    assert same_gradients(aligned, plain)
 
 
 def test_checkpoints_of_timm() -> None:
     options = {"proj_drop_rate": 0.2, "drop_path_rate": 0.2}
     plain, aligned = vit(**options), checkpointing(tlfx.align(vit(**options)))
-    soft = assert_same_step(checkpointing(deepcopy(plain)), aligned, *batch())
+    soft = assert_same_step(checkpointing(deepcopy(plain)), aligned, *batch(), seed=3)
     output, _ = aligned(*batch())
     with CountingAttention() as again:
         output.sum().backward()
@@ -153,7 +159,7 @@ def test_checkpoints_save_memory() -> None:
 
 def test_checkpoints_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
-        assert_same_step(checkpointing(tlfx.align(vit())), checkpointing(vit()))
+        assert_same_step(checkpointing(vit()), checkpointing(tlfx.align(vit())), *batch())
 
 
 def test_a_graph_without_regions_is_one_piece() -> None:
@@ -233,14 +239,14 @@ def test_a_hook_that_changes_values_is_computed_and_labels_follow() -> None:
     soft = assert_same_step(plain, tlfx.align(model), *batch())
     assert torch.equal(soft, step(tlfx.align(Flipped()), *batch())["soft"])
     assert not torch.equal(soft, step(tlfx.align(Transformer()), *batch())["soft"])
-    assert torch.equal(seen[-1], seen[-2])
+    assert torch.equal(seen[-1], seen[0])
 
 
 def test_a_hook_that_counts_counts_once() -> None:
     model = tlfx.align(Transformer())
     model.blocks[0].register_buffer("count", torch.zeros(()))
 
-    def counting(module: nn.Module, args: Any, output: Tensor) -> None:
+    def counting(module: Any, args: Any, output: Tensor) -> None:
         module.count += 1
 
     model.blocks[0].register_forward_hook(counting)
@@ -317,7 +323,7 @@ def test_compiled_without_a_graph_break(checkpointed: bool) -> None:
     torch.manual_seed(3)
     result = step(compiled, *batch())
     assert torch.equal(result["logits"], plain_step(plain, result["soft"]))
-    assert all(torch.equal(p.grad, q.grad) for p, q in zip(model.parameters(), plain.parameters(), strict=True))
+    assert same_gradients(model, plain)
     torch.testing.assert_close(result["soft"], model(*batch())[1], rtol=0, atol=1e-6)
     with torch.no_grad():
         for parameters in (model.parameters(), plain.parameters()):
@@ -356,7 +362,7 @@ def test_compiled_with_hooks() -> None:
         result = step(compiled, *batch())
         assert torch.equal(result["logits"], plain_step(plain, result["soft"]))
         assert len(seen) == 1
-    assert all(torch.equal(p.grad, q.grad) for p, q in zip(model.parameters(), plain.parameters(), strict=True))
+    assert same_gradients(model, plain)
 
 
 # averages and evaluation
@@ -368,12 +374,12 @@ def test_averaged_model_of_torch() -> None:
     for value in (0.0, 0.1):
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter += value
+                parameter.add_(value)
         averaged.update_parameters(model)
     plain = Transformer()
     with torch.no_grad():
         for parameter in plain.parameters():
-            parameter += 0.05
+            parameter.add_(0.05)
     with torch.inference_mode():
         logits, soft = averaged(*batch())
         torch.testing.assert_close(logits, plain(batch()[0]))

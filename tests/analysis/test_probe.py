@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from rollout import initial, mixing_matrices
@@ -14,12 +16,10 @@ from twins.vit import timm_maps
 
 from tlfx.analysis.probe import Arrival, Probe, Reading
 
-CLOSE = {"rtol": 0.0, "atol": 1e-6}
+CLOSE: dict[str, Any] = {"rtol": 0.0, "atol": 1e-6}
 
 
-def read(
-    name: str, count: int = 3, at: list[str] | None = None
-) -> tuple[nn.Module, Tensor, Tensor, list[Reading], Arrival]:
+def read(name: str, count: int = 3, at: list[str] | None = None) -> tuple[Any, Tensor, Tensor, list[Reading], Arrival]:
     """A model, images, masks of two channels, what its layers hold, and the label of its output."""
     family = FAMILIES[name]
     model = family.model().eval()
@@ -31,12 +31,12 @@ def read(
 
 
 @pytest.fixture(scope="module")
-def read_vit() -> tuple[nn.Module, Tensor, Tensor, list[Reading], Arrival]:
+def read_vit() -> tuple[Any, Tensor, Tensor, list[Reading], Arrival]:
     """The small vision transformer, on three images: an odd number for a graph of two."""
     return read("vit")
 
 
-def test_labels_are_those_of_rollout(read_vit: tuple[nn.Module, Tensor, Tensor, list[Reading], Arrival]) -> None:
+def test_labels_are_those_of_rollout(read_vit: tuple[Any, Tensor, Tensor, list[Reading], Arrival]) -> None:
     model, images, mask, readings, arrival = read_vit
     assert [r.layer.path for r in readings] == ["blocks.0", "blocks.1", "blocks.2"]
     start = torch.stack([initial(model, mask[:, k : k + 1]) for k in range(2)], -1)
@@ -48,7 +48,7 @@ def test_labels_are_those_of_rollout(read_vit: tuple[nn.Module, Tensor, Tensor, 
     torch.testing.assert_close(arrival.label, readings[-1].share, **CLOSE)
 
 
-def test_tokens_are_those_of_the_model(read_vit: tuple[nn.Module, Tensor, Tensor, list[Reading], Arrival]) -> None:
+def test_tokens_are_those_of_the_model(read_vit: tuple[Any, Tensor, Tensor, list[Reading], Arrival]) -> None:
     model, images, _, readings, _ = read_vit
     seen = outputs_of(model, images, model.blocks)
     for reading, block in zip(readings, model.blocks, strict=True):
@@ -57,7 +57,7 @@ def test_tokens_are_those_of_the_model(read_vit: tuple[nn.Module, Tensor, Tensor
 
 
 def test_class_attention_is_that_of_transmix(
-    read_vit: tuple[nn.Module, Tensor, Tensor, list[Reading], Arrival],
+    read_vit: tuple[Any, Tensor, Tensor, list[Reading], Arrival],
 ) -> None:
     """Attention of the class token to the patches, normalised over them, on labels that stay where they were."""
     model, images, mask, readings, _ = read_vit

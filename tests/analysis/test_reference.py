@@ -22,7 +22,7 @@ SIDE = 16
 def double_vit() -> nn.Module:
     """Two blocks on 4×4 tokens, in double precision, with a classifier that tells classes apart."""
     model = helpers.vit()
-    nn.init.normal_(model.head.weight)
+    nn.init.normal_(model.get_parameter("head.weight"))
     return model.double().eval()
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import math
+from typing import Any
 
 import pytest
 import torch
 from rollout import initial, mixing_matrices
-from torch import nn
 from torch.nn.functional import cosine_similarity
 from twins.families import FAMILIES
 from twins.recorder import outputs_of
@@ -23,13 +23,13 @@ PAIRS = 3
 
 
 @pytest.fixture(scope="module")
-def measured() -> tuple[nn.Module, list[Figures]]:
+def measured() -> tuple[Any, list[Figures]]:
     """A model and its figures."""
     model = FAMILIES["vit"].model().eval()
     return model, fluctuation("small", model, (3, 32, 32), pairs=PAIRS, present=1, seed=5)
 
 
-def test_every_layer_of_every_pair(measured: tuple[nn.Module, list[Figures]]) -> None:
+def test_every_layer_of_every_pair(measured: tuple[Any, list[Figures]]) -> None:
     layers = [INPUT, "blocks.0", "blocks.1", "blocks.2", OUTPUT]
     assert [(f.model, f.pair, f.depth, f.layer) for f in measured[1]] == [
         ("small", pair, depth, layer) for pair in range(PAIRS) for depth, layer in enumerate(layers)
@@ -37,7 +37,7 @@ def test_every_layer_of_every_pair(measured: tuple[nn.Module, list[Figures]]) ->
     assert [f.presence is not None for f in measured[1]] == [True] * 5 + [False] * 10
 
 
-def test_mixing_ratios_by_hand(measured: tuple[nn.Module, list[Figures]]) -> None:
+def test_mixing_ratios_by_hand(measured: tuple[Any, list[Figures]]) -> None:
     model, found = measured
     pairs = photo_pairs(PAIRS, (32, 32), seed=5)
     images = [normalised(x, model) for x in (pairs.mixed, pairs.first, pairs.second)]
@@ -63,7 +63,7 @@ def test_mixing_ratios_by_hand(measured: tuple[nn.Module, list[Figures]]) -> Non
             assert figures == pytest.approx(values.tolist(), abs=1e-5), name
 
 
-def test_the_image_and_the_output(measured: tuple[nn.Module, list[Figures]]) -> None:
+def test_the_image_and_the_output(measured: tuple[Any, list[Figures]]) -> None:
     first, *_, last_block, output = measured[1][:5]
     assert (first.aligned, first.moved, first.similarity, first.transmix) == (first.area, 0.0, None, None)
     assert (first.presence.least, first.presence.most, first.presence.faded) == (1.0, 1.0, 0.0)  # type: ignore[union-attr]
@@ -72,7 +72,7 @@ def test_the_image_and_the_output(measured: tuple[nn.Module, list[Figures]]) -> 
     assert (output.height, output.width, output.fixed, output.moved) == (1, 1, None, None)
 
 
-def test_presence_by_hand(measured: tuple[nn.Module, list[Figures]]) -> None:
+def test_presence_by_hand(measured: tuple[Any, list[Figures]]) -> None:
     model, found = measured
     image = normalised(photo_pairs(1, (32, 32), seed=5).mixed, model)
     start = torch.cat((torch.full((1, 16), 1 / 16), torch.eye(16))).double()
@@ -86,7 +86,7 @@ def test_presence_by_hand(measured: tuple[nn.Module, list[Figures]]) -> None:
         assert spread.faded == pytest.approx(float((present < 0.1).double().mean()), abs=1e-6)
 
 
-def test_csv_holds_every_figure(measured: tuple[nn.Module, list[Figures]]) -> None:
+def test_csv_holds_every_figure(measured: tuple[Any, list[Figures]]) -> None:
     found = measured[1]
     rows = list(csv.DictReader(io.StringIO(as_csv(found))))
     assert len(rows) == len(found)
@@ -101,7 +101,7 @@ def test_csv_holds_every_figure(measured: tuple[nn.Module, list[Figures]]) -> No
             assert (float(row[name]) if row[name] else None) == getattr(figures.presence, name, None)
 
 
-def test_rmse_over_pairs(measured: tuple[nn.Module, list[Figures]]) -> None:
+def test_rmse_over_pairs(measured: tuple[Any, list[Figures]]) -> None:
     output = by_layer(measured[1])[-1]
     assert [f.layer for f in output] == [OUTPUT] * PAIRS
     expected = math.sqrt(sum((f.area - f.aligned) ** 2 for f in output) / PAIRS)

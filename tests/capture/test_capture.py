@@ -73,10 +73,10 @@ class Noisy(nn.Module):
 def test_the_random_state_stays(build: Callable[[], nn.Module]) -> None:
     model = build()
     torch.manual_seed(1), np.random.seed(2), random.seed(3)
-    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    states = torch.get_rng_state(), np.random.get_state(legacy=True)[1].copy(), random.getstate()
     tlfx.align(model, example=pictures())
     assert torch.equal(torch.get_rng_state(), states[0])
-    assert np.array_equal(np.random.get_state()[1], states[1])
+    assert np.array_equal(np.random.get_state(legacy=True)[1], states[1])
     assert random.getstate() == states[2]
 
 
@@ -96,7 +96,10 @@ class Remembering(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.patches = nn.Conv2d(3, CLASSES, 4, 4)
-        self.calls, self.cache, self.last, self.grid = 0, {}, None, None
+        self.calls = 0
+        self.cache: dict[int, Tensor] = {}
+        self.last: Tensor | None = None
+        self.grid: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
@@ -159,6 +162,8 @@ class Assigning(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.mean: Tensor
+        self.steps: Tensor
         self.register_buffer("mean", torch.zeros(8))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("in_place", torch.zeros(8))
@@ -197,6 +202,7 @@ class Rooted(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
+        self.total: Tensor
         self.register_buffer("total", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -582,7 +588,7 @@ def test_a_batch_of_one_that_cannot_be_told_from_other_axes() -> None:
 
 def test_a_second_tensor_with_the_batch_or_without() -> None:
     class Biased(Net):
-        def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        def forward(self, x: Tensor, bias: Any = None) -> Tensor:
             return self.head(self.patches(x).flatten(2).mean(2)) + bias
 
     plain, aligned = pair(Biased(lambda net, x: x))
@@ -671,11 +677,11 @@ def test_a_refusal_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("draw", [random.random, np.random.rand])
 def test_chance_that_is_not_from_torch(draw: Callable[[], float]) -> None:
     model = Net(lambda net, x: x * 2 if draw() < 0.5 else x)
-    state, numpy_state = random.getstate(), np.random.get_state()[2]
+    state, numpy_state = random.getstate(), np.random.get_state(legacy=True)[2]
     with pytest.raises(tlfx.CaptureError, match="random generator of Python or NumPy: use torch's instead"):
         tlfx.align(model)(pictures(), mixture())
     assert random.getstate() == state
-    assert np.random.get_state()[2] == numpy_state
+    assert np.random.get_state(legacy=True)[2] == numpy_state
 
 
 class Recording(nn.Module):
@@ -683,7 +689,8 @@ class Recording(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer, self.seen = nn.Conv2d(3, CLASSES, 4, 4), []
+        self.layer = nn.Conv2d(3, CLASSES, 4, 4)
+        self.seen: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
         if not getattr(self, "hooked", False):

@@ -104,7 +104,7 @@ def test_names_are_all_there() -> None:
     assert {name for name in package.__all__ if getattr(package, name) is not None} == set(package.__all__)
     assert set(package.__all__) <= set(dir(package))
     with pytest.raises(AttributeError, match="'allign'"):
-        package.allign  # noqa: B018
+        package.allign  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_the_package_alone_imports_no_torch() -> None:

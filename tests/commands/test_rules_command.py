@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -54,9 +53,8 @@ class Net(nn.Module):
 
 
 @pytest.fixture
-def _registry_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _registry_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(REGISTRY, "_rules", {r.operator: r for r in REGISTRY})
-    return
 
 
 def test_every_rule_has_its_pack(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ import torch
 from helpers import EXAMPLES
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped]
 from torch import Tensor
 
 import tlfx

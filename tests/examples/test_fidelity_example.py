@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import EXAMPLES
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped]
 
 from tlfx.analysis import Fidelity, fidelity
 

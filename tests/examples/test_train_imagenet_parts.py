@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
+import yaml  # type: ignore[import-untyped]
 from helpers import EXAMPLES
 from hypothesis import given
 from hypothesis import strategies as st

@@ -21,8 +21,14 @@ from tlfx.mix import CutMix
 
 def small_model() -> nn.Module:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    config = ViTConfig(image_size=16, patch_size=4, num_labels=3, initializer_range=0.3, **sizes)
+    sizes: dict[str, Any] = {
+        "num_labels": 3,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
+    config = ViTConfig(**sizes)
     return ViTForImageClassification(config)
 
 
@@ -60,9 +66,14 @@ def mixer() -> Keeping:
     return Keeping(num_classes=3, generator=torch.Generator().manual_seed(0))
 
 
-def trainer(folder: Path, *, of: type[transformers.Trainer] = Trainer, **changes: Any) -> transformers.Trainer:
+def trainer(folder: Path, *, of: type[transformers.Trainer] = Trainer, **changes: Any) -> Any:
     settings = {"model": aligned(), "mixer": mixer(), "train_dataset": Noise(), "eval_dataset": Noise()}
-    options = {"per_device_train_batch_size": 4, "num_train_epochs": 1, "max_grad_norm": 0.0, "optim": "sgd"}
+    options: dict[str, Any] = {
+        "per_device_train_batch_size": 4,
+        "num_train_epochs": 1,
+        "max_grad_norm": 0.0,
+        "optim": "sgd",
+    }
     options |= {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "use_cpu": True}
     options |= changes.pop("options", {})
     arguments = TrainingArguments(output_dir=str(folder), learning_rate=1.0, lr_scheduler_type="constant", **options)

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from hypothesis import Phase, settings
 from torch import Tensor
+from torch.fx import GraphModule, Node
 
 from tlfx import Operation, testing
 from tlfx.propagate.values import Role
 
-TOLERANCE = {"rtol": 0.0, "atol": 2e-6, "equal_nan": True}
+TOLERANCE: dict[str, Any] = {"rtol": 0.0, "atol": 2e-6, "equal_nan": True}
 BATCH = 3
 Twin = Callable[[Tensor, Tensor], Any]
 """Labels and images, both (batch, channels, *size) in float64, to the label at every element of every output."""
@@ -39,6 +40,10 @@ class Probe(testing.LabelProbe):
         torch.manual_seed(0)
         return [label[..., 0] for label in self.labels(mask)]
 
+    def calls(self, function: Callable[..., Any]) -> list[Node]:
+        """The calls of a function of label arithmetic in the aligned graph."""
+        return calls(self.graph_module, function)
+
     def samples(self) -> list[Tensor]:
         """The sample that each element of an output belongs to."""
         numbers = torch.arange(BATCH)
@@ -46,6 +51,11 @@ class Probe(testing.LabelProbe):
         return [
             numbers.view(-1, *[1] * (len(full) - axis - 2)).expand(full).flatten(axis, axis + 2) for axis, full in split
         ]
+
+
+def calls(graph_module: GraphModule, function: Callable[..., Any]) -> list[Node]:
+    """The nodes of a graph that call a function, in order."""
+    return [n for n in graph_module.graph.nodes if n.target is function]
 
 
 def several(examples: int) -> settings:

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import CLASSES, SIDE, mixture, pictures
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 import tlfx
 from tlfx import errors
-from tlfx.analysis.invariants import rectangles, share, target
+from tlfx.aligned import planner_of
+from tlfx.analysis.invariants import share
 from tlfx.rules.registry import Registry
 
-SIDE = 16
-CLASSES = 5
 aten = torch.ops.aten
 
 
@@ -92,14 +92,6 @@ def tripled(x: Tensor) -> Tensor:
 @tripled.register_fake
 def _(x: Tensor) -> Tensor:
     return torch.empty_like(x)
-
-
-def pictures(batch: int = 3, side: int = SIDE) -> Tensor:
-    return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(1))
-
-
-def mixture(batch: int = 3, side: int = SIDE, **changes: Any) -> tlfx.MixedTarget:
-    return tlfx.MixedTarget(target(rectangles(batch, (side, side), seed=0)) | changes)
 
 
 # the family
@@ -244,7 +236,7 @@ def test_mixed_targets_that_do_not_fit(target: tlfx.MixedTarget, words: str) -> 
     model = tlfx.align(Net())
     with pytest.raises(tlfx.TargetError, match=words):
         model(pictures(), target)
-    assert not model.__dict__["_tlfx"].plans
+    assert not planner_of(model).plans
 
 
 @pytest.mark.parametrize(
@@ -351,11 +343,15 @@ def test_outputs_without_image_content(function: Callable[[Tensor, Tensor], Any]
         tlfx.align(Returning(function))(pictures(), mixture())
 
 
+def attended(x: Tensor) -> Tensor:
+    return nn.functional.scaled_dot_product_attention(x, x, x)
+
+
 MIXING: dict[str, Callable[[Tensor], Tensor]] = {
     "flip": lambda x: x + x.flip(0),
     "roll": lambda x: x + 0.5 * x.roll(1, 0),
     "contraction": lambda x: torch.einsum("bnc,bmc->nmc", x, x)[: x.shape[0]],
-    "attention": lambda x: x + nn.functional.scaled_dot_product_attention(*[x.transpose(0, 1)] * 3).transpose(0, 1),
+    "attention": lambda x: x + attended(x.transpose(0, 1)).transpose(0, 1),
     "reshape": lambda x: x.reshape(-1, x.shape[0], 8).transpose(0, 1),
 }
 

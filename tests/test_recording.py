@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import assert_same
 from hypothesis import given
 from hypothesis import strategies as st
 from rule_harness import several
@@ -26,7 +27,7 @@ from tlfx.recording import labels_of
 BATCH = 3
 
 
-def vit_labels(model: nn.Module, images: Tensor, mask: Tensor) -> dict[str, Tensor]:
+def vit_labels(model: Any, images: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """Labels of a ViT after every attention and every block, (B, N) each."""
     labels = join(convolution(start(mask), model.patch_embed.proj).flatten(1), mask)
     found = {"pos_drop": labels}
@@ -36,7 +37,7 @@ def vit_labels(model: nn.Module, images: Tensor, mask: Tensor) -> dict[str, Tens
     return found
 
 
-def swin_labels(model: nn.Module, images: Tensor, mask: Tensor) -> dict[str, Tensor]:
+def swin_labels(model: Any, images: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """Labels of a Swin after every block and every patch merging, (B, H, W) each."""
     named = dict(model.named_modules())
     seen = outputs_of(model, images, [m.norm1 for m in named.values() if isinstance(m, swin.BLOCKS)])
@@ -54,7 +55,7 @@ def swin_labels(model: nn.Module, images: Tensor, mask: Tensor) -> dict[str, Ten
     return found
 
 
-def convnext_labels(model: nn.Module, images: Tensor, mask: Tensor) -> dict[str, Tensor]:
+def convnext_labels(model: Any, images: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """Labels of a ConvNeXt after every block, (B, H, W) each."""
     labels, found = convnet.along(start(mask), model.stem), {}
     for i, stage in enumerate(model.stages):
@@ -203,9 +204,10 @@ def test_outputs_are_those_without(training: bool) -> None:
     logits.sum().backward()
     recorded_logits.sum().backward()
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        assert a.grad is not None
+        assert b.grad is not None
         assert torch.equal(a.grad, b.grad)
-    for a, b in zip(one.buffers(), other.buffers(), strict=True):
-        assert torch.equal(a, b)
+    assert_same(list(one.buffers()), list(other.buffers()))
 
 
 def test_the_latest_aligned_call(aligned: nn.Module) -> None:

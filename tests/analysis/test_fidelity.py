@@ -10,11 +10,12 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import helpers
 import numpy as np
 import pytest
 import torch
+from helpers import hooks_of
 from rich.console import Console
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import tlfx
@@ -47,12 +48,9 @@ class Mean(nn.Module):
 CHECKED = (tlfx.Policy(), tlfx.Policy(residual="norm"), tlfx.Policy(heads="norm"))
 
 
-def vit() -> nn.Module:
+def scaled_vit() -> nn.Module:
     """Two blocks on 4×4 tokens, with LayerScale."""
-    torch.manual_seed(0)
-    model = VisionTransformer(
-        img_size=SIDE, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=CLASSES, init_values=0.5
-    )
+    model = helpers.vit(init_values=0.5)
     for name, parameter in model.named_parameters():
         if name.endswith("weight") and parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.5)  # attention that picks some tokens
@@ -72,7 +70,7 @@ def of(found: Fidelity, rule: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def found() -> Fidelity:
     np.random.seed(0)
-    return fidelity(vit(), batches(8, 6, 8))
+    return fidelity(scaled_vit(), batches(8, 6, 8))
 
 
 def test_area_is_the_truth_of_a_mean() -> None:
@@ -108,7 +106,7 @@ def test_shares_are_those_of_the_aligned_model(found: Fidelity) -> None:
     kept = [(t.first != t.second) & (a > 0) & (a < 1) for (_, t), a in zip(mixed, areas, strict=True)]
     expected = {"area": torch.cat([area[rows] for area, rows in zip(areas, kept, strict=True)])}
     for policy in CHECKED:
-        model = tlfx.align(vit().eval(), policy=policy)
+        model = tlfx.align(scaled_vit().eval(), policy=policy)
         parts = []
         for (images, target), rows in zip(mixed, kept, strict=True):
             zeros = torch.zeros_like(target.first)
@@ -131,7 +129,7 @@ def test_policies_are_the_paper_and_each_alternative() -> None:
 
 
 def test_the_model_is_left_as_it_was() -> None:
-    model = tlfx.align(vit(), policy=tlfx.Policy(residual="skip"), layers=["blocks.0"]).train()
+    model = tlfx.align(scaled_vit(), policy=tlfx.Policy(residual="skip"), layers=["blocks.0"]).train()
     model.blocks[1].eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [m.training for m in model.modules()]
@@ -140,9 +138,9 @@ def test_the_model_is_left_as_it_was() -> None:
     assert [m.training for m in model.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
-    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+    assert not hooks_of(model)
     np.random.seed(0)
-    whole = fidelity(vit(), batches(8), policies=[tlfx.Policy()])  # the options of an aligned model hold
+    whole = fidelity(scaled_vit(), batches(8), policies=[tlfx.Policy()])  # the options of an aligned model hold
     assert not torch.allclose(found.shares["paper"], whole.shares["paper"], atol=1e-4)
     torch.testing.assert_close(found.references["exchange"], whole.references["exchange"], equal_nan=True)
     assert planner_of(model).options.policy == tlfx.Policy(residual="skip")
@@ -150,7 +148,7 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 def test_modes_come_back_after_an_error() -> None:
-    model = vit().train()
+    model = scaled_vit().train()
     with pytest.raises(tlfx.InputError):
         fidelity(model, [])
     assert all(m.training for m in model.modules())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import timm
@@ -34,7 +35,7 @@ def test_explicit_attention(causal: bool, grouped: bool) -> None:
     key, value = torch.randn(2, 2, 2 if grouped else 4, 6 if not causal else 5, 8).unbind()
     masks = [None] if causal else [None, torch.randn(5, 6), torch.rand(5, 6) > 0.2]
     for mask in masks:
-        options = {"attn_mask": mask, "is_causal": causal, "scale": 0.3, "enable_gqa": grouped}
+        options: dict[str, Any] = {"attn_mask": mask, "is_causal": causal, "scale": 0.3, "enable_gqa": grouped}
         expected = F.scaled_dot_product_attention(query, key, value, **options)
         torch.testing.assert_close(explicit_attention(query, key, value, **options), expected, equal_nan=True)
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command import tlfx
+from command import tlfx_process
 
 import tlfx as package
 from tlfx.commands.cli import COMMANDS, main
@@ -44,11 +44,11 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_version() -> None:
-    assert tlfx("--version").stdout == f"tlfx {package.__version__}\n"
+    assert tlfx_process("--version").stdout == f"tlfx {package.__version__}\n"
 
 
 def test_error_is_a_message_without_traceback() -> None:
-    found = tlfx("check", "vit_tiny_patch16_22")
+    found = tlfx_process("check", "vit_tiny_patch16_22")
     assert found.returncode == 2
     assert found.stdout == ""
     assert found.stderr.startswith("tlfx check: unknown timm model 'vit_tiny_patch16_22'; did you mean vit_tiny_")
@@ -104,7 +104,7 @@ def test_names_are_all_there() -> None:
     assert {name for name in package.__all__ if getattr(package, name) is not None} == set(package.__all__)
     assert set(package.__all__) <= set(dir(package))
     with pytest.raises(AttributeError, match="'allign'"):
-        package.allign  # noqa: B018
+        package.allign  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_the_package_alone_imports_no_torch() -> None:

@@ -7,7 +7,7 @@ import torch
 from batches import CLASSES, batch, numbered, seeded, shaped
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torchvision.transforms import v2
+from torchvision.transforms import v2  # type: ignore[import-untyped]
 
 from tlfx.mix import CutMix, MixUp
 from tlfx.mix.draws import Draws

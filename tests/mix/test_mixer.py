@@ -11,7 +11,7 @@ from batches import CLASSES, batch, numbered, seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, default_collate
-from torchvision.transforms import v2
+from torchvision.transforms import v2  # type: ignore[import-untyped]
 
 from tlfx.errors import InputError, TargetError
 from tlfx.mix import BlockMix, CutMix, GridMix, MaskMixer, MixedTarget, Mixer, MixUp, RandomPatchMix
@@ -202,9 +202,11 @@ class Mixes:
 
 @every_mixer
 def test_in_a_collate_function(make: Callable[..., MaskMixer]) -> None:
-    samples = list(zip(*numbered(6), strict=True))
+    samples: Any = list(zip(*numbered(6), strict=True))
     for workers in (0, 2):
-        loader = DataLoader(samples, batch_size=3, num_workers=workers, collate_fn=Mixes(make(num_classes=6)))
+        loader: DataLoader[Any] = DataLoader(
+            samples, batch_size=3, num_workers=workers, collate_fn=Mixes(make(num_classes=6))
+        )
         for start, (images, target) in zip((0, 3), loader, strict=True):
             target.check(3, (12, 8))
             assert target.first.tolist() == [start, start + 1, start + 2]
@@ -213,7 +215,7 @@ def test_in_a_collate_function(make: Callable[..., MaskMixer]) -> None:
 
 
 def test_a_generator_in_several_workers_would_repeat_itself() -> None:
-    samples = list(zip(*numbered(6), strict=True))
+    samples: Any = list(zip(*numbered(6), strict=True))
     collate = Mixes(CutMix(num_classes=6, generator=seeded()))
     assert len(list(DataLoader(samples, batch_size=3, num_workers=1, collate_fn=collate))) == 2
     with pytest.raises(InputError, match="each of 2 DataLoader workers has the same copy"):

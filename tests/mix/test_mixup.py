@@ -17,7 +17,7 @@ from tlfx.errors import InputError, TargetError
 from tlfx.mix import MixedTarget, Mixup
 
 CLASSES = 7
-EITHER = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}
+EITHER: dict[str, Any] = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}
 
 
 def batch(count: int = 8, height: int = 12, width: int = 10, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

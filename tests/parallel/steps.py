@@ -92,7 +92,7 @@ def part(images: Tensor, target: tlfx.MixedTarget, rank: int) -> tuple[Tensor, t
     return images[rows], tlfx.MixedTarget({k: v[rows] if isinstance(v, Tensor) else v for k, v in target.items()})
 
 
-def step(model: nn.Module, images: Tensor, target: tlfx.MixedTarget) -> Result:
+def step(model: Any, images: Tensor, target: tlfx.MixedTarget) -> Result:
     """One forward and backward: logits, soft targets, and which parameters lay in parts between the two."""
     logits, soft = model(images, target)
     between = [name for name, p in model.named_parameters() if isinstance(p, DTensor)]
@@ -110,7 +110,8 @@ def sharded(model: nn.Module, mesh: DeviceMesh, per_block: bool = True, **option
     """A model under fully_shard, its blocks too or only itself."""
     for block in model.blocks if per_block else []:
         fully_shard(block, mesh=mesh, **options)
-    return fully_shard(model, mesh=mesh, **options)
+    fully_shard(model, mesh=mesh, **options)  # changes the class of the model itself
+    return model
 
 
 def two_steps(model: nn.Module, rank: int) -> Result:

@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ import pytest
 from tlfx.operations import Operation
 from tlfx.propagate.verbs import OpContext
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "how-it-works.md"
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CELLS = (r"([\w -]+)", r"`(\w+)`", r"`(\w+)` in `(rules/\S+)`", r"`(\w+)`", r"`(\w+)` in `(\S+)`")
@@ -34,11 +35,12 @@ NAMES = {
 
 
 def callers() -> Iterator[tuple[str, str]]:
-    """File, relative to the repository, and function of all calls in progress, the innermost first."""
-    frame = sys._getframe(2)
+    """File, relative to the repository if it is inside, and function of all calls in progress, the innermost first."""
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None:
-        yield frame.f_code.co_filename.removeprefix(f"{ROOT}/"), frame.f_code.co_name
-        frame = frame.f_back  # type: ignore[assignment]
+        file = Path(frame.f_code.co_filename).resolve()
+        yield str(file.relative_to(ROOT) if file.is_relative_to(ROOT) else file), frame.f_code.co_name
+        frame = frame.f_back
 
 
 @pytest.fixture(scope="module")

@@ -78,7 +78,7 @@ def _attention_network(options: Namespace) -> nn.Module:
     name, file = options.attention_model, options.attention_checkpoint
     try:
         network: nn.Module = timm.create_model(name, pretrained=file is None)
-    except Exception as error:  # of timm, or of whatever it downloads with
+    except Exception as error:  # of timm, or of its download
         raise InputError(
             f"--attention-model: timm cannot create {name} with its published weights: {error}; pass a file of weights "
             "as --attention-checkpoint"

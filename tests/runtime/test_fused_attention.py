@@ -179,7 +179,7 @@ def test_a_last_block_of_one_query(tokens: int, masked: bool) -> None:
     mask = torch.randn(tokens, tokens) if masked else None
     for seed in range(4):
         inputs = tensors(2, 3, tokens, 64, seed=seed)
-        rows = torch.rand(2, tokens, 1)
+        rows = torch.rand(2, 1, 1, tokens, 1)
         output, _ = runtime.attention_with_labels(*inputs, rows, EQUATION, ONE, mask=mask)
         plain = F.scaled_dot_product_attention(*inputs, attn_mask=mask)
         assert torch.equal(output, plain)

@@ -116,4 +116,4 @@ def test_missing_prints_code_alone(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_nothing_missing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rules", "--missing", "test_resnet", "--input-size", "64"]) == 0
-    assert capsys.readouterr().out == "test_resnet: every operator that touches image content has a rule\n"
+    assert capsys.readouterr().out == "test_resnet: every operator that receives image content has a rule\n"

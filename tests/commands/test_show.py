@@ -97,4 +97,4 @@ def test_what_cannot_be_drawn(
 
 def test_models_of_other_inputs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "test_vit", "--kwargs", '{"in_chans": 1}']) == 2
-    assert "the model takes inputs of 1x160x160, expected images of three colours, 3xHxW" in capsys.readouterr().err
+    assert "the model takes inputs of 1x160x160, expected images of three channels, 3xHxW" in capsys.readouterr().err

@@ -111,7 +111,7 @@ class Propagator:
         self._ruled_calls = RuledCalls(self.values, self.operations, self._writes, self.state)
 
     def run(self) -> Propagation:
-        """Visit all nodes, then reclassify those whose operation only later nodes could tell."""
+        """Visit all nodes, then update those that only later nodes showed to be mixing weights or tokens."""
         graph = self.graph_module.graph
         observer = Observer(graph) if self.options.record else None
         reads = {} if self._keeps_maps else last_reads(graph, self.regions.sources_of, self.regions.reader_of)
@@ -128,6 +128,7 @@ class Propagator:
         outputs = read_outputs(op, self.values)
         recorded = observer.choose(self.options.record, op) if observer else ObservedLabels()
         self.operations.update(self.state.contexts.reclassified(self.values))
+        self.values.update(self.state.tokens.joined(self.values))
         return Propagation(
             self.graph_module,
             self.images,

@@ -10,8 +10,8 @@ from mixers import MIXERS
 from torch import nn
 
 import tlfx
-from tlfx.mix.assign import METHODS as TARGETS
-from tlfx.mix.assign import TargetAssigner
+from tlfx.assign import METHODS as TARGETS
+from tlfx.assign import TargetAssigner
 
 __all__ = ["Method", "read_method"]
 
@@ -21,7 +21,7 @@ FORM = "[MIXER/]TARGET or [MIXER/]aligned:FIELD=VALUE[,FIELD=VALUE…]"
 
 @dataclass(frozen=True)
 class Method:
-    """One of MIXERS and one of the targets of tlfx.mix.assign; the policy applies to aligned targets only.
+    """One of MIXERS and one of the targets of tlfx.assign; the policy applies to aligned targets only.
 
     >>> str(Method("saliencymix", "aligned", tlfx.Policy(heads="norm")))
     'saliencymix/aligned:heads=norm'

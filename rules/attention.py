@@ -46,5 +46,5 @@ def softmax(op: OpContext, x: Value, dim: int, dtype: Any = None) -> Value:
 
 @rule(aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout, aten.native_dropout)
 def dropout(op: OpContext, x: Value, p: float, train: bool) -> Value:
-    """Point-wise; weights are read before it."""
+    """Point-wise; mixing weights are read before dropout."""
     return op.dropout(x)

@@ -1,9 +1,10 @@
-"""The command line as its users meet it: in a process of its own."""
+"""The command line, run in this process, in a process of its own, and on a terminal."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import os
 import pty
 import struct
@@ -11,12 +12,28 @@ import subprocess
 import sys
 import termios
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from unittest.mock import patch
+
+from tlfx.commands.cli import main
 
 TIMEOUT = 300
 """Seconds; a command takes a few, but the machine may be busy."""
 
 
 def tlfx(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in this process, where torch is imported already, and return what it prints, and its status."""
+    out, err = io.StringIO(), io.StringIO()
+    settings = _settings(**environment)
+    with patch.dict(os.environ, settings, clear=True), redirect_stdout(out), redirect_stderr(err):
+        try:
+            status = main(list(arguments))
+        except SystemExit as end:
+            status = int(end.code or 0)
+    return subprocess.CompletedProcess(list(arguments), status, out.getvalue(), err.getvalue())
+
+
+def tlfx_process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run ``python -m tlfx`` with its output in pipes."""
     command = [sys.executable, "-m", "tlfx", *arguments]
     settings = _settings(**environment)

@@ -13,17 +13,18 @@ from typing import Any
 import torch
 from hypothesis import Phase, settings
 from torch import Tensor
+from torch.fx import GraphModule, Node
 
 from tlfx import Operation, testing
 from tlfx.propagate.values import Role
 
-TOLERANCE = {"rtol": 0.0, "atol": 2e-6, "equal_nan": True}
+TOLERANCE: dict[str, Any] = {"rtol": 0.0, "atol": 2e-6, "equal_nan": True}
 BATCH = 3
 Twin = Callable[[Tensor, Tensor], Any]
 """Labels and images, both (batch, channels, *size) in float64, to the label at every element of every output."""
 
 
-class Probe(testing.Probe):
+class Probe(testing.LabelProbe):
     """A captured function of images (batch, *size), and the share of the first image at every element."""
 
     def __init__(self, function: Callable[..., Any], size: Sequence[int], **parts: Any) -> None:
@@ -39,6 +40,10 @@ class Probe(testing.Probe):
         torch.manual_seed(0)
         return [label[..., 0] for label in self.labels(mask)]
 
+    def calls(self, function: Callable[..., Any]) -> list[Node]:
+        """The calls of a function of label arithmetic in the aligned graph."""
+        return calls(self.graph_module, function)
+
     def samples(self) -> list[Tensor]:
         """The sample that each element of an output belongs to."""
         numbers = torch.arange(BATCH)
@@ -46,6 +51,11 @@ class Probe(testing.Probe):
         return [
             numbers.view(-1, *[1] * (len(full) - axis - 2)).expand(full).flatten(axis, axis + 2) for axis, full in split
         ]
+
+
+def calls(graph_module: GraphModule, function: Callable[..., Any]) -> list[Node]:
+    """The nodes of a graph that call a function, in order."""
+    return [n for n in graph_module.graph.nodes if n.target is function]
 
 
 def several(examples: int) -> settings:
@@ -77,7 +87,7 @@ def check(
 def check_moves(function: Callable[..., Any], size: Sequence[int] = (4, 4, 6), **parts: Any) -> Probe:
     """Data movement: labels go where the same function brings them."""
     probe = check(function, lambda y, x: function(y, **parts), size, **parts)
-    assert not {o for o in probe.found.operations.values() if o.has_label_arithmetic}
+    assert not {o for o in probe.propagation.operations.values() if o.has_label_arithmetic}
     return probe
 
 

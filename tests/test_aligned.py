@@ -9,11 +9,14 @@ from collections import OrderedDict
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
+import helpers
 import pytest
 import timm
 import torch
+from helpers import CLASSES, LABEL, assert_same, assert_same_step, gradients, mixture, pair, pictures, seeded, total
 from timm.layers import DropPath
 from timm.models.convnext import ConvNeXtBlock
 from timm.models.resnet import BasicBlock
@@ -22,26 +25,15 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate, one_hot, scaled_dot_product_attention
 from torch.utils._pytree import tree_leaves, tree_map
-from torchvision.models.googlenet import BasicConv2d, GoogLeNetOutputs, InceptionAux
+from torchvision.models.googlenet import BasicConv2d, GoogLeNetOutputs, InceptionAux  # type: ignore[import-untyped]
 from twins.arithmetic import mix, residual
 from twins.vit import timm_maps
 
 import tlfx
-from tlfx.analysis.invariants import rectangles, share, target
+from tlfx.aligned import planner_of
+from tlfx.analysis.invariants import share
 
-CLASSES = 5
-SIDE = 16
-LABEL = {"rtol": 0.0, "atol": 1e-6}
-
-
-def vit(**options: Any) -> VisionTransformer:
-    """Blocks on 4 × 4 patches, with attention that chooses."""
-    torch.manual_seed(0)
-    settings = {"img_size": SIDE, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": CLASSES}
-    model = VisionTransformer(**(settings | options))
-    for block in model.blocks:
-        nn.init.normal_(block.attn.qkv.weight, std=0.7)
-    return model
+vit = partial(helpers.vit, qkv_std=0.7, depth=1)
 
 
 def convnet(drop_rate: float = 0.0, drop_path_rate: float = 0.0) -> nn.Module:
@@ -82,66 +74,9 @@ class Head(nn.Module):
         return self.made(self.head(features.mean((2, 3))), features)
 
 
-def pictures(batch: int = 3, side: int = SIDE, seed: int = 1) -> Tensor:
-    return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(seed))
-
-
-def mixture(batch: int = 3, side: int = SIDE) -> tlfx.MixedTarget:
-    return target(rectangles(batch, (side, side), seed=0))
-
-
-def pair(model: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """A plain copy of a model, and the model itself, aligned."""
-    return deepcopy(model), tlfx.align(model)
-
-
-def seeded(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    torch.manual_seed(7)
-    return model(*args, **kwargs)
-
-
-def assert_same(found: Any, expected: Any) -> None:
-    """Equal tensors in equal structures, bit for bit."""
-    assert tree_map(type, found) == tree_map(type, expected)
-    for one, other in zip(tree_leaves(found), tree_leaves(expected), strict=True):
-        assert torch.equal(one, other) if isinstance(one, Tensor) else one == other
-
-
-def total(output: Any) -> Tensor:
-    """A loss that every output with a gradient has a part in."""
-    return torch.stack([x.float().square().mean() for x in tree_leaves(output) if isinstance(x, Tensor)]).sum()
-
-
-def gradients(model: nn.Module) -> list[Tensor | None]:
-    return [p.grad for p in model.parameters()]
-
-
-def assert_same_step(plain: nn.Module, aligned: nn.Module, images: Tensor) -> Any:
-    """A training step of both with one seed: outputs, gradients and buffers are equal; the soft target comes back."""
-    expected = seeded(plain, images)
-    output, soft = seeded(aligned, images, mixture(len(images), images.shape[-1]))
-    total(expected).backward()
-    total(output).backward()
-    assert_same(output, expected)
-    assert_same(gradients(aligned), gradients(plain))
-    assert_same(list(aligned.buffers()), list(plain.buffers()))
-    assert_target(soft)
-    return soft
-
-
-def assert_target(soft: Any) -> None:
-    """Detached float32 soft targets whose rows sum to 1."""
-    for leaf in tree_leaves(soft):
-        if leaf is not None:
-            assert leaf.dtype == torch.float32
-            assert not leaf.requires_grad
-            axis = leaf.dim() - 1 if leaf.dim() < 4 else 1
-            torch.testing.assert_close(leaf.sum(axis), torch.ones_like(leaf.sum(axis)), **LABEL)
-
-
 def plans(model: nn.Module) -> int:
     """How many captures a model holds."""
-    return len(model.__dict__["_tlfx"].plans)
+    return len(planner_of(model).plans)
 
 
 # in place
@@ -288,7 +223,7 @@ class HuggingFace(nn.Module):
         super().__init__()
         self.vit = vit()
 
-    def forward(self, pixel_values: Tensor | None = None, labels: Tensor | None = None, dense: bool = False) -> Any:
+    def forward(self, pixel_values: Any = None, labels: Tensor | None = None, dense: bool = False) -> Any:
         features = self.vit.forward_features(pixel_values)
         out = {"loss": None, "logits": self.vit.forward_head(features)}
         return out | {"hidden_states": (features,)} if dense else out
@@ -734,7 +669,7 @@ def saved(model: nn.Module) -> nn.Module:
     return torch.load(buffer, weights_only=False)
 
 
-COPIES: dict[str, Callable[[nn.Module], nn.Module]] = {
+COPIES: dict[str, Callable[[Any], Any]] = {
     "deepcopy": deepcopy,
     "pickle": lambda m: pickle.loads(pickle.dumps(m)),
     "torch.save": saved,
@@ -749,7 +684,7 @@ def test_copies_are_aligned_and_apart(name: str) -> None:
     assert type(copy) is type(aligned)
     assert plans(copy) == 0
     with torch.no_grad():
-        aligned.head.bias += 1
+        aligned.head.bias.add_(1)
     plain = tlfx.unalign(deepcopy(copy))
     assert_same_step(plain, copy, pictures())
     assert_same(share(copy, pictures(), mixture().mask), labels)
@@ -768,7 +703,7 @@ def test_averaged_model_of_timm() -> None:
     averaged = ModelEmaV3(model, decay=0.5)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.1
+            parameter.add_(0.1)
     averaged.update(model)
     expected = {k: (v + model.state_dict()[k]) / 2 for k, v in vit().state_dict().items()}
     for name, value in averaged.module.state_dict().items():
@@ -781,7 +716,7 @@ def test_averaged_model_of_timm() -> None:
 # options
 
 
-def blocks(model: nn.Module, images: Tensor, mask: Tensor, aligned: tuple[int, ...], skip: bool = False) -> Tensor:
+def blocks(model: Any, images: Tensor, mask: Tensor, aligned: tuple[int, ...], skip: bool = False) -> Tensor:
     """Share of the class token of a ViT in which only some blocks are aligned, with or without the skip's label."""
     patches = mask.double().unfold(2, 4, 4).unfold(3, 4, 4).mean((1, 4, 5)).flatten(1)
     labels = torch.cat((mask.double().mean((1, 2, 3))[:, None], patches), 1)

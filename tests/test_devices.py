@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from functools import partial
 
+import helpers
 import pytest
 import torch
 from timm.models.convnext import ConvNeXtBlock
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import tlfx
@@ -35,9 +36,7 @@ def deterministic_kernels() -> Iterator[None]:
         yield
 
 
-def vit() -> nn.Module:
-    torch.manual_seed(0)
-    return VisionTransformer(img_size=SIDE, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=CLASSES)
+vit = partial(helpers.vit, img_size=SIDE, patch_size=8, embed_dim=32)
 
 
 def convnext() -> nn.Module:
@@ -56,7 +55,7 @@ def batch(device: str, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("build", [vit, convnext])
+@pytest.mark.parametrize("build", [pytest.param(vit, id="vit"), convnext])
 def test_a_step_is_that_of_the_plain_model(build: Callable[[], nn.Module], device: str) -> None:
     """Captured on the CPU first, then moved: the model and its labels follow the device."""
     plain = build()
@@ -79,7 +78,7 @@ def test_a_step_is_that_of_the_plain_model(build: Callable[[], nn.Module], devic
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_and_channels_last(device: str, dtype: torch.dtype) -> None:
-    plain = vit().to(device, memory_format=torch.channels_last)
+    plain = vit().to(device).to(memory_format=torch.channels_last)
     aligned = tlfx.align(deepcopy(plain))
     images, target = batch(device)
     images = images.to(memory_format=torch.channels_last)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import CLASSES, SIDE, mixture, pictures
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 import tlfx
 from tlfx import errors
-from tlfx.analysis.invariants import rectangles, share, target
+from tlfx.aligned import planner_of
+from tlfx.analysis.invariants import share
 from tlfx.rules.registry import Registry
 
-SIDE = 16
-CLASSES = 5
 aten = torch.ops.aten
 
 
@@ -93,14 +94,6 @@ def _(x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
-def pictures(batch: int = 3, side: int = SIDE) -> Tensor:
-    return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(1))
-
-
-def mixture(batch: int = 3, side: int = SIDE, **changes: Any) -> tlfx.MixedTarget:
-    return tlfx.MixedTarget(target(rectangles(batch, (side, side), seed=0)) | changes)
-
-
 # the family
 
 
@@ -136,20 +129,42 @@ def test_unknown_options(options: dict[str, Any], words: str) -> None:
     assert type(model) is Net
 
 
-def patched(model: nn.Module) -> nn.Module:
-    model.forward = model.forward
-    return model
-
-
-def scripted(model: nn.Module) -> nn.Module:
-    return torch.jit.script(nn.Sequential(nn.Flatten()))
-
-
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
-@pytest.mark.parametrize("hide", [patched, scripted])
-def test_a_forward_that_would_hide_the_aligned_one(hide: Callable[[nn.Module], nn.Module]) -> None:
-    with pytest.raises(tlfx.InputError, match=r"has a forward of the instance .* align the model before that"):
-        tlfx.align(hide(Net()))
+def test_a_scripted_model() -> None:
+    with pytest.raises(tlfx.InputError, match=r"is scripted, and its forward is fixed: align the model before that"):
+        tlfx.align(torch.jit.script(nn.Sequential(nn.Flatten())))
+
+
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process alone."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+WRAPPERS: dict[str, tuple[Callable[[nn.Module], nn.Module], str]] = {
+    "DistributedDataParallel": (nn.parallel.DistributedDataParallel, r"use DistributedDataParallel\(tlfx.align\(model"),
+    "DataParallel": (
+        nn.DataParallel,
+        r"use torch.nn.parallel.DistributedDataParallel\(tlfx.align\(model\)\), one",
+    ),
+    "FullyShardedDataParallel": (
+        lambda model: FullyShardedDataParallel(model, device_id=torch.device("cpu")),
+        r"use tlfx.align\(model\), then torch.distributed.fsdp.fully_shard\(model\)",
+    ),
+    "OptimizedModule": (torch.compile, r"use torch.compile\(tlfx.align\(model\)\)"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_wrappers_belong_around_the_aligned_model(name: str) -> None:
+    wrap, order = WRAPPERS[name]
+    with pytest.raises(tlfx.InputError, match=rf"{name} runs the model that it wraps .*: {order}"):
+        tlfx.align(wrap(Net()))
 
 
 def test_a_graph_module_is_held_by_a_module_to_be_aligned() -> None:
@@ -221,7 +236,7 @@ def test_mixed_targets_that_do_not_fit(target: tlfx.MixedTarget, words: str) -> 
     model = tlfx.align(Net())
     with pytest.raises(tlfx.TargetError, match=words):
         model(pictures(), target)
-    assert not model.__dict__["_tlfx"].plans
+    assert not planner_of(model).plans
 
 
 @pytest.mark.parametrize(
@@ -328,11 +343,15 @@ def test_outputs_without_image_content(function: Callable[[Tensor, Tensor], Any]
         tlfx.align(Returning(function))(pictures(), mixture())
 
 
+def attended(x: Tensor) -> Tensor:
+    return nn.functional.scaled_dot_product_attention(x, x, x)
+
+
 MIXING: dict[str, Callable[[Tensor], Tensor]] = {
     "flip": lambda x: x + x.flip(0),
     "roll": lambda x: x + 0.5 * x.roll(1, 0),
     "contraction": lambda x: torch.einsum("bnc,bmc->nmc", x, x)[: x.shape[0]],
-    "attention": lambda x: x + nn.functional.scaled_dot_product_attention(*[x.transpose(0, 1)] * 3).transpose(0, 1),
+    "attention": lambda x: x + attended(x.transpose(0, 1)).transpose(0, 1),
     "reshape": lambda x: x.reshape(-1, x.shape[0], 8).transpose(0, 1),
 }
 

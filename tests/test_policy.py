@@ -193,7 +193,7 @@ def test_gates_of_samples_and_windows() -> None:
         return x + windows.unflatten(0, (-1, 2)).movedim(1, 2).flatten(2, 3)
 
     class Dropped(Sum):
-        def forward(self, x: Tensor, depth: Tensor) -> Tensor:
+        def forward(self, x: Tensor, depth: Any = None) -> Tensor:
             return join(x * 1, self.conv(x), depth)
 
     model, images, mask = Dropped(join), torch.randn(BATCH, 3, 8, 8), rectangles(BATCH, 8)
@@ -211,6 +211,7 @@ class Attention(nn.Module):
         torch.manual_seed(0)
         self.causal, self.groups = causal, groups
         self.q, self.k, self.v = nn.Linear(18, 16), nn.Linear(18, 16 // groups), nn.Linear(18, 16 // groups)
+        self.mask: Tensor | None
         self.register_buffer("mask", torch.randn(6, 6) if masked else None)
 
     def parts(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -218,9 +219,9 @@ class Attention(nn.Module):
         return tuple(layer(tokens).unflatten(-1, (-1, 4)).transpose(1, 2) for layer in (self.q, self.k, self.v))
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = self.parts(x)
+        query, key, value = self.parts(x)
         out = nn.functional.scaled_dot_product_attention(
-            *parts, attn_mask=self.mask, is_causal=self.causal, enable_gqa=self.groups > 1
+            query, key, value, attn_mask=self.mask, is_causal=self.causal, enable_gqa=self.groups > 1
         )
         return out.transpose(1, 2).flatten(2)
 
@@ -356,6 +357,6 @@ def test_heads_that_an_operator_hides() -> None:
             return flex_attention(tokens, tokens, tokens, block_mask=blocks)
 
     aligned = tlfx.align(Flex(), policy=tlfx.Policy(heads="norm"))
-    words = r"heads='norm' is not to be had for flex_attention, whose weights its operator alone knows: use heads="
+    words = r"heads='norm' is not supported for flex_attention, which does not expose its weights: use heads="
     with pytest.raises(tlfx.InputError, match=words):
         aligned(torch.randn(2, 4, 8, 8), target(rectangles(2, 8)))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import assert_same
 from hypothesis import given
 from hypothesis import strategies as st
 from rule_harness import several
@@ -20,12 +21,13 @@ from twins.families import FAMILIES
 from twins.recorder import outputs_of
 
 import tlfx
+from tlfx.aligned import planner_of
 from tlfx.recording import labels_of
 
 BATCH = 3
 
 
-def vit_labels(model: nn.Module, images: Tensor, mask: Tensor) -> dict[str, Tensor]:
+def vit_labels(model: Any, images: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """Labels of a ViT after every attention and every block, (B, N) each."""
     labels = join(convolution(start(mask), model.patch_embed.proj).flatten(1), mask)
     found = {"pos_drop": labels}
@@ -35,7 +37,7 @@ def vit_labels(model: nn.Module, images: Tensor, mask: Tensor) -> dict[str, Tens
     return found
 
 
-def swin_labels(model: nn.Module, images: Tensor, mask: Tensor) -> dict[str, Tensor]:
+def swin_labels(model: Any, images: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """Labels of a Swin after every block and every patch merging, (B, H, W) each."""
     named = dict(model.named_modules())
     seen = outputs_of(model, images, [m.norm1 for m in named.values() if isinstance(m, swin.BLOCKS)])
@@ -53,7 +55,7 @@ def swin_labels(model: nn.Module, images: Tensor, mask: Tensor) -> dict[str, Ten
     return found
 
 
-def convnext_labels(model: nn.Module, images: Tensor, mask: Tensor) -> dict[str, Tensor]:
+def convnext_labels(model: Any, images: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """Labels of a ConvNeXt after every block, (B, H, W) each."""
     labels, found = convnet.along(start(mask), model.stem), {}
     for i, stage in enumerate(model.stages):
@@ -202,9 +204,10 @@ def test_outputs_are_those_without(training: bool) -> None:
     logits.sum().backward()
     recorded_logits.sum().backward()
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        assert a.grad is not None
+        assert b.grad is not None
         assert torch.equal(a.grad, b.grad)
-    for a, b in zip(one.buffers(), other.buffers(), strict=True):
-        assert torch.equal(a, b)
+    assert_same(list(one.buffers()), list(other.buffers()))
 
 
 def test_the_latest_aligned_call(aligned: nn.Module) -> None:
@@ -250,23 +253,23 @@ def test_graphs_are_written_once_and_labels_are_freed(plain: nn.Module) -> None:
     aligned = tlfx.align(deepcopy(plain))
     images, mixed = inputs(BATCH, 32)
     aligned(images, mixed)
-    alignment = aligned.__dict__["_tlfx"]
+    planner = planner_of(aligned)
     for _ in range(2):
         with tlfx.record(aligned) as labels:
             aligned(images, mixed)
-    assert len(alignment.captures) == 1
-    assert len(alignment.plans) == 2
+    assert len(planner.captures) == 1
+    assert len(planner.plans) == 2
     label = weakref.ref(labels["blocks.0"])
     del labels
     gc.collect()
     assert label() is None
-    assert not alignment.recordings
+    assert not planner.recorders
 
 
 def test_an_error_ends_the_recording(aligned: nn.Module) -> None:
     with pytest.raises(ZeroDivisionError), tlfx.record(aligned):
         raise ZeroDivisionError
-    assert not aligned.__dict__["_tlfx"].recordings
+    assert not planner_of(aligned).recorders
 
 
 def test_under_autocast(aligned: nn.Module, plain: nn.Module) -> None:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
+from helpers import CLASSES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 from twins import vit
-from twins.families import CLASSES, FAMILIES, FULL_SIZE, Family
+from twins.families import FAMILIES, FULL_SIZE, Family
 from twins.golden import golden
 
 import tlfx
 
-TOLERANCE = {"rtol": 0.0, "atol": 1e-6}
+TOLERANCE: dict[str, Any] = {"rtol": 0.0, "atol": 1e-6}
 SIDE = 32
 BATCH = 3
 
@@ -78,6 +80,7 @@ def test_engine_equals_twin(name: str, training: bool) -> None:
         assert torch.equal(kept, own)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_engine_equals_twin_at_full_size(name: str) -> None:
     family = FULL_SIZE[name]
@@ -111,7 +114,7 @@ def test_twin_is_a_convex_combination(name: str) -> None:
     images, mixed = inputs(BATCH, family.size)
     mask = mixed["mask"]
     share = family.twin(model, images, mask)
-    exact = {"rtol": 0.0, "atol": 1e-9}
+    exact: dict[str, Any] = {"rtol": 0.0, "atol": 1e-9}
     torch.testing.assert_close(family.twin(model, images, 1 - mask), 1 - share, **exact)
     torch.testing.assert_close(family.twin(model, images, mask * 0.5 + 0.25), share * 0.5 + 0.25, **exact)
     assert (share - mask.double().mean((1, 2, 3))).abs().max() > 1e-3

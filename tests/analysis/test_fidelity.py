@@ -10,15 +10,16 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import helpers
 import numpy as np
 import pytest
 import torch
+from helpers import hooks_of
 from rich.console import Console
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import tlfx
-from tlfx.aligned import alignment_of
+from tlfx.aligned import planner_of
 from tlfx.analysis import Fidelity, fidelity
 from tlfx.analysis.agreement import agreement
 from tlfx.analysis.label_fidelity import POLICIES, policy_name
@@ -47,12 +48,9 @@ class Mean(nn.Module):
 CHECKED = (tlfx.Policy(), tlfx.Policy(residual="norm"), tlfx.Policy(heads="norm"))
 
 
-def vit() -> nn.Module:
+def scaled_vit() -> nn.Module:
     """Two blocks on 4×4 tokens, with LayerScale."""
-    torch.manual_seed(0)
-    model = VisionTransformer(
-        img_size=SIDE, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=CLASSES, init_values=0.5
-    )
+    model = helpers.vit(init_values=0.5)
     for name, parameter in model.named_parameters():
         if name.endswith("weight") and parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.5)  # attention that picks some tokens
@@ -72,7 +70,7 @@ def of(found: Fidelity, rule: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def found() -> Fidelity:
     np.random.seed(0)
-    return fidelity(vit(), batches(8, 6, 8))
+    return fidelity(scaled_vit(), batches(8, 6, 8))
 
 
 def test_area_is_the_truth_of_a_mean() -> None:
@@ -108,7 +106,7 @@ def test_shares_are_those_of_the_aligned_model(found: Fidelity) -> None:
     kept = [(t.first != t.second) & (a > 0) & (a < 1) for (_, t), a in zip(mixed, areas, strict=True)]
     expected = {"area": torch.cat([area[rows] for area, rows in zip(areas, kept, strict=True)])}
     for policy in CHECKED:
-        model = tlfx.align(vit().eval(), policy=policy)
+        model = tlfx.align(scaled_vit().eval(), policy=policy)
         parts = []
         for (images, target), rows in zip(mixed, kept, strict=True):
             zeros = torch.zeros_like(target.first)
@@ -131,7 +129,7 @@ def test_policies_are_the_paper_and_each_alternative() -> None:
 
 
 def test_the_model_is_left_as_it_was() -> None:
-    model = tlfx.align(vit(), policy=tlfx.Policy(residual="skip"), layers=["blocks.0"]).train()
+    model = tlfx.align(scaled_vit(), policy=tlfx.Policy(residual="skip"), layers=["blocks.0"]).train()
     model.blocks[1].eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [m.training for m in model.modules()]
@@ -140,17 +138,17 @@ def test_the_model_is_left_as_it_was() -> None:
     assert [m.training for m in model.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
-    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+    assert not hooks_of(model)
     np.random.seed(0)
-    whole = fidelity(vit(), batches(8), policies=[tlfx.Policy()])  # the options of an aligned model hold
+    whole = fidelity(scaled_vit(), batches(8), policies=[tlfx.Policy()])  # the options of an aligned model hold
     assert not torch.allclose(found.shares["paper"], whole.shares["paper"], atol=1e-4)
     torch.testing.assert_close(found.references["exchange"], whole.references["exchange"], equal_nan=True)
-    assert alignment_of(model).options.policy == tlfx.Policy(residual="skip")
-    assert not alignment_of(model).plans
+    assert planner_of(model).options.policy == tlfx.Policy(residual="skip")
+    assert not planner_of(model).plans
 
 
 def test_modes_come_back_after_an_error() -> None:
-    model = vit().train()
+    model = scaled_vit().train()
     with pytest.raises(tlfx.InputError):
         fidelity(model, [])
     assert all(m.training for m in model.modules())
@@ -218,11 +216,11 @@ ERRORS: dict[str, tuple[Callable[[], Fidelity], type[Exception], str]] = {
         tlfx.InputError,
         "use a mixer that mixes, and a loader that is not spent",
     ),
-    "no model": (lambda: fidelity("vit", []), tlfx.InputError, "fidelity takes a torch.nn.Module, got str"),
+    "no model": (lambda: fidelity("vit", []), tlfx.InputError, "fidelity takes a torch.nn.Module, got a str"),
     "no labels": (
         lambda: fidelity(Mean(), [PICTURES]),
         tlfx.InputError,
-        r"the loader gave a Tensor, expected \(images, labels\), two tensors",
+        r"the loader yielded a Tensor, expected two tensors \(images, labels\)",
     ),
     "images of bytes": (
         lambda: fidelity(Mean(), [((PICTURES * 255).byte(), BALANCED)]),
@@ -252,7 +250,7 @@ ERRORS: dict[str, tuple[Callable[[], Fidelity], type[Exception], str]] = {
     "dense": (
         lambda: fidelity(Dense(), [(PICTURES, BALANCED)]),
         tlfx.InputError,
-        r"the model gives shape \(6, 3, 4, 4\) for 6 images, expected logits \(batch, classes\): wrap it in a module",
+        r"the model returns shape \(6, 3, 4, 4\) for 6 images, expected logits \(batch, classes\): wrap it in a module",
     ),
     "no policy": (
         lambda: fidelity(Mean(), [], policies=[]),

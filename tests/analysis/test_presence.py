@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from rollout import mixing_matrices
@@ -12,7 +14,7 @@ from tlfx.analysis import presence as module
 from tlfx.analysis.presence import faded, input_cells, presence
 from tlfx.analysis.probe import Probe
 
-CLOSE = {"rtol": 0.0, "atol": 1e-5}
+CLOSE: dict[str, Any] = {"rtol": 0.0, "atol": 1e-5}
 
 
 def test_columns_of_rollout(monkeypatch: pytest.MonkeyPatch) -> None:

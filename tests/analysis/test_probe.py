@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from rollout import initial, mixing_matrices
@@ -14,12 +16,10 @@ from twins.vit import timm_maps
 
 from tlfx.analysis.probe import Arrival, Probe, Reading
 
-CLOSE = {"rtol": 0.0, "atol": 1e-6}
+CLOSE: dict[str, Any] = {"rtol": 0.0, "atol": 1e-6}
 
 
-def read(
-    name: str, count: int = 3, at: list[str] | None = None
-) -> tuple[nn.Module, Tensor, Tensor, list[Reading], Arrival]:
+def read(name: str, count: int = 3, at: list[str] | None = None) -> tuple[Any, Tensor, Tensor, list[Reading], Arrival]:
     """A model, images, masks of two channels, what its layers hold, and the label of its output."""
     family = FAMILIES[name]
     model = family.model().eval()
@@ -31,13 +31,13 @@ def read(
 
 
 @pytest.fixture(scope="module")
-def vit() -> tuple[nn.Module, Tensor, Tensor, list[Reading], Arrival]:
+def read_vit() -> tuple[Any, Tensor, Tensor, list[Reading], Arrival]:
     """The small vision transformer, on three images: an odd number for a graph of two."""
     return read("vit")
 
 
-def test_labels_are_those_of_rollout(vit: tuple[nn.Module, Tensor, Tensor, list[Reading], Arrival]) -> None:
-    model, images, mask, readings, arrival = vit
+def test_labels_are_those_of_rollout(read_vit: tuple[Any, Tensor, Tensor, list[Reading], Arrival]) -> None:
+    model, images, mask, readings, arrival = read_vit
     assert [r.layer.path for r in readings] == ["blocks.0", "blocks.1", "blocks.2"]
     start = torch.stack([initial(model, mask[:, k : k + 1]) for k in range(2)], -1)
     for reading, matrix in zip(readings, mixing_matrices(model, images), strict=True):
@@ -48,17 +48,19 @@ def test_labels_are_those_of_rollout(vit: tuple[nn.Module, Tensor, Tensor, list[
     torch.testing.assert_close(arrival.label, readings[-1].share, **CLOSE)
 
 
-def test_tokens_are_those_of_the_model(vit: tuple[nn.Module, Tensor, Tensor, list[Reading], Arrival]) -> None:
-    model, images, _, readings, _ = vit
+def test_tokens_are_those_of_the_model(read_vit: tuple[Any, Tensor, Tensor, list[Reading], Arrival]) -> None:
+    model, images, _, readings, _ = read_vit
     seen = outputs_of(model, images, model.blocks)
     for reading, block in zip(readings, model.blocks, strict=True):
         torch.testing.assert_close(reading.tokens, seen[block], rtol=0, atol=1e-5)
         torch.testing.assert_close(reading.feature, seen[block][:, 0], rtol=0, atol=1e-5)
 
 
-def test_class_attention_is_that_of_transmix(vit: tuple[nn.Module, Tensor, Tensor, list[Reading], Arrival]) -> None:
+def test_class_attention_is_that_of_transmix(
+    read_vit: tuple[Any, Tensor, Tensor, list[Reading], Arrival],
+) -> None:
     """Attention of the class token to the patches, normalised over them, on labels that stay where they were."""
-    model, images, mask, readings, _ = vit
+    model, images, mask, readings, _ = read_vit
     for reading, weights in zip(readings, timm_maps(model, images), strict=True):
         to_patches = weights[:, 0, 1:] / weights[:, 0, 1:].sum(1, keepdim=True)
         for k in range(2):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import timm
@@ -34,7 +35,7 @@ def test_explicit_attention(causal: bool, grouped: bool) -> None:
     key, value = torch.randn(2, 2, 2 if grouped else 4, 6 if not causal else 5, 8).unbind()
     masks = [None] if causal else [None, torch.randn(5, 6), torch.rand(5, 6) > 0.2]
     for mask in masks:
-        options = {"attn_mask": mask, "is_causal": causal, "scale": 0.3, "enable_gqa": grouped}
+        options: dict[str, Any] = {"attn_mask": mask, "is_causal": causal, "scale": 0.3, "enable_gqa": grouped}
         expected = F.scaled_dot_product_attention(query, key, value, **options)
         torch.testing.assert_close(explicit_attention(query, key, value, **options), expected, equal_nan=True)
 
@@ -44,5 +45,5 @@ def test_a_model_without_attention_is_refused() -> None:
     target = tlfx.MixedTarget(
         first=torch.tensor([0]), second=torch.tensor([1]), mask=torch.rand(1, 1, 8, 8), num_classes=4
     )
-    with pytest.raises(InputError, match="has no attention, and the published formulation is of attention: leave it"):
+    with pytest.raises(InputError, match="has no attention, which the published formulation needs: omit it"):
         published(model, torch.rand(1, 3, 8, 8), target)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+import helpers
 import numpy as np
 import pytest
 import torch
-from timm.models.vision_transformer import VisionTransformer
+from helpers import hooks_of
 from torch import nn
 
 from tlfx.analysis.classifier import Classifier
@@ -18,11 +19,10 @@ from tlfx.errors import InputError
 SIDE = 16
 
 
-def vit() -> nn.Module:
+def double_vit() -> nn.Module:
     """Two blocks on 4×4 tokens, in double precision, with a classifier that tells classes apart."""
-    torch.manual_seed(0)
-    model = VisionTransformer(img_size=SIDE, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=5)
-    nn.init.normal_(model.head.weight)
+    model = helpers.vit()
+    nn.init.normal_(model.get_parameter("head.weight"))
     return model.double().eval()
 
 
@@ -80,7 +80,7 @@ def alone(model: nn.Module, given: Mixture, place: int) -> dict[str, float]:
 @pytest.mark.parametrize("mixing", ["cutmix", "mixup"])
 def test_one_pair_at_a_time(mixing: str) -> None:
     given = batch(torch.full((6, 1, SIDE, SIDE), 0.3) if mixing == "mixup" else None)
-    model = vit()
+    model = double_vit()
     found = references(Classifier(model, given.images), given)
     assert list(found) == list(REFERENCES)
     with torch.no_grad():
@@ -135,19 +135,19 @@ class Odd(nn.Module):
         (
             Odd(),
             "heads",
-            "classifier='heads' is no module of the model; its last modules are 'unused', 'table', 'head'",
+            "classifier='heads' is not a module of the model; its last modules are 'unused', 'table', 'head'",
         ),
         (
             Odd(),
             "unused",
-            r"classifier='unused' does not run for 4 images, expected features \(batch, …\): name the mod",
+            r"classifier='unused' does not run for 4 images, expected features \(batch, …\): pass the path",
         ),
         (Odd(), "table", r"classifier='table' reads a tensor of shape \(1, 2\) for 4 images"),
-        (nn.Flatten(), None, "no module with a weight matrix ran.*name it by its path, classifier='head'"),
+        (nn.Flatten(), None, "no module with a weight matrix ran.*pass its path, such as classifier='head'"),
         (
             nn.Conv2d(3, 4, 1),
             None,
-            r"the model gives shape \(4, 4, 2, 2\) for 4 images, expected logits \(batch, classes",
+            r"the model returns shape \(4, 4, 2, 2\) for 4 images, expected logits \(batch, classes",
         ),
     ],
 )
@@ -163,4 +163,4 @@ def test_a_classifier_called_by_keyword() -> None:
     assert (classifier.path, classifier.classes) == ("head", 4)
     assert torch.equal(feature, images.mean((2, 3)))
     assert torch.equal(logits, model(images))
-    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+    assert not hooks_of(model)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import math
+from typing import Any
 
 import pytest
 import torch
 from rollout import initial, mixing_matrices
-from torch import nn
 from torch.nn.functional import cosine_similarity
 from twins.families import FAMILIES
 from twins.recorder import outputs_of
@@ -23,22 +23,22 @@ PAIRS = 3
 
 
 @pytest.fixture(scope="module")
-def vit() -> tuple[nn.Module, list[Figures]]:
+def measured() -> tuple[Any, list[Figures]]:
     """A model and its figures."""
     model = FAMILIES["vit"].model().eval()
     return model, fluctuation("small", model, (3, 32, 32), pairs=PAIRS, present=1, seed=5)
 
 
-def test_every_layer_of_every_pair(vit: tuple[nn.Module, list[Figures]]) -> None:
+def test_every_layer_of_every_pair(measured: tuple[Any, list[Figures]]) -> None:
     layers = [INPUT, "blocks.0", "blocks.1", "blocks.2", OUTPUT]
-    assert [(f.model, f.pair, f.depth, f.layer) for f in vit[1]] == [
+    assert [(f.model, f.pair, f.depth, f.layer) for f in measured[1]] == [
         ("small", pair, depth, layer) for pair in range(PAIRS) for depth, layer in enumerate(layers)
     ]
-    assert [f.presence is not None for f in vit[1]] == [True] * 5 + [False] * 10
+    assert [f.presence is not None for f in measured[1]] == [True] * 5 + [False] * 10
 
 
-def test_mixing_ratios_by_hand(vit: tuple[nn.Module, list[Figures]]) -> None:
-    model, found = vit
+def test_mixing_ratios_by_hand(measured: tuple[Any, list[Figures]]) -> None:
+    model, found = measured
     pairs = photo_pairs(PAIRS, (32, 32), seed=5)
     images = [normalised(x, model) for x in (pairs.mixed, pairs.first, pairs.second)]
     start, maps = initial(model, pairs.mask), timm_maps(model, images[0])
@@ -63,8 +63,8 @@ def test_mixing_ratios_by_hand(vit: tuple[nn.Module, list[Figures]]) -> None:
             assert figures == pytest.approx(values.tolist(), abs=1e-5), name
 
 
-def test_the_image_and_the_output(vit: tuple[nn.Module, list[Figures]]) -> None:
-    first, *_, last_block, output = vit[1][:5]
+def test_the_image_and_the_output(measured: tuple[Any, list[Figures]]) -> None:
+    first, *_, last_block, output = measured[1][:5]
     assert (first.aligned, first.moved, first.similarity, first.transmix) == (first.area, 0.0, None, None)
     assert (first.presence.least, first.presence.most, first.presence.faded) == (1.0, 1.0, 0.0)  # type: ignore[union-attr]
     assert output.aligned == pytest.approx(last_block.aligned, abs=1e-6)
@@ -72,8 +72,8 @@ def test_the_image_and_the_output(vit: tuple[nn.Module, list[Figures]]) -> None:
     assert (output.height, output.width, output.fixed, output.moved) == (1, 1, None, None)
 
 
-def test_presence_by_hand(vit: tuple[nn.Module, list[Figures]]) -> None:
-    model, found = vit
+def test_presence_by_hand(measured: tuple[Any, list[Figures]]) -> None:
+    model, found = measured
     image = normalised(photo_pairs(1, (32, 32), seed=5).mixed, model)
     start = torch.cat((torch.full((1, 16), 1 / 16), torch.eye(16))).double()
     for depth, matrix in enumerate(mixing_matrices(model, image), 1):
@@ -86,8 +86,8 @@ def test_presence_by_hand(vit: tuple[nn.Module, list[Figures]]) -> None:
         assert spread.faded == pytest.approx(float((present < 0.1).double().mean()), abs=1e-6)
 
 
-def test_csv_holds_every_figure(vit: tuple[nn.Module, list[Figures]]) -> None:
-    found = vit[1]
+def test_csv_holds_every_figure(measured: tuple[Any, list[Figures]]) -> None:
+    found = measured[1]
     rows = list(csv.DictReader(io.StringIO(as_csv(found))))
     assert len(rows) == len(found)
     for row, figures in zip(rows, found, strict=True):
@@ -101,8 +101,8 @@ def test_csv_holds_every_figure(vit: tuple[nn.Module, list[Figures]]) -> None:
             assert (float(row[name]) if row[name] else None) == getattr(figures.presence, name, None)
 
 
-def test_rmse_over_pairs(vit: tuple[nn.Module, list[Figures]]) -> None:
-    output = by_layer(vit[1])[-1]
+def test_rmse_over_pairs(measured: tuple[Any, list[Figures]]) -> None:
+    output = by_layer(measured[1])[-1]
     assert [f.layer for f in output] == [OUTPUT] * PAIRS
     expected = math.sqrt(sum((f.area - f.aligned) ** 2 for f in output) / PAIRS)
     assert rmse(output, "area") == pytest.approx(expected)

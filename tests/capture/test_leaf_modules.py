@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import hooks_of
 from torch import Tensor, nn
 
 from tlfx import Operation, RuleError, align, inspect, use_rules
@@ -234,6 +235,7 @@ class Remembering(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.mean: Tensor
         self.register_buffer("mean", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -312,7 +314,7 @@ def test_marks_are_gone_after_a_capture() -> None:
     with use_rules({Turned: turned}):
         code = str(align(net) and _code(net))
     assert "mark" not in code
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+    assert not hooks_of(net)
 
 
 def _code(net: nn.Module) -> str:

@@ -35,7 +35,7 @@ class Net(nn.Module):
 
 
 def test_a_sound_model() -> None:
-    found = tlfx("check", "test_resnet", "--input-size", "64")
+    found = tlfx("check", "test_resnet", "--input-size", "32")
     assert found.returncode == 0, found.stderr
     assert "test_resnet: all invariants hold" in found.stdout
     assert found.stdout.count(" pass ") == len(INVARIANTS)
@@ -43,7 +43,7 @@ def test_a_sound_model() -> None:
 
 
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", "test_byobnet", "--input-size", "64", "--json", "--seed", "3"]) == 0
+    assert main(["check", "test_byobnet", "--input-size", "32", "--json", "--seed", "3"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["model"] == "test_byobnet"
     assert data["passed"] is True

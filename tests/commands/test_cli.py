@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command import tlfx
+from command import tlfx_process
 
 import tlfx as package
 from tlfx.commands.cli import COMMANDS, main
@@ -44,11 +44,11 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_version() -> None:
-    assert tlfx("--version").stdout == f"tlfx {package.__version__}\n"
+    assert tlfx_process("--version").stdout == f"tlfx {package.__version__}\n"
 
 
 def test_error_is_a_message_without_traceback() -> None:
-    found = tlfx("check", "vit_tiny_patch16_22")
+    found = tlfx_process("check", "vit_tiny_patch16_22")
     assert found.returncode == 2
     assert found.stdout == ""
     assert found.stderr.startswith("tlfx check: unknown timm model 'vit_tiny_patch16_22'; did you mean vit_tiny_")
@@ -65,12 +65,12 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["code", "test_vit", "--kwargs", "{depth: 2}"], "is no JSON"),
+        (["code", "test_vit", "--kwargs", "{depth: 2}"], "is not valid JSON"),
         (["code", "test_vit", "--kwargs", "[1]"], "expected a JSON object"),
         (["code", "test_vit", "--input-size", "big"], "expected H, HxW"),
         (["code", "test_vit", "--input-size", "96"], "takes images of 160x160, not 96x96"),
         (["check", "test_vit", "--input-size", "1x160x160"], "fails by itself on images of shape (3, 1, 160, 160)"),
-        (["code", "test_vit", "--path", "/no/such/place"], "is no directory"),
+        (["code", "test_vit", "--path", "/no/such/place"], "is not a directory"),
         (["zoo", "no_such_model*"], "no model matches"),
         (["zoo", "test_vit", "--memory", "lots"], "such as 8G"),
         (["zoo", "test_vit", "--jobs", "0"], "must be positive"),
@@ -104,7 +104,7 @@ def test_names_are_all_there() -> None:
     assert {name for name in package.__all__ if getattr(package, name) is not None} == set(package.__all__)
     assert set(package.__all__) <= set(dir(package))
     with pytest.raises(AttributeError, match="'allign'"):
-        package.allign  # noqa: B018
+        package.allign  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_the_package_alone_imports_no_torch() -> None:

@@ -34,11 +34,11 @@ def zoo(path: Path, *arguments: str) -> int:
 
 def test_a_real_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "zoo.csv"
-    assert zoo(path, "test_convnext", "test_resnet", "--check", "--jobs", "2", "--input-size", "96") == 0
+    assert zoo(path, "test_convnext", "test_resnet", "--check", "--jobs", "2", "--input-size", "32") == 0
     rows = table.read(path)
     assert list(rows) == ["test_convnext", "test_resnet"]
     for row in rows.values():
-        assert (row["status"], row["image"], row["reason"]) == ("ok", "3x96x96", "")
+        assert (row["status"], row["image"], row["reason"]) == ("ok", "3x32x32", "")
         assert sum(int(row[name]) for name in OPERATIONS) == int(row["nodes"])
         assert all(float(row[name]) < 1e-6 for name in FIGURES)
         assert min(float(row["capture_seconds"]), float(row["analysis_seconds"])) > 0

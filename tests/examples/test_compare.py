@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import EXAMPLES
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped]
 from torch import Tensor
 
 import tlfx
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 TINY = ["--epochs", "1", "--train", "32", "--test", "20", "--mix-prob", "1", "--device", "cpu"]
 TINY += ["--architectures", "mixer", "--batch-size", "16", "--lr", "0.002"]
 TIMEOUT = 300

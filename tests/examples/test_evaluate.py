@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from helpers import EXAMPLES
 from PIL import Image
 from safetensors.torch import save_file
 from timm.data import create_transform
@@ -23,7 +24,6 @@ from torch import Tensor, nn
 
 import tlfx
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 SIDE = 32
 MODEL = ["--model", "test_vit", "--kwargs", f'{{"img_size": {SIDE}}}', "--img-size", str(SIDE)]
 FAST = ["--workers", "0", "--device", "cpu", "--batch-size", "7"]
@@ -33,7 +33,7 @@ def tiny(seed: int, num_classes: int = 1000) -> nn.Module:
     """A vision transformer whose random head tells pictures apart."""
     torch.manual_seed(seed)
     model: nn.Module = timm.create_model("test_vit", img_size=SIDE, num_classes=num_classes)
-    nn.init.normal_(model.head.weight)
+    nn.init.normal_(model.get_parameter("head.weight"))
     return model.eval()
 
 
@@ -87,7 +87,7 @@ def wnids() -> list[str]:
     return (files("timm.data") / "_info" / "imagenet_synsets.txt").read_text().split()
 
 
-def run(tmp_path: Path, *arguments: str | Path) -> dict[str, Any]:
+def run(tmp_path: Path, *arguments: object) -> dict[str, Any]:
     """The figures of a run that succeeds."""
     from evaluate import main
 
@@ -96,7 +96,7 @@ def run(tmp_path: Path, *arguments: str | Path) -> dict[str, Any]:
     return figures
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     """What is said of a run that fails."""
     from evaluate import main
 
@@ -268,7 +268,7 @@ def test_images_of_imagenet_c_are_not_cropped_again(model: nn.Module, checkpoint
 
 def test_alexnets_errors() -> None:
     from evaluation.corruption import ALEXNET, CORRUPTIONS, read_baseline
-    from torchvision.models import AlexNet_Weights
+    from torchvision.models import AlexNet_Weights  # type: ignore[import-untyped]
 
     published = read_baseline(ALEXNET, CORRUPTIONS)
     assert set(published.errors) == set(CORRUPTIONS)

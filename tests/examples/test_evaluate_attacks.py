@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 SIDE, COUNT = 8, 40
 DUAL = {"Linf": 1.0, "L2": 2.0, "L1": float("inf")}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -216,6 +216,10 @@ def test_logits_that_are_no_classes_of_the_folder(
     assert "the model returns (1, 5), expected (B, 1), one logit per class" in said
 
 
+def moved(images: Tensor, labels: Tensor, by: float) -> Tensor:
+    return images + by
+
+
 def test_a_perturbation_out_of_bounds_is_no_figure(case: Case) -> None:
     from evaluation.attacks import Threat, robustness
     from evaluation.classifier import Classifier
@@ -227,4 +231,4 @@ def test_a_perturbation_out_of_bounds_is_no_figure(case: Case) -> None:
     batches = [((255 * case.images).round().to(torch.uint8), case.labels)]
     for change, words in ((0.01, "Linf norm 0.010000"), (0.9, "pixels ")):
         with pytest.raises(RuntimeError, match=words):
-            robustness(lambda x, _, by=change: x + by, threat, classifier, batches, torch.device("cpu"))
+            robustness(partial(moved, by=change), threat, classifier, batches, torch.device("cpu"))

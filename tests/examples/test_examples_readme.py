@@ -10,9 +10,9 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+from helpers import EXAMPLES
 from torch import nn
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 README = (EXAMPLES / "README.md").read_text()
 DIFFS = dict(re.findall(r"```diff\n--- (\w+)\.py\n\+\+\+ .*?\n(.*?)```", README, re.DOTALL))
 TINY = Namespace(epochs=1, train=64, test=32, batch_size=32, lr=2e-3, devices=1)

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from helpers import EXAMPLES
+from scipy import stats  # type: ignore[import-untyped]
 
 from tlfx.analysis import Fidelity, fidelity
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 RULES = ("area", "paper", "residual=skip", "residual=norm", "heads=norm")
 
 

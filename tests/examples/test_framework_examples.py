@@ -17,7 +17,6 @@ from descent import by_hand, clipped, distance, named, recorded
 import tlfx
 
 HERE = Path(__file__).parent
-EXAMPLES = HERE.parents[1] / "examples"
 LARGEST_NORM = {"timm_task": 5.0, "huggingface_trainer": 1.0}  # of those that clip gradients
 NAMES = (
     "timm_train",

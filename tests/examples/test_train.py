@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import EXAMPLES
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 TINY = ["--epochs", "1", "--train", "64", "--test", "20", "--batch-size", "32", "--device", "cpu"]
 FIGURES = {"accuracy", "loss", "lambda_gap", "images_per_second", "seconds"}
 

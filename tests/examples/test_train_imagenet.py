@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import EXAMPLES
 from imagefolder import SMALL, write_folders, write_pictures
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPT = EXAMPLES / "train_imagenet.py"
 TIMEOUT = 300
 MIXED = ["--mixup", "0.8", "--cutmix", "1", "--drop-path", "0.1", "--clip-grad", "5", "--warmup-epochs", "1"]
@@ -28,14 +28,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(*arguments: str | Path) -> None:
+def train(*arguments: object) -> None:
     """Run the script in this process."""
     from train_imagenet import main
 
     main([*SMALL, *map(str, arguments)])
 
 
-def run(*arguments: str | Path, script: Path = SCRIPT, processes: int = 1) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, script: Path = SCRIPT, processes: int = 1) -> subprocess.CompletedProcess[str]:
     """Run the script in processes of its own."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [sys.executable, *(torchrun if processes > 1 else []), str(script), *SMALL, *map(str, arguments)]
@@ -43,7 +43,7 @@ def run(*arguments: str | Path, script: Path = SCRIPT, processes: int = 1) -> su
     return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=environment)
 
 
-def run_whole(*arguments: str | Path, processes: int) -> None:
+def run_whole(*arguments: object, processes: int) -> None:
     done = run(*arguments, processes=processes)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -64,7 +64,7 @@ train_imagenet.main()
 """
 
 
-def run_killed(update: int, folder: Path, *arguments: str | Path, processes: int = 1) -> None:
+def run_killed(update: int, folder: Path, *arguments: object, processes: int = 1) -> None:
     """Run the script, whose first process is killed where an update begins."""
     script = folder.with_suffix(".py")
     script.write_text(KILLER.format(examples=str(EXAMPLES), update=update))
@@ -132,7 +132,14 @@ def test_a_run_is_logged_and_kept(whole: Path) -> None:
 def test_timm_reads_its_checkpoints(whole: Path) -> None:
     import timm
 
-    kwargs = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32, "num_classes": 4}
+    kwargs: dict[str, Any] = {
+        "patch_size": 8,
+        "embed_dim": 32,
+        "depth": 2,
+        "num_heads": 2,
+        "img_size": 32,
+        "num_classes": 4,
+    }
     model = timm.create_model("vit_tiny_patch16_224", checkpoint_path=str(whole / "last.pth.tar"), **kwargs)
     assert_same(dict(model.state_dict()), dict(last(whole)["state_dict_ema"]))
 
@@ -149,7 +156,18 @@ def test_killed_midway_and_resumed_it_ends_in_the_same_weights(whole: Path, data
 
 
 def test_without_alignment_targets_are_by_area(data: Path, tmp_path: Path) -> None:
-    short = ["--batch-size", "24", "--epochs", "1", "--cutmix", "1", "--log-interval", "1", "--data-dir", data]
+    short: list[object] = [
+        "--batch-size",
+        "24",
+        "--epochs",
+        "1",
+        "--cutmix",
+        "1",
+        "--log-interval",
+        "1",
+        "--data-dir",
+        data,
+    ]
     train(*short, "--output", tmp_path / "aligned")
     train(*short, "--no-align", "--output", tmp_path / "plain")
     train(*short, "--align-layers", "-1", "--output", tmp_path / "one")

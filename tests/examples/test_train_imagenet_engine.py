@@ -14,13 +14,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from imagefolder import SMALL, write_folders, write_pictures
-from scipy.io import savemat
+from scipy.io import savemat  # type: ignore[import-untyped]
 from torch import Tensor
 
 import tlfx
 from tlfx.mix import Mixup
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 RESNET = ["--model", "resnet18", "--model-kwargs", "layers=(1,1,1,1)", "channels=(8,8,8,8)"]
 
 
@@ -165,7 +164,8 @@ def test_each_image_is_validated_once(processes: int, tmp_path: Path) -> None:
     assert len(splits.val) == 11
     seen, lengths = [], set()
     for rank in range(processes):
-        indices = val_loader(splits, Processes(rank, processes, torch.device("cpu")), options).dataset.indices
+        part: Any = val_loader(splits, Processes(rank, processes, torch.device("cpu")), options).dataset
+        indices = part.indices
         lengths.add(len(indices))
         seen += [index for n, index in enumerate(indices) if n * processes + rank < 11]
     assert sorted(seen) == list(range(11))

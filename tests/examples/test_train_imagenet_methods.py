@@ -16,7 +16,6 @@ from torch import nn
 import tlfx
 from tlfx.errors import ModelError
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 ATTENTION = ["--attention-model", "test_resnet", "--attention-patches", "1"]
 KINDS = {
     "plain": "Mixup",

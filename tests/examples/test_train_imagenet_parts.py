@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
+import yaml  # type: ignore[import-untyped]
+from helpers import EXAMPLES
 from hypothesis import given
 from hypothesis import strategies as st
 from imagefolder import write_folders
@@ -23,7 +24,6 @@ from torch.utils.data import DataLoader
 from tlfx.errors import InputError
 from tlfx.files import write_atomically
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 RECIPES = sorted((EXAMPLES / "recipes").glob("*.yaml"))
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from imagefolder import SMALL, write_folders, write_pictures
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 RUN = ["--batch-size", "8", "--epochs", "1", "--cutmix", "1", "--no-align"]
 
 

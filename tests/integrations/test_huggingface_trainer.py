@@ -19,19 +19,25 @@ from tlfx.integrations.huggingface import Trainer
 from tlfx.mix import CutMix
 
 
-def vit() -> nn.Module:
+def small_model() -> nn.Module:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    config = ViTConfig(image_size=16, patch_size=4, num_labels=3, initializer_range=0.3, **sizes)
+    sizes: dict[str, Any] = {
+        "num_labels": 3,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
+    config = ViTConfig(**sizes)
     return ViTForImageClassification(config)
 
 
-ALIGNED = tlfx.align(vit())  # one for all tests, so that it is captured once
+ALIGNED = tlfx.align(small_model())  # one for all tests, so that it is captured once
 
 
 def aligned() -> nn.Module:
     """The aligned model, as it was first."""
-    ALIGNED.load_state_dict(vit().state_dict())
+    ALIGNED.load_state_dict(small_model().state_dict())
     ALIGNED.zero_grad()
     return ALIGNED.train()
 
@@ -60,9 +66,14 @@ def mixer() -> Keeping:
     return Keeping(num_classes=3, generator=torch.Generator().manual_seed(0))
 
 
-def trainer(folder: Path, *, of: type[transformers.Trainer] = Trainer, **changes: Any) -> transformers.Trainer:
+def trainer(folder: Path, *, of: type[transformers.Trainer] = Trainer, **changes: Any) -> Any:
     settings = {"model": aligned(), "mixer": mixer(), "train_dataset": Noise(), "eval_dataset": Noise()}
-    options = {"per_device_train_batch_size": 4, "num_train_epochs": 1, "max_grad_norm": 0.0, "optim": "sgd"}
+    options: dict[str, Any] = {
+        "per_device_train_batch_size": 4,
+        "num_train_epochs": 1,
+        "max_grad_norm": 0.0,
+        "optim": "sgd",
+    }
     options |= {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "use_cpu": True}
     options |= changes.pop("options", {})
     arguments = TrainingArguments(output_dir=str(folder), learning_rate=1.0, lr_scheduler_type="constant", **options)
@@ -103,7 +114,7 @@ def test_the_loss_is_not_binary_and_not_that_of_the_area(tmp_path: Path) -> None
 
 
 def test_evaluation_is_that_of_hugging_face(tmp_path: Path) -> None:
-    mine, theirs = trainer(tmp_path), transformers.Trainer(vit(), trainer(tmp_path).args, eval_dataset=Noise())
+    mine, theirs = trainer(tmp_path), transformers.Trainer(small_model(), trainer(tmp_path).args, eval_dataset=Noise())
     ours, same = mine.evaluate(), theirs.evaluate()
     assert ours["eval_loss"] == pytest.approx(same["eval_loss"], rel=1e-5)
     assert not hasattr(mine.mixer, "batches")
@@ -141,7 +152,7 @@ def test_what_it_refuses(tmp_path: Path) -> None:
     with pytest.raises(
         tlfx.InputError, match=r"ViTForImageClassification is not aligned, expected the model that tlfx"
     ):
-        trainer(tmp_path, model=vit())
+        trainer(tmp_path, model=small_model())
     with pytest.raises(tlfx.InputError, match=r"label_smoothing_factor is 0.1, .* Keeping\(label_smoothing=0.1\)"):
         trainer(tmp_path, options={"label_smoothing_factor": 0.1})
     ours = trainer(tmp_path)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, find_batch_size, send_to_device, slice_tensors
+from accelerate import Accelerator  # type: ignore[import-untyped]
+from accelerate.utils import DataLoaderConfiguration, find_batch_size, send_to_device, slice_tensors  # type: ignore[import-untyped]
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor

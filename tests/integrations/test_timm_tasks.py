@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
+import helpers
 import pytest
 import timm.task
 import torch
@@ -15,16 +17,7 @@ import tlfx
 from tlfx.integrations.timm import ClassificationTask, MultiLabelClassificationTask
 from tlfx.mix import CutMix, Mixup
 
-
-def vit() -> VisionTransformer:
-    torch.manual_seed(0)
-    model = VisionTransformer(img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=3)
-    for name, parameter in model.named_parameters():
-        if "qkv.weight" in name:
-            torch.nn.init.normal_(parameter)  # attention that prefers some tokens, so that labels move
-    return model
-
-
+vit = partial(helpers.vit, qkv_std=1.0, num_classes=3)
 ALIGNED = tlfx.align(vit())  # one for all tests, so that it is captured once
 
 

@@ -24,6 +24,6 @@ def shaped(count: int, height: int, width: int) -> Tensor:
     return torch.empty(count, 1, height, width)
 
 
-def axis_of_ids(count: int, height: int = 12, width: int = 8) -> tuple[Tensor, Tensor]:
+def numbered(count: int, height: int = 12, width: int = 8) -> tuple[Tensor, Tensor]:
     """Image i is i everywhere, and so is its label."""
     return torch.arange(float(count)).view(-1, 1, 1, 1).repeat(1, 3, height, width), torch.arange(count)

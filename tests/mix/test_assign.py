@@ -1,4 +1,4 @@
-"""`tlfx.mix.assign`: the targets of the three methods, against slow twins."""
+"""`tlfx.assign`: the targets of the three methods, against slow twins."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
+import helpers
 import pytest
 import torch
 from batches import CLASSES, batch, seeded
@@ -15,27 +16,15 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import tlfx
+from tlfx.assign import METHODS, TargetAssigner
 from tlfx.errors import InputError, TargetError
 from tlfx.mix import CutMix, MixedTarget
-from tlfx.mix.assign import METHODS, TargetAssigner
 
 PATCH = 4
 
 
 def vit(pool: str = "token") -> VisionTransformer:
-    torch.manual_seed(0)
-    model = VisionTransformer(
-        img_size=16,
-        patch_size=PATCH,
-        embed_dim=16,
-        depth=3,
-        num_heads=2,
-        num_classes=CLASSES,
-        global_pool=pool,
-        class_token=pool == "token",
-    )
-    for block in model.blocks:
-        nn.init.normal_(block.attn.qkv.weight, std=0.5)  # so that attention is far from uniform
+    model = helpers.vit(0.5, depth=3, num_classes=CLASSES, global_pool=pool, class_token=pool == "token")
     return model.eval()
 
 

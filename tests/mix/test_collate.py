@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import timm.data
 import torch
-from batches import CLASSES, axis_of_ids, seeded
+from batches import CLASSES, numbered, seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -21,7 +21,7 @@ from tlfx.errors import InputError
 from tlfx.mix import BlockMix, Collate, CutMix, MixedTarget, MixUp, Mixup, RandomChoice, RandomPatchMix
 from tlfx.mix.fast_collate import FastCollateMixup
 
-EITHER = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}
+EITHER: dict[str, Any] = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}
 
 
 def samples(count: int, kind: str = "array", height: int = 12, width: int = 10, seed: int = 0) -> list[tuple[Any, int]]:
@@ -69,7 +69,7 @@ def test_in_the_prefetching_loader_of_timm(tmp_path: Path) -> None:
 
     def loader() -> PrefetchLoader:
         return timm.data.create_loader(
-            timm.data.create_dataset("", tmp_path),
+            timm.data.create_dataset("", str(tmp_path)),
             input_size=(3, 16, 16),
             batch_size=4,
             is_training=True,
@@ -110,8 +110,8 @@ def test_in_the_prefetching_loader_of_timm(tmp_path: Path) -> None:
     ],
 )
 def test_any_mixer_in_a_data_loader(mixer: Any, workers: int) -> None:
-    images, labels = axis_of_ids(6)
-    data = [(image.numpy().astype(np.uint8), int(label)) for image, label in zip(images, labels, strict=True)]
+    images, labels = numbered(6)
+    data: Any = [(image.numpy().astype(np.uint8), int(label)) for image, label in zip(images, labels, strict=True)]
     for mixed, target in DataLoader(data, batch_size=3, num_workers=workers, collate_fn=Collate(mixer)):
         assert mixed.dtype == torch.uint8
         target.check(3, (12, 8))

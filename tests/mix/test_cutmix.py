@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from batches import CLASSES, axis_of_ids, batch, seeded, shaped
+from batches import CLASSES, batch, numbered, seeded, shaped
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torchvision.transforms import v2
+from torchvision.transforms import v2  # type: ignore[import-untyped]
 
 from tlfx.mix import CutMix, MixUp
 from tlfx.mix.draws import Draws
@@ -33,7 +33,7 @@ def test_the_box_has_the_area_that_was_drawn(seed: int, alpha: float, height: in
 def test_shares_and_places_are_spread_as_those_of_torchvision() -> None:
     """λ and the frequency with which each pixel is replaced, over many draws."""
     torch.manual_seed(0)
-    count, images, labels = 4000, *axis_of_ids(2, 9, 12)
+    count, images, labels = 4000, *numbered(2, 9, 12)
     theirs = torch.stack([v2.CutMix(alpha=1.0, num_classes=2)(images, labels)[0][0, 0] for _ in range(count)])
     ours = 1.0 - CutMix(generator=seeded()).masks(shaped(count, 9, 12))[:, 0]
     # torchvision's box is of even sides only, so the two agree up to a pixel's width

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from batches import CLASSES, axis_of_ids, batch, seeded
+from batches import CLASSES, batch, numbered, seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, default_collate
-from torchvision.transforms import v2
+from torchvision.transforms import v2  # type: ignore[import-untyped]
 
 from tlfx.errors import InputError, TargetError
 from tlfx.mix import BlockMix, CutMix, GridMix, MaskMixer, MixedTarget, Mixer, MixUp, RandomPatchMix
@@ -40,7 +40,7 @@ def test_mask_and_labels_tell_where_each_pixel_came_from(
     name: str, mode: str, pairing: str, alpha: float, prob: float, count: int, seed: int
 ) -> None:
     pairing, count = ("mirror", count + count % 2) if mode == "pair" or pairing == "mirror" else (pairing, count)
-    images, labels = axis_of_ids(count)
+    images, labels = numbered(count)
     mixer = MIXERS[name](
         alpha=alpha,
         prob=prob,
@@ -85,7 +85,7 @@ def test_modes_draw_one_mask_for_a_batch_a_pair_or_an_element(make: Callable[...
 
 @every_mixer
 def test_prob_is_how_many_are_mixed(make: Callable[..., MaskMixer]) -> None:
-    images, labels = axis_of_ids(400)
+    images, labels = numbered(400)
     mixed = make(alpha=50.0, num_classes=400, mode="elem", prob=0.3, generator=seeded())(images, labels)[0]
     assert 80 < int((mixed != images).flatten(1).any(1).sum()) < 160
     mixer = make(num_classes=400, prob=0.0)
@@ -110,7 +110,7 @@ def test_one_seed_gives_one_batch(make: Callable[..., MaskMixer]) -> None:
 @every_mixer
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float64])
 def test_other_types_and_layouts(make: Callable[..., MaskMixer], dtype: torch.dtype) -> None:
-    images, labels = axis_of_ids(4, 8, 8)
+    images, labels = numbered(4, 8, 8)
     images = images.to(dtype, memory_format=torch.channels_last)
     before = images.clone()
     mixed, target = make(num_classes=CLASSES, mode="elem", generator=seeded(1))(images, labels)
@@ -169,7 +169,7 @@ def test_a_mixer_of_ones_own() -> None:
             mask[..., 0, 0] = 1
             return mask
 
-    images, labels = axis_of_ids(3)
+    images, labels = numbered(3)
     mixed, target = TopLeft(num_classes=3)(images, labels)
     assert mixed[:, 0, 0, 0].tolist() == [0, 1, 2]
     assert (mixed[:, 0, 1:] == torch.tensor([2.0, 0.0, 1.0]).view(3, 1, 1)).all()
@@ -202,9 +202,11 @@ class Mixes:
 
 @every_mixer
 def test_in_a_collate_function(make: Callable[..., MaskMixer]) -> None:
-    samples = list(zip(*axis_of_ids(6), strict=True))
+    samples: Any = list(zip(*numbered(6), strict=True))
     for workers in (0, 2):
-        loader = DataLoader(samples, batch_size=3, num_workers=workers, collate_fn=Mixes(make(num_classes=6)))
+        loader: DataLoader[Any] = DataLoader(
+            samples, batch_size=3, num_workers=workers, collate_fn=Mixes(make(num_classes=6))
+        )
         for start, (images, target) in zip((0, 3), loader, strict=True):
             target.check(3, (12, 8))
             assert target.first.tolist() == [start, start + 1, start + 2]
@@ -213,7 +215,7 @@ def test_in_a_collate_function(make: Callable[..., MaskMixer]) -> None:
 
 
 def test_a_generator_in_several_workers_would_repeat_itself() -> None:
-    samples = list(zip(*axis_of_ids(6), strict=True))
+    samples: Any = list(zip(*numbered(6), strict=True))
     collate = Mixes(CutMix(num_classes=6, generator=seeded()))
     assert len(list(DataLoader(samples, batch_size=3, num_workers=1, collate_fn=collate))) == 2
     with pytest.raises(InputError, match="each of 2 DataLoader workers has the same copy"):
@@ -226,11 +228,11 @@ def test_a_generator_in_several_workers_would_repeat_itself() -> None:
 @pytest.mark.parametrize(
     ("images", "words"),
     [
-        (torch.zeros(1, 3, 8, 8), "a batch of 1 images cannot be mixed, it takes 2 or more; use drop_last=True"),
+        (torch.zeros(1, 3, 8, 8), "a batch of 1 images cannot be mixed, at least 2 are needed; use drop_last=True"),
         (torch.zeros(3, 8, 8), r"shape \(3, 8, 8\), expected a torch.Tensor \(batch, channels, height, width\)"),
         (torch.zeros(4, 3, 8, 8, dtype=torch.int32), "dtype torch.int32, expected a floating type or torch.uint8"),
         (torch.zeros(4, 3, 8, 8).bool(), "dtype torch.bool"),
-        (torch.full((4, 3, 8, 8), torch.nan), "images hold NaN in 4 of 4 samples; .* look at the data"),
+        (torch.full((4, 3, 8, 8), torch.nan), "images hold NaN in 4 of 4 samples; .* check the data"),
         ([torch.zeros(3, 8, 8)] * 2, "images are a list"),
     ],
 )
@@ -284,7 +286,7 @@ def test_labels_of_unknown_classes(make: Callable[..., MaskMixer]) -> None:
         ({"pairing": "random"}, "pairing is 'random', expected 'mirror', 'roll' or 'shuffle'"),
         ({"mode": "pair"}, "which pairing='roll' does not: use pairing='mirror', or mode='elem'"),
         ({"prob": 1.5}, r"prob is 1.5, expected a probability in \[0, 1\]"),
-        ({"alpha": 0.0}, r"alpha is 0.0, expected a number above 0, as λ ~ Beta\(α, α\)"),
+        ({"alpha": 0.0}, r"alpha is 0.0, expected a number above 0 for λ ~ Beta\(α, α\)"),
         ({"alpha": float("nan")}, "alpha is nan"),
         ({"generator": 3}, r"generator is a int, expected torch.Generator\(\).manual_seed\(0\)"),
     ],

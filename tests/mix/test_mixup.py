@@ -17,7 +17,7 @@ from tlfx.errors import InputError, TargetError
 from tlfx.mix import MixedTarget, Mixup
 
 CLASSES = 7
-EITHER = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}
+EITHER: dict[str, Any] = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}
 
 
 def batch(count: int = 8, height: int = 12, width: int = 10, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -235,7 +235,7 @@ def test_arguments_that_no_mixing_can_follow(arguments: dict[str, Any], words: s
 
 def test_a_box_without_pixels() -> None:
     mixer = Mixup(mixup_alpha=0.0, cutmix_minmax=(0.3, 0.4), num_classes=CLASSES)
-    with pytest.raises(InputError, match=r"leaves no whole number of pixels for images of 4×4; widen it"):
+    with pytest.raises(InputError, match=r"leaves no integer number of pixels for images of 4×4; widen it"):
         mixer(torch.zeros(2, 3, 4, 4), torch.tensor([0, 1]))
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import DeformConv2d, StochasticDepth
+from torchvision.ops import DeformConv2d, StochasticDepth  # type: ignore[import-untyped]
 
 from models.attention_ways import CLASSES, DIM, around
 from models.entry import Entry
@@ -210,10 +211,10 @@ class Unpooled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pooled, where = F.max_pool2d(x, 2, return_indices=True)
-        return F.max_unpool2d(self.conv(pooled), where, 2)
+        return F.max_unpool2d(self.conv(pooled), where, [2, 2])
 
 
-def mapped(source: str, layer: partial[nn.Module] | type[nn.Module]) -> Entry:
+def mapped(source: str, layer: Callable[[], nn.Module]) -> Entry:
     """A layer on a map."""
     return Entry(source, lambda: Pyramid(layer()))
 

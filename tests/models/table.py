@@ -42,7 +42,9 @@ def row(key: str, entry: Entry) -> list[str]:
     """One line of the table."""
     named = [key.removeprefix(f"{entry.source}: "), entry.source]
     try:
-        figures = measure(entry.model(), entry.size) if entry.error is None else _refusal(entry)
+        if entry.error is not None:
+            _refusal(entry)
+        figures = measure(entry.model(), entry.size)
     except tlfx.TlfxError as error:
         first = str(error).splitlines()[0].replace("|", r"\|")
         return [*named, "refused", "", "", "", f"{type(error).__name__}: {first}"]

@@ -7,7 +7,8 @@ from copy import deepcopy
 
 import pytest
 import torch
-from test_twins import CLASSES, TOLERANCE, check, inputs, soft_rows
+from helpers import CLASSES
+from test_twins import TOLERANCE, check, inputs, soft_rows
 from torch import Tensor, nn
 from twins import user_code
 from twins.families import Family, randomise

@@ -7,14 +7,14 @@ from typing import Any
 from unittest import mock
 
 import timm
-import torchvision
+import torchvision  # type: ignore[import-untyped]
 from torch import nn
-from torchvision.models import detection, segmentation, video
-from torchvision.models.swin_transformer import SwinTransformer, SwinTransformerBlockV2
-from torchvision.models.video import mvit as mvit_module
-from torchvision.models.video.mvit import MSBlockConfig, MViT
-from torchvision.models.video.resnet import BasicBlock, BasicStem, Conv3DSimple, VideoResNet
-from torchvision.models.video.swin_transformer import SwinTransformer3d
+from torchvision.models import detection, segmentation, video  # type: ignore[import-untyped]
+from torchvision.models.swin_transformer import SwinTransformer, SwinTransformerBlockV2  # type: ignore[import-untyped]
+from torchvision.models.video import mvit as mvit_module  # type: ignore[import-untyped]
+from torchvision.models.video.mvit import MSBlockConfig, MViT  # type: ignore[import-untyped]
+from torchvision.models.video.resnet import BasicBlock, BasicStem, Conv3DSimple, VideoResNet  # type: ignore[import-untyped]
+from torchvision.models.video.swin_transformer import SwinTransformer3d  # type: ignore[import-untyped]
 
 from models.entry import Entry
 from tlfx import CaptureError

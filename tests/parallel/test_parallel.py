@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import tlfx
 from parallel import steps
 from parallel.steps import PROCESSES, Result, Transformer
 
-ROUNDING = {"rtol": 1e-5, "atol": 1e-5}
+ROUNDING: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
 """Gradients are summed in another order."""
 
 
@@ -21,7 +22,7 @@ ROUNDING = {"rtol": 1e-5, "atol": 1e-5}
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Result]]:
     """Results of all scenes by name, for each process."""
     folder: Path = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn(steps.run, (str(folder),), nprocs=PROCESSES)
+    torch.multiprocessing.spawn.spawn(steps.run, (str(folder),), nprocs=PROCESSES)
     return list(steps.results(folder))
 
 

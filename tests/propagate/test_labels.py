@@ -1,4 +1,4 @@
-"""Labels: rows axis_of_ids across a table, and rows that nothing reads left out."""
+"""Labels: rows numbered across a table, and rows that nothing reads left out."""
 
 from __future__ import annotations
 

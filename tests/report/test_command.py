@@ -1,21 +1,24 @@
-"""``tlfx inspect`` as a process."""
+"""``tlfx inspect`` in pipes, on terminals and in files."""
 
 from __future__ import annotations
 
 import json
 import re
+import subprocess
+from pathlib import Path
+from typing import Any
 
 import pytest
 from command import tlfx, tlfx_on_a_terminal
 
 
-def inspect(*arguments, status=0):
+def inspect(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
     done = tlfx("inspect", *arguments)
     assert done.returncode == status, done.stderr
     return done
 
 
-def test_files_and_json_in_one_run(tmp_path):
+def test_files_and_json_in_one_run(tmp_path: Path) -> None:
     files = {form: tmp_path / f"model.{form}" for form in ("dot", "graphml", "svg", "html")}
     options = [text for form, file in files.items() for text in (f"--{form}", str(file))]
     data = json.loads(inspect("test_vit", "--only", "spatial", "--json", *options).stdout)
@@ -25,7 +28,7 @@ def test_files_and_json_in_one_run(tmp_path):
     assert all(files[form].read_text(encoding="utf-8").startswith(start) for form, start in starts.items())
 
 
-def test_text_in_a_pipe_is_plain():
+def test_text_in_a_pipe_is_plain() -> None:
     text = inspect("test_vit", "--module", "blocks.*").stdout
     assert "\x1b" not in text
     assert "spatial mixing" in text
@@ -37,19 +40,19 @@ def test_text_in_a_pipe_is_plain():
     [
         (["test_vitt"], "did you mean test_vit"),
         (["test_vit", "--only", "spatail"], "unknown class 'spatail'"),
-        (["test_vit", "--module", "nowhere"], "no node of the model lies in these modules"),
+        (["test_vit", "--module", "nowhere"], "no node of the model is in these modules"),
         (["test_vit", "--depth", "0"], "--depth 0: expected 1 or more"),
         (["test_vit", "--svg", "/nowhere/x.svg"], "/nowhere/x.svg cannot be written"),
     ],
 )
-def test_bad_input_ends_with_a_message(arguments, message):
+def test_bad_input_ends_with_a_message(arguments: Any, message: str) -> None:
     done = inspect(*arguments, status=2)
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
 
 
-def test_more_than_a_screen_goes_through_the_pager_in_colour():
+def test_more_than_a_screen_goes_through_the_pager_in_colour() -> None:
     pager = {"PAGER": "sed s/^/:/"}
     text = tlfx_on_a_terminal("inspect", "test_vit", rows=24, columns=90, **pager)
     lines = text.splitlines()
@@ -59,7 +62,7 @@ def test_more_than_a_screen_goes_through_the_pager_in_colour():
     assert max(len(re.sub(r"\x1b\[[0-9;]*m", "", line)) for line in lines) <= 91
 
 
-def test_less_than_a_screen_is_shown_at_once():
+def test_less_than_a_screen_is_shown_at_once() -> None:
     text = tlfx_on_a_terminal("inspect", "test_vit", "--no-color", rows=200, columns=90, PAGER="sed s/^/:/")
     assert "spatial mixing" in text
     assert not text.startswith(":")

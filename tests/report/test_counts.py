@@ -4,6 +4,7 @@ left of the graph."""
 from __future__ import annotations
 
 import pytest
+from helpers import ReportOf
 
 HAND: dict[str, dict[str, int]] = {
     "deit_small_patch16_224": {
@@ -100,7 +101,7 @@ HAND: dict[str, dict[str, int]] = {
 
 
 @pytest.mark.parametrize("name", HAND)
-def test_operators_by_class(name, report_of):
+def test_operators_by_class(name: str, report_of: ReportOf) -> None:
     report = report_of(name)
     counts = report.counts
     assert {k: counts[k] for k in HAND[name]} == HAND[name]
@@ -110,5 +111,5 @@ def test_operators_by_class(name, report_of):
 @pytest.mark.parametrize(
     ("name", "giga"), [("deit_small_patch16_224", 9.2), ("resnet50", 8.2), ("convnext_tiny", 8.9), ("pvt_v2_b0", 1.14)]
 )
-def test_flops_are_twice_the_multiplications_that_papers_count(name, giga, report_of):
+def test_flops_are_twice_the_multiplications_that_papers_count(name: str, giga: float, report_of: ReportOf) -> None:
     assert report_of(name).flops / 1e9 == pytest.approx(giga, rel=0.03)

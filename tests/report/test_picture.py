@@ -6,11 +6,14 @@ import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import ReportOf
 
 from tlfx.operations import Operation
+from tlfx.report import Report
 from tlfx.report.style import COLORS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -18,11 +21,11 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.fixture
-def report(report_of):
+def report(report_of: ReportOf) -> Report:
     return report_of("deit_tiny_patch16_224", depth=3)
 
 
-def test_the_picture_shows_every_class_and_skip(report):
+def test_the_picture_shows_every_class_and_skip(report: Report) -> None:
     root = ET.fromstring(report.to_svg())
     fills = [r.get("fill") for r in root.iter(f"{SVG}rect") if r.get("rx") == "6"]
     # One block of three is drawn, beside the patch embedding, position embedding and head.
@@ -36,21 +39,22 @@ def test_the_picture_shows_every_class_and_skip(report):
 
 
 @pytest.mark.parametrize("form", ["to_svg", "to_html", "_repr_html_"])
-def test_nothing_is_loaded_from_elsewhere(form, report):
+def test_nothing_is_loaded_from_elsewhere(form: str, report: Report) -> None:
     text = getattr(report, form)().replace("http://www.w3.org/2000/svg", "")
     assert not re.search(r"https?://|@import|<script|<link|url\((?!#)|src=", text)
 
 
-def test_the_page_lists_every_node(report):
+def test_the_page_lists_every_node(report: Report) -> None:
     text = report.to_html()
     assert all(f"<td>{node.name}</td>" in text for node in report.nodes)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 @pytest.mark.parametrize("form", ["svg", "html"])
-def test_a_browser_draws_it(form, report, tmp_path):
+def test_a_browser_draws_it(form: str, report: Report, tmp_path: Path) -> None:
     from PIL import Image
 
+    assert CHROMIUM is not None
     page, shot = tmp_path / f"report.{form}", tmp_path / "shot.png"
     page.write_text(getattr(report, f"to_{form}")(), encoding="utf-8")
     flags = "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update "

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
-import networkx as nx
+import networkx as nx  # type: ignore[import-untyped]
 import pytest
 import torch
-from torch import nn
+from helpers import ReportOf
+from torch import Tensor, nn
 
 import tlfx
 from tlfx.errors import InputError, ProvenanceError, TlfxError
-from tlfx.report import inspect
+from tlfx.report import Report, inspect
 
 SIZE = (3, 16, 16)
 KEYS = {
@@ -48,24 +50,24 @@ NODE_KEYS = {
 CLASSES = ["spatial_mix", "channel_mix", "pointwise", "residual", "aggregation", "layout", "weight", "constant"]
 
 
-def deit(report_of):
+def deit(report_of: ReportOf) -> Report:
     return report_of("deit_tiny_patch16_224", depth=2)
 
 
-def one(report, **wanted):
+def one(report: Report, **wanted: Any) -> Any:
     """The only node with these attributes."""
     (found,) = [n for n in report.nodes if all(getattr(n, k) == v for k, v in wanted.items())]
     return found
 
 
-def test_every_node_has_one_entry_in_order(report_of):
+def test_every_node_has_one_entry_in_order(report_of: ReportOf) -> None:
     report = deit(report_of)
     names = [n.name for n in report.nodes]
     assert len(set(names)) == len(names)
     assert all(names.index(i) < place for place, n in enumerate(report.nodes) for i in n.inputs)
 
 
-def test_json_has_the_documented_form(report_of):
+def test_json_has_the_documented_form(report_of: ReportOf) -> None:
     data = json.loads(json.dumps(deit(report_of).to_dict()))
     assert list(data) == list(KEYS)
     assert all(type(data[k]) is kind for k, kind in KEYS.items())
@@ -78,20 +80,20 @@ def test_json_has_the_documented_form(report_of):
     assert sum(data["flops_by_class"].values()) == data["flops"] == sum(n["flops"] for n in data["nodes"])
 
 
-def test_json_is_the_same_each_time():
+def test_json_is_the_same_each_time() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.GELU())
     first, second = (inspect(model, input_size=SIZE).to_dict() for _ in range(2))
     assert json.dumps(first) == json.dumps(second)
 
 
-def test_a_linear_layer_says_what_it_contracts():
+def test_a_linear_layer_says_what_it_contracts() -> None:
     class Mixer(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.patch = nn.Conv2d(3, 8, 4, 4)
             self.channels, self.tokens, self.head = nn.Linear(8, 8), nn.Linear(16, 16), nn.Linear(8 * 16, 5)
 
-        def forward(self, x):
+        def forward(self, x: Any) -> Any:
             x = self.channels(self.patch(x).flatten(2).transpose(1, 2))
             return self.head(self.tokens(x.transpose(1, 2)).flatten(1))
 
@@ -105,7 +107,7 @@ def test_a_linear_layer_says_what_it_contracts():
     assert (found["head"].before, found["head"].after) == ("(16 tokens × 8)", "1 token × 5")
 
 
-def test_layouts_of_windows_grids_and_weights(report_of):
+def test_layouts_of_windows_grids_and_weights(report_of: ReportOf) -> None:
     report = report_of("swin_tiny_patch4_window7_224")
     first = [n for n in report.nodes if n.module.startswith("layers.0.blocks.0.attn")]
     assert [n.after for n in first if n.short == "linear"] == [
@@ -117,7 +119,7 @@ def test_layouts_of_windows_grids_and_weights(report_of):
     assert (merging.before, merging.after) == ("28×28 × (4 tokens × 96)", "28×28 × 192")
 
 
-def test_residuals_know_their_skip_and_branch(report_of):
+def test_residuals_know_their_skip_and_branch(report_of: ReportOf) -> None:
     report = deit(report_of)
     attention, mlp = [n for n in report.nodes if n.operation.value == "residual"][:2]
     assert (attention.skip, mlp.skip) == ("dropout", attention.name)
@@ -127,7 +129,7 @@ def test_residuals_know_their_skip_and_branch(report_of):
     assert mlp.why == "sums two values with content that have the same labels"
 
 
-def test_a_projected_skip_starts_where_both_sides_do(report_of):
+def test_a_projected_skip_starts_where_both_sides_do(report_of: ReportOf) -> None:
     report = report_of("resnet50")
     add = next(n for n in report.nodes if n.operation.value == "residual")
     assert report.by_name[add.skip].module == "maxpool"
@@ -136,19 +138,19 @@ def test_a_projected_skip_starts_where_both_sides_do(report_of):
     ]
 
 
-def test_labels_are_read_where_the_classifier_reads_them(report_of):
+def test_labels_are_read_where_the_classifier_reads_them(report_of: ReportOf) -> None:
     (output,) = deit(report_of).outputs
     assert (output.shape, output.rows, output.of) == ((2, 1000), 1, 197)
     assert deit(report_of).by_name[output.node].module == "blocks.1"
 
 
-def test_what_no_output_depends_on_is_not_read():
+def test_what_no_output_depends_on_is_not_read() -> None:
     class Aside(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.patch, self.other = nn.Conv2d(3, 8, 4, 4), nn.Conv2d(3, 8, 8, 8)
 
-        def forward(self, x):
+        def forward(self, x: Any) -> Any:
             return self.patch(x).mean((2, 3)) * self.other(x).sigmoid().amax((2, 3)).sum(1, keepdim=True)
 
     report = inspect(Aside(), input_size=SIZE)
@@ -156,7 +158,7 @@ def test_what_no_output_depends_on_is_not_read():
     assert not one(report, module="other", short="conv2d").read
 
 
-def test_the_graph_holds_every_node_and_its_skips(report_of):
+def test_the_graph_holds_every_node_and_its_skips(report_of: ReportOf) -> None:
     report = deit(report_of)
     graph = report.to_networkx()
     assert list(graph) == [n.name for n in report.nodes]
@@ -171,26 +173,26 @@ def test_the_graph_holds_every_node_and_its_skips(report_of):
     assert dot.count("fillcolor") == len(graph)
 
 
-def test_the_mode_of_the_model_is_reported_and_kept():
+def test_the_mode_of_the_model_is_reported_and_kept() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Dropout()).eval()
     report = inspect(model, input_size=SIZE)
     assert not report.training
     assert not model.training
 
 
-def test_an_aligned_model_reports_as_itself():
+def test_an_aligned_model_reports_as_itself() -> None:
     model = tlfx.align(nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.GELU()))
     assert inspect(model, input_size=SIZE).model == "Sequential"
     assert isinstance(model, tlfx.Aligned)
 
 
-def test_other_arguments_and_other_types():
+def test_other_arguments_and_other_types() -> None:
     class Scaled(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.patch = nn.Conv2d(3, 8, 4, 4)
 
-        def forward(self, x, scale):
+        def forward(self, x: Any, scale: Any) -> Any:
             return self.patch(x) * scale
 
     images = torch.zeros(2, *SIZE)
@@ -200,7 +202,7 @@ def test_other_arguments_and_other_types():
     assert inspect(nn.Conv2d(3, 8, 4, 4).bfloat16(), input_size=SIZE).counts["aggregation"] == 1
 
 
-def test_a_model_on_the_meta_device_is_inspected():
+def test_a_model_on_the_meta_device_is_inspected() -> None:
     with torch.device("meta"):
         model = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Flatten(2), nn.Linear(16, 16))
     report = inspect(model, input_size=SIZE)
@@ -210,18 +212,18 @@ def test_a_model_on_the_meta_device_is_inspected():
 class Shuffle(nn.Module):
     """Tokens written to other places."""
 
-    def __init__(self, write):
+    def __init__(self, write: Any) -> None:
         super().__init__()
         self.patch, self.write = nn.Conv2d(3, 8, 4, 4), write
         self.register_buffer("order", torch.arange(16).flip(0))
         self.register_buffer("mask", torch.arange(16) > 7)
 
-    def forward(self, x):
+    def forward(self, x: Any) -> Any:
         return self.write(self.patch(x).flatten(2), self)
 
 
-def test_an_index_without_data_is_followed():
-    def write(tokens, model):
+def test_an_index_without_data_is_followed() -> None:
+    def write(tokens: Tensor, model: nn.Module) -> Any:
         written = tokens.clone()
         written[:, :, model.order] = tokens
         return written
@@ -232,8 +234,8 @@ def test_an_index_without_data_is_followed():
     assert inspect(model, input_size=SIZE).counts == counts
 
 
-def test_a_mask_without_data_is_explained():
-    def write(tokens, model):
+def test_a_mask_without_data_is_explained() -> None:
+    def write(tokens: Tensor, model: nn.Module) -> Any:
         return tokens.masked_scatter(model.mask, tokens[..., :8])
 
     assert inspect(Shuffle(write), input_size=SIZE).counts["aggregation"] == 1
@@ -252,12 +254,12 @@ def test_a_mask_without_data_is_explained():
         ({"example": torch.zeros(2, *SIZE), "input_size": SIZE}, "both example and input_size"),
     ],
 )
-def test_bad_input_is_refused(arguments, message):
+def test_bad_input_is_refused(arguments: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         inspect(nn.Conv2d(3, 8, 4, 4), **arguments)
 
 
-def test_select_by_module_and_class(report_of):
+def test_select_by_module_and_class(report_of: ReportOf) -> None:
     report = deit(report_of)
     chosen = report.select("blocks.*.mlp", "channel,residual")
     assert [n.module for n in chosen] == [f"blocks.{b}.mlp.fc{i}" for b in (0, 1) for i in (1, 2)]

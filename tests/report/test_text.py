@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+from helpers import ReportOf
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -21,7 +23,7 @@ MODELS = {
 }
 
 
-def printed(view, width, **options):
+def printed(view: Any, width: int, **options: Any) -> str:
     console = Console(width=width, color_system=None, force_terminal=False, legacy_windows=False, _environ={})
     with console.capture() as capture:
         console.print(view, **options)
@@ -29,7 +31,7 @@ def printed(view, width, **options):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_tree_reads_as_it_did(name, report_of):
+def test_the_tree_reads_as_it_did(name: str, report_of: ReportOf) -> None:
     model, kwargs = MODELS[name]
     text = printed(report_of(model, **kwargs), 100)
     file = GOLDEN / f"{name}.txt"
@@ -39,27 +41,27 @@ def test_the_tree_reads_as_it_did(name, report_of):
 
 
 @pytest.mark.parametrize("width", [30, 40, 60, 80, 100, 120, 200])
-def test_lines_keep_to_the_width(width, report_of):
+def test_lines_keep_to_the_width(width: int, report_of: ReportOf) -> None:
     report = report_of("deit_tiny_patch16_224", depth=3)
     lines = printed(View(report), width).splitlines()
     assert all(cell_len(line) <= width for line in lines)
     assert any("blocks.0–2 ×3" in line for line in lines)
 
 
-def test_closed_modules_tell_what_they_hold(report_of):
+def test_closed_modules_tell_what_they_hold(report_of: ReportOf) -> None:
     text = printed(View(report_of("deit_tiny_patch16_224", depth=3), depth=1), 100)
     assert "├ blocks.0–2 ×3  Block  197 tokens × 192" in text
     assert "19 operators" not in text.split("blocks.0–2")[0]
     assert "1 spatial mixing, 4 channel mixing, 6 point-wise, 2 residual" in text
 
 
-def test_the_flat_list_has_every_node(report_of):
+def test_the_flat_list_has_every_node(report_of: ReportOf) -> None:
     report = report_of("deit_tiny_patch16_224", depth=3)
     lines = printed(View(report, flat=True), 120).splitlines()
     assert [line.split()[0] for line in lines[2 : 2 + len(report.nodes)]] == [n.name for n in report.nodes]
 
 
-def test_colours_are_those_of_the_classes(report_of):
+def test_colours_are_those_of_the_classes(report_of: ReportOf) -> None:
     console = Console(width=100, color_system="truecolor", force_terminal=True, _environ={})
     with console.capture() as capture:
         console.print(report_of("deit_tiny_patch16_224", depth=3))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rule_harness import several
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-from torchvision.ops import deform_conv2d
+from torchvision.ops import deform_conv2d  # type: ignore[import-untyped]
 
 from tlfx.rules.registry import REGISTRY
 from tlfx.testing import Content, check_rule
@@ -110,11 +110,15 @@ def flexible(draw: Draw) -> Case:
     return lambda q, k, v: flex_attention(q, k, v, block_mask=mask), make
 
 
+def averaged(x: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
+    return x.scatter_reduce(dim, index, source, "mean")
+
+
 def unpooled(draw: Draw) -> Case:
     """Of four channels, each takes another place of its window."""
     row, column, channel = torch.arange(2).view(2, 1), torch.arange(2), torch.arange(4).view(4, 1, 1)
     places = ((2 * row + channel // 2) * 4 + 2 * column + channel % 2).expand(2, 4, 2, 2)
-    return lambda x, places: F.max_unpool2d(x, places, 2), lambda: (content("bctt", (2, 4, 2, 2)), places)
+    return lambda x, places: F.max_unpool2d(x, places, [2, 2]), lambda: (content("bctt", (2, 4, 2, 2)), places)
 
 
 def linear(draw: Draw) -> Case:
@@ -362,7 +366,10 @@ CASES: dict[str, tuple[Callable[[Draw], Case], str]] = {
     ),
     "indexing.scatter": (at_indices(scattered(torch.scatter)), ""),
     "indexing.scatter_add": (at_indices(scattered(torch.scatter_add)), ""),
-    "indexing.scatter_reduce": (at_indices(scattered(lambda *a: torch.scatter_reduce(*a, "mean"))), ""),
+    "indexing.scatter_reduce": (
+        at_indices(scattered(averaged)),
+        "",
+    ),
     "indexing.sort": (either_axis(lambda x, dim: x.sort(dim).values), ""),
     "indexing.take_along_dim": (
         at_indices(

@@ -459,7 +459,7 @@ def test_attention_to_neighbours() -> None:
     """Keys and values of a 3x3 neighbourhood for each query, cut out by unfold."""
     size = (3 * DEPTH, 5, 6)
 
-    def parts(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def parts(x: Tensor) -> tuple[Tensor, ...]:
         query, key, value = x.chunk(3, 1)
         near = [F.unfold(part, 3).view(-1, DEPTH, 9, TOKENS).permute(0, 3, 2, 1) for part in (key, value)]
         return query[..., 1:-1, 1:-1].flatten(2).transpose(1, 2).unsqueeze(2), *near
@@ -609,7 +609,8 @@ def test_rows_and_columns_of_a_map() -> None:
     size = (3 * DEPTH, 3, 4)
 
     def function(x: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(*x.permute(0, 2, 3, 1).chunk(3, -1))
+        query, key, value = x.permute(0, 2, 3, 1).chunk(3, -1)
+        return F.scaled_dot_product_attention(query, key, value)
 
     def twin(y: Tensor, x: Tensor) -> Tensor:
         query, key, _ = x.permute(0, 2, 3, 1).chunk(3, -1)

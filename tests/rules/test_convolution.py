@@ -41,6 +41,11 @@ def windows(
     return found
 
 
+def of_all(place: tuple[Any, ...]) -> tuple[Any, ...]:
+    """An index of one place in every sample."""
+    return slice(None), *place
+
+
 def slide(y: Tensor, kernel: Tensor, stride: int, before: list[int], after: list[int], dilation: int) -> Tensor:
     """Y_p ← Σ K_q Y_q / Σ K_q over the valid places q of each window, (batch, *size) to (batch, *out)."""
     size, shape = tuple(y.shape[1:]), tuple(kernel.shape)
@@ -49,7 +54,7 @@ def slide(y: Tensor, kernel: Tensor, stride: int, before: list[int], after: list
     for place, pairs in every:
         if pairs:
             total = sum(kernel[tap] for tap, _ in pairs)
-            out[(slice(None), *place)] = sum(kernel[tap] * y[(slice(None), *p)] for tap, p in pairs) / total
+            out[of_all(place)] = sum(kernel[tap] * y[of_all(p)] for tap, p in pairs) / total
     return out
 
 
@@ -60,7 +65,7 @@ def scatter(y: Tensor, kernel: Tensor, out_size: tuple[int, ...], stride: int, p
         for tap in product(*map(range, kernel.shape)):
             out = tuple(p * stride - padding + t * dilation for p, t in zip(place, tap, strict=True))
             if all(0 <= o < n for o, n in zip(out, out_size, strict=True)):
-                over[(slice(None), *out)] += kernel[tap] * y[(slice(None), *place)]
+                over[of_all(out)] += kernel[tap] * y[of_all(place)]
                 under[out] += kernel[tap]
     return torch.where(under > 0, over / under, torch.nan)
 
@@ -85,7 +90,7 @@ def settings_of(draw: st.DrawFn) -> dict[str, Any]:
     """A convolution that fits its image, neither patches nor of one pixel."""
     spatial = draw(st.sampled_from([1, 1, 2, 2, 2, 3]))
     groups = draw(st.sampled_from([1, 2, 4]))
-    drawn = {
+    drawn: dict[str, Any] = {
         "kernel_size": tuple(draw(st.integers(1, 3)) for _ in range(spatial)),
         "stride": draw(st.integers(1, 3)),
         "padding": draw(st.sampled_from([0, 1, 2, "same", "valid"])),
@@ -180,7 +185,7 @@ def test_patches_are_aggregated(spatial: int, patch: tuple[int, ...], padding: i
         out = rows.new_empty(len(rows), *counts)
         for place in product(*map(range, counts)):
             cut = tuple(slice(i * p, (i + 1) * p) for i, p in zip(place, patch, strict=True))
-            out[(slice(None), *place)] = rows[(slice(None), *cut)].flatten(1).mean(1)
+            out[of_all(place)] = rows[of_all(cut)].flatten(1).mean(1)
         return channels(out, 5)
 
     check(
@@ -210,7 +215,7 @@ def test_one_pixel_kernels_mix_channels(spatial: int, stride: Any, groups: int) 
     steps = stride if isinstance(stride, tuple) else (stride,) * spatial
     check(
         lambda x, conv: conv(squeezed(x, spatial)),
-        lambda y, x: channels(squeezed(y, spatial)[(slice(None), 0, *(slice(None, None, s) for s in steps))], 6),
+        lambda y, x: channels(squeezed(y, spatial)[:, 0][of_all(tuple(slice(None, None, s) for s in steps))], 6),
         (4, *SIZES[spatial]),
         {f"conv{spatial}d": Operation.CHANNEL_MIX},
         conv=CONVOLUTIONS[spatial](4, 6, 1, stride, groups=groups),
@@ -230,7 +235,7 @@ def test_padding_of_one_pixel_kernels(padding: int | str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
-def test_padding_by_copies_counts(mode: str) -> None:
+def test_padding_by_copies_counts(mode: Any) -> None:
     """Copies of the border carry its labels."""
     conv = nn.Conv2d(4, 5, 3, padding=1, padding_mode=mode)
 
@@ -366,7 +371,7 @@ def test_standardised_kernels() -> None:
     """The kernel that runs is the one that counts, also where the forward computes it."""
     conv = nn.Conv2d(4, 5, 3)
 
-    def function(x: Tensor, conv: nn.Module) -> Tensor:
+    def function(x: Tensor, conv: Any) -> Tensor:
         weight = conv.weight - conv.weight.mean((1, 2, 3), keepdim=True)
         return F.conv2d(x, weight, conv.bias)
 

@@ -39,8 +39,10 @@ def uniform(y: Tensor, spans: list[list[list[int]]]) -> Tensor:
     """The mean over each window, (batch, channels, *size) to (batch, channels, *out)."""
     out = y.new_empty(*y.shape[:2], *map(len, spans))
     for place in product(*(range(len(s)) for s in spans)):
-        chosen = [y[(..., *p)] for p in product(*(s[i] for s, i in zip(spans, place, strict=True)))]
-        out[(..., *place)] = sum(chosen) / len(chosen)
+        seen = product(*(s[i] for s, i in zip(spans, place, strict=True)))
+        of_each: Any = (slice(None), slice(None))
+        chosen = [y[of_each + p] for p in seen]
+        out[of_each + place] = sum(chosen) / len(chosen)
     return out
 
 
@@ -63,7 +65,7 @@ def test_average_pool(
 ) -> None:
     """Padding carries no label, whether or not the operator counts it."""
     assume(spatial > 1 or kernel > 1)
-    options = {"padding": padding, "ceil_mode": ceil_mode, "count_include_pad": count_include_pad}
+    options: dict[str, Any] = {"padding": padding, "ceil_mode": ceil_mode, "count_include_pad": count_include_pad}
 
     def function(x: Tensor) -> Tensor:
         return AVERAGE[spatial](squeezed(x, spatial), kernel, stride, **options)

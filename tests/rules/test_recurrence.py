@@ -32,7 +32,7 @@ def spread(rows: Tensor, channels: int) -> Tensor:
     return rows.unsqueeze(-1).expand(*rows.shape, channels)
 
 
-@several(6)
+@several(4)
 @given(st.sampled_from(list(CELLS)), st.booleans(), st.booleans(), st.integers(1, 2), st.booleans())
 def test_recurrent_networks(name: str, batch_first: bool, both_ways: bool, layers: int, training: bool) -> None:
     """One way a step sees those before it, both ways all of them."""

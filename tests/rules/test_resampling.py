@@ -326,7 +326,7 @@ def test_unpooling() -> None:
 
     def function(x: Tensor, conv: nn.Module) -> Tensor:
         pooled, places = F.max_pool2d(x, 2, return_indices=True)
-        return F.max_unpool2d(conv(pooled), places, 2)
+        return F.max_unpool2d(conv(pooled), places, [2, 2])
 
     def twin(y: Tensor, x: Tensor) -> Tensor:
         return F.avg_pool2d(y, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)

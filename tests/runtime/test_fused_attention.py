@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -10,13 +11,14 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tlfx import runtime
-from tlfx.runtime import BatchAxis, Equation
-from tlfx.runtime import fused_attention as joint
+from tlfx.runtime import BatchAxis, Equation, fused_attention
 
 ONE = BatchAxis(0)
 EQUATION = Equation("abnqm", "abm", "abq")
+KERNEL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 
 
 def tensors(*shape: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -94,8 +96,28 @@ def second_pass(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         seen.append(1)
         return runtime.attention(*args)
 
-    monkeypatch.setattr(joint, "attention", counted)
+    monkeypatch.setattr(fused_attention, "attention", counted)
     return seen
+
+
+class ExactKernel(TorchDispatchMode):
+    """The fused kernel in float64, so that it rounds alike for values of every width but those in `otherwise`."""
+
+    def __init__(self, otherwise: Collection[int] = ()) -> None:
+        super().__init__()
+        self.otherwise = otherwise
+        self.widths: list[int] = []
+        """Of the values that it was called with."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not KERNEL:
+            return func(*args, **(kwargs or {}))
+        query, key, value = (t.double() for t in args[:3])
+        key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], 1) for t in (key, value))
+        scores = query @ key.mT * (kwargs.get("scale") or query.shape[-1] ** -0.5)
+        output = (scores.softmax(-1) @ value).to(args[0].dtype)
+        self.widths.append(value.shape[-1])
+        return output + (value.shape[-1] in self.otherwise), scores.logsumexp(-1).float()
 
 
 @pytest.mark.parametrize(
@@ -105,52 +127,48 @@ def second_pass(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_where_one_pass_cannot_do(options: dict[str, Any], count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dropout, grouped heads, many channels and other types than float32 take a second pass, and the same output."""
     channels, kind = options.pop("channels", 1), options.pop("type", torch.float32)
-    query, key, value = (t.detach().to(kind) for t in tensors(2, 4, 7, 8))
+    query, key, value = (t.detach().to(kind) for t in tensors(2, 4, 19, 8))
     if options.get("grouped"):
         key, value = key[:, :2], value[:, :2]
     seen = second_pass(monkeypatch)
-    monkeypatch.setattr(joint, "_keeps_bits", lambda *_: True)  # rounding is not what is asked here
-    torch.manual_seed(0)
-    output, label = runtime.attention_with_labels(
-        query, key, value, torch.rand(2, 1, 1, 7, channels), EQUATION, ONE, **options
-    )
-    torch.manual_seed(0)
     rate = options.get("dropout", 0.0)
-    torch.rand(2, 1, 1, 7, channels)
-    plain = F.scaled_dot_product_attention(query, key, value, dropout_p=rate, enable_gqa="grouped" in options)
+    rows = torch.rand(2, 1, 1, 19, channels)
+    with ExactKernel():  # rounding is not what is asked here
+        torch.manual_seed(0)
+        output, label = runtime.attention_with_labels(query, key, value, rows, EQUATION, ONE, **options)
+        torch.manual_seed(0)
+        plain = F.scaled_dot_product_attention(query, key, value, dropout_p=rate, enable_gqa="grouped" in options)
     torch.testing.assert_close(output, plain)
     assert len(seen) == count
     assert label.dtype == torch.float32
 
 
 def test_a_kernel_that_rounds_otherwise_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is known of a combination of shapes decides, and each is tried once."""
+    """Each combination of shapes is tried once, with one column and with four; labels take a second pass."""
     query, key, value = (t.detach() for t in tensors(2, 2, 11, 8))
     rows = torch.rand(2, 1, 1, 11, 1)
-    joint._fitting.clear()
-    runtime.attention_with_labels(query, key, value, rows, EQUATION, ONE)
-    runtime.attention_with_labels(query, key, value, 1 - rows, EQUATION, ONE)
-    (place,) = joint._fitting
-    joint._fitting[place] = 0
     seen = second_pass(monkeypatch)
-    output, label = runtime.attention_with_labels(query, key, value, rows, EQUATION, ONE)
-    assert seen
-    assert torch.equal(output, F.scaled_dot_product_attention(query, key, value))
+    with ExactKernel(otherwise=(9, 12)) as kernel:
+        runtime.attention_with_labels(query, key, value, 1 - rows, EQUATION, ONE)
+        assert {9, 12} < set(kernel.widths)
+        kernel.widths.clear()
+        output, label = runtime.attention_with_labels(query, key, value, rows, EQUATION, ONE)
+        assert kernel.widths == [8]
+        assert torch.equal(output, F.scaled_dot_product_attention(query, key, value))
+    assert len(seen) == 2
     torch.testing.assert_close(label.double(), by_hand(query, key, rows), rtol=0, atol=2e-6)
-    joint._fitting.clear()
 
 
 def test_columns_are_filled_up_where_the_kernel_wants_whole_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     """One column rounds otherwise in long sequences, four do not; labels are those of the one."""
     query, key, value = tensors(2, 2, 50, 32)
     rows = torch.rand(2, 1, 1, 50, 1)
-    keeps = joint._keeps_bits
-    monkeypatch.setattr(joint, "_keeps_bits", lambda *args: args[4] == 4 and keeps(*args))
-    monkeypatch.setattr(joint, "_fitting", {})
     seen = second_pass(monkeypatch)
-    output, label = runtime.attention_with_labels(query, key, value, rows, EQUATION, ONE)
-    assert list(joint._fitting.values()) == [4 if not seen else 0]
-    assert torch.equal(output, F.scaled_dot_product_attention(query, key, value))
+    with ExactKernel(otherwise=(33,)) as kernel:
+        output, label = runtime.attention_with_labels(query, key, value, rows, EQUATION, ONE)
+        assert not seen
+        assert kernel.widths[-1] == 36
+        assert torch.equal(output, F.scaled_dot_product_attention(query, key, value))
     torch.testing.assert_close(label.double(), by_hand(query, key, rows), rtol=0, atol=2e-6)
 
 
@@ -158,14 +176,14 @@ def test_columns_are_filled_up_where_the_kernel_wants_whole_vectors(monkeypatch:
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_last_block_of_one_query(tokens: int, masked: bool) -> None:
     """It rounds by the width of the value, in few places and not for all numbers: it is computed by itself."""
-    options = {"attn_mask": torch.randn(tokens, tokens) if masked else None, "is_causal": False, "scale": 0.125}
+    mask = torch.randn(tokens, tokens) if masked else None
     for seed in range(4):
-        query, key, value = (t.detach() for t in tensors(2, 3, tokens, 64, seed=seed))
-        columns = torch.rand(2, 1, tokens, 1).expand(-1, 3, -1, -1)
-        plain = joint._flash(query, key, value, 0.0, **options)
-        found = joint._forward(query, key, value, columns, 4, options)
-        assert torch.equal(found[0][:, :, -1], plain[0][:, :, -1])
-        assert torch.equal(found[1][..., -1], plain[1][..., -1])
+        inputs = tensors(2, 3, tokens, 64, seed=seed)
+        rows = torch.rand(2, 1, 1, tokens, 1)
+        output, _ = runtime.attention_with_labels(*inputs, rows, EQUATION, ONE, mask=mask)
+        plain = F.scaled_dot_product_attention(*inputs, attn_mask=mask)
+        assert torch.equal(output, plain)
+        assert all(map(torch.equal, gradients(output, inputs), gradients(plain, inputs)))
 
 
 @pytest.mark.parametrize("tokens", [577, 1025])
@@ -182,11 +200,11 @@ def test_long_sequences(tokens: int) -> None:
 
 @pytest.mark.parametrize(("queries", "count"), [((0,), 1), ((3, 7), 1), (tuple(range(16)), 0)])
 def test_few_queries_take_a_second_pass(queries: tuple[int, ...], count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    query, key, value = tensors(2, 2, 16, 8)
+    query, key, value = (t.detach() for t in tensors(2, 2, 16, 8))
     rows = torch.rand(2, 1, 1, 16, 1)
     seen = second_pass(monkeypatch)
-    monkeypatch.setattr(joint, "_fit", lambda *_: 1)
-    _, label = runtime.attention_with_labels(query, key, value, rows, EQUATION, ONE, queries=queries)
+    with ExactKernel():
+        _, label = runtime.attention_with_labels(query, key, value, rows, EQUATION, ONE, queries=queries)
     assert len(seen) == count
     torch.testing.assert_close(label.double(), by_hand(query, key, rows)[:, list(queries)], rtol=0, atol=2e-6)
 

@@ -6,9 +6,10 @@ A label here is the share of the first image: (B, H, W) on a grid of tokens, (B,
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def start(mask: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ def absolute_rows(weight: Tensor) -> Tensor:
     return weight / weight.sum(-1, keepdim=True)
 
 
-def slide(labels: Tensor, kernel: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
+def slide(labels: Tensor, kernel: Tensor, stride: Any, padding: Any) -> Tensor:
     """Sec. 3.2: Y_p ← Σ K_q Y_q / Σ K_q over the places q of each window that lie inside the grid."""
     _, height, width = labels.shape
     rows = spans(height, kernel.shape[0], stride[0], padding[0])
@@ -69,12 +70,12 @@ def spans(extent: int, kernel: int, stride: int, padding: int) -> list[tuple[sli
     return found
 
 
-def uniform(labels: Tensor, size: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
+def uniform(labels: Tensor, size: Any, stride: Any, padding: Any) -> Tensor:
     """Table 10, spatial aggregation: Y ← Norm(Σ Y) over the valid places of each window."""
     return slide(labels, torch.ones(size, dtype=torch.float64), stride, padding)
 
 
-def convolution(labels: Tensor, conv: nn.Conv2d) -> Tensor:
+def convolution(labels: Tensor, conv: Any) -> Tensor:
     """Table 10: patches that do not overlap are aggregated; any other kernel mixes by |K|, averaged over channels."""
     assert conv.dilation == (1, 1)
     if conv.kernel_size == conv.stride and conv.padding == (0, 0):

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from timm.models.convnext import ConvNeXt
-from timm.models.resnet import BasicBlock, ResNet
+from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
 from twins.arithmetic import convolution, residual, start, uniform
 
 
-def aligned_share(model: ConvNeXt | ResNet, images: Tensor, mask: Tensor) -> Tensor:
+def aligned_share(model: Any, images: Tensor, mask: Tensor) -> Tensor:
     """Sec. 3.2 for every convolution, eq. 11 for every skip, and a global average."""
     through = convnext if isinstance(model, ConvNeXt) else resnet
     return through(model, start(mask)).mean((1, 2))
 
 
-def convnext(model: ConvNeXt, labels: Tensor) -> Tensor:
+def convnext(model: Any, labels: Tensor) -> Tensor:
     """Stem and downsampling aggregate their patches; the depthwise convolution is the only branch that mixes."""
     labels = along(labels, model.stem)
     for stage in model.stages:
@@ -25,7 +27,7 @@ def convnext(model: ConvNeXt, labels: Tensor) -> Tensor:
     return labels
 
 
-def resnet(model: ResNet, labels: Tensor) -> Tensor:
+def resnet(model: Any, labels: Tensor) -> Tensor:
     """A strided 1 × 1 convolution keeps every second label; the max pool is uniform over valid places."""
     labels = uniform(convolution(labels, model.conv1), (3, 3), (2, 2), (1, 1))
     for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
@@ -35,7 +37,7 @@ def resnet(model: ResNet, labels: Tensor) -> Tensor:
     return labels
 
 
-def branch(labels: Tensor, block: nn.Module) -> Tensor:
+def branch(labels: Tensor, block: Any) -> Tensor:
     """The two convolutions of a basic block, the three of a bottleneck."""
     convs = [block.conv1, block.conv2] + ([] if isinstance(block, BasicBlock) else [block.conv3])
     for conv in convs:
@@ -43,7 +45,7 @@ def branch(labels: Tensor, block: nn.Module) -> Tensor:
     return labels
 
 
-def along(labels: Tensor, layers: nn.Module) -> Tensor:
+def along(labels: Tensor, layers: Any) -> Tensor:
     """Every convolution of a chain in turn; norms and activations leave labels in place."""
     for layer in layers.modules():
         if isinstance(layer, nn.Conv2d):

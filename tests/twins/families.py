@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import timm
 import torch
-import torchvision
+import torchvision  # type: ignore[import-untyped]
+from helpers import CLASSES
 from timm.models.convnext import ConvNeXt
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock
@@ -20,8 +21,7 @@ from torch import Tensor, nn
 
 from twins import convnet, mixer, pvt, pvt_v1, swin, vit
 
-CLASSES = 5
-Twin = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Twin = Callable[[Any, Tensor, Tensor], Tensor]
 
 
 class Family(NamedTuple):
@@ -31,7 +31,7 @@ class Family(NamedTuple):
     twin: Twin
     size: int
 
-    def model(self) -> nn.Module:
+    def model(self) -> Any:
         """A fresh model, the same at every call."""
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -39,7 +39,7 @@ class Family(NamedTuple):
 
 
 @torch.no_grad()
-def randomise(model: nn.Module) -> nn.Module:
+def randomise(model: Any) -> nn.Module:
     """Norms off one and zero, matrices that keep the scale of their input, queries and keys large enough to choose."""
     for name, values in [*model.named_parameters(), *model.named_buffers()]:
         if name.endswith("running_var"):

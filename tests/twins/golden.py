@@ -57,7 +57,7 @@ def generator(key: str) -> torch.Generator:
 
 
 @torch.no_grad()
-def fill(model: nn.Module, seed: str, gain: float, qkv_gain: float) -> None:
+def fill(model: Any, seed: str, gain: float, qkv_gain: float) -> None:
     """Every parameter from its own name: vectors near one or zero, the rest scaled by ``gain``."""
     for name, parameter in model.named_parameters():
         drawn = torch.randn(parameter.shape, generator=generator(f"{seed}/{name}"))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from timm.models.mlp_mixer import MixerBlock, MlpMixer
+from typing import Any
+
+from timm.models.mlp_mixer import MixerBlock
 from torch import Tensor, nn
 
 from twins.arithmetic import absolute_rows, convolution, mix, residual, start
 
 
-def aligned_share(model: MlpMixer, images: Tensor, mask: Tensor) -> Tensor:
+def aligned_share(model: Any, images: Tensor, mask: Tensor) -> Tensor:
     """Sec. 3.2 for the token-mixing layers, eq. 11 for the skip around them, and a global average."""
     labels = convolution(start(mask), model.stem.proj).flatten(1)
     for block in model.blocks:
@@ -19,6 +21,6 @@ def aligned_share(model: MlpMixer, images: Tensor, mask: Tensor) -> Tensor:
     return labels.mean(1)
 
 
-def token_mixing(block: nn.Module) -> list[nn.Linear]:
+def token_mixing(block: Any) -> list[nn.Linear]:
     """The linear layers that run along the tokens: two in a Mixer block, one in a ResMLP block."""
     return [block.mlp_tokens.fc1, block.mlp_tokens.fc2] if isinstance(block, MixerBlock) else [block.linear_tokens]

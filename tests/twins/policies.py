@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from timm.models.convnext import ConvNeXt
 from timm.models.mlp_mixer import MlpMixer
@@ -16,12 +18,12 @@ from twins.mixer import token_mixing
 from twins.recorder import outputs_of
 
 
-def aligned_share(model: nn.Module, images: Tensor, mask: Tensor, policy: tlfx.Policy) -> Tensor:
+def aligned_share(model: Any, images: Tensor, mask: Tensor, policy: tlfx.Policy) -> Tensor:
     """Share of the first image that reaches the logits, (B,); the model draws from torch's generator as it is."""
     return TWINS[type(model)](model, images, mask, policy)
 
 
-def vit(model: VisionTransformer, images: Tensor, mask: Tensor, policy: tlfx.Policy) -> Tensor:
+def vit(model: Any, images: Tensor, mask: Tensor, policy: tlfx.Policy) -> Tensor:
     layers = [m for b in model.blocks for m in (b, b.attn.qkv, b.ls1, b.drop_path1)]
     seen = outputs_of(model, images, [model.norm_pre, *layers])
     labels = join(patchify(start(mask), model.patch_embed.proj, policy).flatten(1), mask)
@@ -35,7 +37,7 @@ def vit(model: VisionTransformer, images: Tensor, mask: Tensor, policy: tlfx.Pol
     return labels[:, 0]
 
 
-def swin_transformer(model: SwinTransformer, images: Tensor, mask: Tensor, policy: tlfx.Policy) -> Tensor:
+def swin_transformer(model: Any, images: Tensor, mask: Tensor, policy: tlfx.Policy) -> Tensor:
     blocks = [layer for layer in model.modules() if isinstance(layer, swin.BLOCKS)]
     merged = [layer for layer in model.modules() if isinstance(layer, PatchMerging)]
     parts = [m for b in blocks for m in (b, b.norm1, b.drop_path1)]
@@ -56,7 +58,7 @@ def swin_transformer(model: SwinTransformer, images: Tensor, mask: Tensor, polic
     return labels.mean((1, 2))
 
 
-def mixer(model: MlpMixer, images: Tensor, mask: Tensor, policy: tlfx.Policy) -> Tensor:
+def mixer(model: Any, images: Tensor, mask: Tensor, policy: tlfx.Policy) -> Tensor:
     seen = outputs_of(model, images, [model.stem, *model.blocks, *(block.mlp_tokens for block in model.blocks)])
     labels, tokens = patchify(start(mask), model.stem.proj, policy).flatten(1), seen[model.stem]
     for block in model.blocks:
@@ -69,7 +71,7 @@ def mixer(model: MlpMixer, images: Tensor, mask: Tensor, policy: tlfx.Policy) ->
     return labels.mean(1)
 
 
-def convnext(model: ConvNeXt, images: Tensor, mask: Tensor, policy: tlfx.Policy) -> Tensor:
+def convnext(model: Any, images: Tensor, mask: Tensor, policy: tlfx.Policy) -> Tensor:
     blocks = [b for stage in model.stages for b in stage.blocks]
     before = [stage.downsample for stage in model.stages]
     seen = outputs_of(model, images, [*before, *blocks, *(b.drop_path for b in blocks)])
@@ -136,7 +138,7 @@ def softmax(q: Tensor, k: Tensor, bias: Tensor | float = 0.0) -> Tensor:
     return (q @ k.mT * q.shape[-1] ** -0.5 + bias).softmax(-1)
 
 
-def window_parts(attn: nn.Module, tokens: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def window_parts(attn: Any, tokens: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Weights and values of the heads in one window."""
     qkv = nn.functional.linear(tokens, attn.qkv.weight.detach().double(), attn.qkv.bias.detach().double())
     q, k, v = qkv.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import torch
-from timm.models.pvt_v2 import Attention, PyramidVisionTransformerV2
-from torch import Tensor, nn
+from torch import Tensor
 
 from twins.arithmetic import attention, convolution, mix, residual, start
 from twins.recorder import outputs_of
 
 
-def aligned_share(model: PyramidVisionTransformerV2, images: Tensor, mask: Tensor) -> Tensor:
+def aligned_share(model: Any, images: Tensor, mask: Tensor) -> Tensor:
     """Eq. 9 and 11 for the attention, sec. 3.2 and eq. 11 for the MLP's convolution, and a global average."""
     blocks = [block for stage in model.stages for block in stage.blocks]
     maps = reduced_maps(model, images, [block.attn for block in blocks])
@@ -27,11 +27,11 @@ def aligned_share(model: PyramidVisionTransformerV2, images: Tensor, mask: Tenso
     return labels.mean((1, 2))
 
 
-def reduced_maps(model: nn.Module, images: Tensor, layers: list[nn.Module]) -> dict[nn.Module, Tensor]:
+def reduced_maps(model: Any, images: Tensor, layers: list[Any]) -> dict[Any, Tensor]:
     """Eq. 7 between all queries and the reduced keys, (B, N, M), from the outputs of the ``q`` and ``kv`` layers."""
     seen = outputs_of(model, images, [part for attn in layers for part in (attn.q, attn.kv)])
 
-    def heads(tokens: Tensor, attn: nn.Module) -> Tensor:
+    def heads(tokens: Tensor, attn: Any) -> Tensor:
         return tokens.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
 
     return {
@@ -40,7 +40,7 @@ def reduced_maps(model: nn.Module, images: Tensor, layers: list[nn.Module]) -> d
     }
 
 
-def key_labels(attn: Attention, labels: Tensor) -> Tensor:
+def key_labels(attn: Any, labels: Tensor) -> Tensor:
     """Table 10: spatial reduction is aggregation, by an adaptive pool or by a patchwise convolution."""
     if attn.pool is not None:
         return adaptive_pool(labels, attn.pool.output_size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -146,7 +148,7 @@ class PyramidVisionTransformer(nn.Module):
         return self.head(self.norm(self.stages(x))[:, 0])
 
 
-def aligned_share(model: PyramidVisionTransformer, images: Tensor, mask: Tensor) -> Tensor:
+def aligned_share(model: Any, images: Tensor, mask: Tensor) -> Tensor:
     """Eq. 9 and 11 in every block over aggregated key labels; stage 4's class token begins with λ (eq. 5)."""
     maps = reduced_maps(model, images, [block.attn for stage in model.stages for block in stage.blocks])
     grid = start(mask)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
 @torch.no_grad()
-def outputs_of(model: nn.Module, images: Tensor, modules: Iterable[nn.Module]) -> dict[nn.Module, Tensor]:
+def outputs_of(model: Any, images: Tensor, modules: Iterable[nn.Module]) -> dict[nn.Module, Tensor]:
     """Run ``model`` once and return what each of ``modules`` gave out."""
     seen: dict[nn.Module, Tensor] = {}
 

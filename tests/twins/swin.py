@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import timm
 import torch
-import torchvision
+import torchvision  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
@@ -28,7 +28,7 @@ class Place(NamedTuple):
     region: int
 
 
-def aligned_share(model: nn.Module, images: Tensor, mask: Tensor) -> Tensor:
+def aligned_share(model: Any, images: Tensor, mask: Tensor) -> Tensor:
     """Eq. 9 in every window, eq. 11 after it, patch merging as aggregation, and a global average."""
     seen = outputs_of(model, images, [layer.norm1 for layer in model.modules() if isinstance(layer, BLOCKS)])
     share, labels = image_share(mask), start(mask)
@@ -50,7 +50,7 @@ def merge(labels: Tensor, share: Tensor) -> Tensor:
 
 
 def window_mixing(
-    block: nn.Module, tokens: Tensor, labels: Tensor, share: Tensor, maps: Callable[..., Tensor] | None = None
+    block: Any, tokens: Tensor, labels: Tensor, share: Tensor, maps: Callable[..., Tensor] | None = None
 ) -> Tensor:
     """Eq. 7 and 9 window by window; padded places hold a zero token labelled λ (eq. 5). ``maps`` replaces eq. 7."""
     maps = maps or window_map
@@ -69,14 +69,14 @@ def window_mixing(
     return mixed[:, :nowhere].unflatten(1, (height, width))
 
 
-def window_map(attn: nn.Module, tokens: Tensor, bias: Tensor) -> Tensor:
+def window_map(attn: Any, tokens: Tensor, bias: Tensor) -> Tensor:
     """Eq. 7 inside one window, (B, n, C) to (B, n, n)."""
     qkv = linear(tokens, attn.qkv.weight.detach().double(), attn.qkv.bias.detach().double())
     q, k, _ = (part.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
     return attention(q, k, q.shape[-1] ** -0.5, bias)
 
 
-def axis_windows(block: nn.Module, extent: int, axis: int) -> list[list[Place]]:
+def axis_windows(block: Any, extent: int, axis: int) -> list[list[Place]]:
     """The windows of one axis. timm shifts, then pads; torchvision pads, then shifts (unless one window holds all)."""
     owner = block.attn if isinstance(block, TorchvisionBlock) else block
     window, shift = owner.window_size[axis], owner.shift_size[axis]
@@ -92,7 +92,7 @@ def axis_windows(block: nn.Module, extent: int, axis: int) -> list[list[Place]]:
     return [[place(first + offset) for offset in range(window)] for first in range(0, padded, window)]
 
 
-def position_bias(attn: nn.Module) -> Tensor:
+def position_bias(attn: Any) -> Tensor:
     """The learned bias of every ordered pair of places in a window, looked up by their offset, (heads, n, n)."""
     height, width = attn.window_size
     table = attn.relative_position_bias_table.detach().double()

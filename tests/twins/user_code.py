@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import Any
 
 import torch
-from models.attention_ways import MultiHead, Tokens
 from models.mixer_ways import SIDE, GlobalFilter
-from models.token_ways import EvitBlock, TomeBlock, Vit, complement, split_heads
-from torch import Tensor, nn
+from models.token_ways import complement, split_heads
+from torch import Tensor
 
 from twins.arithmetic import attention, convolution, join, mix, residual, start
 from twins.recorder import outputs_of
 from twins.vit import multihead_map, through_blocks
 
 
-def evit(model: Vit, images: Tensor, mask: Tensor) -> Tensor:
+def evit(model: Any, images: Tensor, mask: Tensor) -> Tensor:
     """Eq. 5, 9 and 11; kept tokens keep their label, and those fused to one are aggregated (Table 10)."""
     labels = join(convolution(start(mask), model.patches).flatten(1), mask)
     seen = outputs_of(model, images, [block.norm1 for block in model.blocks])
@@ -27,7 +26,7 @@ def evit(model: Vit, images: Tensor, mask: Tensor) -> Tensor:
     return labels[:, 0]
 
 
-def pruned(block: EvitBlock, q: Tensor, k: Tensor, labels: Tensor) -> Tensor:
+def pruned(block: Any, q: Tensor, k: Tensor, labels: Tensor) -> Tensor:
     """The class token, the tokens it looks at most, and one for the rest."""
     looks = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)[:, :, 0, 1:].mean(1)
     chosen = looks.topk(math.ceil(block.keep * looks.shape[1]), 1, sorted=True).indices
@@ -37,7 +36,7 @@ def pruned(block: EvitBlock, q: Tensor, k: Tensor, labels: Tensor) -> Tensor:
     return torch.cat(parts, 1)
 
 
-def tome(model: Vit, images: Tensor, mask: Tensor) -> Tensor:
+def tome(model: Any, images: Tensor, mask: Tensor) -> Tensor:
     """Eq. 5, 9 and 11; tokens that meet are averaged."""
     labels = join(convolution(start(mask), model.patches).flatten(1), mask)
     seen = outputs_of(model, images, [block.norm1 for block in model.blocks])
@@ -48,7 +47,7 @@ def tome(model: Vit, images: Tensor, mask: Tensor) -> Tensor:
     return labels[:, 0]
 
 
-def merged(block: TomeBlock, metric: Tensor, labels: Tensor) -> Tensor:
+def merged(block: Any, metric: Tensor, labels: Tensor) -> Tensor:
     """One image: the r even tokens with the nearest odd neighbour join it, token by token."""
     metric = metric / metric.norm(dim=-1, keepdim=True)
     scores = metric[::2] @ metric[1::2].T
@@ -62,16 +61,15 @@ def merged(block: TomeBlock, metric: Tensor, labels: Tensor) -> Tensor:
     return torch.stack([*left, *(torch.stack(group).mean() for group in groups)])
 
 
-def multihead(model: Tokens, images: Tensor, mask: Tensor) -> Tensor:
+def multihead(model: Any, images: Tensor, mask: Tensor) -> Tensor:
     """Eq. 5, 7, 9 and 11 through ``nn.MultiheadAttention``, the class token read."""
     labels = join(convolution(start(mask), model.patches).flatten(1), mask)
     seen = outputs_of(model, images, model.norms)
-    layers: Sequence[MultiHead] = list(model.layers)  # type: ignore[arg-type]
-    maps = [multihead_map(layer.attention, seen[norm]) for layer, norm in zip(layers, model.norms, strict=True)]
+    maps = [multihead_map(layer.attention, seen[norm]) for layer, norm in zip(model.layers, model.norms, strict=True)]
     return through_blocks(labels, maps)[:, 0]
 
 
-def global_filter(model: Tokens, images: Tensor, mask: Tensor) -> Tensor:
+def global_filter(model: Any, images: Tensor, mask: Tensor) -> Tensor:
     """Sec. 3.2 for GFNet: a circular convolution of the grid by |K| averaged over channels, place by place."""
     labels = convolution(start(mask), model.patches)
     for layer in model.layers:
@@ -90,7 +88,7 @@ def circular(layer: GlobalFilter, labels: Tensor) -> Tensor:
     return out / kernel.sum()
 
 
-def huggingface(model: nn.Module, images: Tensor, mask: Tensor) -> Tensor:
+def huggingface(model: Any, images: Tensor, mask: Tensor) -> Tensor:
     """Eq. 5, 7, 9 and 11 through Hugging Face's ViT, the class token read."""
     vit = model.model.vit
     labels = join(convolution(start(mask), vit.embeddings.patch_embeddings.projection).flatten(1), mask)
@@ -98,7 +96,7 @@ def huggingface(model: nn.Module, images: Tensor, mask: Tensor) -> Tensor:
     return through_blocks(labels, [hf_map(layer, seen[layer.layernorm_before]) for layer in vit.layers])[:, 0]
 
 
-def hf_map(layer: nn.Module, tokens: Tensor) -> Tensor:
+def hf_map(layer: Any, tokens: Tensor) -> Tensor:
     """Eq. 7 of one layer, from the normed tokens that enter it."""
     heads = layer.attention.num_attention_heads
     q, k = (

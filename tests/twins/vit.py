@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import torchvision
+from typing import Any
+
+import torchvision  # type: ignore[import-untyped]
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
@@ -12,7 +13,7 @@ from twins.arithmetic import attention, convolution, join, mix, residual, start
 from twins.recorder import outputs_of
 
 
-def aligned_share(model: nn.Module, images: Tensor, mask: Tensor) -> Tensor:
+def aligned_share(model: Any, images: Tensor, mask: Tensor) -> Tensor:
     """Eq. 5 at the start, then eq. 9 and 11 in every block; the MLP and its skip hold equal labels."""
     if isinstance(model, torchvision.models.VisionTransformer):
         patches = convolution(start(mask), model.conv_proj).flatten(1)
@@ -29,14 +30,14 @@ def through_blocks(labels: Tensor, maps: list[Tensor]) -> Tensor:
     return labels
 
 
-def timm_maps(model: VisionTransformer, images: Tensor) -> list[Tensor]:
+def timm_maps(model: Any, images: Tensor) -> list[Tensor]:
     """Eq. 7 from the queries and keys as they leave their (often empty) norms, (B, heads, N, d)."""
     layers = [block.attn for block in model.blocks]
     seen = outputs_of(model, images, [norm for attn in layers for norm in (attn.q_norm, attn.k_norm)])
     return [attention(seen[attn.q_norm], seen[attn.k_norm], attn.scale) for attn in layers]
 
 
-def torchvision_maps(model: torchvision.models.VisionTransformer, images: Tensor) -> list[Tensor]:
+def torchvision_maps(model: Any, images: Tensor) -> list[Tensor]:
     """Eq. 7 from the normed tokens that enter each ``nn.MultiheadAttention``."""
     seen = outputs_of(model, images, [block.ln_1 for block in model.encoder.layers])
     return [multihead_map(block.self_attention, seen[block.ln_1]) for block in model.encoder.layers]
@@ -49,7 +50,7 @@ def multihead_map(layer: nn.MultiheadAttention, tokens: Tensor) -> Tensor:
     return attention(q, k, layer.head_dim**-0.5)
 
 
-def pool(model: VisionTransformer, labels: Tensor) -> Tensor:
+def pool(model: Any, labels: Tensor) -> Tensor:
     """Table 10: the class token's row, both rows of a distilled pair averaged, or all patches aggregated."""
     if isinstance(model, VisionTransformerDistilled):
         return residual(labels[:, 0], labels[:, 1])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,10 +44,9 @@ def swells():
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "zoo_models.py").write_text(SOURCE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
-    return
 
 
 @pytest.mark.usefixtures("place")

@@ -87,12 +87,12 @@ class Value:
         return tuple(m.expand(self.shape) for m in self.maps)
 
     def with_maps(self, *maps: Tensor, role: Role | None = None) -> Value:
-        """The same value with other maps, of the same role unless told."""
+        """The same value with other maps, and another role if given."""
         return replace(self, maps=maps, role=role or self.role)
 
     @cached_property
     def batch_axis(self) -> BatchAxis:
-        """Where the batch lies. Raises ProvenanceError if samples are mixed."""
+        """The place of the batch. Raises ProvenanceError if samples are mixed."""
         return find_batch_axis(self.map, self.batch)
 
     @cached_property
@@ -204,7 +204,7 @@ def fill_none(ids: Tensor, axes: Sequence[int]) -> Tensor:
 
 
 def fill_tokens(content: Tensor, batch: int) -> Tensor:
-    """A map in which whole tokens without content, beside tokens with content, have the image-level label (eq. 5).
+    """A map in which tokens without content, among tokens with content, have the image-level label (eq. 5).
 
     Tokens differ in their ids: elements that share the id of others along an axis are channels of one token.
     """

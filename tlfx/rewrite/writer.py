@@ -6,17 +6,19 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from tlfx import runtime
-from tlfx.capture.regions import stay_in_regions
+from tlfx.capture.regions import Region, RegionTree
 from tlfx.graph.constants import is_random
+from tlfx.graph.shells import graph_module_of
 from tlfx.propagate.labels import (
     MASK,
     LabelTable,
@@ -28,18 +30,28 @@ from tlfx.propagate.labels import (
 )
 from tlfx.propagate.outputs import OutputLabel
 from tlfx.propagate.propagator import Propagation
+from tlfx.rewrite.functions import FunctionCalls
 from tlfx.rewrite.strides import find_strides
 
-__all__ = ["read_labels", "rewrite"]
+__all__ = ["AlignedGraph", "read_labels", "rewrite"]
 
 
-def rewrite(propagation: Propagation) -> GraphModule:
-    """The aligned graph: the inputs of the captured one and a mask in, its outputs and their labels out.
+@dataclass(frozen=True, eq=False)
+class AlignedGraph:
+    """A graph that computes labels, and the tree of its regions."""
 
-    Each label of an output is float32 of the output's shape with the class axis taken out and the channels put last.
-    After them come the recorded labels, (batch, *positions, channels).
+    graph_module: GraphModule
+    regions: RegionTree
+
+
+def rewrite(propagation: Propagation) -> AlignedGraph:
+    """The aligned graph: the inputs of the captured graph and a mask in, its outputs and their labels out.
+
+    Each label of an output is float32 of the output's shape without its class axis, label channels last. The recorded
+    labels, (batch, *positions, channels), follow them.
     """
-    return _Writer(propagation).write()
+    writer = _Writer(propagation)
+    return AlignedGraph(writer.write(), writer.regions())
 
 
 def read_labels(
@@ -93,7 +105,9 @@ class _Writer:
         self.graph = Graph()
         self.copies: dict[Node, Node] = {}
         self.graph.graph_copy(propagation.graph_module.graph, self.copies)
-        self.root = nn.Module()
+        self.functions = FunctionCalls(propagation.regions, self.graph, self.copies)
+        self.innermost = self._copied_regions()
+        self.buffers: dict[str, Tensor] = {}
         self.live = read_labels(propagation.labels, propagation.outputs, propagation.recorded.ids.values())
         self.shared = labels_of_the_mask(propagation, self.live)
         self.position = torch.full((propagation.labels.size,), -1)
@@ -114,14 +128,28 @@ class _Writer:
         self.graph.lint()
         return self._module()
 
+    def regions(self) -> RegionTree:
+        """The regions of the written graph that are run as one."""
+        tree = self.propagation.regions.copied(self.graph, self.copies, self.innermost)
+        return tree.without(self.graph, {r for r in tree.regions if not r.runs_as_one})
+
+    def _copied_regions(self) -> dict[Node, Region]:
+        """The innermost captured region of each node of the copy; a call of an autograd function is a node itself."""
+        regions = self.propagation.regions
+        innermost: dict[Node, Region] = {}
+        for node, copy in self.copies.items():
+            region = regions.region_of(node)
+            if region is not None and regions.function_call_of(node) is None:
+                innermost[copy] = region
+        for call, nodes in self.functions.written.items():
+            if call.parent is not None:
+                innermost |= dict.fromkeys(nodes, call.parent)
+        return innermost
+
     def _module(self) -> GraphModule:
         source = self.propagation.graph_module
-        for name, buffer in source.named_buffers(recurse=False):
-            self.root.register_buffer(name, buffer, persistent=False)
-        self.root._modules.update(source._modules)
-        module = GraphModule(self.root, self.graph, class_name=f"Aligned{type(source).__name__}")
-        module._modules = dict(source._modules)
-        return module
+        buffers = {**dict(source.named_buffers(recurse=False)), **self.buffers}
+        return graph_module_of(self.graph, source._modules, buffers, f"Aligned{type(source).__name__}")
 
     def _add_mask(self) -> Node:
         inputs = [n for n in self.graph.nodes if n.op == "placeholder"]
@@ -133,7 +161,10 @@ class _Writer:
 
     def _write(self, place: int, label: LabelTensor) -> None:
         assert label.after is not None
-        after = self.copies.get(label.after) or self._end()  # the output itself is written last
+        after = self.functions.end_of(label.after) or self.copies.get(label.after) or self._end()  # of the output node
+        for leaf in tree_leaves((label.args, label.kwargs)):
+            if isinstance(leaf, Node | ParameterFunction):
+                self.functions.check_read(label.after, leaf.node if isinstance(leaf, ParameterFunction) else leaf)
         self.position[label.first : label.first + label.size] = label.position()
         for_each = place not in self.shared
         args = tuple(self._operand(a, after, for_each) for a in label.args)
@@ -149,6 +180,7 @@ class _Writer:
         node.replace_all_uses_with(value)
         self.last[value] = self.last.pop(node)
         self.copies[original] = value
+        self.innermost.pop(node, None)
         self.graph.erase_node(node)
         value.name = name
         return label
@@ -218,7 +250,8 @@ class _Writer:
     def _insert(self, after: Node, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Node:
         with self.graph.inserting_after(self.last.get(after, after)):
             node = self.graph.create_node("call_function", function, args, kwargs, name=name)
-        stay_in_regions(node, after)
+        if after in self.innermost:
+            self.innermost[node] = self.innermost[after]
         self.last[after] = node
         return node
 
@@ -226,8 +259,8 @@ class _Writer:
         """A tensor of the graph's own, one for all places that need the same."""
         key = digest(tensor)
         if key not in self.constants:
-            self.constants[key] = f"{name}_{len(self.root._buffers)}"
-            self.root.register_buffer(self.constants[key], tensor.to(self.propagation.device), persistent=False)
+            self.constants[key] = f"{name}_{len(self.buffers)}"
+            self.buffers[self.constants[key]] = tensor.to(self.propagation.device)
         with self.graph.inserting_after(self.last.get(after, after)):
             node = self.graph.get_attr(self.constants[key])
         self.last[after] = node

@@ -1,4 +1,4 @@
-"""Label arithmetic at run time: the functions that an aligned graph calls beside the model's own operators.
+"""Label arithmetic at run time: the functions that an aligned graph calls between the model's own operators.
 
 Labels are float32 tensors (batch, labels, channels); each sums to 1 over the classes that its channels stand for.
 Every function is a convex combination of labels, runs outside autograd and autocast, and does not modify its inputs.

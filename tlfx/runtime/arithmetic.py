@@ -1,4 +1,4 @@
-"""What all label arithmetic shares: it runs outside autograd and autocast, and normalises by mass."""
+"""Common to all label arithmetic: it runs outside autograd and autocast, and normalises by mass."""
 
 from __future__ import annotations
 

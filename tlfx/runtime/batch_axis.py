@@ -1,4 +1,4 @@
-"""The place of the batch in a tensor, whose axis may hold other axes beside the batch: windows, heads or channels."""
+"""The place of the batch in a tensor: an axis into which windows, heads or channels may be merged."""
 
 from __future__ import annotations
 

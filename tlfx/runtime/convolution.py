@@ -1,4 +1,4 @@
-"""Spatial mixing by operators that slide over a grid or sample it: run on the labels, over themselves run on ones."""
+"""Spatial mixing by operators that slide over a grid or sample it: run on labels, divided by the same run on ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def convolve(
 ) -> Tensor:
     """Spatial mixing by a convolution with a ``kernel`` (1, 1, *window) of weights, normalised over valid positions.
 
-    Labels have the shape (batch, lead, *size, channels); ``valid`` (lead, *size) tells the positions with content.
+    Labels have the shape (batch, lead, *size, channels); ``valid`` (lead, *size) marks the positions with content.
     """
     return _over_ones(lambda maps: operator(maps, kernel, None, *args), labels, valid)
 
@@ -40,7 +40,7 @@ def kernel_weights(kernel: Tensor, signed: bool = False) -> Tensor:
 def resample(
     operator: Callable[..., Tensor], labels: Tensor, *args: Any, channel: bool = True, valid: Tensor | None = None
 ) -> Tensor:
-    """Resampling and pooling: the operator itself run on the label map, over itself run on ones."""
+    """Resampling and pooling: the operator itself run on the label map, divided by itself run on ones."""
     return _over_ones(lambda maps: operator(maps, *args), labels, valid, channel)
 
 
@@ -55,8 +55,8 @@ def filtered(
     valid: Tensor | None = None,
     signed: bool = False,
 ) -> Tensor:
-    """Spatial mixing by a filter of frequencies, which is a circular convolution: |K| averaged over channels, K being
-    what the inverse transform ``operator`` makes of the product of ``filters``, broadcast to ``shape``."""
+    """Spatial mixing by a filter of frequencies, which is a circular convolution: |K| averaged over channels, where
+    K is the inverse transform (``operator``) of the product of ``filters``, broadcast to ``shape``."""
     spectrum = torch.ones((), dtype=torch.complex128, device=labels.device)
     for factor in filters:
         spectrum = spectrum * factor
@@ -76,7 +76,8 @@ def filtered(
 
 @label_arithmetic
 def resample_at(operator: Callable[..., Tensor], labels: Tensor, places: Tensor, *args: Any) -> Tensor:
-    """Resampling at run-time places (batch, *out, 2 or 3), over itself run on ones; uniform where it sees nothing."""
+    """Resampling at run-time places (batch, *out, 2 or 3), divided by itself run on ones; uniform where it samples
+    nothing."""
     maps, places = labels.movedim(-1, 1), places.float()
     return _over_seen(maps, operator(maps, places, *args), operator(torch.ones_like(maps[:, :1]), places, *args))
 

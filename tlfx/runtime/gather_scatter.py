@@ -1,4 +1,4 @@
-"""Data-dependent movement: labels follow values by the indices that the model finds as it runs."""
+"""Data-dependent movement: labels follow values by indices that the model computes at run time."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def gather_labels(
 ) -> Tensor:
     """Data-dependent movement: labels move by the same run-time indices as the value.
 
-    ``operator`` takes the labels in the layout of the value, one channel at a time, then ``args``, of which one place
-    is enough along the axes ``once``. The batch of the output is at ``where_out``, by default ``where``.
+    ``operator`` takes the labels in the layout of the value, one channel at a time, then ``args``; along the axes
+    ``once``, one place is computed for all. The batch of the output is at ``where_out``, by default ``where``.
     """
     args = narrow(args, once)
     out = [operator(channel, *args) for channel in merge_batch(labels, where).unbind(-1)]
@@ -54,10 +54,10 @@ def scatter_labels(
     once: Sequence[int] = (),
     **options: Any,
 ) -> Tensor:
-    """Data-dependent writing (token merging): the operator, called as (labels, *before, labels, *after), over itself
-    run on ones, so that labels that meet are averaged; the image-level label where there is none.
+    """Data-dependent writes (token merging): the operator, called as (labels, *before, labels, *after), divided by
+    itself run on ones, so that labels at one place are averaged; the image-level label where there is none.
 
-    ``labels`` and ``source`` are labels, of which ``valid`` (one for each row) tells those with content, 1 if all have;
+    ``labels`` and ``source`` are labels, of which ``valid`` (one for each) marks those with content, 1 if all have;
     or values without content, ``valid`` being 0.
     """
     over, under = (

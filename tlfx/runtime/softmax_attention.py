@@ -17,7 +17,7 @@ __all__ = ["attend_by_operator", "attention", "attention_bias", "repeat_groups"]
 
 _PART = {"cpu": 2**20}
 _LARGE_PART = 2**26
-"""Bytes of attention weights at a time, by type of device: what a cache holds, or what costs a GPU no extra launch."""
+"""Bytes of attention weights at a time, by device type: those that fit a CPU cache, or few launches on a GPU."""
 
 
 @label_arithmetic

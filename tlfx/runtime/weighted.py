@@ -74,9 +74,8 @@ def heads_by_norm(
 ) -> Tensor:
     """Spatial mixing by attention (eq. 9), the heads of each token weighted by the norms of its value in them.
 
-    ``equation`` as in :func:`mix`; ``of_value`` names the axes of the value likewise, without its batch, those that the
-    weight lacks being its channels.
-    """
+    ``equation`` as in :func:`mix`; ``of_value`` are the subscripts of the value for one sample; those that the weight
+    lacks are its channels."""
     weight, value = magnitude(split_batch(weight, where), signed), split_batch(value, where_value)
     of_weight = equation.weight
     if queries is not None:

@@ -11,7 +11,7 @@ from tlfx_neighbourhood import Smoothing, attention, classifier
 from torch import Tensor
 
 import tlfx
-from tlfx.testing import Content, Probe, check_rule
+from tlfx.testing import Content, LabelProbe, check_rule
 
 LAYOUT = "bcttc"  # batch, heads, height, width, dim
 HEIGHT, WIDTH, SIZE = 4, 5, 3
@@ -48,7 +48,7 @@ def test_labels_of_attention_equal_a_loop() -> None:
         mixed: Tensor = attention(q, k, v, SIZE)
         return mixed
 
-    probe = Probe(run, torch.randn(2, 4, HEIGHT, WIDTH), {"query": query, "key": key})
+    probe = LabelProbe(run, torch.randn(2, 4, HEIGHT, WIDTH), {"query": query, "key": key})
     mask = torch.rand(2, 1, HEIGHT, WIDTH)
     found = probe.labels(mask)[0][:, 0, :, :, 0, 0]
     for sample in range(2):
@@ -72,7 +72,7 @@ def attention_label(query: Tensor, key: Tensor, label: Tensor, y: int, x: int) -
 
 def test_labels_of_smoothing_equal_a_loop() -> None:
     module = Smoothing(3)
-    probe = Probe(lambda images, module: module(images.flatten(2).mT), torch.randn(2, 3, 2, 3), {"module": module})
+    probe = LabelProbe(lambda images, module: module(images.flatten(2).mT), torch.randn(2, 3, 2, 3), {"module": module})
     mask = torch.rand(2, 1, 2, 3)
     found = probe.labels(mask)[0][:, :, 0, 0]
     decay = [float(torch.sigmoid(r)) for r in module.rate.detach()]

@@ -71,7 +71,7 @@ class Attention(Window):
             return self._of_constants(query, key)
         lead = [f"lead{i}" for i in range(len(self.shape) - 2)]
         out = (*lead, "n", "e")
-        axes = self.axes(value, [*lead, "m", "e"], (*lead, "n", "m"), out)
+        axes = self._axes(value, [*lead, "m", "e"], (*lead, "n", "m"), out)
         if not axes.tokens:
             self.record(Operation.CHANNEL_MIX)
             return self._from_axes(axes.content.ids, axes.content.subscripts, axes, out)
@@ -134,7 +134,10 @@ class Attention(Window):
 
     def _may_replace(self, call: _FusedAttention) -> bool:
         """Whether labels may go through the model's own attention: on the CPU, whose kernel can carry them, for values
-        (batch, heads, tokens, channels) whose labels are the same for all heads and channels."""
+        (batch, heads, tokens, channels) whose labels are the same for all heads and channels; not inside an autograd
+        function, which runs as a whole."""
+        if self.state.regions.function_call_of(self.node) is not None:
+            return False
         on_cpu = self.state.options.attention != "fused" and self.state.device.type == "cpu"
         content = call.axes.content
         alike = set(call.axes.varying) <= {*content.split([content.batch]), "m"}

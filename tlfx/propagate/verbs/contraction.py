@@ -1,5 +1,5 @@
-"""Contractions: linear layers, matrix products and einsum. What a contraction does to the labels follows from what the
-contracted axes hold: channels of one token, tokens, or tokens and channels together."""
+"""Contractions: linear layers, matrix products and einsum. The effect on labels follows from the content of the
+contracted axes: channels of one token, tokens, or tokens and channels merged."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Contraction(LinearAttention):
         return self._combine_weights(a, of_a, b, of_b, out)
 
     def _multiply_contents(self, a: Value, of_a: Subscripts, b: Value, of_b: Subscripts, out: Subscripts) -> Value:
-        axes_a, axes_b = self.axes(a, of_a, of_b, out), self.axes(b, of_b, of_a, out)
+        axes_a, axes_b = self._axes(a, of_a, of_b, out), self._axes(b, of_b, of_a, out)
         if axes_a.tokens and axes_b.tokens:
             return self._context(a, of_a, b, of_b, out)
         if axes_a.tokens or axes_b.tokens:
@@ -100,8 +100,8 @@ class Contraction(LinearAttention):
         return self._token_by_token(of_a, of_b, out, maps) or self.weight(*maps)
 
     def _token_by_token(self, of_a: Subscripts, of_b: Subscripts, out: Subscripts, maps: list[Tensor]) -> Value | None:
-        """The product of two values of the same tokens: of the one that the other is broadcast along, or the average
-        of both (rule of products). None where they differ in their tokens, as queries and keys do."""
+        """The product of two values of the same tokens: the label of the one that the other is broadcast along, or the
+        average of both. None if their tokens differ, as those of queries and keys do."""
         one, other = ([c for c, size in zip(out, m.shape, strict=True) if size > 1] for m in maps)
         if one != other:
             return None
@@ -118,7 +118,7 @@ class Contraction(LinearAttention):
 
     def _weighted(self, w: Value, of_w: Subscripts, x: Value, of_x: Subscripts, out: Subscripts) -> Value:
         """Content multiplied with a weight or a constant."""
-        axes = self.axes(x, of_x, of_w, out)
+        axes = self._axes(x, of_x, of_w, out)
         gone = [axes.content.subscripts.index(c) for c in axes.contracted]
         axes = replace(axes, content=replace(axes.content, ids=fill_none(axes.content.ids, gone)))
         if not axes.tokens:

@@ -1,4 +1,4 @@
-"""Fourier transforms: uniform over what they see, but a filter between two of them is a convolution."""
+"""Fourier transforms: uniform over all positions, except that a filter between two of them is a convolution."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["Frequency"]
 
 
 class Frequency(Window):
-    """Verbs of operators that go to frequencies and back."""
+    """Verbs of Fourier transforms and their inverses."""
 
     def to_frequencies(self, x: Value, axes: Sequence[int], lengths: Sequence[int] | None = None) -> Value:
-        """Every frequency sees every position along ``axes``; ``lengths`` are those of the transform, by default those
-        of the value."""
+        """Every frequency depends on every position along ``axes``; ``lengths`` are those of the transform, by default
+        those of the value."""
         axes = [a % len(x.shape) for a in axes]
         out = self.spread(x, axes)
         sizes = [x.shape[a] for a in axes] if lengths is None else list(lengths)
@@ -28,8 +28,8 @@ class Frequency(Window):
         return replace(out, spectrum=Spectrum(x, tuple(axes), tuple(sizes)))
 
     def from_frequencies(self, x: Value, axes: Sequence[int]) -> Value:
-        """Back from filtered frequencies: a circular convolution by |K|, averaged over channels, K being what the
-        operator makes of the filters. Back from any others: every position sees every frequency."""
+        """The inverse transform. Of filtered frequencies: a circular convolution by |K| averaged over channels, where K
+        is the inverse transform of the filters. Of any others: every position depends on every frequency."""
         axes = [a % len(x.shape) for a in axes]
         spectrum = x.spectrum
         if spectrum is None or not self._fits(spectrum, x, axes):
@@ -37,7 +37,7 @@ class Frequency(Window):
         source = spectrum.source
         where = source.batch_axis
         self.record(Operation.SPATIAL_MIX)
-        # ids (lead, *grid), the grid being what was transformed
+        # ids (lead, *grid), where the grid is the transformed axes
         rest = [a for a in range(len(source.shape)) if a not in (where.axis, *axes)]
         ids = source.ids.squeeze(where.axis).movedim(where.axis, 0).squeeze(0)
         order = [a - (a > where.axis) for a in (*rest, *axes)]
@@ -57,7 +57,7 @@ class Frequency(Window):
         return self.from_ids(back.unsqueeze(where.axis).unsqueeze(where.axis), where)
 
     def _fits(self, spectrum: Spectrum, x: Value, axes: Sequence[int]) -> bool:
-        """Whether this operator undoes the transform, and filters are the same for every sample."""
+        """Whether this operator inverts the transform, and filters are the same for every sample."""
         where = spectrum.source.batch_axis
         filters = all(len(f.shape) < len(x.shape) - where.axis or f.shape[where.axis - len(x.shape)] == 1
                       for f in spectrum.filters)  # fmt: skip

@@ -1,4 +1,5 @@
-"""Movement by indices. Known ones move maps; where the image or chance decide, labels move as the model runs."""
+"""Data movement by indices. Constant indices move maps; indices that depend on the image or chance move labels at run
+time."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ class Indexed(Movement):
     ) -> Value:
         """Elements of ``x`` at indices along ``axes``: ``function(x, *args)``.
 
-        ``aligned`` tells that the indices have the axes of ``x`` (gather), so that one of them that is expanded along
+        ``aligned`` means that the indices have the axes of ``x`` (gather), so that indices that are expanded along
         channels need not be followed channel by channel.
         """
         if all(self.is_known(a) for a in tree_leaves(args)):
@@ -37,7 +38,7 @@ class Indexed(Movement):
         return self._taken(x, function, args, axes, aligned, (runtime.gather_labels, function), _nodes(args))
 
     def take_own(self, x: Value, axis: int) -> list[Value]:
-        """Elements of ``x`` in an order that the operator itself finds along an axis (sort, topk), and their places."""
+        """Elements of ``x`` in an order that the operator computes along an axis (sort, topk), and their indices."""
         places = Value(self.node, self.shapes[1], self.batch)
         values = self._taken(
             x, torch.gather, (axis, places), [axis], True, (runtime.gather_by_output,), (axis, self.node)
@@ -45,8 +46,8 @@ class Indexed(Movement):
         return [values, self.decide(x, axis)]
 
     def decide(self, x: Value, axis: int | None, keepdim: bool = True) -> Value:
-        """Where something lies along an axis: over channels it has the label of its token; over tokens it is a
-        decision without label."""
+        """An index along an axis (argmax): over channels it has the label of its token; over tokens it is a decision
+        without label."""
         x = self.resolve(x)
         if axis is None or not x.is_content or axis % len(x.shape) == x.batch_axis.axis or x.map.shape[axis] > 1:
             return self.weight()
@@ -100,7 +101,7 @@ class Indexed(Movement):
         after: Sequence[Any],
         options: dict[str, Any],
     ) -> Value:
-        """Known places: the operator runs on the two maps."""
+        """Constant indices: the operator runs on the two maps."""
         if not (x.is_content or source.is_content):
             return self.weight()
         one, other = (
@@ -143,13 +144,13 @@ class Indexed(Movement):
         return self.from_ids(new, place)
 
     def _anywhere(self, arg: Any) -> Any:
-        """An argument with some index in place of those that are not known: it tells shapes and samples apart."""
+        """An argument, or zeros as indices if it is not constant: enough for shapes and for the order of samples."""
         if self.is_known(arg):
             return self.concrete(arg)
         return torch.zeros(arg.shape, dtype=torch.int64)
 
     def _place_of(self, moved: Tensor) -> BatchAxis:
-        """Where the batch lies in a moved map. Raises ProvenanceError if samples do not stay where they were."""
+        """The place of the batch in a moved map. Raises ProvenanceError if samples change places."""
         try:
             place = find_batch_axis(moved, self.batch)
             ids_of_sample(moved, self.batch, place)
@@ -164,7 +165,7 @@ class Indexed(Movement):
             raise ProvenanceError(_ACROSS.format(self.node.name))
 
     def _once(self, moved: Sequence[Value], axes: Sequence[int], indices: Any) -> list[int]:
-        """Axes not indexed, along which neither labels nor indices vary: one place stands for all."""
+        """Axes that are not indexed and along which neither labels nor indices vary: one place is computed for all."""
         contents = [v for v in moved if v.is_content]
         known = contents[0]
         indexed = [known.batch_axis.axis, *(a % len(known.shape) for a in axes)]
@@ -179,7 +180,8 @@ class Indexed(Movement):
         ]
 
     def _labels_of(self, x: Value, once: Sequence[int]) -> tuple[Any, Any]:
-        """The ids of a value and which of them hold content, 1 for all; the value itself and 0 if none do."""
+        """The ids of a value and a mask of those with content, 1 for all; the value itself and 0 if it has no
+        content."""
         if not x.is_content:
             return x.node, 0
         ids = x.ids.expand(_without(x.batch_axis.split(x.shape), x.batch_axis, once))
@@ -194,7 +196,7 @@ _ACROSS = (
 
 
 def _nodes(args: Any) -> Any:
-    """Arguments as the graph has them."""
+    """Arguments with nodes instead of values."""
     return tree_map(lambda v: v.node if isinstance(v, Value) else v, args)
 
 
@@ -204,6 +206,6 @@ def _without(split: list[int], where: BatchAxis, once: Sequence[int]) -> list[in
 
 
 def _repeats(index: Value, axis: int) -> bool:
-    """Whether indices are the same all along an axis, as far as their memory layout tells."""
+    """Whether indices are constant along an axis, by their strides."""
     example = index.node.meta["val"]
     return index.shape[axis] == 1 or (isinstance(example, Tensor) and example.stride(axis) == 0)

@@ -26,7 +26,7 @@ class LinearAttention(Mixing):
         return self.content(*maps, role=Role.CONTEXT)
 
     def _context_map(self, w: Value, of_w: Subscripts, x: Value, of_x: Subscripts, out: Subscripts) -> Tensor:
-        axes = with_image_labels(self.axes(x, of_x, of_w, out))
+        axes = with_image_labels(self._axes(x, of_x, of_w, out))
         heads = axes.heads
         kept = [c for c in axes.out if (c in axes.weight or c in axes.varying) and c not in heads] + heads
         ids = self._mixed(runtime.context, w, of_w, axes, kept, self.signed)
@@ -42,14 +42,14 @@ class LinearAttention(Mixing):
         self, q: Value, of_q: Subscripts, context: Value, of_c: Subscripts, out: Subscripts
     ) -> Value | None:
         """Second contraction of a linear attention, q(kᵀv): |q| on the context, summed over heads, normalised."""
-        query = self.axes(q, of_q, of_c, out)
+        query = self._axes(q, of_q, of_c, out)
         if query.tokens:
             return None
         if not self.state.layers.is_aligned(self.node):
             self.record(Operation.SPATIAL_MIX)
             return self._from_axes(query.content.ids, query.content.subscripts, query, out)
         for content in context.maps:
-            axes = self.axes(context.with_maps(content, role=Role.CONTENT), of_c, of_q, out)
+            axes = self._axes(context.with_maps(content, role=Role.CONTENT), of_c, of_q, out)
             if axes.tokens:
                 return self._mix_heads(q, of_q, query, axes, out)
         return None

@@ -34,7 +34,7 @@ Term = tuple[Value, Subscripts]
 class Mixing(Pointwise, Reduction):
     """Steps of contractions: content under a weight, its axes classified."""
 
-    def axes(self, x: Value, of_x: Sequence[str], of_w: Sequence[str], out: Sequence[str]) -> ContractionAxes:
+    def _axes(self, x: Value, of_x: Sequence[str], of_w: Sequence[str], out: Sequence[str]) -> ContractionAxes:
         """The axes of a contraction of ``x`` with a weight. Raises ProvenanceError if it sums over the batch."""
         content = SubscriptedIds.of(x, of_x)
         if content.batch not in out:
@@ -60,7 +60,7 @@ class Mixing(Pointwise, Reduction):
     def _mix(
         self, w: Value, of_w: Subscripts, axes: ContractionAxes, out: Subscripts, value: Term | None = None
     ) -> Value:
-        """Spatial mixing; ``value`` is given where heads are weighted by its norms."""
+        """Spatial mixing; if ``value`` is given, its norms weight the heads."""
         self.record(Operation.SPATIAL_MIX)
         is_softmax = w.softmax_dim is not None and [of_w[w.softmax_dim]] == axes.tokens
         axes = with_image_labels(axes)

@@ -1,4 +1,4 @@
-"""Data movement: the operator itself is run on the map, so that no rule describes an operator again."""
+"""Data movement: the operator itself runs on the map, so that no rule repeats what an operator does."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Movement"]
 
 
 class Movement(Verbs):
-    """Verbs of operators that move elements and change none."""
+    """Verbs of operators that move elements without changing them."""
 
     def same(self, x: Value) -> Value:
         """The value itself under another name, type, device or memory layout."""
@@ -43,7 +43,7 @@ class Movement(Verbs):
         return x
 
     def _run_on(self, full: Tensor) -> Any:
-        """The operator on a map in place of its value with content."""
+        """The operator on a map instead of its value with content."""
 
         def swap(value: Any) -> Any:
             return full if isinstance(value, Value) and not value.is_constant else self.concrete(value)
@@ -67,8 +67,8 @@ class Movement(Verbs):
         return replace(out, softmax_dim=axes[0] if left.numel() == x.shape[dim] and axes else None)
 
     def join(self, values: Sequence[Value], axis: int) -> Value:
-        """Concatenate along an axis. What holds no content gets the image-level label where it joins as tokens
-        (eq. 5), and stays without label where it joins as channels of the same tokens."""
+        """Concatenate along an axis. A value without content gets the image-level label if it joins as tokens (eq. 5),
+        and stays without label if it joins as channels of the same tokens."""
         values = self.resolve_all(*values)
         axis = axis % len(self.shape)
         known = next((v for v in values if v.is_content), None)
@@ -88,7 +88,7 @@ class Movement(Verbs):
         return Value(x.node, shape, x.batch, x.role, tuple(m.unsqueeze(axis) for m in x.maps))
 
     def output(self, x: Any, node: Node | None = None) -> Any:
-        """One of the outputs of an operator that has several, as the value of a node of its own."""
+        """One of several outputs of an operator, as the value of a separate node."""
         return replace(x, node=node or self.node) if isinstance(x, Value) else x
 
     def halves(self, x: Value, axis: int) -> tuple[Value, Value]:
@@ -110,7 +110,8 @@ class Movement(Verbs):
         )
 
     def erase(self, x: Value, gone: Tensor) -> Value:
-        """Point-wise but for numbers in place of known elements (bool): those hold no content."""
+        """Point-wise, except that constant elements (``gone``, bool) are overwritten by numbers: those hold no
+        content."""
         self.record(Operation.WEIGHT if x.role is Role.WEIGHT else Operation.POINTWISE)
         if not x.is_content:
             return replace(x, node=self.node, shape=self.shape, softmax_dim=None)
@@ -138,7 +139,7 @@ def with_image(ids: Tensor) -> Tensor:
 
 
 def _run(move: Callable[[Tensor], Tensor], full: Tensor) -> Tensor:
-    """Run a movement on a map; operators that know no integers are given it as float64, exact up to 2⁵³."""
+    """Run data movement on a map; operators that do not support integers get it as float64, exact up to 2⁵³."""
     try:
         return move(full)
     except (RuntimeError, NotImplementedError):

@@ -1,4 +1,4 @@
-"""Spatial mixing by weights that a rule computes itself, for operators and modules that never show theirs."""
+"""Spatial mixing by weights that a rule computes itself, for operators and modules that do not expose theirs."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ from tlfx.runtime import BatchAxis, Equation
 __all__ = ["OWN_WEIGHTS", "OwnWeights"]
 
 OWN_WEIGHTS = "mix_by_"
-"""How the names of label functions begin that mix by weights of a rule."""
+"""Prefix of the names of label functions that mix by weights of a rule."""
 
 
 class OwnWeights(Movement):
-    """The verb of operators whose weights are computed beside them."""
+    """The verb of operators whose weights the rule computes."""
 
     def mix_by(self, weights: Callable[..., Tensor], x: Value, *inputs: Any, axes: Sequence[int] = (1,)) -> Value:
         """Spatial mixing, Y ← Norm(|W|)·Y (eq. 9), with W = weights(*inputs) computed as the model runs.
 
         Args:
-            weights: gives W of shape (batch or 1, out tokens, tokens), outside autograd and autocast; what it raises,
-                and any other shape, is a RuleError when the model runs.
-            x: the value whose tokens are mixed, its batch on the first axis, windows merged into it or not.
-            inputs: what W is computed from: values, and anything else as it is (a module, whose parameters it reads).
-            axes: where the tokens of ``x`` and of the output lie; several, as (2, 3) of images, count row by row.
+            weights: returns W of shape (batch or 1, out tokens, tokens), outside autograd and autocast. Its errors, and
+                any other shape, raise RuleError when the model runs.
+            x: the value whose tokens are mixed, its batch on the first axis, with or without windows merged into it.
+            inputs: the arguments of ``weights``: values, and anything else unchanged (a module whose parameters it
+                reads).
+            axes: the token axes of ``x`` and of the output; several, such as (2, 3) of images, count row by row.
         """
         x = self.resolve(x)
         if not x.is_content:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tlfx import runtime
-from tlfx.capture.leaf_modules import sources_of
+from tlfx._torch import schema
 from tlfx.errors import InputError
 from tlfx.graph.residuals import content_graph, skip_of
 from tlfx.operations import Operation
@@ -24,23 +24,23 @@ __all__ = ["Pointwise"]
 
 
 class Pointwise(Verbs):
-    """Verbs of operators that work on each element by itself."""
+    """Verbs of element-wise operators."""
 
     def pointwise(self, x: Value) -> Value:
-        """Point-wise transformation, Y ← Y: of one value, whatever constants it is combined with."""
+        """Point-wise transformation, Y ← Y, of one value, alone or combined with constants."""
         self.record(Operation.WEIGHT if x.role is Role.WEIGHT else Operation.POINTWISE)
         return self._shaped(x)
 
     def dropout(self, x: Value) -> Value:
-        """Point-wise; but mixing weights are read before dropout (eq. 9)."""
+        """Point-wise, except that mixing weights are read before dropout (eq. 9)."""
         out = self.pointwise(x)
         if x.softmax_dim is None:
             return out
-        in_place = self.target._schema.is_mutable
+        in_place = schema(self.target).is_mutable
         return replace(out, node=out.node if in_place else x.node, softmax_dim=None if in_place else x.softmax_dim)
 
     def softmax(self, x: Value, axis: int) -> Value:
-        """Point-wise; over tokens it makes mixing weights, over a context kᵀv likewise."""
+        """Point-wise; over tokens, or of a context kᵀv, the output is a mixing weight."""
         axis = axis % len(x.shape)
         if x.role is Role.CONTEXT:
             self.state.contexts.reclassify(x.node)
@@ -50,11 +50,11 @@ class Pointwise(Verbs):
         return replace(out, softmax_dim=axis if over_tokens else None)
 
     def residual(self, a: Value, b: Value, scales: Sequence[float] | None = (1, 1)) -> Value:
-        """Sum of two values: residual connection, Y ← Norm(Y + g(Y)) (eq. 11), the average of differing labels, or what
-        the policy makes of them.
+        """Sum of two values: residual connection, Y ← Norm(Y + g(Y)) (eq. 11), the average of differing labels unless
+        the policy says otherwise.
 
-        Point-wise where one of the two is a constant, or a statistic broadcast along channels. ``scales`` are what the
-        operator multiplies the two with, None if that is not known at capture.
+        Point-wise where one of the two is a constant, or a statistic broadcast along channels. ``scales`` are the
+        factors by which the operator multiplies the two, None if they are not known at capture.
         """
         a, b = self._beside_content(a, b)
         pair = self._one_of(a, b, keep=Role.WEIGHT)
@@ -90,8 +90,8 @@ class Pointwise(Verbs):
         return self.pointwise(b if a.is_constant else a)
 
     def either(self, a: Value, b: Value, first: Tensor | None = None) -> Value:
-        """Element-wise choice between two values (maximum, where): the average of differing labels, unless it is known
-        where the ``first`` is chosen (bool)."""
+        """Element-wise choice between two values (maximum, where): the average of differing labels, unless ``first``
+        (bool) says where the first is chosen."""
         a, b = self._beside_content(a, b)
         pair = self._one_of(a, b, keep=Role.CONTENT)
         if pair is not None:
@@ -102,7 +102,7 @@ class Pointwise(Verbs):
         return self._averaged(a, b)
 
     def _one_of(self, a: Value, b: Value, keep: Role) -> Value | None:
-        """The result where one of two operands decides: beside constants, among weights, or weight beside content."""
+        """The result where one of two operands decides: with a constant, of two weights, or of a weight and content."""
         if a.is_constant or b.is_constant:
             return self.pointwise(b if a.is_constant else a)
         if Role.CONTEXT in (a.role, b.role):
@@ -114,7 +114,7 @@ class Pointwise(Verbs):
         return self.pointwise(weight if as_weight else content)
 
     def _beside_content(self, a: Value, b: Value) -> tuple[Value, Value]:
-        """A context that meets a full value with content is content itself."""
+        """A context combined with a value with content of the full shape is content itself."""
         full = any(v.is_content and v.shape == self.shape for v in (a, b))
         return (self.resolve(a), self.resolve(b)) if full else (a, b)
 
@@ -132,7 +132,7 @@ class Pointwise(Verbs):
         return None
 
     def _shaped(self, x: Value) -> Value:
-        """The value in the shape of the output, which it is broadcast to."""
+        """The value broadcast to the shape of the output."""
         lead = len(self.shape) - len(x.shape)
         maps = tuple(m.reshape([1] * lead + list(m.shape)) if lead else m for m in x.maps)
         return Value(self.node, self.shape, self.batch, x.role, maps)
@@ -143,7 +143,7 @@ class Pointwise(Verbs):
                 self._note_scale(content, factor.node)
 
     def _note_scale(self, x: Value, factor: Any) -> None:
-        """Note what a branch is multiplied with; the product has the layout of ``x``."""
+        """Note the factor of a branch; the product has the layout of ``x``."""
         if self.policy.residual == "gated":
             self.state.scales.note(self.node, x.node, factor, layout=x)
 
@@ -154,7 +154,7 @@ class Pointwise(Verbs):
 
     def _is_branch(self, a: Value, b: Value) -> bool:
         """Whether the first of two summands is the branch g of a residual connection, not its skip path."""
-        graph = content_graph(self.state.operations, sources_of)
+        graph = content_graph(self.state.operations, self.state.regions.sources_of)
         skip = skip_of(graph, [v.node for v in (a, b) if v.node in graph])
         return b.node not in skip[1] if skip else a.node not in graph
 
@@ -205,7 +205,7 @@ class Pointwise(Verbs):
             differ.flatten().nonzero().flatten(),
             shape=(int(differ.sum()),),
             elementwise=True,
-            after=self.node.prev,  # a sum in place writes over one of them
+            after=self.node.prev,  # an in-place sum overwrites one of them
             kwargs={"where": where, "over": channels, **weights},
         )
         return self.from_ids(compact(merged.masked_scatter(differ, new)), where)

@@ -1,4 +1,4 @@
-"""Reductions: sums, means and extremes over axes, recurrences and transforms, all uniform over what they see."""
+"""Reductions: sums, means and extremes over axes, recurrences and transforms, all uniform over their inputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Reduction"]
 
 
 class Reduction(Movement):
-    """Verbs of operators that sum over axes without weights."""
+    """Verbs of operators that reduce axes without weights."""
 
     def reduce(self, x: Value, axes: Sequence[int] | int | None = None, keepdim: bool = False) -> Value:
         """Aggregation, Y ← Norm(Σ Yᵢ), over axes along which labels vary; channel mixing over the others."""
@@ -61,7 +61,7 @@ class Reduction(Movement):
         return self._mean_of(table).view(shape)
 
     def _mean_of(self, table: Tensor) -> Tensor:
-        """New ids (out,), each the mean of a row of ``table`` (out, in) over its elements with content."""
+        """Ids (out,) of new labels, each the mean over the elements with content in one row of ``table`` (out, in)."""
         table, counts = table.unique(dim=1, return_counts=True)
         weights = counts * (table != NONE)
         known = weights.sum(1) > 0
@@ -73,7 +73,8 @@ class Reduction(Movement):
         return torch.full((len(table),), NONE).masked_scatter(known, new)
 
     def spread(self, x: Value, axes: Sequence[int]) -> Value:
-        """Every position sees all others along ``axes`` (Fourier transforms, two-way recurrences): uniform."""
+        """Every position depends on all others along ``axes`` (Fourier transforms, bidirectional recurrences):
+        uniform."""
         where = x.batch_axis
         across = [axis_of_ids(where, a % len(x.shape)) for a in axes]
         if varying(x.ids, across):
@@ -81,7 +82,7 @@ class Reduction(Movement):
         return self.from_ids(self.uniform_over(x.ids, across), where)
 
     def scan(self, x: Value, axis: int) -> Value:
-        """Every position sees those up to it (recurrences, cumulative sums): uniform."""
+        """Every position depends on those up to it (recurrences, cumulative sums): uniform."""
         where, axis = x.batch_axis, axis_of_ids(x.batch_axis, axis % len(x.shape))
         if x.ids.shape[axis] == 1:
             self.record(Operation.POINTWISE)

@@ -1,4 +1,4 @@
-"""Sliding windows: convolutions, pools and resampling, seen through the operator itself run on ones."""
+"""Sliding windows: convolutions, pooling and resampling, by the operator itself run on labels and on ones."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ class Window(Contraction):
         return self.contract(x, len(x.shape) - 1 - len(stride), weight)
 
     def pool(self, x: Value, operator: Callable[..., Tensor], *args: Any, spatial: int) -> Value:
-        """Pooling: uniform over valid positions, by an averaging ``operator`` with the pool's arguments. It mixes
-        tokens where it keeps their grid, and is aggregation else."""
+        """Pooling: uniform over valid positions, by an averaging ``operator`` with the pool's arguments. It is
+        spatial mixing if it keeps the token grid, aggregation otherwise."""
         if not x.is_content:
             return self.pointwise_like(x)
         same_grid = self.shape[-spatial:] == x.shape[-spatial:]
@@ -133,18 +133,19 @@ class Window(Contraction):
         return self.from_ids(new[None, None, None], BatchAxis(0))
 
     def overlap_add(self, x: Value, operator: Callable[..., Tensor], kernel: Sequence[int], *args: Any) -> Value:
-        """Folding of patches (batch, channels · kernel, patches) back to an image, averaged where they overlap."""
+        """Folding of patches (batch, channels · kernel, patches) to an image; labels are averaged where patches
+        overlap."""
         size = int(torch.Size(kernel).numel())
         where = x.batch_axis
         by_kernel = x.ids.expand(*x.ids.shape[:2], x.shape[1], x.shape[2]).unflatten(2, (-1, size))
         if not bool((by_kernel == by_kernel[:, :, :1]).all()):
-            raise ProvenanceError("a fold of patches whose channels carry different labels has no label of its own")
+            raise ProvenanceError("a fold of patches whose channels carry different labels is not supported")
         self.record(Operation.SPATIAL_MIX)
         ids = self._resampled(by_kernel[:, :, 0], 2, operator, *args, channel=False)
         return self.from_ids(ids.unsqueeze(2), where)
 
     def pointwise_like(self, x: Value) -> Value:
-        """What a sliding window makes of a weight: a weight."""
+        """A sliding window over a weight gives a weight."""
         return self.weight() if x.role is Role.WEIGHT else self.constant()
 
     def _resample(
@@ -177,7 +178,7 @@ class Window(Contraction):
         after: tuple[Any, ...],
         options: dict[str, Any] | None = None,
     ) -> Tensor:
-        """New ids on the grid that ``run`` makes of ones; positions that see no content have none."""
+        """Ids of new labels on the grid of ``run(ones)``; positions without content in their window have none."""
         lead, size = ids.shape[:-spatial], ids.shape[-spatial:]
         grid = ids.reshape(-1, *size)
         valid = (grid != NONE).float()
@@ -198,7 +199,7 @@ class Window(Contraction):
         return compact(self.uniform_over(by_group, [3]).squeeze(3))
 
     def _by_channel(self, ids: Tensor, x: Value) -> Value:
-        """Content from ids by group: each group's ids go to all of its output channels."""
+        """Content from ids by channel group: all output channels of a group have its ids."""
         if ids.shape[2] > 1:
             ids = ids.repeat_interleave(self.shape[1] // ids.shape[2], 2)
         return self.from_ids(ids, BatchAxis(0, x.batch_axis.outer, x.batch_axis.inner))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,9 +53,8 @@ class Net(nn.Module):
 
 
 @pytest.fixture
-def _registry_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _registry_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(REGISTRY, "_rules", {r.operator: r for r in REGISTRY})
-    return
 
 
 def test_every_rule_has_its_pack(capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,7 +67,7 @@ def test_every_rule_has_its_pack(capsys: pytest.CaptureFixture[str]) -> None:
         "operator": "aten.linear",
         "rule": "tlfx_rules.contraction.linear",
         "pack": "builtin",
-        "plugin": "tlfx 0.1.0",
+        "plugin": f"tlfx {importlib.metadata.version('tlfx')}",
     }
 
 
@@ -89,7 +88,7 @@ def test_operators_without_a_rule() -> None:
     assert first.skeleton() == (
         "@rule(torch.ops.tlfx_tests.ripple)\n"
         "def ripple(op: OpContext, x: Value, gain: Any = 2.0) -> Value:\n"
-        '    """Met in the model itself: (2, 4, 2, 2) -> (2, 4, 2, 2)."""\n'
+        '    """Called in the model itself: (2, 4, 2, 2) -> (2, 4, 2, 2)."""\n'
         "    return op.pointwise(x)\n"
     )
 

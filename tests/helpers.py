@@ -1,0 +1,117 @@
+"""What many tests share: a small transformer, a batch, and a step of training of two models compared bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+import tlfx
+from tlfx.analysis.invariants import rectangles
+from tlfx.analysis.invariants import target as target_of
+from tlfx.report import Report
+
+ReportOf = Callable[..., Report]
+"""The fixture `report_of`."""
+EXAMPLES = Path(__file__).parents[1] / "examples"
+CLASSES = 5
+SIDE = 16
+LABEL: dict[str, Any] = {"rtol": 0.0, "atol": 1e-6}
+"""Tolerance of labels, which are sums in another order than those they are compared with."""
+
+
+def vit(qkv_std: float | None = None, **options: Any) -> VisionTransformer:
+    """Two blocks on 4 × 4 patches of 4 × 4 pixels, the same weights at every call.
+
+    Attention with fresh weights is nearly uniform. `qkv_std` is the standard deviation of new weights of queries, keys
+    and values: large ones make attention choose.
+    """
+    torch.manual_seed(0)
+    settings = {"img_size": SIDE, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": CLASSES}
+    model = VisionTransformer(**(settings | options))
+    for name, parameter in model.named_parameters():
+        if qkv_std is not None and name.endswith("qkv.weight"):
+            nn.init.normal_(parameter, std=qkv_std)
+    return model
+
+
+def pictures(batch: int = 3, side: int = SIDE, seed: int = 1) -> Tensor:
+    """Random images (batch, 3, side, side)."""
+    return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def mixture(batch: int = 3, side: int = SIDE, **changes: Any) -> tlfx.MixedTarget:
+    """Rectangles of class 1 in images of class 0, of two classes; other items by name."""
+    return tlfx.MixedTarget(target_of(rectangles(batch, (side, side), seed=0)) | changes)
+
+
+def pair(model: nn.Module) -> tuple[Any, Any]:
+    """A plain copy of a model, and the model itself, aligned."""
+    return deepcopy(model), tlfx.align(model)
+
+
+def total(output: Any) -> Tensor:
+    """A loss that every output with a gradient has a part in."""
+    return torch.stack([x.float().square().mean() for x in tree_leaves(output) if isinstance(x, Tensor)]).sum()
+
+
+def gradients(model: nn.Module) -> list[Tensor | None]:
+    """Of all parameters, in their order."""
+    return [p.grad for p in model.parameters()]
+
+
+def hooks_of(model: nn.Module) -> list[Any]:
+    """All hooks around the forward of its modules."""
+    return [hook for m in model.modules() for hook in (*m._forward_pre_hooks.values(), *m._forward_hooks.values())]
+
+
+def seeded(model: nn.Module, *args: Any, seed: int = 7, **kwargs: Any) -> Any:
+    """What a model returns from a given random state."""
+    torch.manual_seed(seed)
+    return model(*args, **kwargs)
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    """Equal tensors in equal structures, bit for bit."""
+    assert tree_map(type, found) == tree_map(type, expected)
+    for one, other in zip(tree_leaves(found), tree_leaves(expected), strict=True):
+        if isinstance(one, Tensor):
+            assert one.dtype == other.dtype
+            assert torch.equal(one, other)
+        else:
+            assert one == other
+
+
+def assert_target(soft: Any) -> None:
+    """Detached float32 soft targets whose rows sum to 1."""
+    for leaf in tree_leaves(soft):
+        if leaf is not None:
+            assert leaf.dtype == torch.float32
+            assert not leaf.requires_grad
+            axis = leaf.dim() - 1 if leaf.dim() < 4 else 1
+            torch.testing.assert_close(leaf.sum(axis), torch.ones_like(leaf.sum(axis)), **LABEL)
+
+
+def assert_same_step(
+    plain: nn.Module, aligned: nn.Module, images: Tensor, target: tlfx.MixedTarget | None = None, seed: int = 7
+) -> Any:
+    """A training step of both from one random state: outputs, gradients and buffers are equal, bit for bit.
+
+    Returns the soft target of the aligned model.
+    """
+    expected = seeded(plain, images, seed=seed)
+    target = mixture(len(images), images.shape[-1]) if target is None else target
+    output, soft = seeded(aligned, images, target, seed=seed)
+    total(expected).backward()
+    total(output).backward()
+    assert_same(output, expected)
+    assert_same(gradients(aligned), gradients(plain))
+    assert_same(list(aligned.buffers()), list(plain.buffers()))
+    assert_target(soft)
+    return soft

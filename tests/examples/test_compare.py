@@ -56,7 +56,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=TIMEOUT)  # also waits for the workers, which share the pipes
     assert process.returncode == 1
-    assert errors.strip().endswith("interrupted; finished runs are kept, and the same command makes the rest")
+    assert errors.strip().endswith("interrupted; finished runs are kept, and the same command trains the others")
     assert len(list(folder.rglob("*.json"))) < 500
     return folder
 

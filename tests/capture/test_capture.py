@@ -91,7 +91,7 @@ def labels(function: Function) -> Tensor:
 
 def captured_batches(model: nn.Module) -> list[int | None]:
     """For each capture of a model, the batch size it is bound to."""
-    return [plan.captured.batch for plan in model.__dict__["_tlfx"].plans.values()]
+    return [plan.captured.batch for plan in model.__dict__["_tlfx"].plans]
 
 
 # what capture leaves alone

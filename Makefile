@@ -1,15 +1,24 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format slow clean
+# one thread a process, as many processes as cores; tests of one group, which share what is slow to make, in one process
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PARALLEL := -n auto --maxprocesses 4 --dist loadgroup
+FAST := tests/capture tests/graph tests/mix tests/propagate tests/rewrite tests/runtime tests/test_layers.py \
+	tests/test_losses.py tests/test_operations.py tests/rules/test_attention.py tests/rules/test_contraction.py
+
+.PHONY: demo test test-fast lint format slow clean
 
 demo: .venv/examples.stamp  ## train a small ViT on real images, plain and aligned
 	$(BIN)/python examples/train.py
 
 test: .venv/test.stamp  ## run the default test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+	$(PYTEST) $(PARALLEL)
 
-slow: .venv/test.stamp  ## run the long sweeps
+test-fast: .venv/test.stamp  ## test the engine alone: from capture to the aligned graph
+	$(PYTEST) $(PARALLEL) $(FAST)
+
+slow: .venv/test.stamp  ## run what takes long: every family of timm, full sizes, several processes
 	$(BIN)/python -m pytest -m slow
 
 lint: .venv/dev.stamp  ## check style and types

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import io
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ import tlfx
 TINY = ["--epochs", "1", "--train", "32", "--test", "20", "--mix-prob", "1", "--device", "cpu"]
 TINY += ["--architectures", "mixer", "--batch-size", "16", "--lr", "0.002"]
 TIMEOUT = 300
+pytestmark = pytest.mark.xdist_group("compare")  # one worker makes what the tests read
 
 
 def start(*arguments: str | Path) -> subprocess.Popen[str]:
@@ -44,12 +47,28 @@ def settings(*arguments: str | Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a comparison of very many runs that was interrupted when two were finished."""
-    folder = tmp_path_factory.mktemp("runs")
-    process = start("--methods", "plain", "--seeds", "500", "--output", folder)
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small comparison: two seeds of two methods, and the table."""
+    from compare import main
+
+    folder, shown = tmp_path_factory.mktemp("runs"), io.StringIO()
+    options = ("--seeds", "2", "--output", folder, "--markdown", folder / "table.md")
+    before = signal.getsignal(signal.SIGTERM)  # which it sets for itself
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(shown):
+        patch.setattr(sys, "argv", ["compare.py", *TINY, *map(str, options)])
+        main()
+    signal.signal(signal.SIGTERM, before)
+    assert "mixer aligned, seed 1" in shown.getvalue()
+    return folder
+
+
+@pytest.mark.slow
+def test_interrupted_and_resumed(tmp_path: Path) -> None:
+    """Very many runs, interrupted when two are finished; then fewer in the same folder, one file being cut in half."""
+    process = start("--methods", "plain", "--seeds", "500", "--output", tmp_path)
+    half, whole = (tmp_path / "mixer" / "plain" / f"{seed}.json" for seed in (0, 1))
     deadline = time.monotonic() + TIMEOUT
-    while not all((folder / "mixer" / "plain" / f"{seed}.json").exists() for seed in (0, 1)):
+    while not (half.exists() and whole.exists()):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -57,18 +76,11 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _, errors = process.communicate(timeout=TIMEOUT)  # also waits for the workers, which share the pipes
     assert process.returncode == 1
     assert errors.strip().endswith("interrupted; finished runs are kept, and the same command trains the others")
-    assert len(list(folder.rglob("*.json"))) < 500
-    return folder
+    assert len(list(tmp_path.rglob("*.json"))) < 500
 
-
-@pytest.fixture(scope="module")
-def resumed(interrupted: Path) -> Path:
-    """The same folder, one file cut in half, after a smaller comparison in it that was let to finish."""
-    half, whole = (interrupted / "mixer" / "plain" / f"{seed}.json" for seed in (0, 1))
     before, kept = half.read_text(), whole.stat().st_mtime_ns
     half.write_text(before[: len(before) // 2])
-    options = ("--seeds", "2", "--jobs", "2", "--output", interrupted, "--markdown", interrupted / "table.md")
-    process = start(*options)
+    process = start("--seeds", "2", "--jobs", "2", "--output", tmp_path)
     shown, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, errors
     assert "mixer plain, seed 0" in shown
@@ -79,7 +91,6 @@ def resumed(interrupted: Path) -> Path:
     assert {k: v for k, v in again.items() if "seconds" not in k} == {
         k: v for k, v in first.items() if "seconds" not in k
     }
-    return interrupted
 
 
 def accuracies(folder: Path, method: str) -> list[float]:
@@ -88,14 +99,14 @@ def accuracies(folder: Path, method: str) -> list[float]:
     return [100 * record["result"]["accuracy"] for record in records]
 
 
-def test_a_run_is_kept_with_its_weights(resumed: Path) -> None:
+def test_a_run_is_kept_with_its_weights(compared: Path) -> None:
     from architectures import build
     from data import load_digits
     from training import accuracy
 
     _, test = load_digits(32, 20, size=28)
     for method in ("plain", "aligned"):
-        file = resumed / "mixer" / method / "1.json"
+        file = compared / "mixer" / method / "1.json"
         record = json.loads(file.read_text())
         assert (record["architecture"], record["method"], record["recipe"]["seed"]) == ("mixer", method, 1)
         model = build("mixer", 0)
@@ -105,10 +116,10 @@ def test_a_run_is_kept_with_its_weights(resumed: Path) -> None:
         assert record["result"]["lambda_gap"] > 0.0 if method == "aligned" else record["result"]["lambda_gap"] == 0.0
 
 
-def test_the_table_holds_the_figures(resumed: Path) -> None:
-    plain, aligned = (np.array(accuracies(resumed, method)) for method in ("plain", "aligned"))
+def test_the_table_holds_the_figures(compared: Path) -> None:
+    plain, aligned = (np.array(accuracies(compared, method)) for method in ("plain", "aligned"))
     low, high = stats.ttest_rel(aligned, plain).confidence_interval(0.95)
-    lines = (resumed / "table.md").read_text().splitlines()
+    lines = (compared / "table.md").read_text().splitlines()
     assert lines[0] == "| architecture | method | runs | accuracy, % | difference (95 % interval) | λ gap |"
     assert lines[2] == f"| mixer | plain | 2 | {plain.mean():.1f} ± {plain.std(ddof=1):.1f} | – | 0.000 |"
     difference = f"{(aligned - plain).mean():+.1f} ({low:+.1f} to {high:+.1f})"
@@ -117,26 +128,26 @@ def test_the_table_holds_the_figures(resumed: Path) -> None:
     )
 
 
-def test_the_first_method_is_the_baseline(resumed: Path) -> None:
+def test_the_first_method_is_the_baseline(compared: Path) -> None:
     from compare import rows
 
-    options = ("--seeds", "3", "--output", resumed)
+    options = ("--seeds", "3", "--output", compared)
     (_, aligned, _, _, none, _), (_, plain, runs, _, difference, _) = rows(
         settings("--methods", "aligned", "plain", *options)
     )
     assert (aligned, none) == ("aligned", "–")
-    assert (plain, int(runs)) == ("plain", len(list((resumed / "mixer" / "plain").glob("[012].json"))))
-    expected = np.mean(accuracies(resumed, "plain")) - np.mean(accuracies(resumed, "aligned"))
+    assert (plain, int(runs)) == ("plain", len(list((compared / "mixer" / "plain").glob("[012].json"))))
+    expected = np.mean(accuracies(compared, "plain")) - np.mean(accuracies(compared, "aligned"))
     assert difference.startswith(f"{expected:+.1f} (")
 
 
-def test_other_settings_are_refused(resumed: Path) -> None:
+def test_other_settings_are_refused(compared: Path) -> None:
     from experiment import SettingsError, finished
 
-    run = settings("--output", resumed, "--lr", "0.01", "--batch-size", "8").runs[0]
+    run = settings("--output", compared, "--lr", "0.01", "--batch-size", "8").runs[0]
     words = r"0\.json was trained with batch_size=16, lr=0\.002, expected batch_size=8, lr=0\.01: pass the same "
     with pytest.raises(SettingsError, match=words + "settings, or another --output"):
-        finished(run, resumed)
+        finished(run, compared)
 
 
 def test_missing_weights_mean_that_a_run_is_not_finished(tmp_path: Path) -> None:

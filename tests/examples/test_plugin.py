@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command import TIMEOUT
@@ -18,6 +19,7 @@ from tlfx.commands.cli import main
 PLUGIN = Path(__file__).parents[2] / "examples" / "plugin"
 MODEL = "tlfx_neighbourhood:classifier"
 OPERATOR = "tlfx_neighbourhood.attention"
+pytestmark = pytest.mark.xdist_group("plugin")
 BUILT = shutil.ignore_patterns("build", "*.egg-info", "__pycache__")
 
 
@@ -44,8 +46,16 @@ def run(*command: str, cwd: Path | None = None) -> str:
     return done.stdout
 
 
-def test_rules_name_operator_pack_and_plugin(python: Path) -> None:
-    rows = {row["operator"]: row for row in json.loads(run(str(python), "-m", "tlfx", "rules", "--json"))}
+@pytest.fixture(scope="module")
+def answers(python: Path) -> list[Any]:
+    """What the rules, check and inspect commands answer, one after another in a process that sees the plugin."""
+    commands = [["rules"], ["check", MODEL], ["inspect", MODEL]]
+    code = f"from tlfx.commands.cli import main\nfor c in {commands}: assert main([*c, '--json']) == 0; print('\x1e')"
+    return [json.loads(answer) for answer in run(str(python), "-c", code).split("\x1e\n")[:-1]]
+
+
+def test_rules_name_operator_pack_and_plugin(answers: list[Any]) -> None:
+    rows = {row["operator"]: row for row in answers[0]}
     pack = {"pack": "neighbourhood", "plugin": "tlfx-neighbourhood 0.1.0"}
     rules = "tlfx_neighbourhood.rules"
     assert rows[OPERATOR] == {"operator": OPERATOR, "rule": f"{rules}.neighbourhood_attention", **pack}
@@ -53,14 +63,14 @@ def test_rules_name_operator_pack_and_plugin(python: Path) -> None:
     assert rows["aten.linear"]["pack"] == "builtin"
 
 
-def test_its_model_is_aligned_exactly(python: Path) -> None:
-    found = json.loads(run(str(python), "-m", "tlfx", "check", MODEL, "--json"))
+def test_its_model_is_aligned_exactly(answers: list[Any]) -> None:
+    found = answers[1]
     assert found["passed"]
     assert all(row["figure"] == 0 for row in found["invariants"] if row["name"] in ("logits", "gradients", "buffers"))
 
 
-def test_its_operators_mix_tokens(python: Path) -> None:
-    nodes = json.loads(run(str(python), "-m", "tlfx", "inspect", MODEL, "--json"))["nodes"]
+def test_its_operators_mix_tokens(answers: list[Any]) -> None:
+    nodes = answers[2]["nodes"]
     attention = [n for n in nodes if n["operator"].startswith(OPERATOR)]
     smoothing = [n for n in nodes if n["module_class"] == "Smoothing" and n["class"] != "constant"]
     for found in (attention, smoothing):

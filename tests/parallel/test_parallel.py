@@ -14,6 +14,7 @@ import tlfx
 from parallel import steps
 from parallel.steps import PROCESSES, Result, Transformer
 
+pytestmark = pytest.mark.xdist_group("parallel")  # one worker makes what the tests read
 ROUNDING: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
 """Gradients are summed in another order."""
 
@@ -22,7 +23,7 @@ ROUNDING: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Result]]:
     """Results of all scenes by name, for each process."""
     folder: Path = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn.spawn(steps.run, (str(folder),), nprocs=PROCESSES)
+    torch.multiprocessing.spawn(steps.run, (str(folder),), nprocs=PROCESSES)  # type: ignore[attr-defined, no-untyped-call]
     return list(steps.results(folder))
 
 

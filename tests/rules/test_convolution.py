@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tlfx import Operation, ProvenanceError
 
-CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 SIZES = {1: (1, 9), 2: (5, 6), 3: (3, 4, 5)}
 """Images of the sizes that are slid over; a sequence is an image of one row."""

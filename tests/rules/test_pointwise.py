@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from rule_harness import Probe, check, label_rows, several, tokens, unchanged
-from tlfx_rules.pointwise import ACTIVATIONS
+from tlfx_rules.pointwise import ACTIVATIONS  # type: ignore[import-not-found]
 from torch import Tensor, nn
 
 from tlfx import Operation, runtime

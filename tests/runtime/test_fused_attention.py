@@ -104,7 +104,7 @@ class ExactKernel(TorchDispatchMode):
     """The fused kernel in float64, so that it rounds alike for values of every width but those in `otherwise`."""
 
     def __init__(self, otherwise: Collection[int] = ()) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.otherwise = otherwise
         self.widths: list[int] = []
         """Of the values that it was called with."""

@@ -100,12 +100,20 @@ class BlockMix(_PatchMixer):
             [0., 0., 0., 0., 1., 1.]])
     """
 
-    def __init__(self, *, min_block: int = 16, min_aspect: float = 0.3, **arguments: Unpack[MixerArguments]) -> None:
+    def __init__(
+        self,
+        *,
+        patch_size: int = 16,
+        alpha: float = 1.0,
+        min_block: int = 16,
+        min_aspect: float = 0.3,
+        **arguments: Unpack[MixerArguments],
+    ) -> None:
         if min_block < 1:
             raise InputError(f"min_block is {min_block}, expected a number of patches, at least 1")
         if not 0.0 < min_aspect <= 1.0:
             raise InputError(f"min_aspect is {min_aspect}, expected a ratio of sides in (0, 1], such as 0.3")
-        super().__init__(**arguments)
+        super().__init__(patch_size=patch_size, alpha=alpha, **arguments)
         self.min_block = min_block
         self.min_aspect = min_aspect
 

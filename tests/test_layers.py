@@ -17,7 +17,7 @@ import tlfx
 
 ROOT = Path(__file__).parents[1] / "tlfx"
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "operations", "policy"),
+    ("errors", "files", "operations", "policy"),
     ("_torch",),
     ("mix",),
     ("runtime",),
@@ -26,10 +26,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("capture",),
     ("propagate",),
     ("rewrite",),
+    ("trace",),
     ("plans",),
     ("aligned",),
     ("recording",),
-    ("losses",),
+    ("assign", "losses"),
     ("report",),
     ("analysis",),
     ("testing",),

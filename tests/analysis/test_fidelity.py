@@ -206,7 +206,7 @@ ERRORS: dict[str, tuple[Callable[[], Fidelity], type[Exception], str]] = {
     "no batch": (
         lambda: fidelity(Mean(), []),
         tlfx.InputError,
-        "^0 batches gave no mixed pair of two classes, expected at least one: shuffle the loader if its batches hold",
+        "^0 batches gave no mixed pair of two classes, expected at least one: shuffle a loader whose batches have",
     ),
     "one class": (
         lambda: fidelity(Mean(), [(PICTURES, BALANCED * 0)], policies=[tlfx.Policy()]),
@@ -216,7 +216,7 @@ ERRORS: dict[str, tuple[Callable[[], Fidelity], type[Exception], str]] = {
     "no mixing": (
         lambda: fidelity(Mean(), [(PICTURES, BALANCED)], mixer=Mixup(prob=0.0, num_classes=3), policies=POLICIES[:1]),
         tlfx.InputError,
-        "use a mixer that mixes, and a loader that is not spent",
+        "enable mixing in the mixer, and pass an unexhausted loader",
     ),
     "no model": (lambda: fidelity("vit", []), tlfx.InputError, "fidelity takes a torch.nn.Module, got a str"),
     "no labels": (
@@ -232,7 +232,7 @@ ERRORS: dict[str, tuple[Callable[[], Fidelity], type[Exception], str]] = {
     "soft labels": (
         lambda: fidelity(Mean(), [(PICTURES, torch.eye(6)[:, :3])]),
         tlfx.TargetError,
-        r"labels are torch.float32 of shape \(6, 3\), expected int64 \(batch,\): .* use labels.argmax\(1\) for soft",
+        r"labels are torch.float32 of shape \(6, 3\), expected int64 \(batch,\), .* use labels.argmax\(1\) for soft",
     ),
     "unknown class": (
         lambda: fidelity(Mean(), [(PICTURES, BALANCED + 1)]),

@@ -598,7 +598,7 @@ def test_a_forward_that_needs_to_know_the_batch_size() -> None:
     for batch in (3, 2, 5, 1, 3):
         soft = assert_same_step(plain, aligned, pictures(batch))
         torch.testing.assert_close(soft, free(pictures(batch), mixture(batch))[1], **LABEL)
-    assert captured_batches(aligned) == [3, 2, 5, 1]
+    assert captured_batches(aligned) == [2, 5, 1, 3]  # the last used last
     assert captured_batches(free) == [None]
 
 

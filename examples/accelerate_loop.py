@@ -4,7 +4,7 @@
     accelerate launch --multi_gpu --num_processes 2 examples/accelerate_loop.py --batch-size 32  # two batches a step
     ACCELERATE_USE_CPU=true torchrun --standalone --nproc-per-node 2 examples/accelerate_loop.py  # without a GPU
 
-The lines marked 1 and 2, and the import of the mixers, are all that differs from plain CutMix and MixUp.
+The lines marked 1 and 2, and the import of the mixers, are the only differences from plain CutMix and MixUp.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def train(options: Namespace) -> nn.Module:
 
     model = build_model()
     model = tlfx.align(model)  # tlfx 1: in place, before accelerator.prepare
-    set_seed(0, device_specific=True)  # each process mixes in its own way
+    set_seed(0, device_specific=True)  # each process draws different mixtures
     criterion = nn.CrossEntropyLoss()
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.05)
     loader = DataLoader(train_set, options.batch_size, shuffle=True, drop_last=True, collate_fn=collate_fn)
@@ -71,7 +71,7 @@ def train(options: Namespace) -> nn.Module:
 
 @torch.inference_mode()
 def evaluate(accelerator: Accelerator, model: nn.Module, loader: Any) -> float:
-    """Share of pictures that are classified right, over all processes."""
+    """Share of pictures that are classified correctly, over all processes."""
     model.eval()
     right = torch.cat([accelerator.gather_for_metrics(model(images).argmax(1) == labels) for images, labels in loader])
     return right.float().mean().item()

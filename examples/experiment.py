@@ -1,4 +1,4 @@
-"""Runs that are compared: what each trains, and the folder that keeps the figures and weights of those finished."""
+"""Runs to compare, and the folder that keeps figures and weights of finished runs."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from typing import Any
 import torch
 from architectures import build
 from data import load_digits
-from files import write_whole
 from methods import Method
 from mixers import MIXERS
 from torch import nn
-from training import SIZE, Recipe, Trainer, accuracy
+from training import SIZE, DigitTrainer, Recipe, accuracy
 
 import tlfx
+from tlfx.files import write_atomically
 
 __all__ = ["UNCHANGED", "Result", "Run", "SettingsError", "execute", "finished"]
 
-SEPARATORS = str.maketrans(":/", "++")  # of methods, in names of folders
+SEPARATORS = str.maketrans(":/", "++")  # characters of methods that names of folders cannot have
 UNCHANGED = "labels as aligned"
-"""In place of figures: the run was not made, since its policy changes no label rule of its architecture."""
+"""Recorded instead of figures if the policy changes no label rule of the architecture, so that the run is skipped."""
 
 
 class SettingsError(ValueError):
-    """A folder holds a run under other settings than are asked for."""
+    """The folder holds this run with different settings."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One architecture, trained with one method under a recipe, which holds the seed."""
+    """One architecture, trained with one method and a recipe, which includes the seed."""
 
     architecture: str
     method: Method
@@ -42,7 +42,7 @@ class Run:
         return f"{self.architecture} {self.method}, seed {self.recipe.seed}"
 
     def file(self, folder: Path) -> Path:
-        """Where its figures are kept; its weights, a state_dict, lie beside them with the suffix .pt."""
+        """The file of its figures; its weights, a state_dict, are in the same folder with the suffix .pt."""
         return folder / self.architecture / str(self.method).translate(SEPARATORS) / f"{self.recipe.seed}.json"
 
 
@@ -58,9 +58,9 @@ class Result:
 
 
 def finished(run: Run, folder: Path) -> Result | str | None:
-    """The figures of a run or UNCHANGED; None if it is still to be made: not begun, interrupted, or damaged on disk.
+    """The figures of a run, or UNCHANGED; None if it is not finished, or damaged on disk.
 
-    Raises SettingsError if the folder holds this run under another recipe, since figures of both cannot be compared.
+    Raises SettingsError if the folder holds this run with a different recipe, because their figures cannot be compared.
     """
     file = run.file(folder)
     try:
@@ -71,14 +71,14 @@ def finished(run: Run, folder: Path) -> Result | str | None:
         return None
     if recipe != run.recipe:
         raise SettingsError(
-            f"{file} was trained with {_differing(recipe, run.recipe)}, and {_differing(run.recipe, recipe)} is asked "
-            "for: give the same settings, or another --output"
+            f"{file} was trained with {_differing(recipe, run.recipe)}, expected {_differing(run.recipe, recipe)}: "
+            "pass the same settings, or another --output"
         )
     return result if result == UNCHANGED or file.with_suffix(".pt").exists() else None
 
 
 def execute(run: Run, folder: Path) -> None:
-    """Train and test one run, and keep its weights and then its figures, each file written whole or not at all."""
+    """Train and test one run, and write its weights and then its figures, both atomically."""
     recipe, file = run.recipe, run.file(folder)
     file.parent.mkdir(parents=True, exist_ok=True)
     model = build(run.architecture, recipe.seed).to(recipe.device)
@@ -88,19 +88,19 @@ def execute(run: Run, folder: Path) -> None:
         return
     captured = time.perf_counter()
     train, test = load_digits(recipe.train, recipe.test, size=SIZE)
-    trainer = Trainer(model, recipe, MIXERS[run.method.mixer](model, recipe))
+    trainer = DigitTrainer(model, recipe, MIXERS[run.method.mixer](model, recipe))
     loading = time.perf_counter()
     for _ in trainer.train(train):
         pass
     seconds = {"capture_seconds": captured - began, "train_seconds": time.perf_counter() - loading}
     share = accuracy(model, test, trainer.device, rounds=4)
     result = Result(share, trainer.meter.lambda_gap, trainer.meter.loss, **seconds)
-    write_whole(file.with_suffix(".pt"), lambda raw: torch.save(model.state_dict(), raw))
+    write_atomically(file.with_suffix(".pt"), lambda raw: torch.save(model.state_dict(), raw))
     _write_record(run, file, asdict(result))
 
 
 def _prepare(model: nn.Module, run: Run) -> bool:
-    """Align the model if the method says so; False if its policy makes no other graph than the default does."""
+    """Align the model if the method asks for it; False if its policy gives the same graph as the default policy."""
     method, example = run.method, torch.zeros(2, 3, SIZE, SIZE, device=run.recipe.device)
     variants = dict.fromkeys((replace(method, policy=tlfx.Policy()), method))
     codes = {_code(variant.prepare(model), example) for variant in variants}
@@ -108,7 +108,7 @@ def _prepare(model: nn.Module, run: Run) -> bool:
 
 
 def _code(model: nn.Module, example: torch.Tensor) -> str:
-    """That of the aligned graph, captured if need be; empty for a model that is not aligned."""
+    """Code of the aligned graph; empty for a model that is not aligned."""
     return tlfx.aligned_code(model, example) if isinstance(model, tlfx.Aligned) else ""
 
 
@@ -120,10 +120,10 @@ def _write_record(run: Run, file: Path, result: dict[str, Any] | str) -> None:
         "result": result,
         "torch": torch.__version__,
     }
-    write_whole(file, lambda raw: raw.write((json.dumps(record, indent=2) + "\n").encode()))
+    write_atomically(file, lambda raw: raw.write((json.dumps(record, indent=2) + "\n").encode()))
 
 
 def _differing(recipe: Recipe, other: Recipe) -> str:
-    """The settings of a recipe that differ from another's."""
+    """The settings of a recipe that differ from those of another."""
     ours, theirs = asdict(recipe), asdict(other)
     return ", ".join(f"{name}={value}" for name, value in ours.items() if value != theirs[name])

@@ -1,11 +1,11 @@
-"""How true are aligned labels? Label policies held against similarity and causal measures, on models that are trained.
+"""Compare aligned labels with similarity and causal measures, on trained models and for all label policies.
 
-    python examples/compare.py --methods plain                    # trains four architectures with five seeds, once
-    python examples/fidelity.py                                   # reads all that is finished of them
+    python examples/compare.py --methods plain                    # first: trains four architectures with five seeds
+    python examples/fidelity.py                                   # measures all finished runs
     python examples/fidelity.py --architectures vit --csv vit.csv --markdown vit.md
 
-Models of one seed see the same test pictures, mixed the same way, in pairs of two classes. Figures are means over seeds
-± half of a 95 % t-interval. What is measured: help(tlfx.analysis.fidelity).
+Models of one seed are given the same test pictures, mixed in the same way, in pairs of two classes. Figures are means
+over seeds ± half of a 95 % t-interval. help(tlfx.analysis.fidelity) defines what is measured.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from training import SIZE, Recipe
 from tlfx.analysis import Fidelity, fidelity
 
 PAPER = "paper"
-"""The rule that others are compared with, seed by seed."""
+"""The rule that others are compared with, in pairs of one seed."""
 STATISTICS = {"correlation": True, "partial": True, "rmse": False}
-"""Fields of tlfx.analysis.Agreement that are shown, and whether more of it is better."""
+"""Fields of tlfx.analysis.Agreement in the tables, and whether higher is better."""
 TITLES = {"correlation": "Correlation", "partial": "Partial correlation given the area", "rmse": "RMSE"}
-LEGEND = "↑ truer, ↓ less true than the paper's rules: the 95 % interval of the difference, seed by seed, leaves out 0"
+LEGEND = "↑ better, ↓ worse than the paper's rules: the 95 % interval of the paired difference over seeds excludes 0"
 
 Found = Mapping[str, Mapping[int, Fidelity]]
-"""What was found, by architecture and seed."""
+"""Results by architecture and seed."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line can set."""
+    """Settings of the command line."""
 
     architectures: tuple[str, ...]
     method: Method
@@ -57,23 +57,23 @@ class Settings:
 
 
 def find_runs(settings: Settings) -> list[tuple[Run, Result]]:
-    """Finished runs, by architecture and seed. Leaves with a message if there are none, or their recipes differ."""
+    """Finished runs, by architecture and seed. Exits with a message if there are none, or if their recipes differ."""
     runs = [run for file in settings.runs.glob("*/*/*.json") if (run := _recorded(file)) is not None]
     chosen = [r for r in runs if r.architecture in settings.architectures and r.method == settings.method]
     found = [(run, result) for run in chosen if isinstance(result := finished(run, settings.runs), Result)]
     if not found:
-        raise SystemExit(f"fidelity.py: {settings.runs} holds no finished run; make some with {_command(settings)}")
+        raise SystemExit(f"fidelity.py: {settings.runs} holds no finished run; train some with {_command(settings)}")
     recipes = {replace(run.recipe, seed=0) for run, _ in found}
     if len(recipes) > 1:
         raise SystemExit(
             f"fidelity.py: {settings.runs} holds runs of {len(recipes)} recipes, whose figures cannot be averaged: "
-            "give --architectures of one recipe, or another --runs"
+            "pass --architectures of one recipe, or another --runs"
         )
     return sorted(found, key=lambda pair: (settings.architectures.index(pair[0].architecture), pair[0].recipe.seed))
 
 
 def _recorded(file: Path) -> Run | None:
-    """The run whose figures a file keeps; None for one that was interrupted, which compare.py makes again."""
+    """The run of a file of figures; None if it was interrupted, so that compare.py will train it again."""
     try:
         record = json.loads(file.read_text())
         return Run(record["architecture"], Method.parse(record["method"]), Recipe(**record["recipe"]))
@@ -82,13 +82,13 @@ def _recorded(file: Path) -> Run | None:
 
 
 def _command(settings: Settings) -> str:
-    """What trains the runs that are asked for."""
+    """The command that trains the requested runs."""
     names = " ".join(settings.architectures)
     return f"python examples/compare.py --methods {settings.method} --architectures {names} --output {settings.runs}"
 
 
 def measure(run: Run, settings: Settings) -> Fidelity:
-    """Fidelity of one trained model on the test pictures, on backgrounds and in pairs that its seed draws."""
+    """Fidelity of one trained model on the test pictures; its seed determines backgrounds and pairs."""
     recipe = run.recipe
     model = build(run.architecture, recipe.seed)
     model.load_state_dict(torch.load(run.file(settings.runs).with_suffix(".pt"), map_location="cpu"))
@@ -99,7 +99,7 @@ def measure(run: Run, settings: Settings) -> Fidelity:
 
 
 def summary(runs: Sequence[tuple[Run, Result]], found: Found) -> list[str]:
-    """What was measured: a line for each architecture."""
+    """A line about each architecture: seeds, accuracy and number of pairs."""
     lines = []
     for name, by_seed in found.items():
         right = fmean(result.accuracy for run, result in runs if run.architecture == name)
@@ -134,19 +134,19 @@ def _any(by_seed: Mapping[int, Fidelity]) -> Fidelity:
 
 
 def _figures(by_seed: Mapping[int, Fidelity], reference: str, rule: str, statistic: str) -> dict[int, float]:
-    """One statistic by seed."""
+    """A statistic by seed."""
     return {seed: getattr(study.agreement(rule, reference), statistic) for seed, study in by_seed.items()}
 
 
 def _mean(figures: Mapping[int, float]) -> str:
-    """Mean ± half of its interval."""
+    """Mean ± half of its interval, as text."""
     interval = paired_difference(figures, dict.fromkeys(figures, 0.0))
     half = interval.high - interval.mean
     return f"{interval.mean:.3f} ± {half:.3f}" if math.isfinite(half) else f"{interval.mean:.3f}"
 
 
 def _mark(own: Mapping[int, float], paper: Mapping[int, float], more_is_better: bool) -> str:
-    """An arrow where the interval of the paired difference from the paper's rules leaves out 0."""
+    """An arrow if the interval of the paired difference from the paper's rules excludes 0."""
     if own == paper:
         return ""
     difference = paired_difference(own, paper)
@@ -185,7 +185,7 @@ def markdown(lines: Sequence[str], found: Found) -> str:
 
 
 def as_csv(found: Found) -> str:
-    """Every figure of every seed: the lines of tlfx.analysis.Fidelity, with architecture and seed before them."""
+    """All figures of all seeds: the lines of tlfx.analysis.Fidelity, after columns for architecture and seed."""
     studies = [(name, seed, study.csv().splitlines()) for name, each in found.items() for seed, study in each.items()]
     _, _, (head, *_) = studies[0]
     lines = [f"{name},{seed},{line}" for name, seed, (_, *body) in studies for line in body]
@@ -197,15 +197,15 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     names = list(ARCHITECTURES)
-    add("--runs", type=Path, default=Path("runs/compare"), help="folder of compare.py (default: %(default)s)")
-    add("--architectures", nargs="+", choices=names, default=names, help="which of them (default: all four)")
-    add("--method", type=read_method, default=Method.parse("plain"), help="how they were trained (default: plain)")
+    add("--runs", type=Path, default=Path("runs/compare"), help="runs of compare.py (default: %(default)s)")
+    add("--architectures", nargs="+", choices=names, default=names, help="architectures to measure (default: all four)")
+    add("--method", type=read_method, default=Method.parse("plain"), help="method of their training (default: plain)")
     add("--batch-size", type=int, default=100, help="test pictures at a time, an even number (default: %(default)s)")
-    add("--markdown", type=Path, help="write the tables to this file too")
+    add("--markdown", type=Path, help="also write the tables to this file")
     add("--csv", type=Path, help="write the figures of every seed to this file")
     options = parser.parse_args(arguments)
     if options.batch_size < 2 or options.batch_size % 2:
-        parser.error(f"--batch-size {options.batch_size}: expected an even number, since pictures are mixed in pairs")
+        parser.error(f"--batch-size {options.batch_size}: expected an even number, because pictures are mixed in pairs")
     for file in (options.markdown, options.csv):
         if file is not None and not file.absolute().parent.is_dir():
             parser.error(f"there is no folder {str(file.parent)!r} to write {file.name} into; create it first")
@@ -213,7 +213,7 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
 
 
 def main() -> None:
-    """Measure all finished runs, and show the tables."""
+    """Measure all finished runs, and print the tables."""
     settings, console = parse(), Console()
     torch.set_num_threads(1)
     runs = find_runs(settings)

@@ -1,9 +1,9 @@
-"""A model of Hugging Face and its Trainer.
+"""A Hugging Face model and its Trainer.
 
     python examples/huggingface_trainer.py
 
-The lines marked 1 and 2, and the import of Trainer, are all that differs from training without mixing. The mixer is
-the trainer's, since a model of Hugging Face that is given soft labels takes binary cross-entropy.
+The lines marked 1 and 2, and the import of Trainer, are the only differences from training without mixing. The
+trainer mixes and computes the loss, because a Hugging Face model computes binary cross-entropy for soft labels.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tlfx.mix import CutMix
 
 
 def build_model() -> nn.Module:
-    """A vision transformer of Hugging Face for SIZE×SIZE pictures and 4×4 patches."""
+    """A Hugging Face vision transformer for SIZE×SIZE pictures and 4×4 patches."""
     torch.manual_seed(0)
     return ViTForImageClassification(
         ViTConfig(
@@ -43,13 +43,13 @@ def build_model() -> nn.Module:
 
 
 def collate_fn(samples: Any) -> dict[str, torch.Tensor]:
-    """A batch as models of Hugging Face take it."""
+    """A batch in the form that Hugging Face models take."""
     images, labels = zip(*samples, strict=True)
     return {"pixel_values": torch.stack(images), "labels": torch.tensor(labels)}
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """Share of pictures that are classified right."""
+    """Share of pictures that are classified correctly."""
     right = np.argmax(prediction.predictions, axis=1) == prediction.label_ids
     return {"accuracy": float(right.mean())}
 

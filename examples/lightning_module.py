@@ -1,9 +1,9 @@
-"""A LightningModule, trained on one device or on several by strategy="ddp".
+"""A LightningModule, trained on one device, or on several with strategy="ddp".
 
     python examples/lightning_module.py
-    python examples/lightning_module.py --devices 2  # as many processes, each with its part of every step
+    python examples/lightning_module.py --devices 2  # two processes, each with a part of every step
 
-The lines marked 1 and 2, and the import of CutMix, are all that differs from plain CutMix.
+The lines marked 1 and 2, and the import of CutMix, are the only differences from plain CutMix.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from tlfx.mix import CutMix
 
 
 def build_model() -> nn.Module:
-    """A ConvNeXt in two stages."""
+    """A ConvNeXt with two stages."""
     return build("convnext", seed=0)
 
 
 class Classifier(LightningModule):
-    """Trains with CutMix on the device, tests on whole pictures."""
+    """Trains with CutMix on the device, and tests on unmixed pictures."""
 
     def __init__(self, lr: float) -> None:
         super().__init__()
@@ -87,7 +87,9 @@ def train(options: Namespace) -> nn.Module:
 def parse(arguments: list[str] | None = None) -> Namespace:
     """The shared flags, and the number of devices."""
     parser = command_line(__doc__)
-    parser.add_argument("--devices", type=int, default=1, help="processes; more than one on the CPU (default: 1)")
+    parser.add_argument(
+        "--devices", type=int, default=1, help="number of processes; several processes run on the CPU (default: 1)"
+    )
     return parser.parse_args(arguments)
 
 

@@ -1,4 +1,4 @@
-"""What a run trains on and against: how its pictures are mixed, and where the target of a mixed one comes from."""
+"""Methods of training: a mixer, and the source of the target of a mixed picture."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from mixers import MIXERS
 from torch import nn
 
 import tlfx
-from tlfx.mix.assign import METHODS as TARGETS
-from tlfx.mix.assign import TargetAssigner
+from tlfx.assign import METHODS as TARGETS
+from tlfx.assign import TargetAssigner
 
 __all__ = ["Method", "read_method"]
 
@@ -21,7 +21,7 @@ FORM = "[MIXER/]TARGET or [MIXER/]aligned:FIELD=VALUE[,FIELD=VALUE…]"
 
 @dataclass(frozen=True)
 class Method:
-    """One of MIXERS, and one of the targets of tlfx.mix.assign; the policy counts for aligned ones only.
+    """One of MIXERS and one of the targets of tlfx.assign; the policy applies to aligned targets only.
 
     >>> str(Method("saliencymix", "aligned", tlfx.Policy(heads="norm")))
     'saliencymix/aligned:heads=norm'
@@ -32,7 +32,7 @@ class Method:
     policy: tlfx.Policy = field(default_factory=tlfx.Policy)
 
     def __str__(self) -> str:
-        """The text that :meth:`parse` reads; methods that are equal have one text."""
+        """The text that :meth:`parse` reads; equal methods have equal texts."""
         default = asdict(tlfx.Policy())
         changes = [f"{name}={value}" for name, value in asdict(self.policy).items() if value != default[name]]
         mixer = "" if self.mixer == "cutmix" else f"{self.mixer}/"
@@ -40,9 +40,9 @@ class Method:
 
     @classmethod
     def parse(cls, text: str) -> Method:
-        """Read a target, or ``aligned:FIELD=VALUE[,FIELD=VALUE…]`` with fields of tlfx.Policy; ``MIXER/`` may precede.
+        """Read ``[MIXER/]TARGET`` or ``[MIXER/]aligned:FIELD=VALUE[,FIELD=VALUE…]`` with fields of tlfx.Policy.
 
-        Raises ValueError, tlfx.InputError among them, for anything else.
+        Raises ValueError, or its subclass tlfx.InputError, for any other text.
 
         >>> Method.parse("aligned:residual=norm,heads=norm").policy
         Policy(residual='norm', heads='norm', weights='absolute', aggregation='uniform')
@@ -53,7 +53,7 @@ class Method:
         target, colon, given = rest.partition(":")
         if mixer not in MIXERS or target not in TARGETS or (colon and not (given and target == "aligned")):
             raise ValueError(
-                f"{text!r} is no method: expected {FORM}, with a mixer of {', '.join(MIXERS)} and a target of "
+                f"{text!r} is not a method: expected {FORM}, with a mixer of {', '.join(MIXERS)} and a target of "
                 f"{', '.join(TARGETS)}"
             )
         changes = [_read_field(text, part) for part in given.split(",") if given]
@@ -63,14 +63,14 @@ class Method:
         return cls(mixer, target, tlfx.Policy(**dict(changes)))
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """The model, aligned in place if the target asks for it."""
+        """The model, aligned in place if the target requires it."""
         if self.target == "aligned":
             return tlfx.align(model, policy=self.policy)
         return TargetAssigner(self.target).prepare(model)
 
 
 def read_method(text: str) -> Method:
-    """As :meth:`Method.parse`, with errors as argparse shows them."""
+    """As :meth:`Method.parse`, with errors of the type that argparse shows."""
     try:
         return Method.parse(text)
     except ValueError as error:
@@ -78,8 +78,8 @@ def read_method(text: str) -> Method:
 
 
 def _read_field(method: str, part: str) -> tuple[str, str]:
-    """Name and value of ``FIELD=VALUE``; the value is left for the policy to check."""
+    """Name and value of ``FIELD=VALUE``; the policy checks the value."""
     name, _, value = part.partition("=")
     if name not in FIELDS:
-        raise ValueError(f"{method!r}: {part!r} sets no field of tlfx.Policy, expected one of {', '.join(FIELDS)}")
+        raise ValueError(f"{method!r}: {part!r} is not a field of tlfx.Policy; expected one of {', '.join(FIELDS)}")
     return name, value

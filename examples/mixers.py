@@ -1,4 +1,4 @@
-"""The mixers of the examples, by name, set up as their papers have them, for pictures of 7×7 patches of 4×4 pixels."""
+"""The mixers of the examples by name, with the settings of their papers, for pictures of 7×7 patches of 4×4 pixels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 from architectures import build
 from data import NUM_CLASSES, load_digits
 from torch import Tensor, nn
-from training import SIZE, Mixing, Recipe, Trainer
+from trainer import Mixing
+from training import SIZE, DigitTrainer, Recipe
 
 from tlfx import mix
 from tlfx.mix.puzzle import gradient_saliency
@@ -20,7 +21,7 @@ Builder = Callable[[nn.Module, Recipe], Mixing]
 
 
 def _timm(mixup_alpha: float, cutmix_alpha: float) -> Builder:
-    """timm's: λ ~ Beta(α, α) for each kind of mixing that has α > 0, and half of the batches each if both have."""
+    """The mixer of timm: λ ~ Beta(α, α) for each kind with α > 0; of two kinds, each mixes half of the batches."""
 
     def make(model: nn.Module, recipe: Recipe) -> Mixing:
         return mix.Mixup(mixup_alpha, cutmix_alpha, prob=recipe.mix_prob, label_smoothing=0.0, num_classes=NUM_CLASSES)
@@ -29,16 +30,16 @@ def _timm(mixup_alpha: float, cutmix_alpha: float) -> Builder:
 
 
 def _mixer(kind: Callable[..., Mixing], **arguments: Any) -> Builder:
-    """One that takes no network."""
+    """A mixer that does not use a network."""
     return lambda model, recipe: kind(prob=recipe.mix_prob, num_classes=NUM_CLASSES, **arguments)
 
 
 def _attentive(model: nn.Module, recipe: Recipe) -> Mixing:
-    """What attends is a small ConvNeXt that was trained on unmixed digits before: the mean size of its features."""
+    """The attention is the mean absolute feature of a small ConvNeXt that is first trained on unmixed digits."""
     digits, _ = load_digits(recipe.train, recipe.test, size=SIZE)
     network = build("convnext", recipe.seed).to(recipe.device)
     unmixed = replace(recipe, mix_prob=0.0)
-    for _ in Trainer(network, unmixed, MIXERS["cutmix"](network, unmixed)).train(digits):
+    for _ in DigitTrainer(network, unmixed, MIXERS["cutmix"](network, unmixed)).train(digits):
         pass
     patchwise = nn.Sequential(*list(network.eval().children())[:3])  # up to the last stage of 7×7 positions
 
@@ -50,7 +51,7 @@ def _attentive(model: nn.Module, recipe: Recipe) -> Mixing:
 
 
 def _puzzle(model: nn.Module, recipe: Recipe) -> Mixing:
-    """What is salient is asked of the network that trains."""
+    """The saliency is that of the network in training."""
     saliency = gradient_saliency(model)
     return mix.PuzzleMix(saliency, blocks=7, prob=recipe.mix_prob, num_classes=NUM_CLASSES)
 
@@ -67,4 +68,4 @@ MIXERS: dict[str, Builder] = {
     "attentive": _attentive,
     "puzzlemix": _puzzle,
 }
-"""By their name in a `Method`. `switch` is DeiT's; `blocks` are BEiT's; `grid` has four images in a picture."""
+"""By their name in a `Method`. `switch` is that of DeiT, `blocks` that of BEiT; `grid` mixes four images."""

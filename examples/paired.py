@@ -1,4 +1,4 @@
-"""Paired statistics of a few runs: what differs between two methods when everything else is the same."""
+"""Paired statistics of a few runs: the difference of two methods whose runs share their seeds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Interval", "paired_difference"]
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its confidence interval; an infinite one if there are fewer than two values."""
+    """A mean with its confidence interval, which is infinite for fewer than two values."""
 
     mean: float
     low: float
@@ -22,9 +22,9 @@ class Interval:
 
 
 def paired_difference(method: Mapping[int, float], baseline: Mapping[int, float], level: float = 0.95) -> Interval:
-    """Mean of method − baseline over the seeds that both have, with Student's t-interval of this level.
+    """Mean of method − baseline over their common seeds, with Student's t-interval of this level.
 
-    Raises ValueError if they have no seed in common.
+    Raises ValueError if they have no common seed.
 
     >>> paired_difference({0: 70.0, 1: 84.0, 2: 62.0}, {0: 69.0, 1: 81.0, 2: 60.0, 3: 90.0}).mean
     2.0

@@ -1,4 +1,4 @@
-"""The digits of data.py as a data set of PIL pictures, and what the examples for frameworks share beside it."""
+"""The digits of data.py as a data set of PIL pictures, and the command line of the examples for frameworks."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from training import SIZE
 
 __all__ = ["MEAN", "STD", "Pictures", "command_line", "load_pictures"]
 
-MEAN, STD = (0.3, 0.3, 0.3), (0.25, 0.25, 0.25)  # by which data.py normalises
+MEAN, STD = (0.3, 0.3, 0.3), (0.25, 0.25, 0.25)  # of the normalisation in data.py
 
 
 class Pictures(Dataset[tuple[Any, int]]):
-    """PIL pictures SIZE×SIZE with labels, each digit in its place on its photo; `transform` as torchvision has it."""
+    """PIL pictures SIZE×SIZE with labels, each digit at a fixed position of a photo; `transform` as in torchvision."""
 
     def __init__(self, digits: Digits, transform: Callable[[Any], Any] | None = None) -> None:
         pictures = digits.compose(torch.arange(len(digits)), torch.Generator().manual_seed(0))
@@ -36,17 +36,17 @@ class Pictures(Dataset[tuple[Any, int]]):
 
 
 def load_pictures(options: Namespace, transform: Callable[[Any], Any] | None = None) -> tuple[Any, Any]:
-    """As many `Pictures` to train on and to test on as the command line asks for; each framework has its own type."""
+    """The `Pictures` for training and testing, as many as the options say; each framework has its own type for them."""
     train, test = load_digits(options.train, options.test, size=SIZE)
     return Pictures(train, transform), Pictures(test, transform)
 
 
 def command_line(description: str | None) -> ArgumentParser:
-    """The flags that the examples for frameworks share."""
+    """A parser with the flags that all examples for frameworks have."""
     parser = ArgumentParser(description=(description or "").partition("\n")[0])
     add = parser.add_argument
     add("--epochs", type=int, default=8, help="passes over the digits (default: %(default)s)")
-    add("--batch-size", type=int, default=64, help="pictures a step, an even number (default: %(default)s)")
+    add("--batch-size", type=int, default=64, help="pictures in a step, an even number (default: %(default)s)")
     add("--train", type=int, default=4000, help="digits to train on (default: %(default)s)")
     add("--test", type=int, default=1000, help="digits to test on (default: %(default)s)")
     add("--lr", type=float, default=2e-3, help="highest learning rate (default: %(default)s)")

@@ -1,8 +1,8 @@
-"""A training task of timm (timm.task), as timm's present train.py uses it: the task computes output and loss.
+"""A training task of timm (timm.task), as the current train.py of timm uses it: the task computes output and loss.
 
     python examples/timm_task.py
 
-The line marked 1 and two imports, of the task and of Mixup, are all that differs from plain CutMix and MixUp.
+The line marked 1 and two imports, of the task and of Mixup, are the only differences from plain CutMix and MixUp.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def train_one_epoch(task: TrainingTask, loader: Any, optimizer: torch.optim.Opti
 
 @torch.no_grad()
 def validate(task: TrainingTask, loader: Any, ema: bool = False) -> dict[str, float]:
-    """Loss and accuracy, in per cent, by timm's evaluator."""
+    """Loss and accuracy, in percent, by timm's evaluator."""
     model, evaluator = task.get_eval_model(ema=ema), task.create_evaluator()
     assert model is not None
     model.eval()

@@ -1,8 +1,8 @@
-"""The flow of timm's train.py in small: its loader, Mixup, optimiser, schedule, EMA, loss and loops.
+"""A short version of timm's train.py: its loader, Mixup, optimiser, schedule, EMA, loss and loops.
 
     python examples/timm_train.py
 
-The lines marked 1 and 2, and the import of Mixup, are all that differs from plain CutMix and MixUp.
+The lines marked 1 and 2, and the import of Mixup, are the only differences from plain CutMix and MixUp.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def train_one_epoch(
 
 @torch.no_grad()
 def validate(model: nn.Module, loader: Any) -> float:
-    """Top-1 accuracy in per cent."""
+    """Top-1 accuracy in percent."""
     top1_m = AverageMeter()
     model.eval()
     for input, target in loader:

@@ -1,8 +1,8 @@
-"""The flow of torchvision's references/classification: MixUp or CutMix in collate_fn, and its loops.
+"""A short version of torchvision's references/classification: MixUp or CutMix in collate_fn, and its loops.
 
     python examples/torchvision_reference.py
 
-The lines marked 1 and 2, and the import of the mixers, are all that differs from plain CutMix and MixUp.
+The lines marked 1 and 2, and the import of the mixers, are the only differences from plain CutMix and MixUp.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def build_model() -> nn.Module:
         mlp_dim=192,
         num_classes=NUM_CLASSES,
     )
-    nn.init.xavier_uniform_(model.heads.head.weight)  # zero at first, by which no gradient would reach the blocks
+    nn.init.xavier_uniform_(model.heads.head.weight)  # initially zero, so that no gradient would reach the blocks
     module: nn.Module = model
     return module
 
@@ -51,7 +51,7 @@ def train(options: Namespace) -> nn.Module:
     def collate_fn(batch: Any) -> Any:
         return mixup_or_cutmix(*default_collate(batch))
 
-    torch.manual_seed(0)  # of order and mixing
+    torch.manual_seed(0)  # seed of order and mixing
     data_loader = DataLoader(dataset, options.batch_size, shuffle=True, drop_last=True, collate_fn=collate_fn)
     data_loader_test = DataLoader(dataset_test, batch_size=250)
 
@@ -86,7 +86,7 @@ def train_one_epoch(
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, data_loader: Any, device: torch.device) -> float:
-    """Share of pictures that are classified right."""
+    """Share of pictures that are classified correctly."""
     model.eval()
     right = sum((model(image.to(device)).argmax(1) == target.to(device)).sum().item() for image, target in data_loader)
     return float(right / len(data_loader.dataset))

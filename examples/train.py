@@ -1,12 +1,12 @@
-"""Train a small vision transformer with CutMix on real digits, with the plain area target and with the aligned one.
+"""Train a small vision transformer with CutMix on real digits, against the plain area target and the aligned target.
 
-    python examples/train.py                       # both targets, same seed, same first weights, then a table
+    python examples/train.py                       # both targets, same seed, same initial weights; prints a table
     python examples/train.py --methods aligned     # one of them
     python examples/train.py --methods saliencymix/plain saliencymix/aligned   # with another mixer
-    python examples/train.py --output result.json  # figures for a machine to read
+    python examples/train.py --output result.json  # the figures as JSON
 
-CutMix labels a mixed picture by the area of its parts. Here a digit covers a third of the picture and the rest is
-background, and attention decides which part reaches the classifier; the aligned target follows it layer by layer.
+CutMix labels a mixed picture by the area of its parts. Here a digit covers a third of the picture, and the rest is
+background. Attention decides which part reaches the classifier; the aligned target follows it layer by layer.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import nn
-from training import SIZE, Recipe, Trainer, accuracy, add_recipe, read_recipe
+from training import SIZE, DigitTrainer, Recipe, accuracy, add_recipe, read_recipe
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line can set."""
+    """Settings of the command line."""
 
     methods: tuple[Method, ...]
     recipe: Recipe
@@ -52,7 +52,7 @@ class Result:
 
 
 def build_model(seed: int) -> nn.Module:
-    """A vision transformer of timm for SIZE×SIZE pictures and 4×4 patches; the same weights for the same seed."""
+    """A vision transformer of timm for SIZE×SIZE pictures and 4×4 patches. The seed determines its weights."""
     torch.manual_seed(seed)
     return timm.create_model(
         "vit_tiny_patch16_224",
@@ -66,9 +66,9 @@ def build_model(seed: int) -> nn.Module:
 
 
 def run(method: Method, recipe: Recipe, train: Digits, test: Digits, progress: Progress) -> Result:
-    """Train with one method, testing after each epoch and more thoroughly at the end."""
+    """Train with one method. Tests after each epoch, and on more backgrounds at the end."""
     model = build_model(recipe.seed).to(recipe.device)
-    trainer = Trainer(method.prepare(model), recipe, MIXERS[method.mixer](model, recipe))
+    trainer = DigitTrainer(method.prepare(model), recipe, MIXERS[method.mixer](model, recipe))
     task = progress.add_task(str(method), total=recipe.steps, loss="–", accuracy="–", speed="–")
     times = [time.perf_counter()]
     for step in trainer.train(train):
@@ -84,15 +84,15 @@ def run(method: Method, recipe: Recipe, train: Digits, test: Digits, progress: P
 
 
 def images_per_second(times: list[float], recipe: Recipe) -> float:
-    """Pictures that a median step trains on in a second, making and mixing them included.
+    """Pictures per second in the median step, which includes making and mixing them.
 
-    The median, since the first step also captures the model's graph and the first of an epoch tests it.
+    The median, because the first step also captures the model, and the first step of an epoch also includes a test.
     """
     return recipe.batch_size / median(later - sooner for sooner, later in pairwise(times))
 
 
 def show_progress(console: Console) -> Progress:
-    """Bars with loss, test accuracy and speed."""
+    """Progress bars with loss, test accuracy and speed."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -106,7 +106,7 @@ def show_progress(console: Console) -> Progress:
 
 
 def run_methods(settings: Settings, console: Console) -> dict[str, Result]:
-    """Train every method that was asked for, one after another."""
+    """Train all requested methods in turn."""
     recipe = settings.recipe
     train, test = load_digits(recipe.train, recipe.test, size=SIZE)
     with show_progress(console) as progress:
@@ -114,7 +114,7 @@ def run_methods(settings: Settings, console: Console) -> dict[str, Result]:
 
 
 def render(results: dict[str, Result], settings: Settings) -> Table:
-    """The figures side by side."""
+    """A table of the figures."""
     recipe = settings.recipe
     table = Table(title=f"{recipe.epochs} epochs of {recipe.train} digits, seed {recipe.seed}")
     table.add_column("method")
@@ -132,8 +132,8 @@ def parse(arguments: list[str] | None = None) -> Settings:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--methods", nargs="+", type=read_method, default=[Method.parse("plain"), Method.parse("aligned")],
-        metavar="METHOD", help="as for examples/compare.py (default: plain aligned)")  # fmt: skip
-    add("--seed", type=int, default=0, help="of weights, order, backgrounds and mixing (default: %(default)s)")
+        metavar="METHOD", help="as in examples/compare.py (default: plain aligned)")  # fmt: skip
+    add("--seed", type=int, default=0, help="seed of weights, order, backgrounds and mixing (default: %(default)s)")
     add("--output", type=Path, help="write the figures to this JSON file")
     add_recipe(parser, epochs=12, batch_size=64, lr=2e-3, mix_prob=1.0)
     options = parser.parse_args(arguments)
@@ -141,7 +141,7 @@ def parse(arguments: list[str] | None = None) -> Settings:
 
 
 def main() -> None:
-    """Train, show the table and write the figures."""
+    """Train, print the table and write the figures."""
     settings, console = parse(), Console()
     results = run_methods(settings, console)
     console.print(render(results, settings))

@@ -1,13 +1,13 @@
-"""Train a classifier on images in folders, with CutMix targets that are aligned with what reaches the classifier.
+"""Train a classifier on folders of images, with CutMix targets that match what reaches the classifier.
 
     python examples/train_imagenet.py --config examples/recipes/deit_small.yaml --data-dir imagenet --output runs/deit_s
-    torchrun --nproc-per-node 8 examples/train_imagenet.py --config …      # eight GPUs; --fsdp shards the model too
-    python examples/train_imagenet.py --config runs/deit_s/args.yaml --resume       # go on after an interruption
+    torchrun --nproc-per-node 8 examples/train_imagenet.py --config …      # eight GPUs; --fsdp also shards the model
+    python examples/train_imagenet.py --config runs/deit_s/args.yaml --resume       # after an interruption
 
-Flags are timm's, with --method for plain CutMix targets and for the mixers and targets of other papers (Table 2). The
-folder --output holds the settings (args.yaml), tables (train.csv, summary.csv; label_gap is half the L1 distance of
-targets from those by area), and checkpoints that timm reads too (last.pth.tar, model_best.pth.tar). A resumed run ends
-in the same weights, bit for bit, as one that was never interrupted; on a GPU with --deterministic.
+The flags are those of timm; --method selects plain CutMix targets or the mixers and targets of other papers (Table 2).
+The folder --output holds the settings (args.yaml), tables (train.csv, summary.csv; label_gap is half the L1 distance
+between soft targets and area targets), and checkpoints that timm can read (last.pth.tar, model_best.pth.tar). The
+weights of a resumed run are bit-equal to those of an uninterrupted run, on a GPU with --deterministic.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from class_folders import message_of
 from imagenet import checkpoint
 from imagenet.config import check_settings, settings_of, write_config
 from imagenet.data import Splits, make_transforms, open_splits, train_loader, val_loader
 from imagenet.distributed import Processes, shard, start
-from imagenet.engine import Trainer, autocast
-from imagenet.errors import RunError
+from imagenet.engine import RunTrainer, autocast
 from imagenet.evaluation import evaluate
 from imagenet.logs import Logs, show_progress
 from imagenet.mixing import make_mixer
@@ -40,11 +40,11 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import ModelEmaV3, distribute_bn
 from torch import nn
 
-from tlfx import TlfxError
+from tlfx.errors import InputError, TlfxError
 
 
 class Run:
-    """A whole run: data, model and where it stands. Nothing is written before everything is checked."""
+    """A run: data, model and progress. All settings are checked before anything is written."""
 
     def __init__(self, options: Namespace, processes: Processes) -> None:
         self.options, self.processes, self.folder = options, processes, Path(options.output)
@@ -63,26 +63,26 @@ class Run:
         elif options.initial_checkpoint:
             load_weights(model, Path(options.initial_checkpoint), options.reset_classifier)
         self.trainer, self.epochs = make_trainer(model, config["input_size"], options, processes, self.batches.updates)
-        self.epoch = 0  # the present one
+        self.epoch = 0  # the current one
         self.best: dict[str, Any] = {"top1": -math.inf, "epoch": None}
         if content is not None:
-            self._go_on(content)
-        processes.wait()  # until all have found that the folder may be written
+            self._resume(content)
+        processes.wait()  # until all have checked that the folder may be written
         self.logs = open_logs(self) if processes.primary else None
 
-    def _go_on(self, content: dict[str, Any]) -> None:
-        """Be where a checkpoint was written."""
+    def _resume(self, content: dict[str, Any]) -> None:
+        """Restore the state of a checkpoint."""
         self.trainer.load(content)
         progress = content["progress"]
         self.epoch, self.batches.done, self.best = progress["epoch"], progress["update"], progress["best"]
 
     @property
     def done(self) -> int:
-        """Updates of the whole run so far."""
+        """Finished updates of the whole run."""
         return self.epoch * self.batches.updates + self.batches.done
 
     def train(self, console: Console) -> None:
-        """Train from where the run stands to its end."""
+        """Train from the current state to the end of the run."""
         loader = train_loader(self.splits, self.batches, self.options, self.processes.device)
         loader_val = val_loader(self.splits, self.processes, self.options)
         if self.processes.primary and self.epoch >= self.epochs:
@@ -93,7 +93,7 @@ class Run:
             self._finish_epoch(figures, console)
 
     def _train_epoch(self, loader: Any, console: Console) -> None:
-        """The updates that are left of an epoch."""
+        """The remaining updates of an epoch."""
         batches, trainer, numbers = self.batches, self.trainer, self.batches.numbers
         batches.epoch = self.epoch
         if not batches.done:
@@ -124,12 +124,12 @@ class Run:
         return f"loss {figures['train_loss']:.3f}, {images:.0f} images/s"
 
     def _figures(self) -> dict[str, float]:
-        """Of the present epoch. RunError if the loss is no number, before anything good is written over."""
+        """Figures of the current epoch. Raises InputError if the loss is not finite, before writing a checkpoint."""
         figures = self.trainer.meter.figures()
         if not math.isfinite(figures["train_loss"]):
-            raise RunError(
-                f"the loss is {figures['train_loss']} at update {self.done}; checkpoints are left as they were before. "
-                "Look at the images for NaN, lower --lr, set --clip-grad, or use --amp-dtype bfloat16"
+            raise InputError(
+                f"the loss is {figures['train_loss']} at update {self.done}; checkpoints are unchanged. "
+                "Check the images for NaN, lower --lr, set --clip-grad, or use --amp-dtype bfloat16"
             )
         return figures
 
@@ -146,7 +146,7 @@ class Run:
         return figures
 
     def _finish_epoch(self, tested: dict[str, float], console: Console) -> None:
-        """Log an epoch, step to the next, and write a checkpoint."""
+        """Log an epoch, start the next one, and write a checkpoint."""
         row = {"updates": self.done, "epoch": self.epoch, **self._figures(), **tested}
         top1 = max(figure for name, figure in tested.items() if name.endswith("top1"))
         best = top1 > self.best["top1"]
@@ -162,7 +162,7 @@ class Run:
         self._save(best)
 
     def _save(self, best: bool = False) -> None:
-        """Write a checkpoint of the whole run."""
+        """Write a checkpoint of the run."""
         self._figures()
         progress = {"epoch": self.epoch, "update": self.batches.done, "best": self.best}
         content = {
@@ -177,23 +177,23 @@ class Run:
 
 
 def choose_classes(options: Namespace, splits: Splits, content: dict[str, Any] | None) -> None:
-    """Set the number of classes from the data. RunError if that of the flag or of a checkpoint does not fit."""
+    """Set the number of classes from the data. Raises InputError if that of the flag or of the checkpoint differs."""
     options.num_classes = options.num_classes or splits.num_classes
     if options.num_classes < splits.num_classes:
-        raise RunError(f"--num-classes {options.num_classes}: the data has {splits.num_classes} classes")
+        raise InputError(f"--num-classes {options.num_classes}: the data has {splits.num_classes} classes")
     if content is None:
         return
     if content["arch"] != options.model:
-        raise RunError(f"--resume: the checkpoint is of {content['arch']}, --model is {options.model}")
+        raise InputError(f"--resume: the checkpoint is of {content['arch']}, but --model is {options.model}")
     if content["num_classes"] != options.num_classes:
-        raise RunError(
-            f"--resume: the checkpoint has {content['num_classes']} classes, {options.num_classes} are asked for; to "
-            "fine-tune on other data, give it as --initial-checkpoint with --reset-classifier"
+        raise InputError(
+            f"--resume: the checkpoint has {content['num_classes']} classes, expected {options.num_classes}; to "
+            "fine-tune on other data, pass it as --initial-checkpoint with --reset-classifier"
         )
 
 
 def make_batches(images: int, options: Namespace, processes: Processes) -> Batches:
-    """The batches of this process. RunError if the images do not fill one update."""
+    """The batches of this process. Raises InputError if there are too few images for one update."""
     count = options.grad_accum_steps * processes.world
     batches = Batches(
         images,
@@ -205,34 +205,36 @@ def make_batches(images: int, options: Namespace, processes: Processes) -> Batch
         repeats=options.aug_repeats,
     )
     if batches.updates == 0:
-        raise RunError(
-            f"{images} images are fewer than one update takes: --batch-size {options.batch_size} in {count} batches, "
-            "over processes and --grad-accum-steps"
+        raise InputError(
+            f"{images} images are too few for one update: --batch-size {options.batch_size} in {count} batches, over "
+            "processes and --grad-accum-steps"
         )
     return batches
 
 
 def make_trainer(
     model: nn.Module, size: tuple[int, int, int], options: Namespace, processes: Processes, updates: int
-) -> tuple[Trainer, int]:
-    """The model with what trains it, and the number of epochs. size: of an image (C, H, W)."""
+) -> tuple[RunTrainer, int]:
+    """The trainer of a model, and the number of epochs. size: of an image (C, H, W)."""
     bare, ema = place(model, options, processes)
     try:
         optimizer = create_optimizer_v2(bare, **optimizer_kwargs(cfg=options))
     except (AssertionError, TypeError, ValueError) as error:
-        raise RunError(f"--opt {options.opt}: timm cannot make this optimiser: {error}") from error
+        raise InputError(f"--opt {options.opt}: timm cannot create this optimiser: {error}") from error
     scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(options), updates_per_epoch=updates)
     called = compile_model(bare, size, options, processes.device) if options.torchcompile else bare
     if not options.fsdp:
         called = processes.data_parallel(called)
-    trainer = Trainer(called, bare, ema, optimizer, scheduler, make_mixer(bare, options), options, processes)
+    trainer = RunTrainer(called, bare, ema, optimizer, scheduler, make_mixer(bare, options), options, processes)
     return trainer, epochs
 
 
 def place(model: nn.Module, options: Namespace, processes: Processes) -> tuple[nn.Module, ModelEmaV3 | None]:
-    """The model on its device, sharded and aligned as options say, and its moving average, which needs no alignment."""
+    """The model on its device, sharded and aligned as options say, and its moving average, which is not aligned."""
     if options.fsdp and not dist.is_initialized():
-        raise RunError("--fsdp shards a model over processes: start them with torchrun --nproc-per-node 2 or more")
+        raise InputError(
+            "--fsdp shards a model over several processes: start them with torchrun --nproc-per-node 2 or more"
+        )
     model = model.to(processes.device)
     if options.channels_last:
         model = model.to(memory_format=torch.channels_last)
@@ -247,7 +249,7 @@ def place(model: nn.Module, options: Namespace, processes: Processes) -> tuple[n
 
 
 def compile_model(model: nn.Module, size: tuple[int, int, int], options: Namespace, device: torch.device) -> nn.Module:
-    """The model, captured as it is called in training, so that no capture breaks the compiled graph, and compiled."""
+    """The compiled model. It is captured before, as it is called in training: a capture would break the graph."""
     images = torch.zeros(2, *size, device=device)
     if options.channels_last:
         images = images.to(memory_format=torch.channels_last)
@@ -258,14 +260,14 @@ def compile_model(model: nn.Module, size: tuple[int, int, int], options: Namespa
 
 
 def choose_learning_rate(options: Namespace, images: int) -> None:
-    """Scale the learning rate to the images in an update, as timm does, unless it is given."""
+    """Unless --lr is given, scale the learning rate to the number of images in an update, as timm does."""
     if options.lr is None:
         ratio = images / options.lr_base_size
         options.lr = options.lr_base * (math.sqrt(ratio) if options.lr_base_scale == "sqrt" else ratio)
 
 
 def open_logs(run: Run) -> Logs:
-    """The folder of a run, its settings and logs."""
+    """Create the folder of a run with its settings and logs."""
     run.folder.mkdir(parents=True, exist_ok=True)
     logs = Logs(run.options, run.epoch, run.done)
     write_config(run.options, run.folder / "args.yaml")
@@ -273,26 +275,26 @@ def open_logs(run: Run) -> Logs:
 
 
 def make_deterministic(wanted: bool) -> None:
-    """On a GPU: the same bits in each run, or whatever is fastest."""
+    """On a GPU, choose deterministic or the fastest kernels."""
     if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it
     torch.use_deterministic_algorithms(wanted)
     torch.backends.cudnn.benchmark = not wanted
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, or leave with a message."""
+    """Train, or exit with a message."""
     options = parse(str(__doc__), arguments)
     make_deterministic(options.deterministic)
     processes, console = None, Console()
     try:
         processes = start(options.device)
         Run(options, processes).train(console)
-    except (RunError, TlfxError) as error:
+    except TlfxError as error:
         shown = processes is None or processes.primary
-        raise SystemExit(f"train_imagenet.py: {error}" if shown else 1) from None
+        raise SystemExit(f"train_imagenet.py: {message_of(error)}" if shown else 1) from None
     except KeyboardInterrupt:
-        raise SystemExit("interrupted; --resume goes on from the last checkpoint") from None
+        raise SystemExit("interrupted; --resume continues from the last checkpoint") from None
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

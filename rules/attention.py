@@ -27,8 +27,8 @@ def scaled_dot_product_attention(
     enable_gqa: bool = False,
 ) -> Value:
     """query (*, heads, n, d), key and value (*, heads, m, d): Y ← softmax(q·kᵀ)·Y."""
-    joint = {"dropout": dropout_p, "grouped": enable_gqa}
-    return op.attend(query, key, value, attn_mask, is_causal, scale, joint)
+    replaced = {"dropout": dropout_p, "grouped": enable_gqa}
+    return op.attend(query, key, value, attn_mask, is_causal, scale, replaced)
 
 
 @rule("flex_attention")
@@ -46,5 +46,5 @@ def softmax(op: OpContext, x: Value, dim: int, dtype: Any = None) -> Value:
 
 @rule(aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout, aten.native_dropout)
 def dropout(op: OpContext, x: Value, p: float, train: bool) -> Value:
-    """Point-wise; weights are read before it."""
+    """Point-wise; mixing weights are read before dropout."""
     return op.dropout(x)

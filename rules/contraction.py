@@ -16,10 +16,10 @@ aten = torch.ops.aten
 
 @rule(aten.linear)
 def linear(op: OpContext, x: Value, weight: Value, bias: Value | None = None) -> Value:
-    """x (*, in), weight (out, in): Y ← Y, Norm(|W|)·Y or Norm(ΣY), by what the contracted axis holds."""
+    """x (*, in), weight (out, in): Y ← Y, Norm(|W|)·Y or Norm(ΣY), by the content of the contracted axis."""
     if not weight.is_constant:
-        letters = [str(i) for i in range(len(x.shape) - 1)]
-        return op.multiply(x, [*letters, "i"], weight, ["o", "i"], [*letters, "o"])
+        subscripts = [str(i) for i in range(len(x.shape) - 1)]
+        return op.multiply(x, [*subscripts, "i"], weight, ["o", "i"], [*subscripts, "o"])
     return op.contract(x, axis=-1, weight=weight)
 
 
@@ -37,7 +37,7 @@ def addmm(op: OpContext, bias: Value, a: Value, b: Value, **scales: float) -> Va
 
 @rule(aten.einsum)
 def einsum(op: OpContext, equation: str, operands: Sequence[Value], path: Any = None) -> Value:
-    """Any equation; of more than two operands, two after two."""
+    """Any equation; more than two operands are contracted one after another."""
     return op.einsum(_explicit(equation.replace(" ", ""), operands), *operands)
 
 
@@ -50,7 +50,7 @@ def bilinear(op: OpContext, a: Value, b: Value, weight: Value, bias: Value | Non
 
 @rule(aten.tensordot)
 def tensordot(op: OpContext, a: Value, b: Value, dims_a: Sequence[int], dims_b: Sequence[int]) -> Value:
-    """Any axes of one contracted with as many of the other; the rest side by side."""
+    """Some axes of one contracted with as many of the other; the others are kept in order."""
     gone_a, gone_b = ([d % len(v.shape) for d in dims] for v, dims in ((a, dims_a), (b, dims_b)))
     of_a = [f"a{i}" for i in range(len(a.shape))]
     of_b = [of_a[gone_a[gone_b.index(i)]] if i in gone_b else f"b{i}" for i in range(len(b.shape))]
@@ -101,13 +101,13 @@ def cross(op: OpContext, a: Value, b: Value, dim: int | None = None) -> Value:
 
 @rule(aten.linalg_matrix_power, aten.matrix_power, aten.linalg_inv, aten.inverse, aten.linalg_pinv, aten.matrix_exp)
 def matrix_function(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value:
-    """Of a mixing weight a mixing weight; of anything else uniform over the matrix."""
+    """Of a mixing weight a mixing weight; of other values uniform over the matrix."""
     return op.spread(x, [-2, -1]) if x.is_content else op.pointwise(x)
 
 
 @rule(aten.linalg_solve, aten.linalg_solve_triangular)
 def solve(op: OpContext, a: Value, b: Value, **options: Any) -> Value:
-    """a (*, n, n), b (*, n, m): every row of the solution sees all rows of b."""
+    """a (*, n, n), b (*, n, m): every row of the solution depends on all rows of b."""
     return op.spread(b, [-2]) if b.is_content else op.weight()
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from tlfx._torch import overload_name
 from tlfx.propagate.values import Value
 from tlfx.propagate.verbs import OpContext
 from tlfx.rules import rule
@@ -31,7 +32,7 @@ def conv(
     kernel = list(weight.shape[2:])
     spatial = len(kernel)
     steps, holes = each(stride, spatial), each(dilation, spatial)
-    named = op.target._overloadname == "padding"
+    named = overload_name(op.target) == "padding"
     padding = padding or "valid" if named else each(padding, spatial)
     padded = padding != "valid" and (isinstance(padding, str) or any(padding))
     if all(k == 1 for k in kernel) and (not padded or isinstance(padding, str)):
@@ -53,7 +54,7 @@ def conv_transpose(
     groups: int = 1,
     dilation: Any = 1,
 ) -> Value:
-    """x (batch, in, *size), weight (in, out / groups, *kernel): likewise, by the transposed operator."""
+    """x (batch, in, *size), weight (in, out / groups, *kernel): the same by the transposed operator."""
     spatial = len(weight.shape) - 2
     steps, padding, extra = (each(s, spatial) for s in (stride, padding, output_padding))
     holes = each(dilation, spatial)

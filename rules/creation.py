@@ -1,4 +1,4 @@
-"""Operators that take a size or a type from a value and none of its content."""
+"""Operators that read the size or the type of a value, not its content."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def create(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value:
     aten.exponential_,
 )
 def overwrite(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value:
-    """Noise or a number in place of what was there."""
+    """In-place overwriting with noise or a number."""
     return op.constant()
 
 
 @rule(assign_buffer)
 def assign(op: OpContext, module: Any, name: str, value: Value) -> None:
-    """A buffer that the model's forward keeps for itself."""
+    """A buffer that the model's forward assigns."""
 
 
 @rule(aten.sym_size)

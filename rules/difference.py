@@ -31,7 +31,7 @@ def diff(
 
 @rule(aten.gradient)
 def gradient(op: OpContext, x: Value, *, spacing: Any = 1, dim: Any = None, edge_order: int = 1) -> list[Value]:
-    """The neighbours on both sides, for each axis asked for: likewise."""
+    """The neighbours on both sides along each given axis: a residual connection."""
     dims = range(len(x.shape)) if dim is None else dim if isinstance(dim, Sequence) else [dim]
     return [op.residual(op.remap(x, _shifted(d, 1)), op.remap(x, _shifted(d, -1))) for d in dims]
 
@@ -44,7 +44,7 @@ def trapezoid(op: OpContext, y: Value, x: Any = None, *, dx: Any = 1, dim: int =
 
 @rule(aten.cumulative_trapezoid)
 def cumulative_trapezoid(op: OpContext, y: Value, x: Any = None, *, dx: Any = 1, dim: int = -1) -> Value:
-    """Every position sees those up to it, and the next."""
+    """Every position depends on those up to it, and on the next."""
     scanned = op.step(y.shape).scan(y, dim)
     return op.remap(scanned, _part(dim, 1, y.shape[dim] - 1))
 

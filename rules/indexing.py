@@ -1,4 +1,4 @@
-"""Indexing, sorting and scattering: by known indices a movement, by others a movement at run time."""
+"""Indexing, sorting and scattering: constant indices move the map, others move labels at run time."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ def gather(op: OpContext, x: Value, dim: int, chosen: Value, **options: Any) -> 
 
 @rule(aten.take_along_dim)
 def take_along_dim(op: OpContext, x: Value, chosen: Value, dim: int | None = None) -> Value:
-    """Likewise, the indices broadcast; without an axis, along all of them."""
+    """Gather with broadcast indices; without an axis, from the flattened value."""
     axes = range(len(x.shape)) if dim is None else [dim]
     return op.take(x, op.target, chosen, dim, axes=axes, aligned=True)
 
 
 @rule(aten.take)
 def take(op: OpContext, x: Value, chosen: Value) -> Value:
-    """Elements of x by their place in it, all axes counted as one."""
+    """Elements of x by their index in the flattened value."""
     return op.take(x, op.target, chosen, axes=range(len(x.shape)))
 
 
 @rule(aten.topk)
 def topk(op: OpContext, x: Value, k: int, dim: int = -1, *settings: Any) -> list[Value]:
-    """The largest values, with the labels of where they come from, and their indices."""
+    """The largest values, each with the label of the element it is, and their indices."""
     return op.take_own(x, dim)
 
 
 @rule(aten.sort)
 def sort(op: OpContext, x: Value, dim: int = -1, descending: bool = False, *, stable: Any = None) -> list[Value]:
-    """Values in order, likewise, and their indices."""
+    """Values in order, each with the label of the element it is, and their indices."""
     return op.take_own(x, dim)
 
 
@@ -65,13 +65,13 @@ def argsort(op: OpContext, x: Value, dim: int = -1, descending: bool = False, *,
 
 @rule(aten.masked_fill)
 def masked_fill(op: OpContext, x: Value, mask: Value, value: Any) -> Value:
-    """Point-wise; where a known mask holds, a number without content."""
+    """Point-wise; elements under a constant mask become a number without content."""
     return op.erase(x, op.concrete(mask)) if op.is_known(mask) else op.pointwise(x)
 
 
 @rule(aten.where)
 def where(op: OpContext, condition: Value, a: Any = None, b: Any = None) -> Value:
-    """An element-wise choice: by a known condition a movement, by any other the average of differing labels."""
+    """An element-wise choice: by a constant condition data movement, by any other the average of differing labels."""
     if all(not isinstance(v, Value) or v.is_constant for v in (a, b)):
         return op.pointwise(condition)
     if not (isinstance(a, Value) and isinstance(b, Value)):
@@ -81,7 +81,7 @@ def where(op: OpContext, condition: Value, a: Any = None, b: Any = None) -> Valu
 
 @rule(aten.embedding)
 def embedding(op: OpContext, table: Value, indices: Value, *settings: Any) -> Value:
-    """A learned vector chosen by a value: the label of what chose it."""
+    """A learned vector looked up by a value: the label of the index."""
     if not indices.is_content:
         return op.weight()
     return op.remap(indices, lambda m: m[..., None].expand(op.shape))
@@ -104,7 +104,7 @@ def index_put(
 
 @rule(aten.put)
 def put(op: OpContext, x: Value, chosen: Value, source: Value, accumulate: bool = False) -> Value:
-    """Elements of x overwritten, or added to, likewise."""
+    """Elements of the flattened x overwritten, or added to."""
     axes = range(len(x.shape))
     return op.put(x, source, aten.put.default, [chosen], [accumulate], axes=axes, adds=accumulate)
 
@@ -125,7 +125,7 @@ def index_add(op: OpContext, x: Value, dim: int, chosen: Value, source: Value, *
 def index_reduce(
     op: OpContext, x: Value, dim: int, chosen: Value, source: Value, reduce: str, *, include_self: bool = True
 ) -> Value:
-    """Likewise, by another reduction; all count alike."""
+    """Whole slices of x reduced with those of the source; all tokens at one place count alike."""
     kind = {"adds": True, "include_self": include_self}
     return op.put(x, source, aten.index_reduce.default, [dim, chosen], ["mean"], axes=[dim], **kind)
 
@@ -138,7 +138,7 @@ def scatter(op: OpContext, x: Value, dim: int, chosen: Value, source: Value) -> 
 
 @rule(aten.scatter_add, aten.scatter.reduce)
 def scatter_add(op: OpContext, x: Value, dim: int, chosen: Value, source: Value, *, reduce: str = "add") -> Value:
-    """x (batch, n, channels) plus what goes to chosen (batch, k, channels): token merging."""
+    """x (batch, n, channels) plus source at chosen (batch, k, channels): token merging."""
     return op.put(x, source, aten.scatter_add.default, [dim, chosen], axes=[dim], aligned=True, adds=True)
 
 
@@ -146,14 +146,14 @@ def scatter_add(op: OpContext, x: Value, dim: int, chosen: Value, source: Value,
 def scatter_reduce(
     op: OpContext, x: Value, dim: int, chosen: Value, source: Value, reduce: str, *, include_self: bool = True
 ) -> Value:
-    """Likewise, by any reduction; all tokens that meet count alike."""
+    """The same by any reduction; all tokens at one place count alike."""
     kind = {"aligned": True, "adds": True, "include_self": include_self}
     return op.put(x, source, aten.scatter_reduce.two, [dim, chosen], ["sum"], axes=[dim], **kind)
 
 
 @rule(aten.scatter.value, aten.index_fill)
 def fill_at(op: OpContext, x: Value, dim: int, chosen: Value, value: Any) -> Value:
-    """Point-wise; at known places, a number without content."""
+    """Point-wise; elements at constant indices become a number without content."""
     if not op.is_known(chosen):
         return op.pointwise(x)
     filled = op.target if op.target is aten.scatter.value else aten.index_fill.int_Scalar
@@ -162,7 +162,7 @@ def fill_at(op: OpContext, x: Value, dim: int, chosen: Value, value: Any) -> Val
 
 @rule(aten.scatter.value_reduce)
 def scale_at(op: OpContext, x: Value, dim: int, chosen: Value, value: Any, *, reduce: str) -> Value:
-    """Point-wise: at some places, plus or times a number."""
+    """Point-wise: a number is added to some elements, or multiplies them."""
     return op.pointwise(x)
 
 
@@ -174,13 +174,13 @@ def overlay(op: OpContext, x: Value, source: Value, *settings: Any, **options: A
 
 @rule(aten.masked_scatter)
 def masked_scatter(op: OpContext, x: Value, mask: Value, source: Value) -> Value:
-    """The places of a known mask, taken in order."""
+    """Elements of the source, in order, at the places of a constant mask."""
     op.concrete(mask)
     return op.put(x, source, op.target, [mask], axes=[])
 
 
 def indexed_axes(indices: Sequence[Value | None]) -> list[int]:
-    """The axes that indices stand for: one each, and as many as it has for a mask."""
+    """The axes that are indexed: one for each index tensor, and as many as it has for a mask."""
     axes: list[int] = []
     axis = 0
     for i in indices:

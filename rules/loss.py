@@ -1,4 +1,5 @@
-"""Losses that a model computes by itself: one number for the batch has no label, one for each element has its own."""
+"""Losses that a model computes: one number for the batch has no label, one for each element has the label of the
+element."""
 
 from __future__ import annotations
 
@@ -25,11 +26,11 @@ aten = torch.ops.aten
     aten.poisson_nll_loss,
 )
 def loss(op: OpContext, x: Value, goal: Value, *settings: Any, **options: Any) -> Value:
-    """x and its goal, element by element; or the sum or mean of all."""
+    """x and its target, element by element, or the sum or mean of all."""
     return op.numerator(x, goal) if op.shape == x.shape else op.weight()
 
 
 @rule(aten.cross_entropy_loss, aten.nll_loss, aten.nll_loss2d, aten.nll_loss_nd)
 def class_loss(op: OpContext, x: Value, goal: Value, *settings: Any, **options: Any) -> Value:
-    """x (batch, classes, *size), a loss for each position; or the sum or mean of all."""
+    """x (batch, classes, *size): a loss for each position, or the sum or mean of all."""
     return op.reduce(x, 1) if len(op.shape) == len(x.shape) - 1 and op.shape else op.weight()

@@ -1,4 +1,4 @@
-"""Data movement: the operator runs on the map itself, so no rule describes an operator again."""
+"""Data movement: the operator itself runs on the map, so that no rule repeats what an operator does."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ aten = torch.ops.aten
     aten.select_copy,
 )
 def move(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value:
-    """Each element keeps its row."""
+    """Each element keeps its label."""
     return op.move()
 
 
@@ -81,25 +81,25 @@ def move(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value:
     aten.unsafe_split_with_sizes,
 )
 def move_each(op: OpContext, x: Value, *settings: Any, **options: Any) -> list[Value]:
-    """Each element keeps its row, in one of several outputs."""
+    """Each element keeps its label, in one of several outputs."""
     return op.move_each()
 
 
 @rule(aten.view, aten._unsafe_view, aten.view_copy)
 def view(op: OpContext, x: Value, size: Any) -> Value:
-    """Each element keeps its row; the map need not have the memory layout that a view asks of the value."""
+    """Each element keeps its label; a reshape, since the map may lack the memory layout that a view requires."""
     return op.remap(x, lambda m: m.reshape(size)) if isinstance(size, list) else op.same(x)
 
 
 @rule(aten.im2col, aten.diag_embed)
 def im2col(op: OpContext, x: Value, *settings: Any) -> Value:
-    """Patches as columns, a diagonal in a matrix: the zeros between and around hold no content."""
+    """Patches as columns, a diagonal in a matrix: the zeros between and around them hold no content."""
     return op.remap(x, lambda m: op.target(m.double() + 1, *settings).long() - 1)
 
 
 @rule(aten.view_as, aten.reshape_as, aten.expand_as)
 def move_as(op: OpContext, x: Value, like: Value) -> Value:
-    """Each element keeps its row, in the shape of another value."""
+    """Each element keeps its label, in the shape of another value."""
     if op.target is aten.expand_as.default:
         return op.remap(x, lambda m: m.expand(like.shape))
     return op.remap(x, lambda m: m.reshape(like.shape))
@@ -145,13 +145,13 @@ def view_as_complex(op: OpContext, x: Value) -> Value:
 
 @rule(aten.cat, aten.concat, aten.concatenate)
 def cat(op: OpContext, values: Sequence[Value], dim: int = 0) -> Value:
-    """Labels side by side; tokens without content get the image-level label (eq. 5)."""
+    """Concatenated labels; tokens without content get the image-level label (eq. 5)."""
     return op.join([v for v in values if v.shape != (0,)], dim)
 
 
 @rule(aten.stack)
 def stack(op: OpContext, values: Sequence[Value], dim: int = 0) -> Value:
-    """Likewise along a new axis."""
+    """The same along a new axis."""
     return op.stack(values, dim)
 
 
@@ -167,13 +167,13 @@ def stack_side_by_side(op: OpContext, values: Sequence[Value]) -> Value:
 
 @rule(aten.broadcast_tensors)
 def broadcast(op: OpContext, values: Sequence[Value]) -> list[Value]:
-    """Each in the shape of all."""
+    """Each value in the broadcast shape."""
     return [op.taken_from(v) for v in values]
 
 
 @rule(aten.pad, aten.constant_pad_nd)
 def pad(op: OpContext, x: Value, pad: Sequence[int], mode: Any = "constant", value: Any = None) -> Value:
-    """Zeros hold no content; reflected, replicated and circular padding keep the rows they copy."""
+    """Zeros hold no content; reflected, replicated and circular padding have the labels that they copy."""
     if mode in ("reflect", "replicate", "circular"):
         return op.move()
     return op.remap(x, lambda m: torch.nn.functional.pad(m, list(pad), value=NONE))

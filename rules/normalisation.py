@@ -22,7 +22,7 @@ aten = torch.ops.aten
     "aten::_fused_rms_norm",
 )
 def normalise(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value:
-    """Statistics leave every label where it is."""
+    """Statistics do not change labels."""
     return op.pointwise(x)
 
 

@@ -38,7 +38,7 @@ def activation(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value
 
 @rule(aten.polygamma, aten.special_polygamma)
 def polygamma(op: OpContext, n: int, x: Value) -> Value:
-    """Y ← Y; the order comes first."""
+    """Y ← Y; the order is the first argument."""
     return op.pointwise(x)
 
 
@@ -57,7 +57,7 @@ def rsub(op: OpContext, a: Any, b: Any, *, alpha: Any = 1) -> Value:
 
 @rule(aten.mul, aten.multiply)
 def mul(op: OpContext, a: Any, b: Any) -> Value:
-    """A factor that is broadcast leaves labels alone; two full values are averaged."""
+    """A factor that is broadcast does not change labels; those of two full values are averaged."""
     if isinstance(a, Value) and isinstance(b, Value):
         return op.product(a, b)
     return op.scaled(a, b) if isinstance(a, Value) else op.scaled(b, a)
@@ -74,13 +74,13 @@ def div(op: OpContext, a: Any, b: Any, *, rounding_mode: Any = None) -> Value:
     aten.gcd, aten.lcm, aten.__lshift__, aten.__rshift__, aten.bitwise_left_shift, aten.bitwise_right_shift, aten.polar,
 )  # fmt: skip
 def power(op: OpContext, a: Any, b: Any) -> Value:
-    """The label of the base, or whatever comes first."""
+    """The label of the base, or of the exponent of a constant."""
     return op.numerator(a, b) if isinstance(a, Value) and isinstance(b, Value) else op.pointwise(_value(a, b))
 
 
 @rule(aten.maximum, aten.minimum, aten.fmax, aten.fmin, aten.logaddexp, aten.logaddexp2, aten.hypot)
 def extreme(op: OpContext, a: Value, b: Value) -> Value:
-    """Either of the two: the average of differing labels."""
+    """The larger or smaller of two: the average of differing labels."""
     return op.either(a, b)
 
 
@@ -92,7 +92,7 @@ def complex_of(op: OpContext, real: Value, imaginary: Value) -> Value:
 
 @rule(aten.searchsorted)
 def searchsorted(op: OpContext, steps: Value, x: Any, *settings: Any, **options: Any) -> Value:
-    """Where each element lies between steps: a decision with its label."""
+    """The interval that each element falls into: a decision with its label."""
     return op.pointwise(x) if isinstance(x, Value) and not x.is_constant else op.weight()
 
 

@@ -52,7 +52,7 @@ def max_pool(
 
 @rule(aten.max_pool1d_with_indices, aten.max_pool2d_with_indices, aten.max_pool3d_with_indices)
 def max_pool_with_indices(op: OpContext, x: Value, kernel_size: Any, *settings: Any) -> list[Value]:
-    """The same, and where the largest lie."""
+    """The same, and the indices of the maxima."""
     return [max_pool(op, x, kernel_size, *settings), op.weight()]
 
 
@@ -70,7 +70,7 @@ def adaptive_max_pool(op: OpContext, x: Value, output_size: Any) -> list[Value]:
 
 
 def lengthened(op: OpContext, x: Value, size: list[int], steps: list[int], edges: list[int], holes: list[int]) -> Value:
-    """x with places without content at its end, where rounding up takes a last window beyond it."""
+    """x with elements without content appended, where ceil_mode takes the last window beyond its end."""
     counts = op.shape[-len(size) :]
     spans = [(o - 1) * s + h * (k - 1) + 1 for o, s, h, k in zip(counts, steps, holes, size, strict=True)]
     ends = [max(0, span - n - 2 * e) for span, n, e in zip(spans, x.shape[-len(size) :], edges, strict=True)]

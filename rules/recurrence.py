@@ -1,4 +1,4 @@
-"""Recurrences, scans and Fourier transforms: uniform over what a position can see."""
+"""Recurrences, scans and Fourier transforms: uniform over the positions that a position depends on."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def cell(op: OpContext, x: Value, state: Any, *params: Any) -> Any:
 
 @rule(aten.cumsum, aten.cumprod, aten.logcumsumexp)
 def cumulative(op: OpContext, x: Value, dim: int, dtype: Any = None) -> Value:
-    """Every position sees those up to it."""
+    """Every position depends on those up to it."""
     return op.scan(x, dim)
 
 
@@ -61,7 +61,7 @@ def cumulative_extreme(op: OpContext, x: Value, dim: int) -> list[Value]:
 
 @rule(aten.fft_fft, aten.fft_rfft)
 def fourier(op: OpContext, x: Value, n: int | None = None, dim: int = -1, norm: Any = None) -> Value:
-    """Every frequency sees every position of an axis."""
+    """Every frequency depends on every position of an axis."""
     return op.to_frequencies(x, [dim], None if n is None else [n])
 
 
@@ -69,13 +69,13 @@ def fourier(op: OpContext, x: Value, n: int | None = None, dim: int = -1, norm: 
 def fourier_of_several(
     op: OpContext, x: Value, s: Any = None, dim: Sequence[int] | None = None, norm: Any = None
 ) -> Value:
-    """Every frequency sees every position of several axes."""
+    """Every frequency depends on every position of several axes."""
     return op.to_frequencies(x, transformed(op, x, s, dim), s)
 
 
 @rule(aten.fft_ifft, aten.fft_irfft)
 def inverse_fourier(op: OpContext, x: Value, n: int | None = None, dim: int = -1, norm: Any = None) -> Value:
-    """Filtered frequencies give a convolution; any others every position."""
+    """Of filtered frequencies a convolution; of any others, every position depends on all frequencies."""
     return op.from_frequencies(x, [dim])
 
 
@@ -83,13 +83,13 @@ def inverse_fourier(op: OpContext, x: Value, n: int | None = None, dim: int = -1
 def inverse_fourier_of_several(
     op: OpContext, x: Value, s: Any = None, dim: Sequence[int] | None = None, norm: Any = None
 ) -> Value:
-    """Likewise (global filters)."""
+    """The same over several axes (global filters)."""
     return op.from_frequencies(x, transformed(op, x, s, dim))
 
 
 @rule(aten.fft_hfft, aten.fft_ihfft)
 def hermitian_fourier(op: OpContext, x: Value, n: Any = None, dim: int = -1, norm: Any = None) -> Value:
-    """Every frequency sees every position of an axis."""
+    """Every frequency depends on every position of an axis."""
     return op.spread(x, [dim])
 
 

@@ -34,7 +34,7 @@ def reduce(op: OpContext, x: Value, dim: Any = None, keepdim: bool = False, dtyp
 def deviation(
     op: OpContext, x: Value, dim: Any = None, unbiased: Any = True, keepdim: bool = False, *, correction: Any = None
 ) -> Value:
-    """Likewise; the overloads put a correction where others put the bias flag."""
+    """The same; some overloads have a correction where others have the bias flag."""
     return op.reduce(x, None if isinstance(dim, bool) else dim, keepdim)
 
 
@@ -42,7 +42,7 @@ def deviation(
 def deviation_and_mean(
     op: OpContext, x: Value, dim: Any = None, unbiased: Any = True, keepdim: bool = False, *, correction: Any = None
 ) -> list[Value]:
-    """Both."""
+    """Deviation or variance, and the mean."""
     reduced = op.reduce(x, None if isinstance(dim, bool) else dim, keepdim)
     return [reduced, reduced]
 
@@ -85,7 +85,7 @@ def mode(op: OpContext, x: Value, dim: int = -1, keepdim: bool = False) -> list[
 
 @rule(aten.kthvalue)
 def kthvalue(op: OpContext, x: Value, k: int, dim: int = -1, keepdim: bool = False) -> list[Value]:
-    """Likewise."""
+    """The k-th smallest value and its index along an axis."""
     return [op.reduce(x, dim, keepdim), op.decide(x, dim, keepdim)]
 
 
@@ -104,11 +104,11 @@ def quantile(op: OpContext, x: Value, q: float, dim: int | None = None, keepdim:
 
 @rule(aten.argmax, aten.argmin)
 def decide(op: OpContext, x: Value, dim: int | None = None, keepdim: bool = False) -> Value:
-    """Where the largest lies: over channels a decision with the token's label, over tokens one without."""
+    """The index of an extreme: over channels a decision with the label of the token, over tokens one without."""
     return op.decide(x, dim, keepdim)
 
 
 @rule(aten.count_nonzero, aten.nonzero, aten.nonzero_static, aten.histc, aten.dist)
 def count(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value:
-    """How many there are and where, or one number of two values: decisions without label."""
+    """Counts and places, or one number of two values: decisions without label."""
     return op.weight()

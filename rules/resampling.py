@@ -1,4 +1,4 @@
-"""Resampling: the operator itself run on the label map, over itself run on ones."""
+"""Resampling: the operator itself run on the label map, divided by itself run on ones."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from tlfx._torch import overload_name
 from tlfx.propagate.values import Value
 from tlfx.propagate.verbs import OpContext
 from tlfx.rules import rule
@@ -35,7 +36,7 @@ def upsample_bicubic(op: OpContext, x: Value, *settings: Any) -> Value:
     """x (batch, channels, height, width): by bilinear weights, which have no negative lobes."""
     smooth = "aa" in str(op.target)
     packet = aten._upsample_bilinear2d_aa if smooth else aten.upsample_bilinear2d
-    return op.resample(x, *settings, spatial=2, operator=getattr(packet, op.target._overloadname))
+    return op.resample(x, *settings, spatial=2, operator=getattr(packet, overload_name(op.target)))
 
 
 @rule(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d)
@@ -47,13 +48,13 @@ def grid_sampler(op: OpContext, x: Value, grid: Value, mode: int, padding: int, 
 
 @rule(aten.affine_grid_generator)
 def affine_grid(op: OpContext, theta: Value, size: Any, align: bool) -> Value:
-    """theta (batch, 2, 3) or (batch, 3, 4): where to sample, which has no label."""
+    """theta (batch, 2, 3) or (batch, 3, 4): sampling places, which have no label."""
     return op.weight()
 
 
 @rule(aten.max_unpool2d, aten.max_unpool3d)
 def max_unpool(op: OpContext, x: Value, where: Value, size: Any, *settings: Any) -> Value:
-    """x (batch, channels, *size) back to where a pool took it from: every place of a window has the window's label."""
+    """x (batch, channels, *size) at the indices of a max pool: every place of a window has the label of the window."""
     spatial = len(x.shape) - 2
     nearest = aten.upsample_nearest2d.vec if spatial == 2 else aten.upsample_nearest3d.vec
     return op.resample(x, list(op.shape[2:]), None, spatial=spatial, operator=nearest)

@@ -1,4 +1,5 @@
-"""Similarities and distances: of the same tokens they stay with them, of different ones they are weights (eq. 7)."""
+"""Similarities and distances: of the same tokens they have their label, of different tokens they are weights (eq.
+7)."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ def vecdot(op: OpContext, a: Value, b: Value, *, dim: int = -1) -> Value:
 
 @rule(aten.cosine_similarity)
 def cosine_similarity(op: OpContext, a: Value, b: Value, dim: int = 1, eps: float = 1e-8) -> Value:
-    """Likewise, of vectors of length one."""
+    """The same, of normalised vectors."""
     return vecdot(op, a, b, dim=dim)
 
 

@@ -24,7 +24,7 @@ Twin = Callable[[Tensor, Tensor], Any]
 """Labels and images, both (batch, channels, *size) in float64, to the label at every element of every output."""
 
 
-class Probe(testing.Probe):
+class Probe(testing.LabelProbe):
     """A captured function of images (batch, *size), and the share of the first image at every element."""
 
     def __init__(self, function: Callable[..., Any], size: Sequence[int], **parts: Any) -> None:
@@ -87,7 +87,7 @@ def check(
 def check_moves(function: Callable[..., Any], size: Sequence[int] = (4, 4, 6), **parts: Any) -> Probe:
     """Data movement: labels go where the same function brings them."""
     probe = check(function, lambda y, x: function(y, **parts), size, **parts)
-    assert not {o for o in probe.found.operations.values() if o.has_label_arithmetic}
+    assert not {o for o in probe.propagation.operations.values() if o.has_label_arithmetic}
     return probe
 
 

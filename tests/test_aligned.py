@@ -30,7 +30,7 @@ from twins.arithmetic import mix, residual
 from twins.vit import timm_maps
 
 import tlfx
-from tlfx.aligned import alignment_of
+from tlfx.aligned import planner_of
 from tlfx.analysis.invariants import share
 
 vit = partial(helpers.vit, qkv_std=0.7, depth=1)
@@ -76,7 +76,7 @@ class Head(nn.Module):
 
 def plans(model: nn.Module) -> int:
     """How many captures a model holds."""
-    return len(alignment_of(model).plans)
+    return len(planner_of(model).plans)
 
 
 # in place

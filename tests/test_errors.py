@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ import pytest
 import torch
 from helpers import CLASSES, SIDE, mixture, pictures
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 import tlfx
 from tlfx import errors
-from tlfx.aligned import alignment_of
+from tlfx.aligned import planner_of
 from tlfx.analysis.invariants import share
 from tlfx.rules.registry import Registry
 
@@ -128,20 +129,42 @@ def test_unknown_options(options: dict[str, Any], words: str) -> None:
     assert type(model) is Net
 
 
-def patched(model: nn.Module) -> nn.Module:
-    model.forward = model.forward
-    return model
-
-
-def scripted(model: nn.Module) -> nn.Module:
-    return torch.jit.script(nn.Sequential(nn.Flatten()))
-
-
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
-@pytest.mark.parametrize("hide", [patched, scripted])
-def test_a_forward_that_would_hide_the_aligned_one(hide: Callable[[nn.Module], nn.Module]) -> None:
-    with pytest.raises(tlfx.InputError, match=r"has a forward of the instance .* align the model before that"):
-        tlfx.align(hide(Net()))
+def test_a_scripted_model() -> None:
+    with pytest.raises(tlfx.InputError, match=r"is scripted, and its forward is fixed: align the model before that"):
+        tlfx.align(torch.jit.script(nn.Sequential(nn.Flatten())))
+
+
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process alone."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+WRAPPERS: dict[str, tuple[Callable[[nn.Module], nn.Module], str]] = {
+    "DistributedDataParallel": (nn.parallel.DistributedDataParallel, r"use DistributedDataParallel\(tlfx.align\(model"),
+    "DataParallel": (
+        nn.DataParallel,
+        r"use torch.nn.parallel.DistributedDataParallel\(tlfx.align\(model\)\), one",
+    ),
+    "FullyShardedDataParallel": (
+        lambda model: FullyShardedDataParallel(model, device_id=torch.device("cpu")),
+        r"use tlfx.align\(model\), then torch.distributed.fsdp.fully_shard\(model\)",
+    ),
+    "OptimizedModule": (torch.compile, r"use torch.compile\(tlfx.align\(model\)\)"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_wrappers_belong_around_the_aligned_model(name: str) -> None:
+    wrap, order = WRAPPERS[name]
+    with pytest.raises(tlfx.InputError, match=rf"{name} runs the model that it wraps .*: {order}"):
+        tlfx.align(wrap(Net()))
 
 
 def test_a_graph_module_is_held_by_a_module_to_be_aligned() -> None:
@@ -213,7 +236,7 @@ def test_mixed_targets_that_do_not_fit(target: tlfx.MixedTarget, words: str) -> 
     model = tlfx.align(Net())
     with pytest.raises(tlfx.TargetError, match=words):
         model(pictures(), target)
-    assert not alignment_of(model).plans
+    assert not planner_of(model).plans
 
 
 @pytest.mark.parametrize(

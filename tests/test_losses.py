@@ -131,7 +131,7 @@ def test_an_aligned_model_is_trained_by_token_labels() -> None:
         ),
         (
             torch.zeros(3, 5),
-            r"shape \(3, 5\) and the logits \(3, 6\), expected one shape; check num_classes of the mixer",
+            r"shape \(3, 5\) and the logits \(3, 6\), expected equal shapes; compare the mixer.s num_classes",
         ),
         (None, "the target is a NoneType, expected the soft target that model"),
     ],
@@ -147,7 +147,9 @@ def test_targets_that_do_not_fit(loss: nn.Module, target: Any, words: str) -> No
 @pytest.mark.parametrize(("given", "words"), [(torch.zeros(2, 6), "are a Tensor"), ((1, 2, 3), "are 3 values")])
 def test_outputs_of_another_form(given: Any, words: str) -> None:
     pair = torch.zeros(2, 6), torch.zeros(2, 4, 6)
-    with pytest.raises(InputError, match=f"outputs {words}, expected two tensors: of the class token and of the patch"):
+    with pytest.raises(
+        InputError, match=f"outputs {words}, expected two tensors: for the class token and for the patch"
+    ):
         TokenLabelCrossEntropy()(given, pair)
     with pytest.raises(InputError, match=f"targets {words}"):
         TokenLabelCrossEntropy()(pair, given)

@@ -357,6 +357,6 @@ def test_heads_that_an_operator_hides() -> None:
             return flex_attention(tokens, tokens, tokens, block_mask=blocks)
 
     aligned = tlfx.align(Flex(), policy=tlfx.Policy(heads="norm"))
-    words = r"heads='norm' is not to be had for flex_attention, whose weights its operator alone knows: use heads="
+    words = r"heads='norm' is not supported for flex_attention, which does not expose its weights: use heads="
     with pytest.raises(tlfx.InputError, match=words):
         aligned(torch.randn(2, 4, 8, 8), target(rectangles(2, 8)))

@@ -21,7 +21,7 @@ from twins.families import FAMILIES
 from twins.recorder import outputs_of
 
 import tlfx
-from tlfx.aligned import alignment_of
+from tlfx.aligned import planner_of
 from tlfx.recording import labels_of
 
 BATCH = 3
@@ -253,23 +253,23 @@ def test_graphs_are_written_once_and_labels_are_freed(plain: nn.Module) -> None:
     aligned = tlfx.align(deepcopy(plain))
     images, mixed = inputs(BATCH, 32)
     aligned(images, mixed)
-    alignment = alignment_of(aligned)
+    planner = planner_of(aligned)
     for _ in range(2):
         with tlfx.record(aligned) as labels:
             aligned(images, mixed)
-    assert len(alignment.captures) == 1
-    assert len(alignment.plans) == 2
+    assert len(planner.captures) == 1
+    assert len(planner.plans) == 2
     label = weakref.ref(labels["blocks.0"])
     del labels
     gc.collect()
     assert label() is None
-    assert not alignment.recordings
+    assert not planner.recorders
 
 
 def test_an_error_ends_the_recording(aligned: nn.Module) -> None:
     with pytest.raises(ZeroDivisionError), tlfx.record(aligned):
         raise ZeroDivisionError
-    assert not alignment_of(aligned).recordings
+    assert not planner_of(aligned).recorders
 
 
 def test_under_autocast(aligned: nn.Module, plain: nn.Module) -> None:

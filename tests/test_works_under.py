@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import tlfx
-from tlfx.aligned import alignment_of
+from tlfx.aligned import planner_of
+from tlfx.capture.arguments import Call
 
 
 class Convolutions(nn.Module):
@@ -165,7 +166,7 @@ def test_checkpoints_under_autocast() -> None:
 def test_a_graph_without_regions_is_one_piece() -> None:
     aligned = tlfx.align(Transformer())
     aligned(*batch())
-    plan = alignment_of(aligned).latest
+    plan = planner_of(aligned).latest
     assert plan.program is plan.graph_module
 
 
@@ -193,7 +194,7 @@ def test_hooks_that_look_on_fire_at_every_call() -> None:
         block.register_forward_pre_hook(lambda module, args, note=note: note(args[0].detach().clone()))
         block.mlp.register_forward_hook(lambda module, args, output, note=note: note(output.detach().mean()))
         block.register_forward_hook(lambda module, args, output, note=note: note(output.detach().clone()))
-    alignment_of(models["aligned"]).plan(models["aligned"], (batch()[0],), {})
+    planner_of(models["aligned"]).plan(models["aligned"], Call.of(batch()[0]))
     seen["aligned"].clear()
     for _ in range(2):
         assert_same_step(models["plain"], models["aligned"], *batch())

@@ -6,20 +6,21 @@ import functools
 import inspect
 from collections.abc import Sequence
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
-import torch
 from torch import nn
-from torch.fx import GraphModule
 
-from tlfx.capture.arguments import arguments_of
+from tlfx.capture.alignable import check_alignable
+from tlfx.capture.arguments import Call
+from tlfx.capture.model_class import CHOSEN, own_forward, own_parameters
 from tlfx.capture.sharding import casts_arguments
 from tlfx.errors import InputError, TargetError
 from tlfx.mix.target import MixedTarget
-from tlfx.plans import Alignment, own_forward
+from tlfx.plans import Planner
 from tlfx.policy import Policy, check_policy
 from tlfx.propagate.options import Options
 
-__all__ = ["Aligned", "align", "aligned_code", "alignment_of", "unalign"]
+__all__ = ["Aligned", "align", "aligned_code", "planner_of", "unalign"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -77,24 +78,15 @@ def align(
     >>> soft_target
     tensor([[0.5000, 0.5000]])
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"align takes a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(model, torch.jit.ScriptModule) or "forward" in vars(model):
-        raise InputError(
-            f"{type(model).__name__} has a forward of the instance (compiled, scripted or patched) that would hide the "
-            "aligned one: align the model before that"
-        )
-    if isinstance(model, GraphModule):
-        raise InputError(
-            f"{type(model).__name__} is a torch.fx.GraphModule, whose class is rewritten whenever its graph is: align "
-            "the model it was traced from, or a module that holds it, such as torch.nn.Sequential(model)"
-        )
-    chosen = _options(layers, policy, on_unknown, attention)
+    check_alignable(model)
+    options = _options(layers, policy, on_unknown, attention)
     module: nn.Module = unalign(model)
     module.__class__ = _aligned_class(type(module))
-    module.__dict__["_tlfx"] = Alignment(chosen)
+    module.__dict__["_tlfx"] = Planner(options)
+    if "forward" in vars(module):
+        module.__dict__[CHOSEN] = module.__dict__.pop("forward")
     if example is not None:
-        alignment_of(module).plan(module, *arguments_of(example))
+        planner_of(module).plan(module, Call.from_example(example))
     return model
 
 
@@ -107,6 +99,8 @@ def unalign(model: M) -> M:
     module: nn.Module = model
     if isinstance(module, Aligned):
         del module.__dict__["_tlfx"]
+        if CHOSEN in vars(module):
+            module.__dict__["forward"] = module.__dict__.pop(CHOSEN)
         module.__class__ = _plain_class(type(module))  # type: ignore[assignment]
     return model
 
@@ -126,8 +120,8 @@ def aligned_code(model: nn.Module, example: Any = None) -> str:
 
     Raises InputError if the model is not aligned, or has not been captured and no example is given.
     """
-    alignment = alignment_of(model)
-    plan = alignment.latest if example is None else alignment.plan(model, *arguments_of(example))
+    planner = planner_of(model)
+    plan = planner.latest if example is None else planner.plan(model, Call.from_example(example))
     if plan is None:
         raise InputError("the model has not been captured yet: call it with a target, or pass example=images")
     return str(plan.graph_module.code)
@@ -137,8 +131,6 @@ class Aligned(nn.Module):
     """Base of the classes that :func:`align` makes: ``isinstance(model, Aligned)`` tells whether a model is aligned."""
 
     _tlfx_base: type[nn.Module]
-    _tlfx_own_target: bool
-    """Whether the model's own forward has a parameter named target, which then takes all but mixed targets."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's hooks and forward; those of fully_shard in mixed precision are not to round a target."""
@@ -153,7 +145,7 @@ class Aligned(nn.Module):
         targets = [a for a in (*args, *kwargs.values()) if isinstance(a, MixedTarget)]
         args = tuple(a for a in args if not isinstance(a, MixedTarget))
         kwargs = {k: v for k, v in kwargs.items() if not isinstance(v, MixedTarget)}
-        if target is not None and not isinstance(target, MixedTarget) and self._tlfx_own_target:
+        if target is not None and not isinstance(target, MixedTarget) and _takes_target(self):
             kwargs = {**kwargs, "target": target}
         elif target is not None:
             targets.append(target)
@@ -161,7 +153,7 @@ class Aligned(nn.Module):
             return own_forward(self)(self, *args, **kwargs)
         if len(targets) > 1:
             raise TargetError(f"{len(targets)} targets were given, expected one")
-        return alignment_of(self).run(self, args, kwargs, targets[0])
+        return planner_of(self).run(self, Call.of(*args, **kwargs), targets[0])
 
     def _get_name(self) -> str:
         """What printing shows; the class has the name of its base, which libraries write into checkpoints."""
@@ -170,7 +162,12 @@ class Aligned(nn.Module):
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copies and pickles hold the model and the options; graphs are captured anew."""
         state = {k: v for k, v in self.__dict__.items() if k != "_tlfx"}
-        return _rebuilt, (self._tlfx_base, alignment_of(self).options), state
+        return _rebuilt, (self._tlfx_base, planner_of(self).options), state
+
+
+def _takes_target(model: nn.Module) -> bool:
+    """Whether the model's own forward has a parameter named target, which then takes all but mixed targets."""
+    return any(parameter.name == "target" for parameter in own_parameters(model))
 
 
 class _Sealed:
@@ -191,18 +188,20 @@ def _opened(argument: Any) -> Any:
 def _rebuilt(base: type[nn.Module], options: Options) -> nn.Module:
     model = base.__new__(base)
     model.__class__ = _aligned_class(base)
-    model.__dict__["_tlfx"] = Alignment(options)
+    model.__dict__["_tlfx"] = Planner(options)
     return model
 
 
 def _aligned_class(base: type[nn.Module]) -> type[nn.Module]:
     """The subclass of a module's class whose forward takes a target, the same one each time."""
-    if base not in _CLASSES:
-        _CLASSES[base] = _make_class(base)
-    return _CLASSES[base]
+    kind = _CLASSES.get(base)
+    if kind is None:
+        kind = _CLASSES[base] = _make_class(base)
+    return kind
 
 
-_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+_CLASSES: WeakValueDictionary[type[nn.Module], type[nn.Module]] = WeakValueDictionary()
+"""Aligned classes by the classes that were aligned, as long as there is a model of them."""
 
 
 def _make_class(base: type[nn.Module]) -> type[nn.Module]:
@@ -220,7 +219,6 @@ def _make_class(base: type[nn.Module]) -> type[nn.Module]:
     names = {
         "forward": forward,
         "_tlfx_base": base,
-        "_tlfx_own_target": "target" in signature.parameters,
         "__module__": base.__module__,
         "__qualname__": f"Aligned{base.__name__}",
         "__doc__": base.__doc__,
@@ -228,12 +226,12 @@ def _make_class(base: type[nn.Module]) -> type[nn.Module]:
     return type(base.__name__, (Aligned, base), names)
 
 
-def alignment_of(model: nn.Module) -> Alignment:
+def planner_of(model: nn.Module) -> Planner:
     """What an aligned model keeps. Raises InputError for any other model."""
     if not isinstance(model, Aligned):
         raise InputError(f"{type(model).__name__} is not aligned: call tlfx.align(model) first")
-    alignment: Alignment = model.__dict__["_tlfx"]
-    return alignment
+    planner: Planner = model.__dict__["_tlfx"]
+    return planner
 
 
 def _options(layers: Sequence[str | int] | None, policy: Policy | None, on_unknown: str, attention: str) -> Options:

@@ -1,4 +1,4 @@
-"""The one family of errors that tlfx raises."""
+"""The errors that tlfx raises, all derived from TlfxError."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = [
 
 
 class TlfxError(Exception):
-    """Base of every error of tlfx; the message says what was given, what was expected and the remedy."""
+    """Base of every error of tlfx; the message states the given value, the expected one and the remedy."""
 
 
 class CaptureError(TlfxError):
@@ -26,36 +26,36 @@ class CaptureError(TlfxError):
 
 
 class InputError(TlfxError, ValueError):
-    """Images or options of the wrong rank, type, size or value."""
+    """Images or options have a wrong rank, type, size or value."""
 
 
 class ModelError(TlfxError):
-    """A model that is unknown by its name, or that could not be built or given images of a size."""
+    """No model has the given name, or the model cannot be built or does not take images of the given size."""
 
 
 class TargetError(TlfxError, ValueError):
-    """A target that does not fit its images or classes."""
+    """A target does not fit its images or the number of classes."""
 
 
 class RuleError(TlfxError):
-    """A rule raised or returned something that does not fit its operator."""
+    """A rule raised an error or returned a value that does not fit its operator."""
 
 
 class RuleConflictError(RuleError):
-    """Two rules for one operator."""
+    """Two rules were registered for one operator."""
 
 
 class WrongRuleError(RuleError):
-    """A rule whose labels do not agree with what its operator does."""
+    """The labels of a rule contradict what its operator depends on."""
 
 
 class UnknownOperatorError(RuleError):
-    """An operator that touches image content and has no rule."""
+    """An operator receives image content and has no rule."""
 
 
 class ProvenanceError(TlfxError):
-    """Image content that cannot be followed, for example mixed across the samples of a batch."""
+    """Image content cannot be followed, for example because an operator mixes the samples of a batch."""
 
 
 class NoContentError(TlfxError):
-    """No output of the model carries image content, so there is nothing to align."""
+    """No output of the model carries image content, so there is no label to align."""

@@ -1,4 +1,4 @@
-"""Losses against soft targets: cross-entropy, binary cross-entropy, and token labels beside the image's own."""
+"""Losses for soft targets: cross-entropy, binary cross-entropy, and the sum of an image loss and a token loss."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["BinaryCrossEntropy", "SoftTargetCrossEntropy", "TokenLabelCrossEntro
 
 
 class SoftTargetCrossEntropy(nn.Module):
-    """Cross-entropy −Σ y·log softmax(x) with soft targets, averaged over samples and positions, as timm's.
+    """Cross-entropy −Σ y·log softmax(x) with soft targets, averaged over samples and positions.
 
-    Logits and targets, floating, have one shape: (batch, classes), tokens (batch, tokens, classes) or a dense output
-    (batch, classes, height, width). Integer labels are refused, since they are no distribution. TargetError if the
-    target does not fit.
+    On (batch, classes) it equals timm's `SoftTargetCrossEntropy` bit for bit. Logits and targets are floating tensors
+    of the same shape: (batch, classes), (batch, tokens, classes) or a dense output (batch, classes, height, width).
+    TargetError if shapes differ, or for integer labels, which are not a distribution over classes.
 
     >>> loss = SoftTargetCrossEntropy()
     >>> loss(torch.zeros(2, 4), torch.full((2, 4), 0.25))
@@ -27,19 +27,23 @@ class SoftTargetCrossEntropy(nn.Module):
     """
 
     def forward(self, logits: Tensor, soft_target: Tensor) -> Tensor:
-        """The loss, a scalar."""
+        """The scalar loss."""
         _check(logits, soft_target)
-        axis = _class_axis(logits)
-        return (-soft_target * F.log_softmax(logits, axis)).sum(axis).mean()
+        if _class_axis(logits) == -1:  # F.cross_entropy expects the classes on axis 1
+            logits, soft_target = (x.reshape(-1, x.shape[-1]) for x in (logits, soft_target))
+        # Its own mean divides one sum over everything, which rounds otherwise than timm's mean over samples.
+        return F.cross_entropy(logits, soft_target, reduction="none").mean()
 
 
 class BinaryCrossEntropy(nn.Module):
     """Binary cross-entropy of each class with soft targets, as timm's `BinaryCrossEntropy` on dense targets.
 
-    target_threshold: classes above it become 1, others 0, as timm's `bce_target_thresh`; None leaves targets soft.
-    sum_classes: sum over classes instead of the average. weight, pos_weight: of each class, or of positive ones.
+    target_threshold: targets above it become 1, others 0, as timm's `bce_target_thresh`; None leaves targets soft.
+    sum_classes: sum the losses of the classes instead of averaging them.
+    weight, pos_weight: factors for each class and for positive targets, as in `torch.nn.BCEWithLogitsLoss`.
 
-    Shapes and errors are those of `SoftTargetCrossEntropy`. Label smoothing belongs to the mixer: its targets have it.
+    Shapes and errors are those of `SoftTargetCrossEntropy`. The mixer smooths the targets, so this loss has no
+    smoothing argument.
 
     >>> loss = BinaryCrossEntropy(target_threshold=0.2)
     >>> loss(torch.tensor([[9.0, 9.0, -9.0]]), torch.tensor([[0.7, 0.3, 0.0]]))
@@ -66,7 +70,7 @@ class BinaryCrossEntropy(nn.Module):
         self.register_buffer("pos_weight", None if pos_weight is None else torch.as_tensor(pos_weight))
 
     def forward(self, logits: Tensor, soft_target: Tensor) -> Tensor:
-        """The loss, a scalar."""
+        """The scalar loss."""
         _check(logits, soft_target)
         axis = _class_axis(logits)
         logits, target = logits.movedim(axis, -1), soft_target.movedim(axis, -1).to(logits.dtype)
@@ -79,16 +83,16 @@ class BinaryCrossEntropy(nn.Module):
 
 
 class TokenLabelCrossEntropy(nn.Module):
-    """Loss of the class token and of every patch token against the label that reaches it: cls + β·tokens.
+    """Loss of the class token plus β times the mean loss of the patch tokens, each against its own aligned label.
 
-    TokenLabeling (arXiv 2104.10858) with aligned labels of the tokens in place of those of an annotator. The
-    model gives (logits, token logits): (batch, classes), and (batch, tokens, classes) or (batch, classes, height,
-    width). An aligned model gives targets of the same structure.
+    This is the loss of TokenLabeling (arXiv 2104.10858) with the aligned token labels instead of labels from an
+    annotator network. The model returns (logits, token logits): (batch, classes), and (batch, tokens, classes) or
+    (batch, classes, height, width). An aligned model returns targets of the same structure.
 
-    beta: weight of the token loss, averaged over tokens; 0.5 in the paper.
-    loss: of either part; `SoftTargetCrossEntropy()` if None.
+    beta: weight of the token loss; 0.5 in the paper.
+    loss: the loss of each part; `SoftTargetCrossEntropy()` if None.
 
-    InputError for outputs of another form, TargetError if a target does not fit.
+    InputError unless there are two outputs and two targets, TargetError if a target does not fit its output.
 
     >>> loss = TokenLabelCrossEntropy(beta=0.5)
     >>> outputs = torch.zeros(2, 4), torch.zeros(2, 9, 4)
@@ -99,12 +103,12 @@ class TokenLabelCrossEntropy(nn.Module):
     def __init__(self, beta: float = 0.5, loss: nn.Module | None = None) -> None:
         super().__init__()
         if not 0.0 <= beta < float("inf"):
-            raise InputError(f"beta is {beta}, expected a weight of at least 0, as 0.5 in the paper")
+            raise InputError(f"beta is {beta}, expected a weight of at least 0 (0.5 in the paper)")
         self.beta = beta
         self.loss = SoftTargetCrossEntropy() if loss is None else loss
 
     def forward(self, outputs: Sequence[Any], soft_targets: Sequence[Any]) -> Tensor:
-        """The loss, a scalar, of two outputs and their two targets."""
+        """The loss, a scalar, for two outputs and their two targets."""
         logits, tokens = _pair("outputs", outputs)
         target, token_target = _pair("targets", soft_targets)
         image_loss: Tensor = self.loss(logits, target)
@@ -113,20 +117,20 @@ class TokenLabelCrossEntropy(nn.Module):
 
 
 def _pair(name: str, values: Any) -> tuple[Any, Any]:
-    """InputError unless values are two, of the image and of its tokens."""
+    """The value of the image and that of its tokens. InputError unless there are exactly two values."""
     if not isinstance(values, tuple | list) or len(values) != 2:
         given = f"{len(values)} values" if isinstance(values, tuple | list) else f"a {type(values).__name__}"
-        raise InputError(f"{name} are {given}, expected two tensors: of the class token and of the patch tokens")
+        raise InputError(f"{name} are {given}, expected two tensors: for the class token and for the patch tokens")
     return values[0], values[1]
 
 
 def _class_axis(logits: Tensor) -> int:
-    """The last axis, but for dense outputs (batch, classes, height, width) the second."""
+    """The last axis; the second for dense outputs (batch, classes, height, width)."""
     return -1 if logits.dim() < 4 else 1
 
 
 def _check(logits: Tensor, target: Any) -> None:
-    """TargetError unless the target is soft and of the logits' shape."""
+    """TargetError unless the target is soft and has the shape of the logits."""
     if not isinstance(target, Tensor):
         raise TargetError(
             f"the target is a {type(target).__name__}, expected the soft target that model(images, target) returns, or "
@@ -139,6 +143,6 @@ def _check(logits: Tensor, target: Any) -> None:
         )
     if target.shape != logits.shape:
         raise TargetError(
-            f"the target has shape {tuple(target.shape)} and the logits {tuple(logits.shape)}, expected one shape; "
-            "check num_classes of the mixer against the model's"
+            f"the target has shape {tuple(target.shape)} and the logits {tuple(logits.shape)}, expected equal shapes; "
+            "compare the mixer's num_classes with the model's"
         )

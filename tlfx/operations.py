@@ -1,4 +1,4 @@
-"""The operations of Table 10: what an operator does to the label rows of a value."""
+"""The operations of Table 10: the effect of an operator on the labels of a value."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ __all__ = ["Operation"]
 
 
 class Operation(Enum):
-    """Class of a graph node, with the label rule in the paper's notation (arXiv 2210.06455, Table 10).
+    """Class of a graph node, with its label rule in the paper's notation (arXiv 2210.06455, Table 10).
 
-    The last three lie outside the table, so that every node of a graph has a class.
+    LAYOUT, WEIGHT and CONSTANT are not in the table; with them, every node of a graph has a class.
 
     >>> Operation.RESIDUAL.formula
     'Y ← Norm(Y + g(Y))'
@@ -32,7 +32,7 @@ class Operation(Enum):
 
     @property
     def has_label_arithmetic(self) -> bool:
-        """Whether the operation may compute new label rows."""
+        """Whether the operation may compute new labels."""
         return self in (Operation.SPATIAL_MIX, Operation.RESIDUAL, Operation.AGGREGATION)
 
 

@@ -2,45 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._compile import _disable_dynamo
 from torch.fx import GraphModule
-from torch.utils import _pytree as pytree
 
-from tlfx.capture.arguments import images_of, key_of, tensors_of
+from tlfx._torch import disable_dynamo, outside_transforms, pytree
+from tlfx.capture.arguments import Call
 from tlfx.capture.export import Captured, capture
-from tlfx.errors import CaptureError, NoContentError, ProvenanceError, TargetError
+from tlfx.capture.model_class import class_name, own_forward
+from tlfx.capture.settings import Settings
+from tlfx.errors import TargetError
 from tlfx.mix.target import MixedTarget, check_labels
-from tlfx.propagate import Options, Propagation, propagate
-from tlfx.propagate.observer import Recorded, Recording
+from tlfx.propagate.observer import LabelRecorder, ObservedLabels
+from tlfx.propagate.options import Options
 from tlfx.propagate.outputs import OutputLabel
 from tlfx.rewrite.segments import segmented
-from tlfx.rewrite.writer import rewrite
 from tlfx.rules.registry import REGISTRY
+from tlfx.trace import trace
 
-__all__ = ["Alignment", "Plan", "own_forward"]
+__all__ = ["MOST_PLANS", "Capture", "Plan", "Planner"]
+
+MOST_PLANS = 16
+"""Plans that a model keeps; the one that was used least recently goes first."""
+_FEW_CHANGES = 4
+"""Captures because of one attribute before a warning says so."""
+_LOG = logging.getLogger("tlfx")
+
+
+@dataclass(frozen=True, eq=False)
+class Capture:
+    """A captured graph, and what it depends on in the rules, the call and the model."""
+
+    captured: Captured
+    rules: object
+    call: Hashable
+    settings: Settings
+
+    def fits(self, model: nn.Module, call: Call) -> bool:
+        """Whether it is what a capture for this call would be."""
+        return self.is_like(call) and self.settings.are_current(model)
+
+    def is_like(self, call: Call) -> bool:
+        """Whether it was captured for a call like this one, by the same rules."""
+        return self.rules == REGISTRY.generation and self.captured.batch in (None, call.batch) and self.call == call.key
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """An aligned graph, and what its outputs and recorded labels are."""
+    """An aligned graph, and what its outputs and observed labels are."""
 
     graph_module: GraphModule
     captured: Captured
     outputs: list[OutputLabel | None]
-    recorded: Recorded
+    observed: ObservedLabels
     program: GraphModule
     """The graph as it is run: parts that must go through modules or be checkpointed are segments."""
+    capture: Capture
+    record: tuple[str, ...]
 
-    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], mask: Tensor) -> tuple[Any, list[Any], list[Tensor]]:
+    def run(self, call: Call, mask: Tensor) -> tuple[Any, list[Any], list[Tensor]]:
         """The model's output, the share of the first image at each position of it (a flat list, None where an output
-        has none, channels last), and the recorded labels."""
-        outputs, shares = self.program(*tensors_of(args, kwargs), mask)
+        has none, channels last), and the observed labels."""
+        outputs, shares = self.program(*call.tensors, mask)
         count = len(self.outputs)
         return self.structured(outputs), list(shares[:count]), list(shares[count:])
 
@@ -49,104 +79,126 @@ class Plan:
         return pytree.tree_unflatten(list(leaves), self.captured.out_spec)
 
 
-class Alignment:
-    """What an aligned model keeps beside its own state: options, a plan for each kind of call, and open recordings."""
+class Planner:
+    """What an aligned model keeps beside its own state: options, a plan for each kind of call, and open recorders.
+
+    At most :data:`MOST_PLANS` plans are kept, the last used last.
+    """
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.plans: dict[Hashable, Plan] = {}
-        self.captures: dict[Hashable, Captured] = {}
+        self.plans: list[Plan] = []
+        self.captures: list[Capture] = []
         self.latest: Plan | None = None
-        self.recordings: list[Recording] = []
+        self.recorders: list[LabelRecorder] = []
+        self._changes: Counter[str] = Counter()
 
-    def run(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], target: Any) -> tuple[Any, Any]:
+    def run(self, model: nn.Module, call: Call, target: Any) -> tuple[Any, Any]:
         """The model's output and the target that reaches it."""
-        images = images_of(args, kwargs)
         if not isinstance(target, MixedTarget):
-            return self._plain(model, args, kwargs, target, images.shape[0])
-        _check(target, images)
-        plan = self.plan(model, args, kwargs, tuple(dict.fromkeys(p for r in self.recordings for p in r.patterns)))
+            return self._plain(model, call, target)
+        _check(target, call.images)
+        plan = self.plan(model, call, tuple(dict.fromkeys(p for r in self.recorders for p in r.patterns)))
         mask = target.mask
-        output, shares, labels = plan.run(args, kwargs, mask if mask.stride(0) else mask[:1])  # one for all samples
-        for recording in self.recordings:
-            recording.take(plan.recorded, labels)
+        output, shares, labels = plan.run(call, mask if mask.stride(0) else mask[:1])  # one for all samples
+        for recorder in self.recorders:
+            recorder.take(plan.observed, labels)
         soft = [None if o is None else _soft(target, s, o) for s, o in zip(shares, plan.outputs, strict=True)]
         return output, plan.structured(soft)
 
-    def _plain(
-        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], target: Any, batch: int
-    ) -> tuple[Any, Any]:
+    def _plain(self, model: nn.Module, call: Call, target: Any) -> tuple[Any, Any]:
         """An unmixed target: the model's own forward, and the target as soft labels in the structure of the output."""
-        if not isinstance(target, Tensor):
-            raise TargetError(
-                f"the target is a {type(target).__name__}, expected a tlfx.MixedTarget from a mixer, integer labels "
-                "(batch,) or soft labels (batch, classes)"
-            )
-        if target.dim() != (2 if target.is_floating_point() else 1):
-            raise TargetError(
-                f"the target is {target.dtype} of shape {tuple(target.shape)}, expected integer labels (batch,) or "
-                "soft labels (batch, classes)"
-            )
-        if target.shape[0] != batch:
-            raise TargetError(
-                f"a target of shape {tuple(target.shape)} was given with {batch} images; it seems to come from "
-                "another batch"
-            )
-        plan = self.plan(model, args, kwargs)
-        output = own_forward(model)(model, *args, **kwargs)
+        _check_plain(target, call.batch)
+        plan = self.plan(model, call)
+        output = own_forward(model)(model, *call.args, **call.kwargs)
         leaves, spec = pytree.tree_flatten(output)
         soft = [
             None if o is None else _soft_plain(target, leaf, o) for leaf, o in zip(leaves, plan.outputs, strict=True)
         ]
         return output, pytree.tree_unflatten(soft, spec)
 
-    def plan(
-        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], record: tuple[str, ...] = ()
-    ) -> Plan:
+    def plan(self, model: nn.Module, call: Call, record: tuple[str, ...] = ()) -> Plan:
         """The plan for a call like this one that reads the labels ``record``, made now if there is none."""
-        images = images_of(args, kwargs)
-        call = (REGISTRY.generation, key_of(model, args, kwargs, images))
-        found = self.plans.get((call, record)) or self.plans.get(((call, images.shape[0]), record))
-        if found is None:
-            found = self._make(model, args, kwargs, record)
-        self.latest = found
-        return found
+        plan = self._find(model, call, record) or self._make(model, call, record)
+        if self.latest is not plan:
+            self.latest = plan
+            if not torch.compiler.is_compiling():  # a list that changes at a call would be compiled again at each call
+                self._put_last(plan)
+        return plan
 
-    @_disable_dynamo  # as torch.compiler.disable, which takes a second to load
-    def _make(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], record: tuple[str, ...]) -> Plan:
+    def _find(self, model: nn.Module, call: Call, record: tuple[str, ...]) -> Plan | None:
+        for plan in reversed(self.plans):
+            if plan.record == record and plan.capture.fits(model, call):
+                return plan
+        return None
+
+    def _put_last(self, plan: Plan) -> None:
+        """Put a plan and its capture last, and drop those beyond the limit."""
+        self.plans = [*(p for p in self.plans if p is not plan), plan][-MOST_PLANS:]
+        self.captures[:] = [*(c for c in self.captures if c is not plan.capture), plan.capture][-MOST_PLANS:]
+
+    @disable_dynamo
+    def _make(self, model: nn.Module, call: Call, record: tuple[str, ...]) -> Plan:
         """A new plan, of a new capture if there is none for calls like this one."""
-        images = images_of(args, kwargs)
+        with outside_transforms():  # inside torch.func.grad even constants would be wrapped
+            return self._make_outside(model, call, record)
+
+    def _make_outside(self, model: nn.Module, call: Call, record: tuple[str, ...]) -> Plan:
         REGISTRY.load()
-        call = (REGISTRY.generation, key_of(model, args, kwargs, images))
-        captured = self.captures.get(call) or self.captures.get((call, images.shape[0]))
-        if captured is None:
-            captured = capture(model, own_forward(model), args, kwargs, images)
-        key = call if captured.batch is None else (call, captured.batch)
-        propagation = _propagate(captured, replace(self.options, record=record))
-        graph_module = rewrite(propagation)
-        found = Plan(graph_module, captured, propagation.outputs, propagation.recorded, segmented(graph_module))
-        self.captures[key], self.plans[key, record] = captured, found
-        return found
+        plan = self._find(model, call, record)  # a compiled call may not have seen that it fits
+        if plan is not None:
+            return plan
+        kept = next((c for c in reversed(self.captures) if c.fits(model, call)), None) or self._capture(model, call)
+        traced = trace(model, call, replace(self.options, record=record), captured=kept.captured)
+        propagation, program = traced.propagation, segmented(traced.aligned)
+        plan = Plan(
+            traced.graph_module, kept.captured, propagation.outputs, propagation.recorded, program, kept, record
+        )
+        self._put_last(plan)
+        return plan
+
+    def _capture(self, model: nn.Module, call: Call) -> Capture:
+        self._tell(model, call)
+        kept = Capture(capture(model, call), REGISTRY.generation, call.key, Settings(model))
+        self.captures.append(kept)  # even if no plan comes of it, such as for a pattern that matches nothing
+        del self.captures[:-MOST_PLANS]
+        return kept
+
+    def _tell(self, model: nn.Module, call: Call) -> None:
+        """Say in the log why the model is captured, and warn once if it is captured over and over for one attribute."""
+        last = next((c for c in reversed(self.captures) if c.is_like(call)), None)
+        name = None if last is None else last.settings.change()
+        if name is None:
+            _LOG.info("%s is captured for images %s", class_name(model), tuple(call.images.shape))
+            return
+        _LOG.info("%s is captured again: %s has changed", class_name(model), name)
+        self._changes[name] += 1
+        if self._changes[name] == _FEW_CHANGES:
+            warnings.warn(
+                f"{class_name(model)} was captured {_FEW_CHANGES} times because {name} had changed, which takes "
+                "seconds each time. Keep a value that changes while training in a buffer (register_buffer), which is "
+                "read at every call, or change it less often.",
+                stacklevel=2,
+            )
 
 
-def _propagate(captured: Captured, options: Options) -> Propagation:
-    """What propagation finds; a batch of one is found only where it comes first."""
-    try:
-        return propagate(captured.graph_module, captured.images, options)
-    except (NoContentError, ProvenanceError) as error:
-        if captured.batch != 1:
-            raise
-        raise CaptureError(
-            f"{error}\nThis model computes with its batch size, so that it is captured for one size only, and a batch "
-            "of 1 cannot be told from other axes of length 1: call it with two images or more (drop_last=True)."
-        ) from error
-
-
-def own_forward(model: nn.Module) -> Callable[..., Any]:
-    """The forward of the class that was aligned."""
-    base: Any = model._tlfx_base
-    forward: Callable[..., Any] = base.forward
-    return forward
+def _check_plain(target: Any, batch: int) -> None:
+    """An unmixed target against the batch."""
+    if not isinstance(target, Tensor):
+        raise TargetError(
+            f"the target is a {type(target).__name__}, expected a tlfx.MixedTarget from a mixer, integer labels "
+            "(batch,) or soft labels (batch, classes)"
+        )
+    if target.dim() != (2 if target.is_floating_point() else 1):
+        raise TargetError(
+            f"the target is {target.dtype} of shape {tuple(target.shape)}, expected integer labels (batch,) or "
+            "soft labels (batch, classes)"
+        )
+    if target.shape[0] != batch:
+        raise TargetError(
+            f"a target of shape {tuple(target.shape)} was given with {batch} images; it seems to come from "
+            "another batch"
+        )
 
 
 def _check(target: MixedTarget, images: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Label policies: the rules of the paper, and what may be tried in place of each."""
+"""Label policies: the rules of the paper, and alternatives to each of them."""
 
 from __future__ import annotations
 
@@ -15,30 +15,32 @@ OPTIONS = {
     "weights": ("absolute", "signed"),
     "aggregation": ("uniform", "weighted"),
 }
-"""What each field of :class:`Policy` may be, the paper's rule first."""
+"""The options of each field of :class:`Policy`, the paper's rule first."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How labels are combined where values are; the defaults are the rules of TL-Align (arXiv 2210.06455).
+    """How the labels of tokens are combined; the defaults are the rules of TL-Align (arXiv 2210.06455).
 
-    Whatever the policy, logits stay as they are, and labels stay convex combinations that are linear in the mask.
+    No policy changes the logits. Under every policy, labels are convex combinations and linear in the mask.
 
     Attributes:
-        residual: labels of a sum of two values that differ. ``"average"`` of the two (eq. 11); ``"skip"`` leaves the
-            skip path out, Y ← g(Y), which is the summand with fewer operators since the two parted (ablation);
-            ``"norm"`` weights each summand by the L2 norm of its channels at the token; ``"gated"`` weights each by the
-            constants it was multiplied with before the sum, such as LayerScale and stochastic depth: the mean of
-            |factor| for each sample, 1 where there is none.
-        heads: weights of attention heads. ``"mean"``: all the same (eq. 9); ``"norm"``: the weight of a token in a head
-            counts by the L2 norm of its value in that head, normalised over all tokens and heads. Linear attention sums
-            its heads by their magnitude in any case.
-        weights: token-mixing layers, convolutions and weights that are no softmax. ``"absolute"``: Norm(|W|)
-            (sec. 3.2); ``"signed"``: Norm(max(W, 0)), so that inhibition brings no label, uniform where no weight is
-            positive. Of linear attention q·kᵀ, both factors are taken so.
-        aggregation: patch embedding and merging by a convolution or linear layer. ``"uniform"`` over the tokens
-            (Table 10); ``"weighted"`` by the layer's own weights, averaged over channels and taken as ``weights`` says.
-            Pooling has no weights and stays uniform, as do tokens side by side in the channels of a convolution.
+        residual: the label of a sum of two values with different labels. ``"average"``: the average of the two labels
+            (eq. 11). ``"skip"``: the label of the branch alone, Y ← g(Y), without the skip connection (an ablation);
+            the skip connection is the summand with fewer operators since both had a common input. ``"norm"``: each
+            summand is weighted by the L2 norm of its channels at the token. ``"gated"``: each summand is weighted by
+            the constants that multiply it before the sum, such as LayerScale and stochastic depth: the mean of
+            |factor| for each sample, 1 for a summand without factor.
+        heads: the weights of attention heads. ``"mean"``: all heads count equally (eq. 9). ``"norm"``: the attention
+            weight of a token in a head is multiplied by the L2 norm of its value in that head, and the products are
+            normalised over all tokens and heads. In linear attention, heads always count by their magnitude.
+        weights: for token-mixing layers, convolutions and mixing weights other than a softmax. ``"absolute"``:
+            Norm(|W|) (sec. 3.2). ``"signed"``: Norm(max(W, 0)), so that negative weights contribute no label; uniform
+            where no weight is positive. In linear attention q·kᵀ, this applies to both factors.
+        aggregation: for patch embedding and patch merging by a convolution or a linear layer. ``"uniform"``: all tokens
+            count equally (Table 10). ``"weighted"``: tokens count by the layer's weights, averaged over channels and
+            made non-negative as ``weights`` says. Two cases stay uniform: pooling, which has no weights, and a
+            convolution whose input channels hold several tokens.
 
     Raises:
         InputError: an option is unknown.
@@ -64,7 +66,7 @@ DEFAULT = Policy()
 
 
 def check_policy(policy: Any) -> Policy:
-    """The policy, or that of the paper for None. Raises InputError for anything else."""
+    """The policy, or the paper's for None. Raises InputError for a value of another type."""
     if policy is None:
         return DEFAULT
     if not isinstance(policy, Policy):

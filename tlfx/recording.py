@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tlfx.aligned import alignment_of
-from tlfx.capture.arguments import arguments_of, images_of
+from tlfx.aligned import planner_of
+from tlfx.capture.arguments import Call
 from tlfx.errors import InputError, TargetError
-from tlfx.propagate.observer import EVERY_MODULE, Recording
+from tlfx.propagate.observer import EVERY_MODULE, LabelRecorder
 
 __all__ = ["labels_of", "record"]
 
@@ -54,13 +54,13 @@ def record(model: nn.Module, at: str | Sequence[str] | None = None) -> Iterator[
     tensor([[[0., 1.],
              [0., 1.]]])
     """
-    alignment = alignment_of(model)
-    recording = Recording(_patterns(at))
-    alignment.recordings.append(recording)
+    planner = planner_of(model)
+    recorder = LabelRecorder(_patterns(at))
+    planner.recorders.append(recorder)
     try:
-        yield recording.labels
+        yield recorder.labels
     finally:
-        alignment.recordings.remove(recording)
+        planner.recorders.remove(recorder)
 
 
 def labels_of(
@@ -84,18 +84,18 @@ def labels_of(
     tensor([[[[0.5000, 0.5000, 0.0000, 0.0000],
               [0.0000, 0.0000, 0.5000, 0.5000]]]])
     """
-    args, kwargs = arguments_of(images)
-    given = images_of(args, kwargs)
-    if mask.dim() != given.dim() or mask.shape[0] not in (1, given.shape[0]) or mask.shape[2:] != given.shape[2:]:
+    call = Call.from_example(images)
+    given = call.images
+    if mask.dim() != given.dim() or mask.shape[0] not in (1, call.batch) or mask.shape[2:] != given.shape[2:]:
         size = ", ".join(str(s) for s in given.shape[2:])
         raise TargetError(
-            f"mask has shape {tuple(mask.shape)}, expected ({given.shape[0]} or 1, channels, {size}): one label for "
+            f"mask has shape {tuple(mask.shape)}, expected ({call.batch} or 1, channels, {size}): one label for "
             "each pixel of the images"
         )
     patterns = _patterns(at)
-    plan = alignment_of(model).plan(model, args, kwargs, patterns)
-    output, shares, labels = plan.run(args, kwargs, mask)
-    return output, plan.structured(shares), dict(zip(plan.recorded.rows, labels, strict=True))
+    plan = planner_of(model).plan(model, call, patterns)
+    output, shares, labels = plan.run(call, mask)
+    return output, plan.structured(shares), dict(zip(plan.observed.ids, labels, strict=True))
 
 
 def _patterns(at: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -1,1 +1,1 @@
-"""Parts of examples/evaluate.py: folders, classifier, accuracy, corruptions and attacks."""
+"""The parts of examples/evaluate.py: folders, classifier, accuracy, corruptions and attacks."""

@@ -17,7 +17,7 @@ MOST = 5
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracies in percent on so many images; ``k`` is 5, or the number of classes if there are fewer."""
+    """Accuracies in percent, and the number of images; ``k`` is 5, or the number of classes if that is smaller."""
 
     images: int
     top1: float
@@ -26,13 +26,13 @@ class Score:
 
     @property
     def error(self) -> float:
-        """Share of the images that is classified wrong."""
+        """Share of the images that are classified incorrectly."""
         return 1.0 - self.top1 / 100.0
 
 
 @torch.inference_mode()
 def measure(classifier: Classifier, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, amp: bool) -> Score:
-    """Accuracies over batches of images uint8 (B, C, H, W) and labels int64 (B,); with ``amp`` under autocast."""
+    """Accuracies over batches of images uint8 (B, C, H, W) and labels int64 (B,), under autocast if ``amp``."""
     images, first, among, k = 0, 0, 0, MOST
     for batch, labels in batches:
         with torch.autocast(device.type, enabled=amp):

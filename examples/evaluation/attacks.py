@@ -1,4 +1,4 @@
-"""Adversarial attacks: AutoAttack and its parts by its authors' package, FGSM and PGD by torchattack."""
+"""Adversarial attacks: AutoAttack and its parts from the package of its authors, FGSM and PGD from torchattack."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ __all__ = ["ATTACKS", "NORMS", "Robustness", "Threat", "attack", "check", "robus
 NORMS = {"Linf": math.inf, "L2": 2.0, "L1": 1.0}
 ENSEMBLE = dict.fromkeys(("autoattack", "apgd-ce", "apgd-t", "fab-t", "square"), tuple(NORMS))
 ATTACKS = {**ENSEMBLE, "fgsm": ("Linf",), "pgd": ("Linf", "L2")}
-"""Norms that each attack can be bounded in."""
+"""Norms that can bound each attack."""
 TARGETED = ("autoattack", "apgd-t")  # the targeted DLR loss reads four logits
 TARGETS = 9  # classes that AutoAttack targets
 
 Attack = Callable[[Tensor, Tensor], Tensor]
-"""Adversarial images for images (B, C, H, W) in [0, 1] and labels (B,)."""
+"""Maps images (B, C, H, W) in [0, 1] and labels (B,) to adversarial images."""
 
 
 @dataclass(frozen=True)
 class Threat:
-    """An attack with perturbations of a norm up to ``eps``, in pixels of [0, 1]; ``steps`` are those of PGD."""
+    """An attack with perturbations of a norm up to ``eps``, for pixels in [0, 1]; ``steps`` are those of PGD."""
 
     name: str
     norm: str
@@ -40,13 +40,13 @@ class Threat:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What there is to tell, for a record."""
+        """The settings of the attack, for the record."""
         return {name: value for name, value in asdict(self).items() if name != "steps" or self.name == "pgd"}
 
 
 @dataclass(frozen=True)
 class Robustness:
-    """Percent of the images that are classified right with and without attack; norm of the largest perturbation."""
+    """Percent of the images that are classified correctly with and without attack; norm of the largest perturbation."""
 
     images: int
     top1: float
@@ -54,13 +54,13 @@ class Robustness:
 
 
 def check(threat: Threat, classes: int) -> None:
-    """Raise InputError for an attack that is not installed, or impossible in its norm or with so few classes."""
+    """Raise InputError for an attack whose package is missing, or that does not support its norm or so few classes."""
     norms = ATTACKS[threat.name]
     if threat.norm not in norms:
-        raise InputError(f"--attack {threat.name} is not made for --norm {threat.norm}; expected {' or '.join(norms)}")
-    least, advice = (4, "; take apgd-ce, square or pgd") if threat.name in TARGETED else (2, "")
+        raise InputError(f"--attack {threat.name} does not support --norm {threat.norm}; expected {' or '.join(norms)}")
+    least, advice = (4, "; use apgd-ce, square or pgd") if threat.name in TARGETED else (2, "")
     if classes < least:
-        raise InputError(f"--attack {threat.name} needs at least {least} classes, there are {classes}{advice}")
+        raise InputError(f"--attack {threat.name} needs at least {least} classes, but there are {classes}{advice}")
     package = "pyautoattack" if threat.name in ENSEMBLE else "torchattack"
     try:
         import_module(package)
@@ -94,7 +94,7 @@ def _ensemble(threat: Threat, classifier: Classifier, classes: int, device: torc
 
     def run(images: Tensor, labels: Tensor) -> Tensor:
         found: tuple[Tensor, Tensor] = made.run_standard_evaluation(images, labels, batch_size=len(images))
-        return found[0]  # and the classes they are taken for
+        return found[0]  # found[1] holds the predicted classes
 
     return run
 
@@ -108,10 +108,10 @@ def robustness(
 ) -> Robustness:
     """Accuracy under an attack, over batches of images uint8 (B, C, H, W) and labels (B,).
 
-    An image counts as right if it is so both with and without the attack: no perturbation is one too. Raises
-    RuntimeError if the attack leaves its bound.
+    An image counts as correct if it is so both with and without the attack, because an attack may leave it unchanged.
+    Raises RuntimeError if the attack exceeds its bound.
     """
-    torch.manual_seed(threat.seed)  # PGD starts at random
+    torch.manual_seed(threat.seed)  # the starting point of PGD is random
     images, right, largest = 0, 0, 0.0
     for batch, targets in batches:
         clean, labels = pixels(batch, device), targets.to(device)
@@ -129,7 +129,7 @@ def _right(classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def _bounded(changed: Tensor, clean: Tensor, threat: Threat) -> float:
-    """Norm of the largest perturbation; RuntimeError if it, or a pixel, is out of bounds by more than rounding."""
+    """Norm of the largest perturbation. Raises RuntimeError if it, or a pixel, exceeds its bounds beyond rounding."""
     sizes = torch.linalg.vector_norm((changed - clean).flatten(1), NORMS[threat.norm], dim=1)
     largest = float(sizes.max())
     low, high = float(changed.min()), float(changed.max())

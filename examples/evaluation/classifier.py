@@ -1,30 +1,27 @@
-"""The model under evaluation: its weights from a file, its normalisation inside, and the logits that take part."""
+"""The model under evaluation, with its weights, its normalisation and a selection of its logits."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.models import load_state_dict
 from torch import Tensor, nn
+from weights import EMA_KEYS, differences, holds_average, read_weights
 
-from evaluation.folders import Classes, named
+from evaluation.folders import Classes
 from tlfx.errors import ModelError
 from tlfx.zoo import models
 
-__all__ = ["Classifier", "build", "differences", "load_weights"]
-
-EMA_KEYS = ("state_dict_ema", "model_ema")
+__all__ = ["Classifier", "build", "load_weights"]
 
 
 class Classifier(nn.Module):
-    """A model on pixels: images float (B, C, H, W) in [0, 1] to logits (B, labels) of the classes that take part.
+    """A model on pixels: maps images float (B, C, H, W) in [0, 1] to logits (B, labels) of the selected classes.
 
-    Pixels are normalised inside, by ``mean`` and ``std`` per channel, so that attacks are measured in pixels.
+    It normalises pixels by ``mean`` and ``std`` per channel, so that attacks are bounded in pixels.
     """
 
     mean: Tensor
@@ -39,12 +36,14 @@ class Classifier(nn.Module):
         self.register_buffer("columns", None if classes.columns is None else torch.tensor(classes.columns))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits (B, labels). Raises ModelError if there are more or fewer than classes, or some are not finite."""
+        """Logits (B, labels). Raises ModelError if their number differs from the classes, or if some are not finite."""
         logits: Tensor = self.model((pixels - self.mean) / self.std)
         if logits.ndim != 2 or logits.shape[1] != self.logits:
-            raise ModelError(f"the model makes {tuple(logits.shape)}, expected logits (B, {self.logits}), one a class")
-        if not logits.isfinite().all():  # accuracy would not show it
-            raise ModelError("some logits are infinite or no numbers: the weights are broken, or --amp overflows")
+            raise ModelError(
+                f"the model returns {tuple(logits.shape)}, expected (B, {self.logits}), one logit per class"
+            )
+        if not logits.isfinite().all():  # topk would rank them without an error
+            raise ModelError("some logits are infinite or NaN: the weights are damaged, or --amp overflows")
         return logits if self.columns is None else logits[:, self.columns]
 
 
@@ -56,9 +55,9 @@ def build(
     img_size: int | None = None,
     pretrained: bool = False,
 ) -> nn.Module:
-    """A model by its name, as the command tlfx has it; those of timm and torchvision with so many logits.
+    """A model by its name, as in the tlfx command; models of timm and torchvision are built with this number of logits.
 
-    Weights are random, or with ``pretrained`` those that timm downloads. Raises ModelError.
+    Weights are random, or with ``pretrained`` those that timm downloads. Raises ModelError if it cannot be built.
     """
     if pretrained:
         return _published(name, kwargs)
@@ -78,52 +77,15 @@ def _published(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
 def load_weights(model: nn.Module, name: str, file: Path, use_ema: bool) -> None:
     """Load a checkpoint of timm's kind (state_dict, model, or bare) into a model, its moving average with ``use_ema``.
 
-    Raises ModelError if the file cannot be read, has no moving average, or is one of another architecture; its
-    message names what differs.
+    Raises ModelError if the file cannot be read, has no moving average, or is of another architecture; the message
+    names the tensors that differ.
     """
-    if not file.is_file():
-        raise ModelError(f"there is no file {str(file)!r} to load weights from")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments that timm saves; no other code
-            lacks_average = use_ema and not _holds_ema(file)
-            state = load_state_dict(str(file), use_ema=use_ema, weights_only=True)
-    except Exception as error:  # of torch, pickle, zip files, safetensors
-        raise ModelError(f"{file} cannot be read as a checkpoint: {error}") from error
-    if lacks_average:
-        raise ModelError(f"{file} holds no moving average ({' or '.join(EMA_KEYS)}); leave out --use-ema")
-    if found := differences(state, model.state_dict()):
+    weights = read_weights(file, use_ema, "--checkpoint")
+    if use_ema and not holds_average(file):
+        raise ModelError(f"--checkpoint {file} has no moving average ({' or '.join(EMA_KEYS)}); omit --use-ema")
+    if found := differences(weights, model.state_dict()):
         raise ModelError(
-            f"{file} holds no weights of {name}: {'; '.join(found)}. "
-            "Name its architecture with --model and --kwargs; it has a logit for each class of the dataset"
+            f"--checkpoint {file} does not fit {name}: {found}. Give its architecture with --model and --kwargs; it "
+            "must have one logit for each class of the dataset"
         )
-    model.load_state_dict(state)
-
-
-def _holds_ema(file: Path) -> bool:
-    if file.suffix == ".safetensors":
-        return False
-    checkpoint = torch.load(file, map_location="meta", weights_only=True)
-    return isinstance(checkpoint, dict) and any(checkpoint.get(key) is not None for key in EMA_KEYS)
-
-
-def differences(state: Mapping[str, Any], own: Mapping[str, Tensor]) -> list[str]:
-    """What keeps ``state`` from being loaded where ``own`` is; nothing if it can be.
-
-    >>> differences({"weight": torch.ones(2), "scale": torch.ones(1)}, {"weight": torch.ones(3)})
-    ['unknown: scale', 'of another shape: weight (2) for (3)']
-    """
-    shapes = [
-        f"{key} {_shape(state[key])} for {_shape(value)}"
-        for key, value in own.items()
-        if key in state and _shape(state[key]) != _shape(value)
-    ]
-    kinds = {
-        "missing": [key for key in own if key not in state],
-        "unknown": [key for key in state if key not in own],
-        "of another shape": shapes,
-    }
-    return [f"{kind}: {named(found, most=3)}" for kind, found in kinds.items() if found]
-
-
-def _shape(value: Any) -> str:
-    return f"({', '.join(map(str, value.shape))})" if isinstance(value, Tensor) else type(value).__name__
+    model.load_state_dict(weights)

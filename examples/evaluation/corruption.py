@@ -1,4 +1,4 @@
-"""ImageNet-C (Hendrycks and Dietterich, ICLR 2019): errors under corruption, and their mean over a baseline's, mCE."""
+"""ImageNet-C (Hendrycks and Dietterich, ICLR 2019): errors under corruption, and mCE relative to a baseline."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from evaluation.folders import named
+from class_folders import named
+
 from tlfx.errors import InputError
 
 __all__ = ["ALEXNET", "CORRUPTIONS", "SEVERITIES", "Baseline", "Corrupted", "find_corruptions", "read_baseline"]
@@ -20,15 +21,15 @@ CORRUPTIONS = (
     *("snow", "frost", "fog", "brightness"),
     *("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
 )
-"""The 15 corruptions over which mCE is defined."""
+"""The 15 corruptions of the definition of mCE."""
 SEVERITIES = ("1", "2", "3", "4", "5")
 ALEXNET = Path(__file__).with_name("alexnet.json")
-"""AlexNet's published errors, by which mCE is defined; without corruption that of torchvision's weights."""
+"""The published errors of AlexNet, to which mCE is relative; the clean error is that of torchvision's weights."""
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """Errors of a model by corruption, shares averaged over severities, and its error on clean images if known."""
+    """Errors of a model as shares, by corruption averaged over severities, and on clean images if known."""
 
     errors: Mapping[str, float]
     clean: float | None = None
@@ -36,7 +37,7 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Corrupted:
-    """Errors of a model by corruption and severity, shares of the images, and its error on clean images if measured."""
+    """Errors of a model as shares, by corruption and severity, and on clean images if measured."""
 
     by_severity: Mapping[str, Sequence[float]]
     baseline: Baseline
@@ -49,7 +50,7 @@ class Corrupted:
 
     @property
     def ce(self) -> dict[str, float]:
-        """Corruption error in percent: the error over the baseline's."""
+        """Corruption error in percent: the error divided by that of the baseline."""
         return {name: 100.0 * error / self.baseline.errors[name] for name, error in self.errors.items()}
 
     @property
@@ -59,7 +60,7 @@ class Corrupted:
 
     @property
     def relative_mce(self) -> float | None:
-        """Mean over corruptions of what they add to the clean error, over what they add to the baseline's, in percent.
+        """Mean over corruptions of the increase over the clean error, relative to that of the baseline, in percent.
 
         None unless both clean errors are known.
         """
@@ -70,9 +71,9 @@ class Corrupted:
 
 
 def find_corruptions(root: Path, corruptions: Sequence[str]) -> dict[str, list[Path]]:
-    """The folders of all severities of each corruption: root/[GROUP/]CORRUPTION/SEVERITY, groups as they are published.
+    """The folders of all severities of each corruption, root/[GROUP/]CORRUPTION/SEVERITY.
 
-    Raises InputError that names all corruptions and severities that are missing.
+    Raises InputError that names all missing corruptions and severities.
     """
     if not root.is_dir():
         raise InputError(f"there is no folder {str(root)!r}; expected one of CORRUPTION/SEVERITY/CLASS/IMAGE")
@@ -89,7 +90,7 @@ def find_corruptions(root: Path, corruptions: Sequence[str]) -> dict[str, list[P
     if missing:
         raise InputError(
             f"{root} lacks {'; '.join(missing)}. Expected CORRUPTION/SEVERITY/CLASS/IMAGE with severities 1 to 5; "
-            "with --corruptions a part of them can be evaluated"
+            "--corruptions selects a part of them"
         )
     return found
 
@@ -97,8 +98,8 @@ def find_corruptions(root: Path, corruptions: Sequence[str]) -> dict[str, list[P
 def read_baseline(file: Path, corruptions: Sequence[str]) -> Baseline:
     """The baseline in a JSON file {"errors": {CORRUPTION: SHARE, …}, "clean_error": SHARE}, the last optional.
 
-    What ``evaluate.py --dataset imagenet-c --json FILE`` writes is one. Raises InputError if the file cannot be read,
-    lacks a corruption, or holds what no error can be.
+    ``evaluate.py --dataset imagenet-c --json FILE`` writes such a file. Raises InputError if the file cannot be read,
+    lacks a corruption, or has an invalid error.
     """
     try:
         record = json.loads(file.read_text())
@@ -107,8 +108,8 @@ def read_baseline(file: Path, corruptions: Sequence[str]) -> Baseline:
     errors = record.get("errors") if isinstance(record, dict) else None
     if not isinstance(errors, dict):
         raise InputError(
-            f"--baseline {file} holds no errors by corruption; expected such as "
-            '{"errors": {"fog": 0.82}, "clean_error": 0.43}, or what --dataset imagenet-c --json writes'
+            f"--baseline {file} has no errors by corruption; expected a file such as "
+            '{"errors": {"fog": 0.82}, "clean_error": 0.43}, as --dataset imagenet-c --json writes it'
         )
     if missing := [name for name in corruptions if name not in errors]:
         raise InputError(f"--baseline {file} lacks the errors of {named(missing, most=len(CORRUPTIONS))}")
@@ -118,8 +119,8 @@ def read_baseline(file: Path, corruptions: Sequence[str]) -> Baseline:
         raise InputError(f"--baseline {file}: {named(wrong)}; expected shares of the images, above 0 and at most 1")
     if clean is not None and (below := [name for name in corruptions if errors[name] <= clean]):
         raise InputError(
-            f"--baseline {file}: its errors under {named(below)} are not above its clean error, so nothing can be "
-            "relative to what they add; remove clean_error from the file"
+            f"--baseline {file}: its errors under {named(below)} are not above its clean error, so the relative mCE is "
+            "undefined; remove clean_error from the file"
         )
     return Baseline({name: errors[name] for name in corruptions}, clean)
 

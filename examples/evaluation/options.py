@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from devices import choose_device
 
 from evaluation.attacks import ATTACKS, NORMS, Threat
 from evaluation.corruption import ALEXNET, CORRUPTIONS
 from evaluation.folders import DATASETS
+from tlfx.errors import InputError
 
 __all__ = ["Settings", "parse"]
 
@@ -25,7 +27,7 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line can set."""
+    """Settings of the command line."""
 
     model: str
     checkpoint: Path | None
@@ -54,23 +56,23 @@ class Settings:
 
 
 def parse(description: str | None, arguments: Sequence[str] | None = None) -> Settings:
-    """Settings of the command line; leaves with a message for what cannot be meant."""
+    """Settings of the command line. Exits with a message if they contradict each other."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     for add in (_add_model, _add_data, _add_attack, _add_machine):
         add(parser)
     options = vars(parser.parse_args(arguments))
     if options.pop("pretrained") != (options["checkpoint"] is None):
-        parser.error("give either --checkpoint FILE, or --pretrained for the weights that timm publishes")
+        parser.error("pass either --checkpoint FILE, or --pretrained for the weights that timm publishes")
     if options["use_ema"] and options["checkpoint"] is None:
-        parser.error("--use-ema is for --checkpoint; published weights have no moving average beside them")
+        parser.error("--use-ema requires --checkpoint; published weights have no moving average")
     options["threat"] = _read_threat(options, parser)
     if options["json"] is not None and not options["json"].absolute().parent.is_dir():
         parser.error(f"there is no folder {str(options['json'].parent)!r} to write {options['json'].name} into")
     if options["dataset"] != "folder" and options["class_map"] is not None:
-        parser.error(f"--class-map is for --dataset folder; the classes of {options['dataset']} are known")
+        parser.error(f"--class-map requires --dataset folder; the classes of {options['dataset']} are known")
     for name in ("baseline", "clean_dir", "corruptions"):
         if options["dataset"] != "imagenet-c" and options[name] is not None:
-            parser.error(f"--{name.replace('_', '-')} is for --dataset imagenet-c, not {options['dataset']}")
+            parser.error(f"--{name.replace('_', '-')} requires --dataset imagenet-c, not {options['dataset']}")
     corruptions = tuple(dict.fromkeys(options["corruptions"] or CORRUPTIONS))
     return Settings(**{**options, "corruptions": corruptions, "baseline": options["baseline"] or ALEXNET})
 
@@ -79,8 +81,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("model").add_argument
     add("--model", required=True, help="a timm name, torchvision:NAME, or an import path package.module:factory")
     add("--checkpoint", type=Path, metavar="FILE", help="weights, as timm or torch.save writes them")
-    add("--pretrained", action="store_true", help="in place of --checkpoint: weights that timm downloads")
-    add("--use-ema", action="store_true", help="take the moving average in the checkpoint")
+    add("--pretrained", action="store_true", help="weights that timm downloads, instead of --checkpoint")
+    add("--use-ema", action="store_true", help="use the moving average in the checkpoint")
     add("--kwargs", type=_json_object, default={}, metavar="JSON", help="arguments of the model")
     add("--path", metavar="DIR", action="append", default=[], help="directory to import from; may be repeated")
 
@@ -88,12 +90,12 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 def _add_data(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("images").add_argument
     add("--data-dir", type=Path, required=True, metavar="FOLDER", help="folder of class folders, or of val/ with them")
-    add("--dataset", choices=DATASETS, default="imagenet", help="what it holds (default: %(default)s)")
-    add("--class-map", type=Path, metavar="FILE", help="names of all classes in the order of the logits, one a line")
+    add("--dataset", choices=DATASETS, default="imagenet", help="data set in this folder (default: %(default)s)")
+    add("--class-map", type=Path, metavar="FILE", help="names of all classes in the order of the logits, one per line")
     add("--baseline", type=Path, metavar="FILE", help="errors that mCE is relative to (default: AlexNet's)")
     add("--clean-dir", type=Path, metavar="FOLDER", help="images without corruption, for the relative mCE")
-    add("--corruptions", nargs="+", metavar="NAME", help="which of them (default: all 15)")
-    add("--images", type=_natural, metavar="N", help="take so many images of a folder, drawn by --seed (default: all)")
+    add("--corruptions", nargs="+", metavar="NAME", help="corruptions to evaluate (default: all 15)")
+    add("--images", type=_natural, metavar="N", help="number of images of a folder, drawn by --seed (default: all)")
     add("--img-size", type=_natural, metavar="PIXELS", help="side of the images (default: the model's own)")
     add("--crop-pct", type=_fraction, help="share of the side that is kept (default: the model's, 1 for ImageNet-C)")
     add("--interpolation", choices=INTERPOLATIONS, help="how images are resized (default: the model's own)")
@@ -104,10 +106,10 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 def _add_attack(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("attack").add_argument
     add("--attack", choices=ATTACKS, help="AutoAttack, one of its four parts, FGSM or PGD")
-    add("--eps", type=_fraction, help="largest perturbation, such as 4/255 (default for Linf: 8/255)")
+    add("--eps", type=_fraction, help="bound of the perturbation, such as 4/255 (default for Linf: 8/255)")
     add("--norm", choices=NORMS, default="Linf", help="norm of perturbations (default: %(default)s)")
     add("--steps", type=_natural, default=10, help="steps of PGD, each of 2.5 eps / steps (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of the attack and of --images (default: %(default)s)")
+    add("--seed", type=int, default=0, help="seed of the attack and of --images (default: %(default)s)")
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
@@ -115,24 +117,24 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=_natural, default=128, help="images at a time (default: %(default)s)")
     workers = partial(_natural, least=0)
     add("--workers", type=workers, default=4, help="processes that read images (default: %(default)s)")
-    add("--device", type=_device, default="auto", help="cpu, cuda, mps, or auto for an accelerator if there is one")
-    add("--amp", action="store_true", help="evaluate in mixed precision; not for attacks, whose gradients would suffer")
+    add("--device", type=_device, default="auto", help="cpu, cuda, mps, or auto for the accelerator if there is one")
+    add("--amp", action="store_true", help="evaluate in mixed precision; not for attacks, which need exact gradients")
     add("--json", type=Path, metavar="FILE", help="write the figures to this file")
 
 
 def _read_threat(options: dict[str, Any], parser: argparse.ArgumentParser) -> Threat | None:
-    """The attack that is asked for, taken out of the options."""
+    """The attack of the options, which are removed from them."""
     name, eps, norm, steps = (options.pop(key) for key in ("attack", "eps", "norm", "steps"))
     if name is None:
         if eps is not None:
-            parser.error(f"--eps is for an attack; give --attack too, one of {', '.join(ATTACKS)}")
+            parser.error(f"--eps requires --attack, one of {', '.join(ATTACKS)}")
         return None
     if options["dataset"] == "imagenet-c":
-        parser.error("--attack is for images without corruption; choose another --dataset")
+        parser.error("--attack requires images without corruption; choose another --dataset")
     if options["amp"]:
-        parser.error("--attack needs exact gradients; leave out --amp")
+        parser.error("--attack needs exact gradients; omit --amp")
     if eps is None and norm != "Linf":
-        parser.error(f"--norm {norm} needs --eps; 8/255 is usual for Linf alone")
+        parser.error(f"--norm {norm} requires --eps; the default of 8/255 is for Linf only")
     return Threat(name, norm, EPS if eps is None else eps, options["seed"], steps)
 
 
@@ -163,11 +165,7 @@ def _json_object(text: str) -> dict[str, Any]:
 
 
 def _device(name: str) -> torch.device:
-    if name == "auto":
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return found or torch.device("cpu")
     try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise argparse.ArgumentTypeError(f"{name!r} is no device of this machine: {reason}") from error
+        return choose_device(name)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("--device ")) from error

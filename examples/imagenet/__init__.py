@@ -1,1 +1,1 @@
-"""The parts of `train_imagenet.py`, one idea a file; that script is the place to start reading."""
+"""The parts of `train_imagenet.py`, one idea per file; start reading at that script."""

@@ -1,4 +1,4 @@
-"""Checkpoints that hold a whole run, written so that a kill at any time leaves the last good one."""
+"""Checkpoints of a run, written atomically: a kill at any time leaves the last complete checkpoint."""
 
 from __future__ import annotations
 
@@ -9,81 +9,84 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from files import write_whole
 
-from imagenet.errors import RunError
+from tlfx.errors import InputError
+from tlfx.files import write_atomically
 
 __all__ = ["BEST", "LAST", "NEWEST", "find", "read", "write"]
 
 LAST, BEST = "last.pth.tar", "model_best.pth.tar"
-NEWEST = "last"  # in place of a file: the last one of the run
+NEWEST = "last"  # stands for the last checkpoint of the run
 NEEDED = frozenset(("arch", "state_dict", "optimizer", "progress", "settings"))
 
 
 def write(content: dict[str, Any], folder: Path, best: bool) -> None:
-    """Put a checkpoint in the place of the last one, and of the best one too. RunError if it cannot be written."""
+    """Replace the last checkpoint, and with `best` also the best one. Raises InputError if it cannot be written."""
     try:
-        write_whole(folder / LAST, lambda file: torch.save(content, file))
+        write_atomically(folder / LAST, lambda file: torch.save(content, file))
         if best:
             _link(folder / LAST, folder / BEST)
-    except (OSError, RuntimeError) as error:  # torch's own, around that of the system
-        raise RunError(f"no checkpoint can be written to {folder}: {error}; the last one there is whole") from error
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError for errors of the system
+        raise InputError(
+            f"cannot write a checkpoint to {folder}: {error}; the previous one there is complete"
+        ) from error
 
 
 def _link(path: Path, name: Path) -> None:
-    """Give a file a second name, or where the system cannot, a copy."""
+    """Give a file a second name, or write a copy if the file system does not support hard links."""
     new = name.with_name(f"{name.name}.new")
     new.unlink(missing_ok=True)
     try:
         os.link(path, new)
     except OSError:
-        write_whole(name, lambda file: file.write(path.read_bytes()))
+        write_atomically(name, lambda file: file.write(path.read_bytes()))
     else:
         os.replace(new, name)
 
 
 def find(resume: str | None, folder: Path) -> Path | None:
-    """The checkpoint to go on from, None to begin. RunError if it is not there, or not of the run in `folder`.
+    """The checkpoint to resume from, or None to start a run.
 
-    Also if nothing is to be resumed and the folder holds a run already.
+    Raises InputError if the checkpoint does not exist or is not of the run in `folder`, and if a new run is given the
+    folder of another.
     """
     last = folder / LAST
     held = [name for name in (LAST, "train.csv", "summary.csv") if (folder / name).exists()]
     if resume is None:
         if held:
-            raise RunError(
-                f"--output {folder} holds another run ({', '.join(held)}), which would be lost: go on with --resume, "
-                "or give another folder"
+            raise InputError(
+                f"--output {folder} holds another run ({', '.join(held)}), which would be lost: continue it with "
+                "--resume, or pass another folder"
             )
         return None
     file = last if resume == NEWEST else Path(resume)
     if not file.is_file():
-        raise RunError(f"--resume: there is no checkpoint {file}")
+        raise InputError(f"--resume: there is no checkpoint {file}")
     if held and file.resolve().parent != folder.resolve():
-        raise RunError(
-            f"--resume {file} is not of the run in --output {folder}, which would be lost: give {file.parent} or a new "
+        raise InputError(
+            f"--resume {file} is not of the run in --output {folder}, which would be lost: pass {file.parent} or a new "
             "folder"
         )
     return file
 
 
 def read(file: Path) -> dict[str, Any]:
-    """The content of a checkpoint. RunError if it is damaged, or not one of these."""
+    """The content of a checkpoint. Raises InputError if it is damaged or is not a checkpoint of a run."""
     try:
-        with zipfile.ZipFile(file) as archive:  # torch writes checksums, and does not read them
+        with zipfile.ZipFile(file) as archive:  # torch writes checksums but does not check them
             if damaged := archive.testzip():
                 raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError, OSError, pickle.UnpicklingError) as error:
-        raise RunError(
-            f"--resume {file}: the checkpoint is damaged or no checkpoint ({_first_line(error)}); the other one of "
-            f"{LAST} and {BEST} may be whole"
+        raise InputError(
+            f"--resume {file} is damaged or is not a checkpoint ({_first_line(error)}); the other one of {LAST} and "
+            f"{BEST} may be complete"
         ) from error
     lacking = NEEDED - set(content) if isinstance(content, dict) else NEEDED
     if lacking:
-        raise RunError(
-            f"--resume {file} holds no run to go on with, it lacks {', '.join(sorted(lacking))}: if these are weights, "
-            "give them as --initial-checkpoint"
+        raise InputError(
+            f"--resume {file} is not a checkpoint of a run, it lacks {', '.join(sorted(lacking))}: if it has only "
+            "weights, pass it as --initial-checkpoint"
         )
     return dict(content)
 

@@ -1,4 +1,4 @@
-"""Options in files: recipes to begin a run with, and the settings that a run was begun with."""
+"""Options in files: recipes, and the settings of a run."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
-from files import write_whole
 
-from imagenet.errors import RunError
+from tlfx.errors import InputError
+from tlfx.files import write_atomically
 
 __all__ = ["check_settings", "read_config", "settings_of", "write_config"]
 
@@ -18,38 +18,38 @@ FREE = {
     *("config", "output", "resume", "data_dir", "dataset_download", "workers", "path", "log_interval", "tensorboard"),
     *("checkpoint_steps", "validation_batch_size", "initial_checkpoint", "reset_classifier"),
 }
-"""Options that may be others when a run goes on, since its weights do not depend on them."""
+"""Options that may change when a run is resumed, because its weights do not depend on them."""
 
 
 def read_config(file: Path, parser: ArgumentParser) -> dict[str, Any]:
     """Options of a YAML file by their names, as `batch-size: 128` or `batch_size: 128`, for `parser.set_defaults`.
 
-    RunError for a file that is no such, an option that is unknown, or a value that its flag would not take.
+    Raises InputError for a file of another kind, an unknown option, or a value that its flag does not accept.
     """
     try:
         content = yaml.safe_load(file.read_text())
     except (OSError, yaml.YAMLError) as error:
-        raise RunError(f"--config {file} cannot be read: {error}") from error
+        raise InputError(f"--config {file} cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise RunError(f"--config {file} holds no options: expected lines such as batch-size: 128")
+        raise InputError(f"--config {file} has no options: expected lines such as batch-size: 128")
     actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
     named = {str(key).replace("-", "_"): value for key, value in content.items()}
     unknown = [key for key in named if key not in actions]
     if unknown:
-        raise RunError(f"--config {file}: unknown {', '.join(unknown)}; options are named as the flags of --help")
+        raise InputError(f"--config {file}: unknown {', '.join(unknown)}; options are named as the flags of --help")
     return {key: _value(file, actions[key], value) for key, value in named.items()}
 
 
 def _value(file: Path, action: Action, value: Any) -> Any:
-    """The value of an option as its flag takes it."""
+    """The value of an option, converted as by its flag."""
     try:
         return _take(action, value)
     except (ValueError, TypeError) as error:
-        raise RunError(f"--config {file}: {action.dest}: {value!r} does not fit: {error}") from error
+        raise InputError(f"--config {file}: {action.dest}: {value!r} is not valid: {error}") from error
 
 
 def _take(action: Action, value: Any) -> Any:
-    """As :func:`_value`. ValueError for a value that does not fit."""
+    """As :func:`_value`. Raises ValueError for an invalid value."""
     if action.nargs == 0 or isinstance(action, BooleanOptionalAction):
         return _of_kind(value, bool, "true or false")
     if action.dest == "model_kwargs":
@@ -77,29 +77,29 @@ def _of_kind(value: Any, kind: type, expected: str) -> Any:
 
 
 def write_config(options: Namespace, file: Path) -> None:
-    """The options of a run, in a file that `--config` reads."""
+    """Write the options of a run to a file for `--config`."""
     kept = {key: value for key, value in vars(options).items() if value is not None and key not in ("config", "resume")}
-    write_whole(file, lambda raw: raw.write(yaml.safe_dump(_plain(kept), sort_keys=False).encode()))
+    write_atomically(file, lambda raw: raw.write(yaml.safe_dump(_plain(kept), sort_keys=False).encode()))
 
 
 def settings_of(options: Namespace, world: int, updates: int) -> dict[str, Any]:
-    """What the weights of a run follow from: its options, how many processes it has, and updates in an epoch."""
+    """The settings that determine the weights of a run: options, number of processes, and updates in an epoch."""
     kept = {key: value for key, value in vars(options).items() if key not in FREE}
     return {**_plain(kept), "processes": world, "updates_per_epoch": updates}
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Values as files hold them: lists in place of tuples."""
+    """Values as in a file: lists instead of tuples."""
     plain: dict[str, Any] = json.loads(json.dumps(values))
     return plain
 
 
 def check_settings(begun: dict[str, Any], now: dict[str, Any]) -> None:
-    """RunError if a run would go on under other settings than it was begun with."""
+    """Raise InputError if a run would be resumed with different settings."""
     differing = [key for key in {**begun, **now} if begun.get(key) != now.get(key)]
     if differing:
         pairs = ", ".join(f"{key} {begun.get(key)} (now {now.get(key)})" for key in differing)
-        raise RunError(
-            f"--resume: this run was begun with {pairs}. It can only go on exactly as it was begun: give the same "
-            "settings, or begin another run with the weights as --initial-checkpoint"
+        raise InputError(
+            f"--resume: this run was started with {pairs}. It can only be resumed with the same settings: pass them, "
+            "or start another run with the weights as --initial-checkpoint"
         )

@@ -14,22 +14,22 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 from torchvision import datasets  # type: ignore[import-untyped]
 
 from imagenet.distributed import Processes
-from imagenet.errors import RunError
 from imagenet.folders import check_same_classes, open_split
 from imagenet.order import Batches, Reproducible
+from tlfx.errors import InputError
 
 __all__ = ["DATASETS", "Splits", "make_transforms", "open_splits", "train_loader", "val_loader"]
 
 
 class Splits(NamedTuple):
-    """The images to train on and those to validate with, both without transforms."""
+    """The images for training and for validation, without transforms."""
 
     train: Any
     val: Any
     num_classes: int
 
     def transformed(self, train: Callable[[Any], Any], val: Callable[[Any], Any]) -> Splits:
-        """The same with these transforms."""
+        """The splits, with these transforms set."""
         for split, transform in ((self.train, train), (self.val, val)):
             for part in getattr(split, "datasets", [split]):
                 part.transform = transform
@@ -52,7 +52,7 @@ def _cifar(kind: Any, classes: int) -> Callable[..., Splits]:
 
 def _flowers(root: Path, train: str, val: str, download: bool) -> Splits:
     parts = [datasets.Flowers102(str(root), split, download=download) for split in ("train", "val", "test")]
-    return Splits(ConcatDataset(parts[:2]), parts[2], 102)  # as transfer is measured: train and val together
+    return Splits(ConcatDataset(parts[:2]), parts[2], 102)  # for transfer, train and val are joined
 
 
 def _cars(root: Path, train: str, val: str, download: bool) -> Splits:
@@ -69,17 +69,17 @@ DATASETS: dict[str, Callable[..., Splits]] = {
 
 
 def open_splits(options: Namespace) -> Splits:
-    """The data set that options name. RunError if it is not there, or not as it should be."""
+    """The data set that the options name. Raises InputError if it is missing or incomplete."""
     root = Path(options.data_dir)
     try:
         return DATASETS[options.dataset](root, options.train_split, options.val_split, options.dataset_download)
-    except RuntimeError as error:  # torchvision's, if files are missing or damaged
-        advice = "" if options.dataset_download or "cars" in options.dataset else "; --dataset-download fetches them"
-        raise RunError(f"{options.dataset} is not whole in --data-dir {root}: {error}{advice}") from error
+    except RuntimeError as error:  # torchvision raises it if files are missing or damaged
+        advice = "" if options.dataset_download or "cars" in options.dataset else "; --dataset-download downloads it"
+        raise InputError(f"{options.dataset} is incomplete in --data-dir {root}: {error}{advice}") from error
 
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """timm's operation, which may ask for 0 bits: a black image, as Pillow made it before it began to refuse that."""
+    """The operation of timm for 0 bits too: a black image, as older versions of Pillow returned; newer ones raise."""
     return auto_augment.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
 
 
@@ -87,7 +87,7 @@ auto_augment.NAME_TO_OP.update(dict.fromkeys(("Posterize", "PosterizeOriginal", 
 
 
 def make_transforms(options: Namespace, config: dict[str, Any]) -> tuple[Any, Any]:
-    """Transforms for training and for validation, as timm makes them."""
+    """The transforms of timm for training and for validation."""
     _check_policy(options.aa)
     common = {"input_size": config["input_size"], "mean": config["mean"], "std": config["std"]}
     train = create_transform(
@@ -110,14 +110,14 @@ def make_transforms(options: Namespace, config: dict[str, Any]) -> tuple[Any, An
 
 
 def _check_policy(policy: str | None) -> None:
-    """RunError unless timm knows a policy of auto-augmentation."""
+    """Raise InputError if timm does not know a policy of auto-augmentation."""
     if policy is None:
         return
     try:
         create_transform(32, is_training=True, auto_augment=policy)
     except (AssertionError, KeyError, ValueError) as error:
-        raise RunError(
-            f"--aa {policy}: timm knows no such policy ({error}); expected such as rand-m9-mstd0.5-inc1"
+        raise InputError(
+            f"--aa {policy}: timm does not know this policy ({error}); expected one such as rand-m9-mstd0.5-inc1"
         ) from error
 
 
@@ -128,9 +128,9 @@ def train_loader(splits: Splits, batches: Batches, options: Namespace, device: t
 
 
 def val_loader(splits: Splits, processes: Processes, options: Namespace) -> DataLoader[Any]:
-    """This process's share of the validation images: numbers rank, rank + W, …
+    """The validation images of this process: numbers rank, rank + W, …
 
-    All processes have as many; the last ones may repeat the last image, and whoever counts leaves that out.
+    All processes have the same number of images. Some may repeat the last image, which :func:`evaluate` does not count.
     """
     images, world = len(splits.val), processes.world
     share = [min(n * world + processes.rank, images - 1) for n in range(-(-images // world))]

@@ -1,4 +1,4 @@
-"""One process or many: DistributedDataParallel or fully sharded, and what differs between them."""
+"""One process or several, with DistributedDataParallel or FSDP2, behind one interface."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from devices import choose_device
 from timm.utils.distributed import init_distributed_device_so
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict as sharded
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from imagenet.errors import RunError
-
 __all__ = ["Processes", "blocks_of", "last_step", "load_state", "load_states", "shard", "start", "state", "states"]
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among `world` of them, and its device."""
+    """This process, one of `world`, and its device."""
 
     rank: int
     world: int
@@ -30,45 +29,42 @@ class Processes:
 
     @property
     def primary(self) -> bool:
-        """Whether this is the one that writes and shows."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
     def zeros(self, count: int) -> Tensor:
-        """For sums: float64 (count,) on the device, or float32 where it has no such."""
+        """Zeros for sums: float64 (count,) on the device, or float32 if it does not support float64."""
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
         return torch.zeros(count, dtype=dtype, device=self.device)
 
     def sum(self, values: Tensor) -> Tensor:
-        """Values of all processes, added up in a new tensor."""
+        """The sum of a tensor over all processes, as a new tensor."""
         total = values.clone()
         if self.world > 1:
             dist.all_reduce(total)
         return total
 
     def wait(self) -> None:
-        """Go on when all processes are here."""
+        """Wait for all processes."""
         if self.world > 1:
             dist.barrier()
 
     def data_parallel(self, model: nn.Module) -> nn.Module:
-        """The model as it is for one process, else in DistributedDataParallel."""
+        """The model, in DistributedDataParallel if there are several processes."""
         if self.world == 1:
             return model
         return DistributedDataParallel(model)
 
 
 def start(device: str) -> Processes:
-    """Join the other processes if torchrun or SLURM started several. RunError if the device is not there."""
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    name = str(accelerator or "cpu") if device == "auto" else device
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise RunError(f"--device {device}: torch finds no CUDA device here; leave the flag out or give cpu")
+    """Join the other processes if torchrun or SLURM started several. Raises InputError for a device that is missing."""
+    name = str(choose_device(device))
     found = init_distributed_device_so(name)
     return Processes(int(found["global_rank"]), int(found["world_size"]), torch.device(str(found["device"])))
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The repeated blocks of a model: members of its innermost lists of modules of one class, outermost first.
+    """The repeated blocks of a model: members of its innermost lists of modules of one class.
 
     >>> block = nn.TransformerEncoderLayer(8, 2, batch_first=True)
     >>> len(blocks_of(nn.Sequential(nn.Linear(8, 8), nn.TransformerEncoder(block, num_layers=3))))
@@ -78,7 +74,7 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
 
 def _repeats(module: nn.Module) -> bool:
-    """Whether a module is a list of two or more modules of one class, that are themselves made of modules."""
+    """Whether a module is a list of two or more modules of one class that have submodules."""
     children = list(module.children())
     listed = isinstance(module, (nn.ModuleList, nn.Sequential))
     return listed and len(children) > 1 and len({type(c) for c in children}) == 1 and any(children[0].children())
@@ -89,7 +85,7 @@ def _innermost(block: nn.Module) -> bool:
 
 
 def shard(model: nn.Module) -> nn.Module:
-    """Shard a model in place over all processes, each block by itself and then the rest (FSDP2)."""
+    """Shard a model in place over all processes (FSDP2): each block separately, then the remaining parameters."""
     for block in blocks_of(model):
         fully_shard(block)
     fully_shard(model)
@@ -98,9 +94,9 @@ def shard(model: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def last_step(model: nn.Module, bare: nn.Module, last: bool) -> Iterator[None]:
-    """Gradients are summed over the processes only at the last of several accumulation steps.
+    """Sum gradients over the processes only at the last accumulation step.
 
-    model: as it is called. bare: the module with the weights, in it.
+    model: as it is called. bare: the module inside it that has the weights.
     """
     if isinstance(bare, FSDPModule):
         bare.set_requires_gradient_sync(last)
@@ -114,21 +110,21 @@ WHOLE = sharded.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def states(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
-    """State of a model and its optimizer, whole, for whoever writes it; all processes must call it together."""
+    """The full state of a model and its optimizer; all processes must call this together."""
     if isinstance(model, FSDPModule):
         return sharded.get_state_dict(model, optimizer, options=WHOLE)
     return model.state_dict(), optimizer.state_dict()
 
 
 def state(model: nn.Module) -> dict[str, Any]:
-    """As :func:`states`, of a model alone."""
+    """As :func:`states`, for a model only."""
     return sharded.get_model_state_dict(model, options=WHOLE) if isinstance(model, FSDPModule) else model.state_dict()
 
 
 def load_states(
     model: nn.Module, optimizer: torch.optim.Optimizer, model_state: dict[str, Any], optimizer_state: dict[str, Any]
 ) -> None:
-    """Take back what :func:`states` gave."""
+    """Load the result of :func:`states`."""
     if isinstance(model, FSDPModule):
         sharded.set_state_dict(
             model, optimizer, model_state_dict=model_state, optim_state_dict=optimizer_state, options=WHOLE
@@ -139,7 +135,7 @@ def load_states(
 
 
 def load_state(model: nn.Module, model_state: dict[str, Any]) -> None:
-    """As :func:`load_states`, of a model alone."""
+    """As :func:`load_states`, for a model only."""
     if isinstance(model, FSDPModule):
         sharded.set_model_state_dict(model, model_state, options=WHOLE)
     else:

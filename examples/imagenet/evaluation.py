@@ -27,8 +27,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Mean loss, and top-1 and top-5 accuracy in percent, of a model in evaluation mode.
 
-    The loader holds this process's share of the images, numbers rank, rank + W, …; what is beyond `images` is not
-    counted. Each image counts once, however many processes there are. Images and weights may be in any memory layout.
+    The loader has the images of this process, numbers rank, rank + W, …; numbers from `images` on are not counted. Each
+    image counts once for any number of processes. Images and weights may have any memory format.
     """
     model.eval()
     totals = processes.zeros(4)  # loss, top-1, top-5, count

@@ -1,4 +1,4 @@
-"""What a run tells: tables in CSV files always, TensorBoard if asked for, and progress on the screen."""
+"""Logs of a run: CSV tables, optional events for TensorBoard, and a progress bar."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from files import write_whole
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from imagenet.errors import RunError
+from tlfx.errors import InputError
+from tlfx.files import write_atomically
 
 __all__ = ["Logs", "Table", "show_progress"]
 
 
 class Table:
-    """A CSV file with a row for each update or epoch; when a run goes on, rows that it will make again are dropped.
+    """A CSV file with a row for each update or epoch. When a run is resumed, rows after its checkpoint are dropped.
 
-    key: the column that counts. last: the highest number in it that stays.
+    key: the column of the update or epoch. last: its highest number that is kept.
     """
 
     def __init__(self, file: Path, key: str, last: int) -> None:
         self.file = file
         if file.exists():
             lines = file.read_text().splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]  # a kill may leave a part of the last one
+            whole = [line for line in lines if line.endswith("\n")]  # a kill may leave a part of the last line
             kept = [row for row in csv.DictReader(whole) if int(row[key]) <= last]
-            write_whole(file, lambda raw: raw.write(_lines(kept, header=True).encode()))
+            write_atomically(file, lambda raw: raw.write(_lines(kept, header=True).encode()))
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Append a row, the first one with a header."""
+        """Append a row; the first one is preceded by a header."""
         header = not self.file.exists() or not self.file.stat().st_size
         with self.file.open("a", newline="") as text:
             text.write(_lines([row], header))
@@ -51,7 +51,7 @@ def _lines(rows: list[Any], header: bool) -> str:
 
 
 class Logs:
-    """The tables `train.csv` (a row every few updates) and `summary.csv` (a row an epoch), and TensorBoard's events."""
+    """The tables `train.csv` (a row every few updates) and `summary.csv` (a row per epoch), and TensorBoard events."""
 
     def __init__(self, options: Namespace, epoch: int, updates: int) -> None:
         folder = Path(options.output)
@@ -60,7 +60,7 @@ class Logs:
         self.events = _event_writer(folder, updates) if options.tensorboard else None
 
     def add(self, table: Table, row: Mapping[str, Any]) -> None:
-        """A row of one of the tables, and the same as events."""
+        """Append a row to one of the tables, and write it as events."""
         table.add(row)
         if self.events is not None:
             for name, value in row.items():
@@ -73,12 +73,12 @@ def _event_writer(folder: Path, updates: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise RunError("--tensorboard needs TensorBoard: pip install 'tlfx[train]'") from error
+        raise InputError("--tensorboard needs TensorBoard: pip install 'tlfx[train]'") from error
     return SummaryWriter(str(folder / "events"), purge_step=updates + 1)
 
 
 def show_progress(console: Console, shown: bool) -> Progress:
-    """A bar for the updates of an epoch."""
+    """A progress bar for the updates of an epoch."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

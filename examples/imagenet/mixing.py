@@ -1,27 +1,24 @@
-"""How images are mixed: as timm's flags say, or as a method of the paper's Table 2 does, by its name."""
+"""The mixer of a run, from the flags of timm or from a method of the paper's Table 2."""
 
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import timm
-from torch import Tensor, nn
+from torch import nn
+from trainer import Mixing
 
-from imagenet.errors import RunError
 from imagenet.model import load_weights
-from tlfx.mix import AttentiveCutMix, MixedTarget, Mixup, PuzzleMix, SaliencyMix
+from tlfx.errors import InputError
+from tlfx.mix import AttentiveCutMix, Mixup, PuzzleMix, SaliencyMix
 from tlfx.mix.puzzle import gradient_saliency
 
-__all__ = ["METHODS", "Mixing", "choose_method", "make_mixer", "mixes"]
-
-Mixing = Callable[[Tensor, Tensor], tuple[Tensor, MixedTarget]]
-"""From images and labels to mixed images and their target."""
+__all__ = ["METHODS", "choose_method", "make_mixer", "mixes"]
 
 TARGETS: dict[str, list[str] | None] = {"transmix": ["-1"], "aligned": None}
-"""Methods that align, and the layers in which they do; all for None."""
+"""Methods with alignment, and the layers that they align; None for all."""
 
 
 def _saliency(model: nn.Module, options: Namespace, arguments: dict[str, Any]) -> Mixing:
@@ -43,7 +40,7 @@ METHODS = ("plain", *MIXERS, *TARGETS)
 
 
 def choose_method(options: Namespace) -> None:
-    """Set what `--method` stands for: it goes before --align and --align-layers."""
+    """Set the options that `--method` implies; it takes precedence over --align and --align-layers."""
     if options.method is not None:
         options.align = options.method in TARGETS
         options.align_layers = TARGETS.get(options.method) or (options.align_layers if options.align else None)
@@ -56,7 +53,7 @@ def mixes(options: Namespace) -> bool:
 
 
 def make_mixer(model: nn.Module, options: Namespace) -> Mixing | None:
-    """The mixer that options ask for, if any; the model is what trains, which tells Puzzle Mix what is salient."""
+    """The mixer of the options, or None; Puzzle Mix computes saliency with the model in training."""
     if not mixes(options):
         return None
     arguments = {
@@ -77,14 +74,14 @@ def make_mixer(model: nn.Module, options: Namespace) -> Mixing | None:
 
 
 def _attention_network(options: Namespace) -> nn.Module:
-    """What Attentive CutMix looks with, in evaluation. RunError if it or its weights cannot be had."""
+    """The attention network of Attentive CutMix, in evaluation mode. Raises InputError if timm cannot create it."""
     name, file = options.attention_model, options.attention_checkpoint
     try:
         network: nn.Module = timm.create_model(name, pretrained=file is None)
-    except Exception as error:  # of timm, or of whatever it downloads with
-        raise RunError(
-            f"--attention-model: timm cannot make {name} with its published weights: {error}; give weights of yours as "
-            "--attention-checkpoint"
+    except Exception as error:  # of timm, or of its download
+        raise InputError(
+            f"--attention-model: timm cannot create {name} with its published weights: {error}; pass a file of weights "
+            "as --attention-checkpoint"
         ) from error
     if file is not None:
         load_weights(network, Path(file), reset_classifier=True, flag="--attention-checkpoint")

@@ -1,4 +1,4 @@
-"""The model: built by name, with the weights it begins with, and checked before any work is done."""
+"""The model: built by name, and its initial weights."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_data_config
-from timm.models import get_pretrained_cfg, load_state_dict
+from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
+from weights import differences, read_weights
 
 import tlfx
-from imagenet.errors import RunError
+from tlfx.errors import InputError, ModelError
 from tlfx.zoo.models import load
 
 __all__ = ["align", "build_model", "check_weights", "load_weights"]
 
 
 def build_model(options: Namespace, num_classes: int) -> tuple[nn.Module, dict[str, Any]]:
-    """A model with random weights, and what its images are like: size, mean, std, crop.
+    """A model with random weights, and the configuration of its images: size, mean, std, crop.
 
-    ModelError if it cannot be built, RunError if images of the size are no whole number of its patches.
+    Raises ModelError if it cannot be built, InputError if the size of images is not a multiple of its patches.
     """
     kwargs = {
         "num_classes": num_classes,
@@ -47,27 +48,27 @@ def _is_built_for_a_size(name: str) -> bool:
 
 
 def _check_patches(model: nn.Module, images: Tensor) -> None:
-    """RunError if the first convolution cuts patches that do not fill the image, since it would drop the rest."""
+    """Raise InputError if the patches of the first convolution do not cover the image: the rest would be dropped."""
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     if first is None or first.kernel_size != first.stride or any(p != 0 for p in first.padding):
         return
     height, width = images.shape[-2:]
     if height % first.stride[0] or width % first.stride[1]:
-        raise RunError(
-            f"images of {height}×{width} pixels are no whole number of the model's patches of "
-            f"{first.stride[0]}×{first.stride[1]}: give an --img-size that is a multiple of it"
+        raise InputError(
+            f"images of {height}×{width} pixels are not a multiple of the model's patches of "
+            f"{first.stride[0]}×{first.stride[1]}: pass an --img-size that is a multiple of them"
         )
 
 
 def _checkpoint_gradients(model: nn.Module, name: str) -> None:
     if not hasattr(model, "set_grad_checkpointing"):
-        raise RunError(f"--grad-checkpointing: {name} has no set_grad_checkpointing, as models of timm have")
+        raise InputError(f"--grad-checkpointing: {name} has no method set_grad_checkpointing, as models of timm have")
     switch: Any = model.set_grad_checkpointing
     switch(True)
 
 
 def align(model: nn.Module, options: Namespace, example: Tensor | None = None) -> nn.Module:
-    """The model, aligned in place where options say so; captured at once for images like those of an example."""
+    """The model, aligned in place as the options say, and captured immediately if there is an example of its images."""
     if not options.align:
         return model
     layers = options.align_layers and [int(x) if x.lstrip("-").isdigit() else x for x in options.align_layers]
@@ -75,13 +76,8 @@ def align(model: nn.Module, options: Namespace, example: Tensor | None = None) -
 
 
 def load_weights(model: nn.Module, file: Path, reset_classifier: bool, flag: str = "--initial-checkpoint") -> None:
-    """Begin with the weights of a checkpoint, but for a new classifier. RunError if they are of another model."""
-    if not file.is_file():
-        raise RunError(f"{flag}: there is no file {file}")
-    try:
-        weights = load_state_dict(str(file), use_ema=True)
-    except Exception as error:  # many kinds, by what is wrong with the file
-        raise RunError(f"{flag} {file} cannot be read: {error or type(error).__name__}") from error
+    """Load the weights of a checkpoint, all but a new classifier. Raises ModelError if they are of another model."""
+    weights = read_weights(file, use_ema=True, flag=flag)
     if reset_classifier:
         weights = {**weights, **_classifier(model)}
     check_weights(model, weights, f"{flag} {file}")
@@ -89,29 +85,24 @@ def load_weights(model: nn.Module, file: Path, reset_classifier: bool, flag: str
 
 
 def check_weights(model: nn.Module, weights: dict[str, Any], source: str) -> None:
-    """RunError unless weights have the names and shapes of a model's."""
-    own = model.state_dict()
-    missing, unknown = ([k for k in a if k not in b] for a, b in ((own, weights), (weights, own)))
-    if missing or unknown:
-        lacks = [f"lacks {len(missing)} tensors, such as {missing[0]}"] if missing else []
-        adds = [f"has {len(unknown)} others, such as {unknown[0]}"] if unknown else []
-        kind = type(model).__name__
-        raise RunError(f"{source} is of another architecture than this {kind}: it {' and '.join(lacks + adds)}")
-    other = [key for key in own if own[key].shape != weights[key].shape]
+    """Raise ModelError unless weights have the names and shapes of a model's; the message names what differs."""
+    found = differences(weights, model.state_dict())
     classifier = _classifier(model)
-    if other and all(key in classifier for key in other):
-        has, needs = weights[other[0]].shape[0], own[other[0]].shape[0]
-        raise RunError(f"{source} has {has} classes, {needs} are needed: --reset-classifier begins with a new one")
-    if other:
-        key = other[0]
-        raise RunError(
-            f"{source} is of a model of another size: {key} is {tuple(weights[key].shape)}, expected "
-            f"{tuple(own[key].shape)} ({len(other)} tensors differ); compare --model, --model-kwargs and --img-size"
+    if found.shapes and not found.missing and not found.unexpected and all(key in classifier for key in found.shapes):
+        key = next(iter(found.shapes))
+        raise ModelError(
+            f"{source} has {weights[key].shape[0]} classes, expected {classifier[key].shape[0]}; "
+            "--reset-classifier starts with a new classifier"
+        )
+    if found:
+        raise ModelError(
+            f"{source} does not fit {type(model).__name__}: {found}. Compare --model, --model-kwargs "
+            "and --img-size with those of its model"
         )
 
 
 def _classifier(model: nn.Module) -> dict[str, Tensor]:
-    """State of the classifier: what timm calls so, else the last linear layer."""
+    """State of the classifier: that of timm's get_classifier, or of the last linear layer."""
     own = model.state_dict()
     found = getattr(model, "get_classifier", lambda: None)()
     heads = found if isinstance(found, (tuple, list)) else [found]

@@ -1,4 +1,4 @@
-"""The command line: timm's flags by their names, and those of alignment."""
+"""The command line: flags with the names of timm, and those of alignment."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from timm.utils import ParseKwargs
 from imagenet.checkpoint import NEWEST
 from imagenet.config import read_config
 from imagenet.data import DATASETS
-from imagenet.errors import RunError
 from imagenet.mixing import METHODS, choose_method, mixes
+from tlfx.errors import InputError
 
 __all__ = ["make_parser", "parse"]
 
 
 def parse(description: str, arguments: Sequence[str] | None = None) -> Namespace:
-    """Options of the command line, over those of the files `--config`, the last one first, over the defaults."""
+    """Options of the command line. Flags override the files of `--config`, where later files override earlier ones."""
     parser = make_parser(description)
     first = ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("-c", "--config", action="append", default=[])
@@ -30,21 +30,21 @@ def parse(description: str, arguments: Sequence[str] | None = None) -> Namespace
         options = parser.parse_args(arguments)
         choose_method(options)
         _check(options)
-    except RunError as error:
+    except InputError as error:
         parser.error(str(error))
     return options
 
 
 def make_parser(description: str) -> ArgumentParser:
-    """All flags, in groups."""
+    """A parser with all flags, in groups."""
     parser = ArgumentParser(
         usage="%(prog)s [--config FILE] --data-dir DIR --output DIR [flags]",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,  # files are read first, by whole names
+        allow_abbrev=False,  # files are read first, which requires complete names
     )
     parser.add_argument("-c", "--config", action="append", default=[], metavar="FILE", help="YAML file of options, "
-        "such as one of examples/recipes; of several files the last one wins, and flags over all")  # fmt: skip
+        "such as one of examples/recipes; later files override earlier ones, and flags override files")  # fmt: skip
     for add_group in (_data, _model, _align, _optimizer, _schedule, _augmentation, _mixing, _machine, _run):
         add_group(parser)
     return parser
@@ -65,15 +65,15 @@ def _model(parser: ArgumentParser) -> None:
     add("--model", default="deit_small_patch16_224", help="as tlfx takes it: a timm name, torchvision:NAME or "
         "package.module:factory (default: %(default)s)")  # fmt: skip
     add("--path", action="append", default=[], metavar="DIR", help="folder to import a model from; may be repeated")
-    add("--model-kwargs", nargs="*", default={}, action=ParseKwargs, metavar="KEY=VALUE", help="for the model")
-    add("--num-classes", type=int, metavar="N", help="of the classifier (default: those of the data)")
+    add("--model-kwargs", nargs="*", default={}, action=ParseKwargs, metavar="KEY=VALUE", help="arguments of the model")
+    add("--num-classes", type=int, metavar="N", help="classes of the classifier (default: those of the data)")
     add("--img-size", type=int, metavar="N", help="height and width of images (default: the model's own)")
-    add("--initial-checkpoint", metavar="FILE", help="weights to begin with, or their moving average")
-    add("--reset-classifier", action="store_true", help="but for the classifier, which begins anew")
+    add("--initial-checkpoint", metavar="FILE", help="initial weights, or their moving average if the file has one")
+    add("--reset-classifier", action="store_true", help="do not load the classifier from --initial-checkpoint")
     add("--drop", type=float, metavar="P", help="dropout rate (default: the model's own)")
     add("--drop-path", type=float, metavar="P", help="drop path rate (default: the model's own)")
     add("--grad-checkpointing", action="store_true", help="recompute blocks in the backward pass to save memory")
-    add("--channels-last", action="store_true", help="lay images and weights in memory with channels last")
+    add("--channels-last", action="store_true", help="use the channels_last memory format for images and weights")
     add("--torchcompile", "--compile", nargs="?", const="inductor", metavar="BACKEND", help="compile the model")
 
 
@@ -82,29 +82,29 @@ def _align(parser: ArgumentParser) -> None:
     add(
         "--method",
         choices=METHODS,
-        help="one of Table 2 by its name, in place of --align and --align-layers: plain "
-        "(area) targets, those of TransMix or aligned ones, of CutMix; or a mixer in its place, with plain targets",
+        help="a method of Table 2, instead of --align and --align-layers: CutMix with plain (area), TransMix or "
+        "aligned targets, or another mixer with plain targets",
     )
-    add("--attention-model", default="resnet50", metavar="NAME", help="timm's, that --method attentive looks with")
+    add("--attention-model", default="resnet50", metavar="NAME", help="network of --method attentive")
     add("--attention-checkpoint", metavar="FILE", help="its weights (default: those that timm downloads)")
-    add("--attention-patches", type=int, default=6, metavar="N", help="that it pastes (default: %(default)s)")
+    add("--attention-patches", type=int, default=6, metavar="N", help="patches that it pastes (default: %(default)s)")
     add("--align", action=BooleanOptionalAction, default=True, help="train against the labels that reach the "
-        "classifier, or against the area of each image (default: --align)")  # fmt: skip
-    add("--align-layers", nargs="+", metavar="LAYER", help="only in these modules, such as 'blocks.[0-5]', or in "
-        "attentions by number, -1 for the last (default: everywhere)")  # fmt: skip
+        "classifier, or against area targets (default: --align)")  # fmt: skip
+    add("--align-layers", nargs="+", metavar="LAYER", help="align only these modules, such as "
+        "'blocks.[0-5]', or attention layers by number, -1 for the last (default: all)")  # fmt: skip
 
 
 def _optimizer(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("optimiser").add_argument
-    add("--opt", default="adamw", help="any of timm's (default: %(default)s)")
+    add("--opt", default="adamw", help="an optimiser of timm (default: %(default)s)")
     add("--opt-eps", type=float, metavar="EPS", help="(default: the optimiser's own)")
     add("--opt-betas", type=float, nargs="+", metavar="BETA", help="(default: the optimiser's own)")
     add("--momentum", type=float, default=0.9, help="(default: %(default)s)")
     add("--weight-decay", type=float, default=0.05, help="(default: %(default)s)")
-    add("--layer-decay", type=float, help="factor of the learning rate from layer to layer (default: none)")
-    add("--clip-grad", type=float, metavar="NORM", help="clip gradients (default: do not)")
+    add("--layer-decay", type=float, help="factor of the learning rate between layers (default: none)")
+    add("--clip-grad", type=float, metavar="NORM", help="clip gradients (default: no clipping)")
     add("--clip-mode", choices=("norm", "value", "agc"), default="norm", help="(default: %(default)s)")
-    add("-b", "--batch-size", type=int, default=128, metavar="N", help="images of one process in one step")
+    add("-b", "--batch-size", type=int, default=128, metavar="N", help="images of one process and one step")
     add("--grad-accum-steps", type=int, default=1, metavar="N", help="steps in an update (default: %(default)s)")
 
 
@@ -112,31 +112,31 @@ def _schedule(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("schedule").add_argument
     add("--epochs", type=int, default=300, metavar="N", help="(default: %(default)s)")
     add("--sched", choices=("cosine", "tanh", "step", "poly", "none"), default="cosine", help="(default: %(default)s)")
-    add("--sched-on-updates", action="store_true", help="change the learning rate after each update, not each epoch")
+    add("--sched-on-updates", action="store_true", help="set the learning rate after each update, not each epoch")
     add("--lr", type=float, metavar="LR", help="learning rate (default: from --lr-base)")
     add("--lr-base", type=float, default=5e-4, metavar="LR", help="learning rate for --lr-base-size images an update, "
-        "scaled to their number (default: %(default)s)")  # fmt: skip
+        "scaled to their actual number (default: %(default)s)")  # fmt: skip
     add("--lr-base-size", type=int, default=512, metavar="N", help="(default: %(default)s)")
     add("--lr-base-scale", choices=("linear", "sqrt"), default="linear", help="(default: %(default)s)")
     add("--warmup-epochs", type=int, default=5, metavar="N", help="(default: %(default)s)")
     add("--warmup-lr", type=float, default=1e-6, metavar="LR", help="(default: %(default)s)")
     add("--min-lr", type=float, default=1e-5, metavar="LR", help="(default: %(default)s)")
     add("--cooldown-epochs", type=int, default=0, metavar="N", help="epochs at --min-lr (default: %(default)s)")
-    add("--decay-epochs", type=float, default=30, metavar="N", help="of step (default: %(default)s)")
-    add("--decay-rate", type=float, default=0.1, metavar="RATE", help="of step and poly (default: %(default)s)")
+    add("--decay-epochs", type=float, default=30, metavar="N", help="of --sched step (default: %(default)s)")
+    add("--decay-rate", type=float, default=0.1, metavar="RATE", help="of --sched step and poly (default: %(default)s)")
 
 
 def _augmentation(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("augmentation").add_argument
     add("--no-aug", action="store_true", help="only resize and crop, as for validation")
     add("--scale", type=float, nargs=2, default=[0.08, 1.0], metavar="PART", help="area of random crops")
-    add("--ratio", type=float, nargs=2, default=[3 / 4, 4 / 3], metavar="RATIO", help="their width over height")
+    add("--ratio", type=float, nargs=2, default=[3 / 4, 4 / 3], metavar="RATIO", help="aspect ratio of random crops")
     add("--hflip", type=float, default=0.5, metavar="P", help="(default: %(default)s)")
     add("--vflip", type=float, default=0.0, metavar="P", help="(default: %(default)s)")
-    add("--color-jitter", type=float, default=0.4, help="where --aa is not given (default: %(default)s)")
+    add("--color-jitter", type=float, default=0.4, help="used without --aa (default: %(default)s)")
     add("--aa", metavar="POLICY", help="auto-augmentation, such as rand-m9-mstd0.5-inc1 (default: none)")
-    add("--aug-repeats", type=int, default=1, metavar="N", help="times that an image comes in a row, as in DeiT's 3")
-    add("--reprob", type=float, default=0.0, metavar="P", help="of random erasing (default: %(default)s)")
+    add("--aug-repeats", type=int, default=1, metavar="N", help="repeats of each image in sequence, 3 in DeiT")
+    add("--reprob", type=float, default=0.0, metavar="P", help="probability of random erasing (default: %(default)s)")
     add("--remode", choices=("const", "rand", "pixel"), default="pixel", help="(default: %(default)s)")
     add("--recount", type=int, default=1, metavar="N", help="boxes to erase (default: %(default)s)")
     add("--train-interpolation", default="random", metavar="NAME", help="random, bilinear or bicubic")
@@ -150,36 +150,36 @@ def _mixing(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("mixing and labels").add_argument
     add("--mixup", type=float, default=0.0, metavar="ALPHA", help="0 for none (default: %(default)s)")
     add("--cutmix", type=float, default=0.0, metavar="ALPHA", help="0 for none (default: %(default)s)")
-    add("--cutmix-minmax", type=float, nargs=2, metavar="PART", help="sides of boxes, in place of --cutmix")
-    add("--mixup-prob", type=float, default=1.0, metavar="P", help="of mixing (default: %(default)s)")
-    add("--mixup-switch-prob", type=float, default=0.5, metavar="P", help="of CutMix where both are on")
+    add("--cutmix-minmax", type=float, nargs=2, metavar="PART", help="sides of boxes, instead of --cutmix")
+    add("--mixup-prob", type=float, default=1.0, metavar="P", help="probability of mixing (default: %(default)s)")
+    add("--mixup-switch-prob", type=float, default=0.5, metavar="P", help="probability of CutMix if both are used")
     add("--mixup-mode", choices=("batch", "pair", "elem"), default="batch", help="(default: %(default)s)")
     add("--mixup-off-epoch", type=int, default=0, metavar="N", help="do not mix from this epoch on (default: mix)")
-    add("--smoothing", type=float, default=0.1, help="of labels (default: %(default)s)")
+    add("--smoothing", type=float, default=0.1, help="label smoothing (default: %(default)s)")
 
 
 def _machine(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("machine").add_argument
-    add("--device", default="auto", help="cuda, cpu, … (default: an accelerator if there is one)")
+    add("--device", default="auto", help="cpu, cuda, mps, or auto for the accelerator if there is one")
     add("--amp", action="store_true", help="mixed precision")
     add("--amp-dtype", choices=("float16", "bfloat16"), default="float16", help="(default: %(default)s)")
     add("--fsdp", action="store_true", help="shard the model over the processes, block by block")
-    add("--deterministic", action="store_true", help="exact on a GPU too, at some cost in speed")
-    add("--seed", type=int, default=42, help="of weights, order, augmentation and mixing (default: %(default)s)")
+    add("--deterministic", action="store_true", help="use deterministic kernels on a GPU, which are slower")
+    add("--seed", type=int, default=42, help="seed of weights, order, augmentation and mixing (default: %(default)s)")
 
 
 def _run(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("run").add_argument
     add("--output", metavar="DIR", help="folder of checkpoints, logs and settings; one for each run")
-    add("--resume", nargs="?", const=NEWEST, metavar="FILE", help="go on from a checkpoint of a run with the "
-        "same settings (default: the last one in --output)")  # fmt: skip
-    add("--checkpoint-steps", type=int, default=0, metavar="N", help="write a checkpoint every N updates too")
-    add("--log-interval", type=int, default=50, metavar="N", help="updates to a row of train.csv")
-    add("--tensorboard", action="store_true", help="write events for TensorBoard too")
+    add("--resume", nargs="?", const=NEWEST, metavar="FILE", help="resume a run with the same settings from a "
+        "checkpoint (default: the last one in --output)")  # fmt: skip
+    add("--checkpoint-steps", type=int, default=0, metavar="N", help="also write a checkpoint every N updates")
+    add("--log-interval", type=int, default=50, metavar="N", help="updates between rows of train.csv")
+    add("--tensorboard", action="store_true", help="also write events for TensorBoard")
     add("--validation-batch-size", type=int, metavar="N", help="(default: --batch-size)")
-    add("--model-ema", action="store_true", help="keep a moving average of the weights, and test it too")
+    add("--model-ema", action="store_true", help="keep a moving average of the weights, and evaluate it")
     add("--model-ema-decay", type=float, default=0.9998, metavar="D", help="(default: %(default)s)")
-    add("--model-ema-warmup", action="store_true", help="begin with less decay")
+    add("--model-ema-warmup", action="store_true", help="start with less decay")
 
 
 AT_LEAST_ONE = (
@@ -194,11 +194,11 @@ SHARES = ("mixup_prob", "mixup_switch_prob", "smoothing", "reprob", "hflip", "vf
 
 
 def _check(options: Namespace) -> None:
-    """RunError for what no run can begin with."""
+    """Raise InputError for invalid options."""
     for name in ("data_dir", "output"):
         if getattr(options, name) is None:
             folder = "the data" if name == "data_dir" else "the run"
-            raise RunError(f"{_flag(name)} is missing: give the folder of {folder}")
+            raise InputError(f"{_flag(name)} is missing: pass the folder of {folder}")
     for names, low, high, expected in (
         (AT_LEAST_ONE, 1, math.inf, "a number of at least 1"),
         (NOT_NEGATIVE, 0, math.inf, "a number of at least 0"),
@@ -207,14 +207,14 @@ def _check(options: Namespace) -> None:
         given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
         for name, value in given.items():
             if not low <= value <= high:
-                raise RunError(f"{_flag(name)} {value}: expected {expected}")
+                raise InputError(f"{_flag(name)} {value}: expected {expected}")
     if mixes(options) and options.batch_size % 2:
-        raise RunError(
-            f"--batch-size {options.batch_size}: images are mixed in pairs within a batch of one process; give an even "
+        raise InputError(
+            f"--batch-size {options.batch_size}: images are mixed in pairs within a batch of one process; pass an even "
             "number, or --mixup 0 --cutmix 0"
         )
     if options.align_layers and not options.align:
-        raise RunError("--align-layers says where to align, and --no-align not to: leave one of them out")
+        raise InputError("--align-layers and --no-align contradict each other: omit one of them")
 
 
 def _flag(name: str) -> str:

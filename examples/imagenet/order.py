@@ -1,7 +1,7 @@
-"""Which images each process sees when, and what it draws: both follow from the seed and the place in the run alone.
+"""The order of images over processes, and all random draws: both depend only on the seed and the position in the run.
 
-So there is no state of a generator to keep: a run that goes on from a checkpoint, with any number of workers, sees the
-same images, augmented and mixed the same way, as one that was never interrupted.
+No state of a generator has to be saved: a resumed run, with any number of workers, trains on the same images, with the
+same augmentation and mixing, as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["Batches", "Draws", "Reproducible", "Sample", "seed_for", "seed_gener
 
 
 class Draws(IntEnum):
-    """What is drawn; each has random numbers of its own."""
+    """Kinds of draws; each has a separate stream of random numbers."""
 
     ORDER = 0
     SAMPLE = 1
@@ -28,7 +28,7 @@ class Draws(IntEnum):
 
 
 class Sample(NamedTuple):
-    """An image to load: its number in the data set, and its place in the run, which its augmentation is drawn by."""
+    """An image to load: its number in the data set, and its position in the run, which determines its augmentation."""
 
     image: int
     epoch: int
@@ -36,27 +36,27 @@ class Sample(NamedTuple):
 
 
 def seed_for(seed: int, draws: Draws, *place: int) -> int:
-    """The seed of what is drawn at a place of the run; other places have others."""
+    """The seed of a kind of draws at a position in the run; each position has a different one."""
     return int(np.random.SeedSequence(seed, spawn_key=(draws, *place)).generate_state(1, np.uint64)[0])
 
 
 def seed_generators(seed: int) -> None:
-    """Seed Python's, NumPy's and torch's CPU generator."""
+    """Seed the CPU generators of Python, NumPy and torch."""
     random.seed(seed)
-    np.random.seed((1, seed & 0xFFFFFFFF, seed >> 32))  # 1: not what Python draws, whose generator is the same
+    np.random.seed((1, seed & 0xFFFFFFFF, seed >> 32))  # 1: Python has the same generator, and must not draw the same
     torch.default_generator.manual_seed(seed)
 
 
 class Batches(Sampler[list[Sample]]):
-    """The batches of one process, from any update of an epoch on.
+    """The batches of one process, starting at any update of an epoch.
 
-    An epoch is one random order of the images, cut into updates; what is left over is for another epoch. The images of
-    an update are dealt in turn to its batches, and these in turn to the processes. So an update of W processes holds
-    the batches that one process has with W times the accumulation steps: the same images in each, mixed the same way.
+    An epoch is a random order of the images, split into updates; an incomplete update is dropped. The images of an
+    update are distributed in turn to its batches, and these in turn to the processes. So W processes compute the same
+    update as one process with W times the accumulation steps: the same images, mixed in the same way.
 
-    images: how many there are. batch_size: of one process, in one step. batches: in an update, over all processes and
-    accumulation steps. repeats: each image comes so many times one after another, while an epoch stays as long
-    (repeated augmentation, arXiv 1901.09335).
+    images: their number. batch_size: of one process and one step. batches: in an update, over all processes and
+    accumulation steps. repeats: number of times that each image occurs in sequence; the length of an epoch stays the
+    same (repeated augmentation, arXiv 1901.09335).
     """
 
     def __init__(
@@ -73,16 +73,16 @@ class Batches(Sampler[list[Sample]]):
         self.images, self.batch_size, self.batches = images, batch_size, batches
         self.seed, self.rank, self.processes, self.repeats = seed, rank, processes, repeats
         self.epoch = 0
-        self.done = 0  # updates of this epoch that need not come again
+        self.done = 0  # finished updates of this epoch
 
     @property
     def updates(self) -> int:
-        """Of a whole epoch."""
+        """Updates of a whole epoch."""
         return self.images // (self.batch_size * self.batches)
 
     @property
     def numbers(self) -> range:
-        """Which batches of an update are this process's."""
+        """Numbers of the batches of an update that this process computes."""
         return range(self.rank, self.batches, self.processes)
 
     def __len__(self) -> int:
@@ -101,7 +101,7 @@ class Batches(Sampler[list[Sample]]):
 
 
 class Reproducible(Dataset[Any]):
-    """A data set whose random transforms are drawn by the place of a sample in the run, in whichever worker."""
+    """A data set whose random transforms depend only on the position of a sample in the run, in any worker."""
 
     def __init__(self, dataset: Any, seed: int) -> None:
         self.dataset, self.seed = dataset, seed

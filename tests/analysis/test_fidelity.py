@@ -19,7 +19,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import tlfx
-from tlfx.aligned import alignment_of
+from tlfx.aligned import planner_of
 from tlfx.analysis import Fidelity, fidelity
 from tlfx.analysis.agreement import agreement
 from tlfx.analysis.label_fidelity import POLICIES, policy_name
@@ -143,8 +143,8 @@ def test_the_model_is_left_as_it_was() -> None:
     whole = fidelity(scaled_vit(), batches(8), policies=[tlfx.Policy()])  # the options of an aligned model hold
     assert not torch.allclose(found.shares["paper"], whole.shares["paper"], atol=1e-4)
     torch.testing.assert_close(found.references["exchange"], whole.references["exchange"], equal_nan=True)
-    assert alignment_of(model).options.policy == tlfx.Policy(residual="skip")
-    assert not alignment_of(model).plans
+    assert planner_of(model).options.policy == tlfx.Policy(residual="skip")
+    assert not planner_of(model).plans
 
 
 def test_modes_come_back_after_an_error() -> None:
@@ -204,7 +204,7 @@ ERRORS: dict[str, tuple[Callable[[], Fidelity], type[Exception], str]] = {
     "no batch": (
         lambda: fidelity(Mean(), []),
         tlfx.InputError,
-        "^0 batches gave no mixed pair of two classes, expected at least one: shuffle the loader if its batches hold",
+        "^0 batches gave no mixed pair of two classes, expected at least one: shuffle a loader whose batches have",
     ),
     "one class": (
         lambda: fidelity(Mean(), [(PICTURES, BALANCED * 0)], policies=[tlfx.Policy()]),
@@ -214,13 +214,13 @@ ERRORS: dict[str, tuple[Callable[[], Fidelity], type[Exception], str]] = {
     "no mixing": (
         lambda: fidelity(Mean(), [(PICTURES, BALANCED)], mixer=Mixup(prob=0.0, num_classes=3), policies=POLICIES[:1]),
         tlfx.InputError,
-        "use a mixer that mixes, and a loader that is not spent",
+        "enable mixing in the mixer, and pass an unexhausted loader",
     ),
-    "no model": (lambda: fidelity("vit", []), tlfx.InputError, "fidelity takes a torch.nn.Module, got str"),
+    "no model": (lambda: fidelity("vit", []), tlfx.InputError, "fidelity takes a torch.nn.Module, got a str"),
     "no labels": (
         lambda: fidelity(Mean(), [PICTURES]),
         tlfx.InputError,
-        r"the loader gave a Tensor, expected \(images, labels\), two tensors",
+        r"the loader yielded a Tensor, expected two tensors \(images, labels\)",
     ),
     "images of bytes": (
         lambda: fidelity(Mean(), [((PICTURES * 255).byte(), BALANCED)]),
@@ -230,7 +230,7 @@ ERRORS: dict[str, tuple[Callable[[], Fidelity], type[Exception], str]] = {
     "soft labels": (
         lambda: fidelity(Mean(), [(PICTURES, torch.eye(6)[:, :3])]),
         tlfx.TargetError,
-        r"labels are torch.float32 of shape \(6, 3\), expected int64 \(batch,\): .* use labels.argmax\(1\) for soft",
+        r"labels are torch.float32 of shape \(6, 3\), expected int64 \(batch,\), .* use labels.argmax\(1\) for soft",
     ),
     "unknown class": (
         lambda: fidelity(Mean(), [(PICTURES, BALANCED + 1)]),
@@ -250,7 +250,7 @@ ERRORS: dict[str, tuple[Callable[[], Fidelity], type[Exception], str]] = {
     "dense": (
         lambda: fidelity(Dense(), [(PICTURES, BALANCED)]),
         tlfx.InputError,
-        r"the model gives shape \(6, 3, 4, 4\) for 6 images, expected logits \(batch, classes\): wrap it in a module",
+        r"the model returns shape \(6, 3, 4, 4\) for 6 images, expected logits \(batch, classes\): wrap it in a module",
     ),
     "no policy": (
         lambda: fidelity(Mean(), [], policies=[]),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tlfx import TlfxError
 from tlfx.analysis.figures import INVARIANTS, Figures
 from tlfx.analysis.invariants import measure, rectangles
-from tlfx.propagate.labels import Rows
+from tlfx.propagate.labels import Operand
 from tlfx.propagate.values import Value
 from tlfx.propagate.verbs import OpContext
 from tlfx.rules.registry import REGISTRY
@@ -55,8 +55,8 @@ def break_relu(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def apply(function: Any) -> None:
         def wrong(op: OpContext, x: Value) -> Value:
-            rows = op.label(label_arithmetic(function), Rows(x.rows.flatten()), shape=(x.rows.numel(),))
-            return op.from_rows(rows.view_as(x.rows), x.batch_axis)
+            rows = op.label(label_arithmetic(function), Operand(x.ids.flatten()), shape=(x.ids.numel(),))
+            return op.from_ids(rows.view_as(x.ids), x.batch_axis)
 
         monkeypatch.setattr(REGISTRY, "_rules", {r.operator: r for r in REGISTRY})
         REGISTRY.add(torch.ops.aten.relu, wrong, override=True)

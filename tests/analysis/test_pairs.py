@@ -83,7 +83,7 @@ def test_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"there is no image file '.*b\.png'"):
         open_photo(tmp_path / "b.png")
     (tmp_path / "c.png").write_text("text")
-    with pytest.raises(InputError, match=r"c\.png' is no image that can be read .* expected PNG, JPEG or the like"):
+    with pytest.raises(InputError, match=r"c\.png' cannot be read as an image .* expected a PNG, JPEG or similar file"):
         open_photo(tmp_path / "c.png")
 
 

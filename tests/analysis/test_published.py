@@ -45,5 +45,5 @@ def test_a_model_without_attention_is_refused() -> None:
     target = tlfx.MixedTarget(
         first=torch.tensor([0]), second=torch.tensor([1]), mask=torch.rand(1, 1, 8, 8), num_classes=4
     )
-    with pytest.raises(InputError, match="has no attention, and the published formulation is of attention: leave it"):
+    with pytest.raises(InputError, match="has no attention, which the published formulation needs: omit it"):
         published(model, torch.rand(1, 3, 8, 8), target)

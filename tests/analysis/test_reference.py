@@ -135,19 +135,19 @@ class Odd(nn.Module):
         (
             Odd(),
             "heads",
-            "classifier='heads' is no module of the model; its last modules are 'unused', 'table', 'head'",
+            "classifier='heads' is not a module of the model; its last modules are 'unused', 'table', 'head'",
         ),
         (
             Odd(),
             "unused",
-            r"classifier='unused' does not run for 4 images, expected features \(batch, …\): name the mod",
+            r"classifier='unused' does not run for 4 images, expected features \(batch, …\): pass the path",
         ),
         (Odd(), "table", r"classifier='table' reads a tensor of shape \(1, 2\) for 4 images"),
-        (nn.Flatten(), None, "no module with a weight matrix ran.*name it by its path, classifier='head'"),
+        (nn.Flatten(), None, "no module with a weight matrix ran.*pass its path, such as classifier='head'"),
         (
             nn.Conv2d(3, 4, 1),
             None,
-            r"the model gives shape \(4, 4, 2, 2\) for 4 images, expected logits \(batch, classes",
+            r"the model returns shape \(4, 4, 2, 2\) for 4 images, expected logits \(batch, classes",
         ),
     ],
 )

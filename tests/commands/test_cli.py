@@ -65,12 +65,12 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["code", "test_vit", "--kwargs", "{depth: 2}"], "is no JSON"),
+        (["code", "test_vit", "--kwargs", "{depth: 2}"], "is not valid JSON"),
         (["code", "test_vit", "--kwargs", "[1]"], "expected a JSON object"),
         (["code", "test_vit", "--input-size", "big"], "expected H, HxW"),
         (["code", "test_vit", "--input-size", "96"], "takes images of 160x160, not 96x96"),
         (["check", "test_vit", "--input-size", "1x160x160"], "fails by itself on images of shape (3, 1, 160, 160)"),
-        (["code", "test_vit", "--path", "/no/such/place"], "is no directory"),
+        (["code", "test_vit", "--path", "/no/such/place"], "is not a directory"),
         (["zoo", "no_such_model*"], "no model matches"),
         (["zoo", "test_vit", "--memory", "lots"], "such as 8G"),
         (["zoo", "test_vit", "--jobs", "0"], "must be positive"),

@@ -71,13 +71,16 @@ def test_one_model_with_two_weights(tmp_path: Path, capsys: pytest.CaptureFixtur
     [
         (
             ["test_vit", "--pairs", "0"],
-            "--pairs 0 --presence 2: expected one pair or more, and presence for at least one",
+            "--pairs 0 --presence 2: expected at least one pair, and presence for at least one",
         ),
-        (["test_vit", "--pairs", "2", "--presence", "3"], "at most all of them"),
-        (["test_vit", "test_vit"], "test_vit was given twice; give each model once, or with --weights of its own"),
+        (["test_vit", "--pairs", "2", "--presence", "3"], "at most all pairs"),
+        (
+            ["test_vit", "test_vit"],
+            "test_vit was given twice; give each model once, or each time with different --weights",
+        ),
         (
             ["test_vit", "test_vit2", "--weights", "a.pt"],
-            "--weights was given 1 times for 2 models, expected once for each",
+            "--weights was given 1 times for 2 models, expected once per model",
         ),
         (["test_vit", "--plot", "f.bmp"], "--plot 'f.bmp': expected a file that ends in .png, .pdf, .svg"),
         (["test_vit", "--csv", "f.txt"], "--csv 'f.txt': expected a file that ends in .csv"),

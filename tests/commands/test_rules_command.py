@@ -88,7 +88,7 @@ def test_operators_without_a_rule() -> None:
     assert first.skeleton() == (
         "@rule(torch.ops.tlfx_tests.ripple)\n"
         "def ripple(op: OpContext, x: Value, gain: Any = 2.0) -> Value:\n"
-        '    """Met in the model itself: (2, 4, 2, 2) -> (2, 4, 2, 2)."""\n'
+        '    """Called in the model itself: (2, 4, 2, 2) -> (2, 4, 2, 2)."""\n'
         "    return op.pointwise(x)\n"
     )
 
@@ -116,4 +116,4 @@ def test_missing_prints_code_alone(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_nothing_missing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rules", "--missing", "test_resnet", "--input-size", "64"]) == 0
-    assert capsys.readouterr().out == "test_resnet: every operator that touches image content has a rule\n"
+    assert capsys.readouterr().out == "test_resnet: every operator that receives image content has a rule\n"

@@ -70,10 +70,10 @@ def test_weights_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--at", "blocks.9"], "no module with tokens is called 'blocks.9'; near it are blocks."),
-        (["--at", "head"], "the tokens of head lie on no grid of the image"),
-        (["--at", "blocks.0", "--every-block"], "--at and --every-block were both given: give one of them"),
-        (["one.png"], "1 image was given, expected two, or none for the photos that scikit-image ships"),
+        (["--at", "blocks.9"], "no module with tokens matches 'blocks.9'; similar names are blocks."),
+        (["--at", "head"], "the tokens of head form no grid on the image"),
+        (["--at", "blocks.0", "--every-block"], "--at and --every-block were both given: use only one of them"),
+        (["one.png"], "1 image was given, expected two, or none for photos from scikit-image"),
         (["one.png", "two.png"], "there is no image file 'one.png'"),
         (["-o", "labels.txt"], "--output 'labels.txt': expected a file that ends in .png, .pdf, .svg"),
         (["-o", "no/such/labels.png"], "there is no directory 'no/such'; create it first"),
@@ -97,4 +97,4 @@ def test_what_cannot_be_drawn(
 
 def test_models_of_other_inputs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "test_vit", "--kwargs", '{"in_chans": 1}']) == 2
-    assert "the model takes inputs of 1x160x160, expected images of three colours, 3xHxW" in capsys.readouterr().err
+    assert "the model takes inputs of 1x160x160, expected images of three channels, 3xHxW" in capsys.readouterr().err

@@ -75,7 +75,7 @@ def test_interrupted_and_resumed(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=TIMEOUT)  # also waits for the workers, which share the pipes
     assert process.returncode == 1
-    assert errors.strip().endswith("interrupted; finished runs are kept, and the same command makes the rest")
+    assert errors.strip().endswith("interrupted; finished runs are kept, and the same command trains the others")
     assert len(list(tmp_path.rglob("*.json"))) < 500
 
     before, kept = half.read_text(), whole.stat().st_mtime_ns
@@ -145,9 +145,7 @@ def test_other_settings_are_refused(compared: Path) -> None:
     from experiment import SettingsError, finished
 
     run = settings("--output", compared, "--lr", "0.01", "--batch-size", "8").runs[0]
-    words = (
-        r"0\.json was trained with batch_size=16, lr=0\.002, and batch_size=8, lr=0\.01 is asked for: give the same "
-    )
+    words = r"0\.json was trained with batch_size=16, lr=0\.002, expected batch_size=8, lr=0\.01: pass the same "
     with pytest.raises(SettingsError, match=words + "settings, or another --output"):
         finished(run, compared)
 
@@ -192,13 +190,13 @@ def test_runs_of_a_seed_differ_in_their_target_only() -> None:
     from data import load_digits
     from methods import Method
     from mixers import MIXERS
-    from training import Recipe, Trainer
+    from training import DigitTrainer, Recipe
 
-    class Recording(Trainer):
+    class Recording(DigitTrainer):
         """Keeps what the model is given and gives."""
 
-        def _forward(self, images: Tensor, target: tlfx.MixedTarget) -> tuple[Tensor, Tensor]:
-            logits, soft = super()._forward(images, target)
+        def predict(self, images: Tensor, target: tlfx.MixedTarget) -> tuple[Tensor, Tensor]:
+            logits, soft = super().predict(images, target)
             seen.append((images, target.area(), logits.detach(), soft))
             return logits, soft
 
@@ -219,16 +217,16 @@ def test_runs_of_a_seed_differ_in_their_target_only() -> None:
 
 
 def test_the_gap_counts_mixed_pairs_of_different_classes() -> None:
-    from training import Meter
+    from training import DigitMeter
 
     mask = torch.zeros(3, 1, 4, 4)
     mask[:2, :, :, :1] = 1  # λ_area is 0.25 in two pairs, one of them of one class, and 0 in the third
     target = tlfx.MixedTarget(first=torch.tensor([0, 1, 2]), second=torch.tensor([3, 1, 4]), mask=mask, num_classes=5)
     soft = target.area()
     soft[0, 0], soft[0, 3] = 0.65, 0.35
-    meter = Meter()
-    meter.update(torch.tensor(2.0), soft, target)
-    meter.update(torch.tensor(1.0), target.area(), target)
+    meter = DigitMeter()
+    meter.update(torch.tensor(2.0), soft, target.area())
+    meter.update(torch.tensor(1.0), target.area(), target.area())
     assert meter.loss == 1.5
     assert meter.gaps == pytest.approx([0.4, 0.0])
     assert meter.lambda_gap == pytest.approx(0.2)
@@ -255,13 +253,13 @@ def test_every_mixer_trains_every_target(mixer: str) -> None:
     from data import load_digits
     from methods import Method
     from mixers import MIXERS
-    from training import Recipe, Trainer
+    from training import DigitTrainer, Recipe
 
     train, _ = load_digits(64, 16, size=28)
     recipe = Recipe(epochs=1, batch_size=16, train=64, test=16, lr=1e-3, mix_prob=1.0, seed=1, device="cpu")
     for target in ("plain", "aligned") if mixer != "cutmix" else ("plain", "transmix", "aligned"):
         model = build("vit", 0)
-        trainer = Trainer(Method(mixer, target).prepare(model), recipe, MIXERS[mixer](model, recipe))
+        trainer = DigitTrainer(Method(mixer, target).prepare(model), recipe, MIXERS[mixer](model, recipe))
         assert list(trainer.train(train)) == [1, 2, 3, 4]
         assert math.isfinite(trainer.meter.loss)
         assert len(trainer.meter.gaps) > 4
@@ -346,14 +344,14 @@ def test_methods(text: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--methods", "align"], "'align' is no method: expected [MIXER/]TARGET or [MIXER/]aligned:FIELD=VALUE["),
+        (["--methods", "align"], "'align' is not a method: expected [MIXER/]TARGET or [MIXER/]aligned:FIELD=VALUE["),
         (["--methods", "cutout/plain"], "with a mixer of cutmix, mixup, switch, patches, blocks, grid, resizemix,"),
         (["--methods", "mixup/"], "and a target of plain, transmix, aligned"),
-        (["--methods", "plain:heads=norm"], "'plain:heads=norm' is no method"),
-        (["--methods", "aligned:"], "'aligned:' is no method"),
+        (["--methods", "plain:heads=norm"], "'plain:heads=norm' is not a method"),
+        (["--methods", "aligned:"], "'aligned:' is not a method"),
         (
             ["--methods", "aligned:head=norm"],
-            "'head=norm' sets no field of tlfx.Policy, expected one of residual, heads,",
+            "'head=norm' is not a field of tlfx.Policy; expected one of residual, heads,",
         ),
         (["--methods", "aligned:heads=max"], "heads='max' is unknown, expected one of 'mean', 'norm'"),
         (["--methods", "aligned:heads=mean,heads=norm"], "'aligned:heads=mean,heads=norm' sets heads twice"),

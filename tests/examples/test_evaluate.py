@@ -284,18 +284,26 @@ def animals(tmp_path: Path) -> Path:
 
 def folder_cases() -> Iterator[tuple[str, dict[str, int], str]]:
     """Dataset, folders with the number of their images, and what is said."""
-    yield "imagenet", {}, "holds no folders; expected a folder for each class, with its images"
-    yield "folder", {".": 2}, "holds images that lie in no folder; expected a folder for each class"
-    yield "imagenet", {"n01440764": 1, "ant": 1, "bee": 1}, "folders of no known class: ant, bee; expected WordNet ids"
-    yield "imagenet", {"0": 1}, "of ImageNet's 1000 classes. Another --dataset or --data-dir may be meant"
-    yield "imagenet-v2", {"0": 1, "007": 1, "1000": 1}, "no known class: 007, 1000; expected class indices, 0 to 999"
+    yield "imagenet", {}, "holds no class folders; expected one folder for each class, such as "
+    yield "folder", {".": 2}, "holds images, but no class folders; expected one folder for each class"
+    yield (
+        "imagenet",
+        {"n01440764": 1, "ant": 1, "bee": 1},
+        "folders that are not classes: ant, bee; expected WordNet ids",
+    )
+    yield "imagenet", {"0": 1}, "of ImageNet's 1000 classes. Check --dataset and --data-dir"
+    yield (
+        "imagenet-v2",
+        {"0": 1, "007": 1, "1000": 1},
+        "that are not classes: 007, 1000; expected class indices, 0 to 999",
+    )
     yield (
         "imagenet-a",
         {"n01440764": 1},
-        "no known class: n01440764; expected WordNet ids, such as n01440764, of the 200",
+        "that are not classes: n01440764; expected WordNet ids, such as n01440764, of the 200",
     )
-    yield "imagenet", {"n01440764": 1, "n01443537": 0}, "class folders without images: n01443537; fill or remove them"
-    yield "folder", {"b": 0, "a": 0}, "class folders without images: a, b; fill or remove them"
+    yield "imagenet", {"n01440764": 1, "n01443537": 0}, "class folders without images: n01443537; add images (.jpg,"
+    yield "folder", {"b": 0, "a": 0}, "class folders without images: a, b; add images (.jpg,"
 
 
 @pytest.mark.parametrize(("dataset", "folders", "words"), list(folder_cases()))
@@ -337,16 +345,18 @@ def test_an_image_that_cannot_be_read(workers: str, animals: Path, capsys: pytes
 def test_checkpoints_that_are_refused(animals: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = [*MODEL, "--dataset", "folder", "--data-dir", animals]
     said = refused(capsys, *base, "--checkpoint", checkpoint)
-    assert f"{checkpoint} holds no weights of test_vit: of another shape: head.weight (1000, 64) for (3, 64)" in said
-    assert "Name its architecture with --model and --kwargs; it has a logit for each class of the dataset" in said
+    assert f"{checkpoint} does not fit test_vit: different shape: head.weight is (1000, 64), expected (3, 64)" in said
+    assert (
+        "Give its architecture with --model and --kwargs; it must have one logit for each class of the dataset" in said
+    )
     other = animals.parent / "other.pth"
     torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), other)
     said = refused(capsys, *base, "--checkpoint", other)
     assert "missing: cls_token, pos_embed, patch_embed.proj.weight and " in said
-    assert "unknown: conv1." in said
+    assert "unexpected: conv1." in said
     assert "has no weights" not in said
     torch.save({"state_dict": tiny(0, num_classes=3).state_dict()}, other)
-    assert f"{other} holds no moving average (state_dict_ema or model_ema); leave out --use-ema" in refused(
+    assert f"{other} has no moving average (state_dict_ema or model_ema); omit --use-ema" in refused(
         capsys, *base, "--checkpoint", other, "--use-ema"
     )
     other.write_bytes(b"no weights")
@@ -354,7 +364,7 @@ def test_checkpoints_that_are_refused(animals: Path, checkpoint: Path, capsys: p
     assert "cannot be read as a checkpoint: " in refused(capsys, *base, "--checkpoint", other, "--use-ema")
     torch.save([1, 2], other)
     assert f"{other} cannot be read as a checkpoint: " in refused(capsys, *base, "--checkpoint", other)
-    assert "there is no file 'none' to load weights from" in refused(capsys, *base, "--checkpoint", "none")
+    assert "--checkpoint: there is no file 'none'" in refused(capsys, *base, "--checkpoint", "none")
 
 
 def test_weights_that_are_no_numbers(animals: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -363,7 +373,7 @@ def test_weights_that_are_no_numbers(animals: Path, capsys: pytest.CaptureFixtur
     file = animals.parent / "broken.pth"
     torch.save(state, file)
     said = refused(capsys, *MODEL, "--checkpoint", file, "--dataset", "folder", "--data-dir", animals)
-    assert "some logits are infinite or no numbers: the weights are broken, or --amp overflows" in said
+    assert "some logits are infinite or NaN: the weights are damaged, or --amp overflows" in said
 
 
 def test_corruptions_that_are_missing(model: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -381,7 +391,7 @@ def test_corruptions_that_are_missing(model: nn.Module, tmp_path: Path, capsys: 
     ("text", "words"),
     [
         ("{", "cannot be read: "),
-        ('{"top1": 80}', 'holds no errors by corruption; expected such as {"errors": {"fog": 0.82}'),
+        ('{"top1": 80}', 'has no errors by corruption; expected a file such as {"errors": {"fog": 0.82}'),
         ('{"errors": {"snow": 0.5}}', "lacks the errors of fog"),
         ('{"errors": {"fog": 81.9}}', "fog 81.9; expected shares of the images, above 0 and at most 1"),
         ('{"errors": {"fog": 0.0}}', "fog 0.0; expected shares"),
@@ -407,11 +417,11 @@ def test_too_few_images_and_class_maps(animals: Path, capsys: pytest.CaptureFixt
     assert f"--images 5: {animals} holds 4" in refused(capsys, *base, "--images", "5")
     names = animals.parent / "names.txt"
     names.write_text("ant\nbee\nant\n")
-    assert f"--class-map {names}: expected the name of another class in each line" in refused(
+    assert f"--class-map {names}: expected the name of a different class in each line" in refused(
         capsys, *base, "--class-map", names
     )
     names.write_text("ant\nbee\n")
-    assert f"folders of no known class: cow; expected one of the 2 classes of {names}" in refused(
+    assert f"folders that are not classes: cow; expected one of the 2 classes of {names}" in refused(
         capsys, *base, "--class-map", names
     )
 
@@ -419,24 +429,27 @@ def test_too_few_images_and_class_maps(animals: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "give either --checkpoint FILE, or --pretrained for the weights that timm publishes"),
-        (["--checkpoint", "x", "--pretrained"], "give either --checkpoint FILE, or --pretrained"),
-        (["--pretrained", "--use-ema"], "--use-ema is for --checkpoint; published weights have no moving average"),
+        ([], "pass either --checkpoint FILE, or --pretrained for the weights that timm publishes"),
+        (["--checkpoint", "x", "--pretrained"], "pass either --checkpoint FILE, or --pretrained"),
+        (["--pretrained", "--use-ema"], "--use-ema requires --checkpoint; published weights have no moving average"),
         (["--checkpoint", "x", "--json", "no/such.json"], "there is no folder 'no' to write such.json into"),
-        (["--checkpoint", "x", "--class-map", "y"], "--class-map is for --dataset folder"),
-        (["--checkpoint", "x", "--clean-dir", "y"], "--clean-dir is for --dataset imagenet-c, not imagenet"),
-        (["--checkpoint", "x", "--corruptions", "fog"], "--corruptions is for --dataset imagenet-c, not imagenet"),
-        (["--checkpoint", "x", "--baseline", "y"], "--baseline is for --dataset imagenet-c, not imagenet"),
-        (["--checkpoint", "x", "--eps", "8/255"], "--eps is for an attack; give --attack too, one of autoattack"),
+        (["--checkpoint", "x", "--class-map", "y"], "--class-map requires --dataset folder"),
+        (["--checkpoint", "x", "--clean-dir", "y"], "--clean-dir requires --dataset imagenet-c, not imagenet"),
+        (["--checkpoint", "x", "--corruptions", "fog"], "--corruptions requires --dataset imagenet-c, not imagenet"),
+        (["--checkpoint", "x", "--baseline", "y"], "--baseline requires --dataset imagenet-c, not imagenet"),
+        (["--checkpoint", "x", "--eps", "8/255"], "--eps requires --attack, one of autoattack"),
         (["--checkpoint", "x", "--crop-pct", "0"], "'0': expected a number above 0"),
         (["--checkpoint", "x", "--workers", "-1"], "'-1': expected a whole number from 0"),
         (["--checkpoint", "x", "--batch-size", "0"], "'0': expected a whole number from 1"),
         (["--checkpoint", "x", "--kwargs", "[1]"], "expected a JSON object such as"),
-        (["--checkpoint", "x", "--device", "abacus"], "'abacus' is no device of this machine"),
+        (["--checkpoint", "x", "--device", "abacus"], "--device: abacus: "),
         (["--checkpoint", "x", "--attack", "pgd", "--eps", "8/0"], "expected a number above 0, such as 8/255 or 0.03"),
-        (["--checkpoint", "x", "--attack", "pgd", "--norm", "L2"], "--norm L2 needs --eps; 8/255 is usual for Linf"),
-        (["--checkpoint", "x", "--attack", "pgd", "--amp"], "--attack needs exact gradients; leave out --amp"),
-        (["--checkpoint", "x", "--attack", "pgd", "--dataset", "imagenet-c"], "--attack is for images without"),
+        (
+            ["--checkpoint", "x", "--attack", "pgd", "--norm", "L2"],
+            "--norm L2 requires --eps; the default of 8/255 is for Linf",
+        ),
+        (["--checkpoint", "x", "--attack", "pgd", "--amp"], "--attack needs exact gradients; omit --amp"),
+        (["--checkpoint", "x", "--attack", "pgd", "--dataset", "imagenet-c"], "--attack requires images without"),
     ],
 )
 def test_settings_that_cannot_be_run(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -451,7 +464,7 @@ def test_doctests() -> None:
     import doctest
     import importlib
 
-    for name in ("folders", "classifier"):
-        results = doctest.testmod(importlib.import_module(f"evaluation.{name}"))
+    for name in ("class_folders", "devices", "weights"):
+        results = doctest.testmod(importlib.import_module(name))
         assert results.attempted
         assert not results.failed

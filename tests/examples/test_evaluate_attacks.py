@@ -184,18 +184,18 @@ def test_norms_and_classes_that_an_attack_cannot_have(
     case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = refused(case, capsys, "--attack", "fgsm", "--norm", "L2", "--eps", "1")
-    assert "--attack fgsm is not made for --norm L2; expected Linf" in said
+    assert "--attack fgsm does not support --norm L2; expected Linf" in said
     said = refused(case, capsys, "--attack", "pgd", "--norm", "L1", "--eps", "1")
-    assert "--attack pgd is not made for --norm L1; expected Linf or L2" in said
+    assert "--attack pgd does not support --norm L1; expected Linf or L2" in said
     for name in ("a", "b", "c"):
         (tmp_path / name).mkdir()
         Image.new("RGB", (SIDE, SIDE)).save(tmp_path / name / "0.png")
     arguments = ("--data-dir", str(tmp_path), "--attack")
     said = refused(case, capsys, *arguments, "autoattack")
-    assert "--attack autoattack needs at least 4 classes, there are 3; take apgd-ce, square or pgd" in said
+    assert "--attack autoattack needs at least 4 classes, but there are 3; use apgd-ce, square or pgd" in said
     for name in ("b", "c"):
         shutil.rmtree(tmp_path / name)
-    assert "--attack pgd needs at least 2 classes, there are 1" in refused(case, capsys, *arguments, "pgd")
+    assert "--attack pgd needs at least 2 classes, but there are 1" in refused(case, capsys, *arguments, "pgd")
 
 
 def test_attacks_that_are_not_installed(
@@ -213,7 +213,7 @@ def test_logits_that_are_no_classes_of_the_folder(
     (tmp_path / "only").mkdir()
     Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "only" / "0.png")
     said = refused(case, capsys, "--data-dir", str(tmp_path))
-    assert "the model makes (1, 5), expected logits (B, 1), one a class" in said
+    assert "the model returns (1, 5), expected (B, 1), one logit per class" in said
 
 
 def moved(images: Tensor, labels: Tensor, by: float) -> Tensor:

@@ -72,7 +72,7 @@ def test_finished_runs_are_measured(runs: Path, tmp_path: Path) -> None:
     rmse = table.partition("RMSE:")[2]
     assert f"| {np.mean(found):.3f} ± {half:.3f} |" in next(x for x in rmse.splitlines() if "| paper |" in x)
     assert "| mixer | heads=norm | as paper | as paper | as paper | as paper |" in table  # a mixer has no heads
-    for words in ("Correlation", "Partial correlation given the area", "RMSE", "leaves out 0"):
+    for words in ("Correlation", "Partial correlation given the area", "RMSE", "excludes 0"):
         assert words in done.stdout
         assert words in table
 
@@ -129,7 +129,7 @@ def refused(arguments: list[str]) -> Any:
 
 def test_no_runs(tmp_path: Path) -> None:
     words = (
-        rf"{tmp_path} holds no finished run; make some with python examples/compare.py --methods plain "
+        rf"{tmp_path} holds no finished run; train some with python examples/compare.py --methods plain "
         rf"--architectures vit mixer --output {tmp_path}"
     )
     with pytest.raises(SystemExit, match=words):
@@ -144,16 +144,16 @@ def test_runs_of_two_recipes(runs: Path, tmp_path: Path) -> None:
         record["recipe"]["lr"] = rate
         file.write_text(json.dumps(record))
         file.with_suffix(".pt").touch()
-    with pytest.raises(SystemExit, match="holds runs of 2 recipes, whose figures cannot be averaged: give --architec"):
+    with pytest.raises(SystemExit, match="holds runs of 2 recipes, whose figures cannot be averaged: pass --architec"):
         refused(["--runs", str(tmp_path)])
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--batch-size", "7"], "--batch-size 7: expected an even number, since pictures are mixed in pairs"),
+        (["--batch-size", "7"], "--batch-size 7: expected an even number, because pictures are mixed in pairs"),
         (["--csv", "no/such/file.csv"], "there is no folder 'no/such' to write file.csv into; create it first"),
-        (["--method", "align"], "'align' is no method: expected [MIXER/]TARGET or [MIXER/]aligned:FIELD=VALUE"),
+        (["--method", "align"], "'align' is not a method: expected [MIXER/]TARGET or [MIXER/]aligned:FIELD=VALUE"),
     ],
 )
 def test_settings_that_cannot_be_run(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,14 +53,14 @@ KILLER = """
 import os, signal, sys
 sys.path.insert(0, {examples!r})
 import train_imagenet
-update = train_imagenet.Trainer.update
+update = train_imagenet.RunTrainer.update
 
 def killed(self, batches, numbers, epoch, done):
     if done == {update} and self.processes.primary:
         os.kill(os.getpid(), signal.SIGKILL)
     update(self, batches, numbers, epoch, done)
 
-train_imagenet.Trainer.update = killed
+train_imagenet.RunTrainer.update = killed
 train_imagenet.main()
 """
 

@@ -14,6 +14,7 @@ from imagefolder import SMALL
 from torch import nn
 
 import tlfx
+from tlfx.errors import ModelError
 
 ATTENTION = ["--attention-model", "test_resnet", "--attention-patches", "1"]
 KINDS = {
@@ -98,8 +99,6 @@ def test_mixers_keep_the_settings_of_mixing(weights: Path) -> None:
     ],
 )
 def test_weights_of_attention_that_cannot_be_had(file: str, words: str, tmp_path: Path) -> None:
-    from imagenet.errors import RunError
-
     (tmp_path / "broken.pth").write_bytes(b"no weights")
-    with pytest.raises(RunError, match=words):
+    with pytest.raises(ModelError, match=words):
         trainer_of(options_of("--method", "attentive", "--attention-checkpoint", tmp_path / file))

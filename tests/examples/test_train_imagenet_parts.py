@@ -21,6 +21,9 @@ from imagefolder import write_folders
 from torch import nn
 from torch.utils.data import DataLoader
 
+from tlfx.errors import InputError
+from tlfx.files import write_atomically
+
 RECIPES = sorted((EXAMPLES / "recipes").glob("*.yaml"))
 
 
@@ -155,9 +158,7 @@ def test_a_kill_while_writing_leaves_a_whole_checkpoint(tmp_path: Path, delay: f
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path: Path) -> None:
-    from files import write_whole
     from imagenet.checkpoint import LAST, write
-    from imagenet.errors import RunError
 
     write({"number": 1}, tmp_path, best=False)
 
@@ -166,10 +167,10 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path: Path)
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        write_whole(tmp_path / LAST, full)
+        write_atomically(tmp_path / LAST, full)
     assert torch.load(tmp_path / LAST) == {"number": 1}
     assert [file.name for file in tmp_path.iterdir()] == [LAST]
-    with pytest.raises(RunError, match=f"no checkpoint can be written to {tmp_path}/gone: .*No such file or directory"):
+    with pytest.raises(InputError, match=f"cannot write a checkpoint to {tmp_path}/gone: .*No such file or directory"):
         write({"number": 2}, tmp_path / "gone", best=False)
 
 

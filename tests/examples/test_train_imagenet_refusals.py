@@ -76,16 +76,23 @@ def other_classes(data: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (no_folder, "there is no folder {data}; --data-dir names the folder that holds the splits"),
+        (
+            no_folder,
+            "there is no folder '{data}'; expected one with a folder for each class, or with splits of them",
+        ),
         (no_split, "{data} has no folder val or validation or valid; it holds testing, train"),
         (
             no_classes,
-            "{data}/train holds no classes: expected one folder for each, as {data}/train/n01440764/image.jpg",
+            "{data}/train holds images, but no class folders; expected one folder for each class, such as "
+            "{data}/train/n01440764/image.jpg",
         ),
-        (no_images, "{data}/train holds no images of bee, dog: add some (.jpg, .png, .webp, …) or remove the folders"),
+        (
+            no_images,
+            "{data}/train holds class folders without images: bee, dog; add images (.jpg, .png, .webp, …) or remove",
+        ),
         (
             other_classes,
-            "and {data}/val differ, so that their numbers mean different things: the second lacks bee and adds elk",
+            "and {data}/val differ, so that their labels have different meanings: the second lacks bee and adds elk",
         ),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -99,7 +106,7 @@ def test_data_that_is_not_as_it_should_be(damage: Callable[[Path], None], words:
 @pytest.mark.parametrize("name", ["torch/cifar10", "torch/cifar100", "torch/flowers102", "torch/stanford_cars"])
 def test_data_of_torchvision_that_is_not_there(name: str, tmp_path: Path) -> None:
     refused(
-        f"{name} is not whole in --data-dir {tmp_path}: Dataset not found",
+        f"{name} is incomplete in --data-dir {tmp_path}: Dataset not found",
         tmp_path,
         tmp_path / "run",
         "--dataset",
@@ -112,15 +119,15 @@ def test_data_of_torchvision_that_is_not_there(name: str, tmp_path: Path) -> Non
     [
         (
             ["--batch-size", "7"],
-            "--batch-size 7: images are mixed in pairs within a batch of one process; give an even",
+            "--batch-size 7: images are mixed in pairs within a batch of one process; pass an even",
         ),
         (
             ["--batch-size", "1"],
-            "--batch-size 1: images are mixed in pairs within a batch of one process; give an even",
+            "--batch-size 1: images are mixed in pairs within a batch of one process; pass an even",
         ),
         (["--epochs", "0"], "--epochs 0: expected a number of at least 1"),
         (["--mixup-prob", "1.5"], "--mixup-prob 1.5: expected a share between 0 and 1"),
-        (["--align-layers", "-1"], "--align-layers says where to align, and --no-align not to: leave one of them out"),
+        (["--align-layers", "-1"], "--align-layers and --no-align contradict each other: omit one of them"),
     ],
 )
 def test_settings_that_no_run_can_begin_with(
@@ -135,22 +142,31 @@ def test_settings_that_no_run_can_begin_with(
     [
         (
             ["--img-size", "36"],
-            "images of 36×36 pixels are no whole number of the model's patches of 8×8: give an --img-size",
+            "images of 36×36 pixels are not a multiple of the model's patches of 8×8: pass an --img-size",
         ),
         (
             ["--model", "vit_tiny_patch16_223"],
             "unknown timm model 'vit_tiny_patch16_223'; did you mean vit_tiny_patch16_224",
         ),
-        (["--batch-size", "32"], "16 images are fewer than one update takes: --batch-size 32 in 1 batches"),
+        (["--batch-size", "32"], "16 images are too few for one update: --batch-size 32 in 1 batches"),
         (["--num-classes", "3"], "--num-classes 3: the data has 4 classes"),
-        (["--opt", "adamww"], "--opt adamww: timm cannot make this optimiser: Optimizer adamww not found in registry"),
-        (["--aa", "best"], "--aa best: timm knows no such policy (Unknown AA policy best); expected such as rand-m9"),
-        (["--aa", "rand-x9"], "--aa rand-x9: timm knows no such policy (Unknown RandAugment config section); expected"),
-        (["--fsdp"], "--fsdp shards a model over processes: start them with torchrun --nproc-per-node 2 or more"),
-        (["--device", "cuda"], "--device cuda: torch finds no CUDA device here"),
+        (
+            ["--opt", "adamww"],
+            "--opt adamww: timm cannot create this optimiser: Optimizer adamww not found in registry",
+        ),
+        (["--aa", "best"], "--aa best: timm does not know this policy (Unknown AA policy best); expected one such as"),
+        (
+            ["--aa", "rand-x9"],
+            "--aa rand-x9: timm does not know this policy (Unknown RandAugment config section); expe",
+        ),
+        (
+            ["--fsdp"],
+            "--fsdp shards a model over several processes: start them with torchrun --nproc-per-node 2 or more",
+        ),
+        (["--device", "cuda"], "--device cuda is not available; this machine has "),
         (
             ["--lr", "1e30", "--clip-grad", "1e30", "--log-interval", "1"],
-            "the loss is nan at update 2; checkpoints are left",
+            "the loss is nan at update 2; checkpoints are unchanged",
         ),
     ],
 )
@@ -168,13 +184,13 @@ def test_settings_that_do_not_fit(arguments: list[str], words: str, data: Path, 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("epochs: [1]", "epochs: [1] does not fit: expected one value"),
-        ("epochs: 1.5", "epochs: 1.5 does not fit: invalid literal for int() with base 10: '1.5'"),
-        ("amp: 1", "amp: 1 does not fit: expected true or false"),
-        ("scale: 0.5", "scale: 0.5 does not fit: expected a list of 2"),
-        ("sched: sine", "sched: 'sine' does not fit: expected one of 'cosine', "),
+        ("epochs: [1]", "epochs: [1] is not valid: expected one value"),
+        ("epochs: 1.5", "epochs: 1.5 is not valid: invalid literal for int() with base 10: '1.5'"),
+        ("amp: 1", "amp: 1 is not valid: expected true or false"),
+        ("scale: 0.5", "scale: 0.5 is not valid: expected a list of 2"),
+        ("sched: sine", "sched: 'sine' is not valid: expected one of 'cosine', "),
         ("epoch: 3\nlearning-rate: 1", "unknown epoch, learning_rate; options are named as the flags of --help"),
-        ("- epochs", "holds no options: expected lines such as batch-size: 128"),
+        ("- epochs", "has no options: expected lines such as batch-size: 128"),
         ("epochs: [", "cannot be read: while parsing a flow node"),
     ],
 )
@@ -188,10 +204,10 @@ def test_files_of_options(
 
 
 def test_a_folder_that_holds_another_run(data: Path, run: Path) -> None:
-    words = f"--output {run} holds another run (last.pth.tar, summary.csv), which would be lost: go on with"
+    words = f"--output {run} holds another run (last.pth.tar, summary.csv), which would be lost: continue it"
     refused(words, data, run)
     refused(
-        "which would be lost: give",
+        "which would be lost: pass",
         data,
         run,
         "--resume",
@@ -218,13 +234,13 @@ def flip(content: bytes) -> bytes:
 def test_a_damaged_checkpoint(damage: Callable[[bytes], bytes], data: Path, run: Path) -> None:
     file = run / "last.pth.tar"
     file.write_bytes(damage(file.read_bytes()))
-    refused(f"--resume {file}: the checkpoint is damaged or no checkpoint", data, run, "--resume")
+    refused(f"--resume {file} is damaged or is not a checkpoint", data, run, "--resume")
 
 
 def test_weights_are_no_run(data: Path, run: Path) -> None:
     torch.save({"state_dict": {}}, run / "last.pth.tar")
     refused(
-        "holds no run to go on with, it lacks arch, optimizer, progress, settings: if these are weights",
+        "is not a checkpoint of a run, it lacks arch, optimizer, progress, settings: if it has only weights",
         data,
         run,
         "--resume",
@@ -234,16 +250,16 @@ def test_weights_are_no_run(data: Path, run: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--model", "resnet18"], "--resume: the checkpoint is of vit_tiny_patch16_224, --model is resnet18"),
-        (["--num-classes", "9"], "--resume: the checkpoint has 4 classes, 9 are asked for; to fine-tune on other data"),
+        (["--model", "resnet18"], "--resume: the checkpoint is of vit_tiny_patch16_224, but --model is resnet18"),
+        (["--num-classes", "9"], "--resume: the checkpoint has 4 classes, expected 9; to fine-tune on other data"),
         (
             ["--batch-size", "4"],
-            "this run was begun with batch_size 8 (now 4), lr 7.8125e-06 (now 3.90625e-06), updates_per",
+            "this run was started with batch_size 8 (now 4), lr 7.8125e-06 (now 3.90625e-06), updates_per",
         ),
-        (["--model-kwargs", "patch_size=8", "depth=1"], "this run was begun with model_kwargs {"),
+        (["--model-kwargs", "patch_size=8", "depth=1"], "this run was started with model_kwargs {"),
         (
             ["--seed", "1"],
-            "begun with seed 42 (now 1). It can only go on exactly as it was begun: give the same settings",
+            "started with seed 42 (now 1). It can only be resumed with the same settings: pass them",
         ),
     ],
 )
@@ -253,7 +269,7 @@ def test_a_run_goes_on_only_as_it_was_begun(arguments: list[str], words: str, da
 
 def test_other_data_is_refused(run: Path, tmp_path: Path) -> None:
     more = write_folders(tmp_path / "more", train=9, val=1)
-    refused("this run was begun with updates_per_epoch 2 (now 4)", more, run, "--resume")
+    refused("this run was started with updates_per_epoch 2 (now 4)", more, run, "--resume")
 
 
 def test_a_finished_run_stays_as_it_is(data: Path, run: Path) -> None:
@@ -275,7 +291,7 @@ def test_weights_to_begin_with(data: Path, finished: Path, tmp_path: Path) -> No
     few = write_folders(tmp_path / "few", train=4, val=1)
     for split in ("train", "val"):
         shutil.rmtree(few / split / "dog")
-    words = f"--initial-checkpoint {file} has 4 classes, 3 are needed: --reset-classifier begins with a new one"
+    words = f"--initial-checkpoint {file} has 4 classes, expected 3; --reset-classifier starts with a new classifier"
     refused(words, few, run, *initial)
     train(few, tmp_path / "three", *initial, "--reset-classifier", "--lr", "0", "--warmup-lr", "0", "--min-lr", "0")
     kept = torch.load(tmp_path / "three" / "last.pth.tar", weights_only=True)["state_dict"]
@@ -283,7 +299,7 @@ def test_weights_to_begin_with(data: Path, finished: Path, tmp_path: Path) -> No
     assert kept["head.weight"].shape[0] == 3
 
     refused(
-        "is of another architecture than this ResNet: it lacks",
+        "does not fit ResNet: missing: conv1.weight",
         data,
         run,
         *initial,
@@ -292,7 +308,7 @@ def test_weights_to_begin_with(data: Path, finished: Path, tmp_path: Path) -> No
         "--model-kwargs",
     )
     refused(
-        "is of a model of another size: pos_embed is (1, 17, 32), expected (1, 26, 32)",
+        "does not fit VisionTransformer: different shape: pos_embed is (1, 17, 32), expected (1, 26, 32)",
         data,
         run,
         *initial,
@@ -300,9 +316,9 @@ def test_weights_to_begin_with(data: Path, finished: Path, tmp_path: Path) -> No
         "40",
     )
     file.write_bytes(b"no weights")
-    refused(f"--initial-checkpoint {file} cannot be read: ", data, run, *initial)
+    refused(f"--initial-checkpoint {file} cannot be read as a checkpoint: ", data, run, *initial)
     refused(
-        f"--initial-checkpoint: there is no file {tmp_path}/none.pth",
+        f"--initial-checkpoint: there is no file '{tmp_path}/none.pth'",
         data,
         run,
         "--initial-checkpoint",

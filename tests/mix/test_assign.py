@@ -1,4 +1,4 @@
-"""`tlfx.mix.assign`: the targets of the three methods, against slow twins."""
+"""`tlfx.assign`: the targets of the three methods, against slow twins."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import tlfx
+from tlfx.assign import METHODS, TargetAssigner
 from tlfx.errors import InputError, TargetError
 from tlfx.mix import CutMix, MixedTarget
-from tlfx.mix.assign import METHODS, TargetAssigner
 
 PATCH = 4
 

@@ -54,7 +54,7 @@ def test_all_are_switched_off_together() -> None:
     ("p", "words"),
     [
         ([1.0], "2 mixers and 1 probabilities were given, expected one for each mixer"),
-        ([0.0, 0.0], r"p is \[0.0, 0.0\], expected numbers of at least 0 and one above"),
+        ([0.0, 0.0], r"p is \[0.0, 0.0\], expected weights of at least 0 with a positive sum"),
         ([1.0, -0.5], r"p is \[1.0, -0.5\]"),
     ],
 )

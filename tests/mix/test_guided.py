@@ -79,7 +79,7 @@ def test_without_opencv() -> None:
     """In a process whose cv2 cannot be imported, as where the extra is not installed."""
     code = "import sys; sys.modules['cv2'] = None\nfrom tlfx.mix import SaliencyMix; SaliencyMix(num_classes=2)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert "tlfx.errors.InputError: SaliencyMix takes OpenCV's saliency, which is missing" in done.stderr
+    assert "tlfx.errors.InputError: SaliencyMix needs OpenCV's saliency module, which is missing" in done.stderr
     assert "pip install 'tlfx[saliency]'" in done.stderr
 
 
@@ -134,11 +134,11 @@ def test_grids_that_do_not_divide_the_image() -> None:
 @pytest.mark.parametrize(
     ("attention", "words"),
     [
-        (lambda x: [x], "attention is a list for 4 images, expected .* pass a function that picks or reshapes"),
+        (lambda x: [x], "attention is a list for 4 images, expected .* pass a function that selects or reshapes"),
         (lambda x: x.flatten(1), r"attention is of shape \(4, 288\) for 4 images"),
         (lambda x: x[:2], r"attention is of shape \(2, 3, 12, 8\)"),
-        (lambda x: x[:, :, :2, :2], "6 patches of a grid of 2×2 were asked for on images of 12×8"),
-        (lambda x: x.repeat(1, 1, 2, 1), "6 patches of a grid of 24×8 were asked for on images of 12×8"),
+        (lambda x: x[:, :, :2, :2], "6 patches of a grid of 2×2 were requested for images of 12×8"),
+        (lambda x: x.repeat(1, 1, 2, 1), "6 patches of a grid of 24×8 were requested for images of 12×8"),
     ],
 )
 def test_attention_of_another_form(attention: Any, words: str) -> None:
@@ -148,12 +148,10 @@ def test_attention_of_another_form(attention: Any, words: str) -> None:
 
 def test_what_cannot_be_attended_to() -> None:
     images, labels = numbered(4)
-    with pytest.raises(
-        InputError, match=r"dtype torch.uint8, but the network that attends to them takes floating ones"
-    ):
+    with pytest.raises(InputError, match=r"dtype torch.uint8, but the attention network takes floating-point images"):
         AttentiveCutMix(mean_of_cells, num_classes=4)(images.byte(), labels)
     with pytest.raises(InputError, match=r"attention is a AvgPool2d in training mode, .* use attention.eval\(\)"):
         AttentiveCutMix(torch.nn.AvgPool2d(4), num_classes=4)(images, labels)
     AttentiveCutMix(torch.nn.AvgPool2d(4).eval(), num_classes=4)(images, labels)[1].check(4, (12, 8))
-    with pytest.raises(InputError, match="patches is 0, expected how many to paste"):
+    with pytest.raises(InputError, match="patches is 0, expected the number of patches to paste"):
         AttentiveCutMix(mean_of_cells, patches=0)

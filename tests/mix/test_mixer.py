@@ -228,11 +228,11 @@ def test_a_generator_in_several_workers_would_repeat_itself() -> None:
 @pytest.mark.parametrize(
     ("images", "words"),
     [
-        (torch.zeros(1, 3, 8, 8), "a batch of 1 images cannot be mixed, it takes 2 or more; use drop_last=True"),
+        (torch.zeros(1, 3, 8, 8), "a batch of 1 images cannot be mixed, at least 2 are needed; use drop_last=True"),
         (torch.zeros(3, 8, 8), r"shape \(3, 8, 8\), expected a torch.Tensor \(batch, channels, height, width\)"),
         (torch.zeros(4, 3, 8, 8, dtype=torch.int32), "dtype torch.int32, expected a floating type or torch.uint8"),
         (torch.zeros(4, 3, 8, 8).bool(), "dtype torch.bool"),
-        (torch.full((4, 3, 8, 8), torch.nan), "images hold NaN in 4 of 4 samples; .* look at the data"),
+        (torch.full((4, 3, 8, 8), torch.nan), "images hold NaN in 4 of 4 samples; .* check the data"),
         ([torch.zeros(3, 8, 8)] * 2, "images are a list"),
     ],
 )
@@ -286,7 +286,7 @@ def test_labels_of_unknown_classes(make: Callable[..., MaskMixer]) -> None:
         ({"pairing": "random"}, "pairing is 'random', expected 'mirror', 'roll' or 'shuffle'"),
         ({"mode": "pair"}, "which pairing='roll' does not: use pairing='mirror', or mode='elem'"),
         ({"prob": 1.5}, r"prob is 1.5, expected a probability in \[0, 1\]"),
-        ({"alpha": 0.0}, r"alpha is 0.0, expected a number above 0, as λ ~ Beta\(α, α\)"),
+        ({"alpha": 0.0}, r"alpha is 0.0, expected a number above 0 for λ ~ Beta\(α, α\)"),
         ({"alpha": float("nan")}, "alpha is nan"),
         ({"generator": 3}, r"generator is a int, expected torch.Generator\(\).manual_seed\(0\)"),
     ],

@@ -235,7 +235,7 @@ def test_arguments_that_no_mixing_can_follow(arguments: dict[str, Any], words: s
 
 def test_a_box_without_pixels() -> None:
     mixer = Mixup(mixup_alpha=0.0, cutmix_minmax=(0.3, 0.4), num_classes=CLASSES)
-    with pytest.raises(InputError, match=r"leaves no whole number of pixels for images of 4×4; widen it"):
+    with pytest.raises(InputError, match=r"leaves no integer number of pixels for images of 4×4; widen it"):
         mixer(torch.zeros(2, 3, 4, 4), torch.tensor([0, 1]))
 
 

@@ -121,7 +121,7 @@ def test_images_that_are_not_made_of_patches(mixer: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"patch_size": 0}, "patch_size is 0, expected the model's, in pixels, such as 16"),
+        ({"patch_size": 0}, "patch_size is 0, expected the model's patch size in pixels, such as 16"),
         ({"min_block": 0}, "min_block is 0, expected a number of patches, at least 1"),
         ({"min_aspect": 0.0}, r"min_aspect is 0.0, expected a ratio of sides in \(0, 1\]"),
         ({"min_aspect": 2.0}, "min_aspect is 2.0"),

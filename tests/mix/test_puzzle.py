@@ -181,9 +181,9 @@ def test_gradients_are_salient_and_an_aligned_model_learns() -> None:
 @pytest.mark.parametrize(
     ("saliency", "words"),
     [
-        (lambda x, y: x, r"saliency is of shape \(4, 3, 12, 8\), expected a tensor \(4, 12, 8\), one per pixel"),
+        (lambda x, y: x, r"saliency is of shape \(4, 3, 12, 8\), expected a tensor \(4, 12, 8\), one value per pixel"),
         (lambda x, y: None, "saliency is a NoneType"),
-        (lambda x, y: x[:, 0], "saliency holds values from -.* expected finite ones of at least 0; take absolute"),
+        (lambda x, y: x[:, 0], "saliency holds values from -.* expected finite values of at least 0; take absolute"),
         (lambda x, y: x[:, 0] * torch.nan, "saliency holds values from nan to nan"),
     ],
 )
@@ -201,8 +201,8 @@ def test_where_nothing_is_salient_all_is_alike() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"blocks": 1}, "blocks is 1, expected a number along each axis, at least 2"),
-        ({"gamma": 1.5}, r"gamma=1.5, .* gamma at most 1, above which no cut is known to be the least"),
+        ({"blocks": 1}, "blocks is 1, expected a number of blocks along each axis, at least 2"),
+        ({"gamma": 1.5}, r"gamma=1.5, .* gamma at most 1, since a minimum cut"),
         ({"eta": -1.0}, r"eta=-1.0, .* expected none below 0"),
         ({"move": -1.0}, r"move=-1.0: expected none below 0"),
         ({"alpha": 0.0}, "alpha is 0.0"),
@@ -224,4 +224,4 @@ def test_without_scipy() -> None:
     """In a process whose SciPy cannot be imported."""
     code = "import sys; sys.modules['scipy.sparse.csgraph'] = None\nfrom tlfx.mix import PuzzleMix; PuzzleMix(len)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert "tlfx.errors.InputError: PuzzleMix takes SciPy, which is missing" in done.stderr
+    assert "tlfx.errors.InputError: PuzzleMix needs SciPy, which is missing" in done.stderr

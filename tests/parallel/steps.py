@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import Function
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
@@ -25,8 +26,23 @@ SIDE = 16
 Result = dict[str, Any]
 
 
+class Linear(Function):
+    """A linear layer as an autograd function that is given the parameters of a module."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        rows = gradient.flatten(0, -2)
+        return gradient @ weight, rows.mT @ x.flatten(0, -2), rows.sum(0)
+
+
 class Block(nn.Module):
-    """Attention that chooses, and an MLP, each with its residual."""
+    """Attention that chooses, its projection an autograd function, and an MLP, each with its residual."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +53,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.qkv(self.norm1(x)).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(query, key, value)
-        x = x + self.proj(mixed.transpose(1, 2).flatten(2))
+        x = x + Linear.apply(mixed.transpose(1, 2).flatten(2), self.proj.weight, self.proj.bias)
         return x + self.mlp(self.norm2(x))
 
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tlfx import runtime
-from tlfx.propagate.labels import Label, LabelTable, Rows
+from tlfx.propagate.labels import LabelTable, LabelTensor, Operand
 from tlfx.propagate.outputs import OutputLabel
-from tlfx.propagate.values import BatchAxis
 from tlfx.rewrite.writer import read_labels
+from tlfx.runtime import BatchAxis
 
 
 def pixels(table: LabelTable, count: int) -> Tensor:
@@ -21,32 +21,32 @@ def pixels(table: LabelTable, count: int) -> Tensor:
     return table.add(runtime.pixels, "mask", None, shape=(count,))
 
 
-def evaluate(label: Label, source: Tensor) -> Tensor:
+def evaluate(label: LabelTensor, source: Tensor) -> Tensor:
     """What a label computes from one label before it, (batch, rows, channels)."""
-    args = [source[:, a.ids] if isinstance(a, Rows) else a for a in label.args]
+    args = [source[:, a.ids] if isinstance(a, Operand) else a for a in label.args]
     return label.function(*args, **label.kwargs).flatten(1, -2)
 
 
 @given(st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=3), min_size=1, max_size=5))
 def test_rows_are_numbered_across_the_table(shapes: list[list[int]]) -> None:
     table = LabelTable()
-    ids = [table.add(runtime.settle, shape=tuple(shape)) for shape in shapes]
-    assert torch.equal(torch.cat([i.flatten() for i in ids]), torch.arange(table.rows))
+    ids = [table.add(runtime.finalize, shape=tuple(shape)) for shape in shapes]
+    assert torch.equal(torch.cat([i.flatten() for i in ids]), torch.arange(table.size))
     assert [tuple(i.shape) for i in ids] == [tuple(shape) for shape in shapes]
     for place, rows in enumerate(ids):
         assert set(table.owners(rows).flatten().tolist()) == {place}
-        assert table.labels[place].size == rows.numel()
+        assert table.tensors[place].size == rows.numel()
 
 
 @given(st.lists(st.booleans(), min_size=6, max_size=6).filter(any))
 def test_elementwise_labels_compute_what_is_read(needed: list[bool]) -> None:
     """Each restricted row equals the row of the whole label."""
     source = torch.rand(2, 8, 1)
-    label = Label(
+    label = LabelTensor(
         8,
         (2, 3),
         runtime.average,
-        (Rows(torch.arange(6).view(2, 3)), Rows(torch.arange(2, 8).view(2, 3))),
+        (Operand(torch.arange(6).view(2, 3)), Operand(torch.arange(2, 8).view(2, 3))),
         elementwise=True,
     )
     check_restricted(label, source, torch.tensor(needed), exact=True)
@@ -56,7 +56,7 @@ def test_elementwise_labels_compute_what_is_read(needed: list[bool]) -> None:
 def test_counts_go_with_their_rows(needed: list[bool], weighted: bool) -> None:
     table = torch.tensor([[0, 1], [2, 3], [4, 5]])
     counts = (torch.tensor([[1.0, 3.0], [2.0, 2.0], [5.0, 0.0]]),) if weighted else ()
-    label = Label(8, (3,), runtime.uniform, (Rows(table), *counts), elementwise=True)
+    label = LabelTensor(8, (3,), runtime.uniform, (Operand(table), *counts), elementwise=True)
     check_restricted(label, torch.rand(2, 6, 1), torch.tensor(needed), exact=True)
 
 
@@ -64,16 +64,16 @@ def test_counts_go_with_their_rows(needed: list[bool], weighted: bool) -> None:
 def test_queries_compute_what_is_read_and_little_more(needed: list[bool], axis: int) -> None:
     """A mixing label is restricted by whole queries: those of which any row is read."""
     weight = torch.rand(2, 2, 3, 4)
-    rows = Rows(torch.arange(8).view(2, 4) if axis else torch.arange(12).view(3, 4))
-    formula = "hqm,hm->hq" if axis else "qhm,hm->qh"
-    label = Label(12, (2, 3), runtime.mix, (weight, rows, formula, (0, 1, 1)), query_axis=axis)
+    rows = Operand(torch.arange(8).view(2, 4) if axis else torch.arange(12).view(3, 4))
+    equation = runtime.Equation(*(("abhqm", "hm", "hq") if axis else ("abqhm", "hm", "qh")))
+    label = LabelTensor(12, (2, 3), runtime.mix, (weight, rows, equation, BatchAxis(0)), query_axis=axis)
     read = torch.tensor(needed)
     queries = read.view(2, 3).any(1 - axis)
     restricted = check_restricted(label, torch.rand(2, 12, 1), read, exact=False)
     assert int(restricted.position().max()) + 1 == int(queries.sum()) * label.shape[1 - axis]
 
 
-def check_restricted(label: Label, source: Tensor, needed: Tensor, exact: bool) -> Label:
+def check_restricted(label: LabelTensor, source: Tensor, needed: Tensor, exact: bool) -> LabelTensor:
     whole, restricted = evaluate(label, source), label.restricted(needed)
     place = restricted.position()
     assert bool((place[needed] >= 0).all())
@@ -84,13 +84,13 @@ def check_restricted(label: Label, source: Tensor, needed: Tensor, exact: bool) 
 
 
 def test_a_label_that_is_read_in_full_stays_as_it_is() -> None:
-    label = Label(0, (3,), runtime.settle, (), elementwise=True)
+    label = LabelTensor(0, (3,), runtime.finalize, (), elementwise=True)
     assert label.restricted(torch.ones(3, dtype=torch.bool)) is label
     assert torch.equal(label.position(), torch.arange(3))
 
 
 def test_a_label_that_cannot_be_cut_is_computed_in_full() -> None:
-    label = Label(0, (3,), runtime.scan, ())
+    label = LabelTensor(0, (3,), runtime.scan, ())
     assert label.restricted(torch.tensor([True, False, False])) is label
 
 
@@ -103,7 +103,7 @@ def chain(function: Callable[..., Tensor], *operands: Tensor) -> LabelTable:
     table = LabelTable()
     rows = pixels(table, 4)
     for _ in range(3):
-        rows = table.add(function, Rows(rows), Rows(rows.flip(0)), shape=(4,), elementwise=True)
+        rows = table.add(function, Operand(rows), Operand(rows.flip(0)), shape=(4,), elementwise=True)
     return table
 
 
@@ -118,7 +118,9 @@ def test_only_what_outputs_depend_on_is_read() -> None:
 
 def test_labels_that_nothing_reads_are_not_live() -> None:
     table = chain(runtime.average)
-    unread = table.add(runtime.average, Rows(torch.arange(4)), Rows(torch.arange(4)), shape=(4,), elementwise=True)
+    unread = table.add(
+        runtime.average, Operand(torch.arange(4)), Operand(torch.arange(4)), shape=(4,), elementwise=True
+    )
     assert len(read_labels(table, [output(torch.tensor([0, 3]))])) == 1
     assert 4 not in read_labels(table, [output(torch.tensor([12])), None])
     assert 4 in read_labels(table, [output(unread[:1])])

@@ -10,17 +10,8 @@ from torch import Tensor
 from torch.fx import Graph
 
 from tlfx.errors import ProvenanceError
-from tlfx.propagate.values import (
-    NONE,
-    BatchAxis,
-    Role,
-    Value,
-    compact,
-    fill_none,
-    find_batch_axis,
-    merge_batch,
-    split_batch,
-)
+from tlfx.propagate.values import NONE, Role, Value, compact, fill_none, find_batch_axis, ids_of_sample, map_of_ids
+from tlfx.runtime import BatchAxis
 
 SIZES = st.integers(1, 3)
 
@@ -67,17 +58,17 @@ def test_compact_does_not_depend_on_strides(full: Tensor) -> None:
 @given(layouts())
 def test_a_batch_merged_is_found_and_split_off_again(drawn: tuple[Tensor, int, BatchAxis]) -> None:
     rows, batch, where = drawn
-    merged = compact(merge_batch(rows, batch, where))
+    merged = compact(map_of_ids(rows, batch, where))
     found = find_batch_axis(merged, batch)
     assert found == where
-    assert torch.equal(split_batch(merged, batch, found).expand(rows.shape), rows)
+    assert torch.equal(ids_of_sample(merged, batch, found).expand(rows.shape), rows)
 
 
 @given(layouts(low=-1))
 def test_elements_without_content_stay_without(drawn: tuple[Tensor, int, BatchAxis]) -> None:
     """The batch is found as long as every sample shows on its axis."""
     rows, batch, where = drawn
-    merged = merge_batch(rows, batch, where)
+    merged = map_of_ids(rows, batch, where)
     shape = list(rows.shape)
     shape[where.axis + 1 : where.axis + 1] = [batch]
     split = merged.unflatten(where.axis, (where.outer, batch, where.inner)).expand(shape)
@@ -86,14 +77,14 @@ def test_elements_without_content_stay_without(drawn: tuple[Tensor, int, BatchAx
     assume(bool((rows != NONE).movedim((where.axis, where.axis + 1), (0, 1)).unsqueeze(2).flatten(2).any(2).all()))
     found = find_batch_axis(merged, batch)
     assert found == where
-    assert torch.equal(split_batch(merged, batch, found).expand(rows.shape), rows)
+    assert torch.equal(ids_of_sample(merged, batch, found).expand(rows.shape), rows)
 
 
 @given(layouts())
 def test_every_sample_has_rows_of_its_own(drawn: tuple[Tensor, int, BatchAxis]) -> None:
     """Elements are row · batch + sample."""
     rows, batch, where = drawn
-    merged = merge_batch(rows, batch, where)
+    merged = map_of_ids(rows, batch, where)
     split = merged.unflatten(where.axis, (where.outer, batch, where.inner)).movedim(where.axis + 1, 0)
     for sample in range(batch):
         assert torch.equal(split[sample] % batch, torch.full_like(split[sample], sample))
@@ -119,7 +110,7 @@ def test_samples_laid_out_differently() -> None:
     """A label may not depend on its place in the batch."""
     content = torch.tensor([[0, 2], [3, 1]])
     with pytest.raises(ProvenanceError, match="laid out differently"):
-        split_batch(content, 2, find_batch_axis(content, 2))
+        ids_of_sample(content, 2, find_batch_axis(content, 2))
 
 
 def test_fill_none_takes_the_one_row_there_is() -> None:
@@ -149,11 +140,11 @@ def test_a_value_knows_its_rows() -> None:
     value = Value(node, (2, 2, 5), 2, Role.CONTENT, (content,))
     assert value.is_content
     assert value.batch_axis == BatchAxis(1)
-    assert value.rows.flatten().tolist() == [3, 4]
+    assert value.ids.flatten().tolist() == [3, 4]
     assert value.expanded()[0].shape == (2, 2, 5)
     moved = value.with_maps(content + 2)
-    assert moved.rows.flatten().tolist() == [4, 5]
-    assert value.rows.flatten().tolist() == [3, 4]
+    assert moved.ids.flatten().tolist() == [4, 5]
+    assert value.ids.flatten().tolist() == [3, 4]
 
 
 def test_a_constant_has_no_map() -> None:

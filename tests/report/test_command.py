@@ -40,7 +40,7 @@ def test_text_in_a_pipe_is_plain() -> None:
     [
         (["test_vitt"], "did you mean test_vit"),
         (["test_vit", "--only", "spatail"], "unknown class 'spatail'"),
-        (["test_vit", "--module", "nowhere"], "no node of the model lies in these modules"),
+        (["test_vit", "--module", "nowhere"], "no node of the model is in these modules"),
         (["test_vit", "--depth", "0"], "--depth 0: expected 1 or more"),
         (["test_vit", "--svg", "/nowhere/x.svg"], "/nowhere/x.svg cannot be written"),
     ],

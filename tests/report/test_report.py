@@ -249,7 +249,7 @@ def test_a_mask_without_data_is_explained() -> None:
     ("arguments", "message"),
     [
         ({"input_size": (0, 4)}, r"input_size=\(0, 4\): expected"),
-        ({"example": torch.zeros(2, 3)}, r"expected images .* got torch.float32 \(2, 3\)"),
+        ({"example": torch.zeros(2, 3)}, r"no images among the arguments: .* got \(2, 3\)"),
         ({"example": torch.zeros(2, 3, 4, 4, dtype=torch.int64)}, "floating type"),
         ({"example": torch.zeros(2, *SIZE), "input_size": SIZE}, "both example and input_size"),
     ],

@@ -15,9 +15,8 @@ from torch.fx import GraphModule, Node
 
 import tlfx
 from tlfx import runtime
-from tlfx.capture.export import capture
-from tlfx.propagate import Options, Propagation, propagate
-from tlfx.rewrite.writer import rewrite
+from tlfx.propagate import Options, Propagation
+from tlfx.trace import trace
 
 SIZE = (4, 4, 6)
 BATCH = 3
@@ -28,9 +27,8 @@ small_vit = partial(helpers.vit, embed_dim=12, depth=3)
 
 
 def align(model: nn.Module, images: Tensor, attention: str = "fused") -> tuple[Propagation, GraphModule]:
-    captured = capture(model, type(model).forward, (images,), {}, images)
-    found = propagate(captured.graph_module, captured.images, Options(attention=attention))
-    return found, rewrite(found)
+    traced = trace(model, images, Options(attention=attention))
+    return traced.propagation, traced.graph_module
 
 
 def shapes_of(graph_module: GraphModule, function: object, *inputs: Tensor) -> list[tuple[int, ...]]:
@@ -87,7 +85,7 @@ def test_labels_that_nothing_reads_are_not_written() -> None:
         return x.mean((2, 3)) + 0.0 * (pooled @ pooled.mT).sum((1, 2, 3))[:, None]
 
     probe = Probe(function, SIZE)
-    assert len(probe.found.labels.labels) > len(calls(probe.graph_module, runtime.pixels)) + 1
+    assert len(probe.propagation.labels.tensors) > len(calls(probe.graph_module, runtime.pixels)) + 1
     assert not probe.calls(runtime.resample)
     assert not probe.calls(runtime.mix)
 

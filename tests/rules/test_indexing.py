@@ -186,7 +186,7 @@ def test_an_index_expanded_along_channels_moves_one_label_a_token() -> None:
     def function(x: Tensor) -> Tensor:
         return tokens(x).gather(1, scores(x).argsort(1)[:, :5].unsqueeze(-1).expand(-1, -1, 4))
 
-    (label,) = [la for la in Probe(function, SIZE).found.labels.labels if la.function is runtime.moved]
+    (label,) = [la for la in Probe(function, SIZE).propagation.labels.tensors if la.function is runtime.gather_labels]
     assert label.size == 5
 
 
@@ -243,7 +243,7 @@ def test_token_merging(reduce: str, include_self: bool) -> None:
         return out
 
     probe = check(function, twin, SIZE, {"scatter_reduce": Operation.AGGREGATION})
-    assert [la.size for la in probe.found.labels.labels if la.function is runtime.put] == [6]
+    assert [la.size for la in probe.propagation.labels.tensors if la.function is runtime.scatter_labels] == [6]
 
 
 def test_merging_by_a_sum_onto_nothing() -> None:

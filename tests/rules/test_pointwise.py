@@ -111,7 +111,7 @@ def test_differing_labels_are_averaged(name: str) -> None:
     function = (RESIDUALS | EITHER)[name]
     probe = check(lambda x: function(x, x.flip(3)), lambda y, x: (y + y.flip(3)) / 2, SIZE)
     expected = Operation.RESIDUAL if name in RESIDUALS else Operation.POINTWISE
-    used = set(probe.found.operations.values()) & {Operation.RESIDUAL, Operation.POINTWISE}
+    used = set(probe.propagation.operations.values()) & {Operation.RESIDUAL, Operation.POINTWISE}
     assert expected in used
 
 

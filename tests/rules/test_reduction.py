@@ -53,7 +53,7 @@ ALONG_ONE: dict[str, Callable[..., Any]] = {
 @pytest.mark.parametrize("name", STATISTICS)
 def test_over_tokens_is_aggregation(name: str) -> None:
     probe = check(lambda x: STATISTICS[name](x, (2, 3)), lambda y, x: y.mean((2, 3)), SIZE)
-    assert Operation.AGGREGATION in probe.found.operations.values()
+    assert Operation.AGGREGATION in probe.propagation.operations.values()
 
 
 @pytest.mark.parametrize("name", STATISTICS | ALONG_ONE)
@@ -61,7 +61,7 @@ def test_over_channels_leaves_labels(name: str) -> None:
     probe = check(
         lambda x: (STATISTICS | ALONG_ONE)[name](x, 1, keepdim=True), lambda y, x: y.mean(1, keepdim=True), SIZE
     )
-    assert Operation.CHANNEL_MIX in probe.found.operations.values()
+    assert Operation.CHANNEL_MIX in probe.propagation.operations.values()
 
 
 @pytest.mark.parametrize("name", ALONG_ONE)

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tlfx import runtime
-from tlfx.runtime import fused_attention
+from tlfx.runtime import BatchAxis, Equation, fused_attention
 
-ONE = (0, 1, 1)
-EQUATION = "nqm,m->q"
+ONE = BatchAxis(0)
+EQUATION = Equation("abnqm", "abm", "abq")
 KERNEL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 
 
@@ -30,9 +30,10 @@ def tensors(*shape: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def by_hand(query: Tensor, key: Tensor, rows: Tensor, bias: Tensor | float = 0.0) -> Tensor:
-    """softmax(q·kᵀ) averaged over heads, on the rows, in float64 (eq. 7, 9)."""
+    """softmax(q·kᵀ) averaged over heads, times labels (batch, 1, 1, m, channels) or (batch, m, channels), in float64
+    (eq. 7, 9)."""
     scores = query.double() @ key.double().mT / query.shape[-1] ** 0.5 + bias
-    return scores.softmax(-1).mean(1) @ rows.double()
+    return scores.softmax(-1).mean(1) @ rows.double().view(len(rows), *rows.shape[-2:])
 
 
 def gradients(output: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -48,7 +49,7 @@ def test_bits_gradients_and_labels(
     batch: int, heads: int, tokens: int, width: int, channels: int, masked: bool, causal: bool
 ) -> None:
     query, key, value = tensors(batch, heads, tokens, width)
-    rows = torch.rand(batch, tokens, channels)
+    rows = torch.rand(batch, 1, 1, tokens, channels)
     mask = torch.randn(tokens, tokens) if masked and not causal else None
     output, label = runtime.attention_with_labels(query, key, value, rows, EQUATION, ONE, mask=mask, causal=causal)
     plain = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
@@ -65,7 +66,7 @@ def test_bits_gradients_and_labels(
 
 def test_masks_of_truth_values_and_some_queries() -> None:
     query, key, value = tensors(2, 2, 9, 8)
-    rows = torch.rand(2, 9, 1)
+    rows = torch.rand(2, 1, 1, 9, 1)
     mask = torch.rand(9, 9) > 0.3
     mask.fill_diagonal_(True)
     output, label = runtime.attention_with_labels(query, key, value, rows, EQUATION, ONE, mask=mask, queries=(0, 4, 5))
@@ -76,11 +77,11 @@ def test_masks_of_truth_values_and_some_queries() -> None:
 
 
 def test_windows_in_the_batch() -> None:
-    """Rows (batch, outer, inner, m, channels), the batch of the value being outer · batch · inner."""
+    """Labels (batch, outer, inner, m, channels), the batch of the value being outer · batch · inner."""
     outer, batch, inner, tokens = 2, 3, 4, 5
     query, key, value = tensors(outer * batch * inner, 2, tokens, 8)
     rows = torch.rand(batch, outer, inner, tokens, 1)
-    output, label = runtime.attention_with_labels(query, key, value, rows, "abnqm,abm->abq", (0, outer, inner))
+    output, label = runtime.attention_with_labels(query, key, value, rows, EQUATION, BatchAxis(0, outer, inner))
     assert torch.equal(output, F.scaled_dot_product_attention(query, key, value))
     merged = rows.transpose(0, 1).flatten(0, 2)
     expected = by_hand(query, key, merged).unflatten(0, (outer, batch, inner)).transpose(0, 1)
@@ -131,7 +132,7 @@ def test_where_one_pass_cannot_do(options: dict[str, Any], count: int, monkeypat
         key, value = key[:, :2], value[:, :2]
     seen = second_pass(monkeypatch)
     rate = options.get("dropout", 0.0)
-    rows = torch.rand(2, 19, channels)
+    rows = torch.rand(2, 1, 1, 19, channels)
     with ExactKernel():  # rounding is not what is asked here
         torch.manual_seed(0)
         output, label = runtime.attention_with_labels(query, key, value, rows, EQUATION, ONE, **options)
@@ -145,7 +146,7 @@ def test_where_one_pass_cannot_do(options: dict[str, Any], count: int, monkeypat
 def test_a_kernel_that_rounds_otherwise_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each combination of shapes is tried once, with one column and with four; labels take a second pass."""
     query, key, value = (t.detach() for t in tensors(2, 2, 11, 8))
-    rows = torch.rand(2, 11, 1)
+    rows = torch.rand(2, 1, 1, 11, 1)
     seen = second_pass(monkeypatch)
     with ExactKernel(otherwise=(9, 12)) as kernel:
         runtime.attention_with_labels(query, key, value, 1 - rows, EQUATION, ONE)
@@ -161,7 +162,7 @@ def test_a_kernel_that_rounds_otherwise_is_left_alone(monkeypatch: pytest.Monkey
 def test_columns_are_filled_up_where_the_kernel_wants_whole_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     """One column rounds otherwise in long sequences, four do not; labels are those of the one."""
     query, key, value = tensors(2, 2, 50, 32)
-    rows = torch.rand(2, 50, 1)
+    rows = torch.rand(2, 1, 1, 50, 1)
     seen = second_pass(monkeypatch)
     with ExactKernel(otherwise=(33,)) as kernel:
         output, label = runtime.attention_with_labels(query, key, value, rows, EQUATION, ONE)
@@ -178,7 +179,7 @@ def test_a_last_block_of_one_query(tokens: int, masked: bool) -> None:
     mask = torch.randn(tokens, tokens) if masked else None
     for seed in range(4):
         inputs = tensors(2, 3, tokens, 64, seed=seed)
-        rows = torch.rand(2, tokens, 1)
+        rows = torch.rand(2, 1, 1, tokens, 1)
         output, _ = runtime.attention_with_labels(*inputs, rows, EQUATION, ONE, mask=mask)
         plain = F.scaled_dot_product_attention(*inputs, attn_mask=mask)
         assert torch.equal(output, plain)
@@ -188,7 +189,7 @@ def test_a_last_block_of_one_query(tokens: int, masked: bool) -> None:
 @pytest.mark.parametrize("tokens", [577, 1025])
 def test_long_sequences(tokens: int) -> None:
     query, key, value = tensors(1, 2, tokens, 64)
-    rows = torch.rand(1, tokens, 1)
+    rows = torch.rand(1, 1, 1, tokens, 1)
     output, label = runtime.attention_with_labels(query, key, value, rows, EQUATION, ONE)
     plain = F.scaled_dot_product_attention(query, key, value)
     assert torch.equal(output, plain)
@@ -200,7 +201,7 @@ def test_long_sequences(tokens: int) -> None:
 @pytest.mark.parametrize(("queries", "count"), [((0,), 1), ((3, 7), 1), (tuple(range(16)), 0)])
 def test_few_queries_take_a_second_pass(queries: tuple[int, ...], count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     query, key, value = (t.detach() for t in tensors(2, 2, 16, 8))
-    rows = torch.rand(2, 16, 1)
+    rows = torch.rand(2, 1, 1, 16, 1)
     seen = second_pass(monkeypatch)
     with ExactKernel():
         _, label = runtime.attention_with_labels(query, key, value, rows, EQUATION, ONE, queries=queries)
@@ -211,7 +212,7 @@ def test_few_queries_take_a_second_pass(queries: tuple[int, ...], count: int, mo
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_labels_take_a_second_pass() -> None:
     query, key, value = (t.detach().cuda() for t in tensors(2, 2, 33, 64))
-    rows = torch.rand(2, 33, 1, device="cuda")
+    rows = torch.rand(2, 1, 1, 33, 1, device="cuda")
     output, label = runtime.attention_with_labels(query, key, value, rows, EQUATION, ONE)
     assert torch.equal(output, F.scaled_dot_product_attention(query, key, value))
     torch.testing.assert_close(label.double(), by_hand(query, key, rows), rtol=0, atol=1e-3)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tlfx import CaptureError, InputError, ProvenanceError, UnknownOperatorError, WrongRuleError, use_rules
-from tlfx.propagate.labels import Rows
+from tlfx.propagate.labels import Operand
 from tlfx.propagate.values import Value
 from tlfx.propagate.verbs import OpContext
 from tlfx.testing import Content, check_rule
@@ -72,7 +72,9 @@ def test_what_labels_may_leave_out() -> None:
         return tuple(Content(torch.randn(2, n, 4), "btc") for n in (3, 5, 5))
 
     attend = nn.functional.scaled_dot_product_attention
-    said = r"leaves out token 0\.\n  said by the rule: tokens \[8, 9, 10, 11, 12\]\n  it depends on:    tokens \[0, 3, "
+    said = (
+        r"leaves out token 0\.\n  in the label:      tokens \[8, 9, 10, 11, 12\]\n  output depends on: tokens \[0, 3, "
+    )
     with pytest.raises(WrongRuleError, match=said):
         check_rule(attend, attention)
     check_rule(attend, attention, less="queries and keys only choose among values")
@@ -119,8 +121,8 @@ def by_label(function: Callable[[Tensor], Tensor]) -> Callable[..., Value]:
     """A rule by a label function of its own."""
 
     def make(op: OpContext, x: Value) -> Value:
-        ids = op.label(function, Rows(x.rows.flatten()), shape=(x.rows.numel(),))
-        return op.from_rows(ids.view(x.rows.shape), x.batch_axis)
+        ids = op.label(function, Operand(x.ids.flatten()), shape=(x.ids.numel(),))
+        return op.from_ids(ids.view(x.ids.shape), x.batch_axis)
 
     return make
 
@@ -144,9 +146,9 @@ WRONG: dict[str, tuple[Any, Callable[..., Any], Callable[..., Any], Callable[[],
         lambda x: x.roll(1, 1),
         tokens,
         r"output 0, element \(0, 0, 0\): its label leaves out token 4\.\n"
-        r"  said by the rule: tokens \[0\]\n"
-        r"  it depends on:    tokens \[4\]\n"
-        r"Mend the rule, or say by less= why labels leave out what the output depends on\.$",
+        r"  in the label:      tokens \[0\]\n"
+        r"  output depends on: tokens \[4\]\n"
+        r"Fix the rule, or state with less= why labels leave out inputs that the output depends on\.$",
     ),
     "uniform for a local operator": (
         aten.conv1d,
@@ -154,16 +156,16 @@ WRONG: dict[str, tuple[Any, Callable[..., Any], Callable[..., Any], Callable[[],
         nn.Conv1d(4, 4, 3, padding=1),
         sequence,
         r"element \(0, 0, 0\): its label counts token 2\.\n"
-        r"  said by the rule: tokens \[0, 1, 2, 3, 4\]\n"
-        r"  it depends on:    tokens \[0, 1\]\n"
-        r"Mend the rule: this token has never mattered, whatever the inputs\.$",
+        r"  in the label:      tokens \[0, 1, 2, 3, 4\]\n"
+        r"  output depends on: tokens \[0, 1\]\n"
+        r"Fix the rule: the output did not depend on this token for any of the random inputs\.$",
     ),
     "no label for a point-wise operator": (
         aten.exp,
         lambda op, x: op.weight(),
         torch.exp,
         tokens,
-        r"leaves out token 0\.\n  said by the rule: tokens \[\]\n  it depends on:    tokens \[0\]",
+        r"leaves out token 0\.\n  in the label:      tokens \[\]\n  output depends on: tokens \[0\]",
     ),
     "no content": (aten.exp, lambda op, x: op.constant(), torch.exp, tokens, "leaves out token 0"),
     "a window that is too small": (
@@ -171,7 +173,7 @@ WRONG: dict[str, tuple[Any, Callable[..., Any], Callable[..., Any], Callable[[],
         lambda op, x, *settings: op.pool(x, aten.avg_pool1d.default, [3], [1], [1], False, False, spatial=1),
         nn.Conv1d(4, 4, 5, padding=2),
         sequence,
-        r"leaves out token 2\.\n  said by the rule: tokens \[0, 1\]\n  it depends on:    tokens \[0, 1, 2\]",
+        r"leaves out token 2\.\n  in the label:      tokens \[0, 1\]\n  output depends on: tokens \[0, 1, 2\]",
     ),
     "the second of several outputs": (
         aten.split,
@@ -193,7 +195,7 @@ WRONG: dict[str, tuple[Any, Callable[..., Any], Callable[..., Any], Callable[[],
         by_label(of_other_sample),
         torch.exp,
         tokens,
-        "output 0: .*, but the rule breaks this",
+        "output 0: .*, but the rule violates this",
     ),
 }
 
@@ -206,7 +208,7 @@ def test_wrong_rules(case: str) -> None:
 
 
 def test_an_operator_that_mixes_samples() -> None:
-    words = "output 0 depends on other samples of the batch, which has no label"
+    words = "output 0 depends on other samples of the batch, which labels cannot express"
     staying = use_rules({aten.flip: lambda op, x, dims: op.pointwise(x)}, override=True)
     with staying, pytest.raises(WrongRuleError, match=words):
         check_rule(lambda x: x.flip(0), tokens)
@@ -221,13 +223,13 @@ def test_a_rule_that_mixes_samples() -> None:
 @pytest.mark.parametrize(
     ("made", "words"),
     [
-        (lambda: torch.randn(3, 5, 4), r"inputs of a check have a batch of 2, got \[3\]"),
-        (lambda: Content(torch.randn(4, 2), "tc"), r"shape \(4, 2\) with layout 'tc': expected a letter for each axis"),
+        (lambda: torch.randn(3, 5, 4), r"expected inputs with a batch of 2, got \[3\]"),
+        (lambda: Content(torch.randn(4, 2), "tc"), r"shape \(4, 2\) with layout 'tc': expected one letter per axis"),
         (lambda: Content(torch.randn(2, 3), "btc"), r"shape \(2, 3\) with layout 'btc'"),
-        (lambda: Content(torch.randn(2, 3), "bx"), "one b .batch. and else t .tokens. and c .channels."),
-        (lambda: torch.rand(2), r"a tensor of shape \(2,\) has no layout of its own: wrap it in Content"),
-        (lambda: torch.ones(2, 3, dtype=torch.int64), "make_inputs gives no floating-point tensor"),
-        (lambda: (), "make_inputs gives no floating-point tensor"),
+        (lambda: Content(torch.randn(2, 3), "bx"), "b .batch. once, t .tokens. and c .channels."),
+        (lambda: torch.rand(2), r"a tensor of shape \(2,\) has no default layout: wrap it in Content"),
+        (lambda: torch.ones(2, 3, dtype=torch.int64), "make_inputs returns no floating-point tensor"),
+        (lambda: (), "make_inputs returns no floating-point tensor"),
     ],
 )
 def test_inputs_that_cannot_be_checked(made: Callable[[], Any], words: str) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tlfx.commands.arguments import add_model, model_from
 from tlfx.errors import ModelError
-from tlfx.zoo.models import add_arguments, from_arguments, load, parse_size
+from tlfx.zoo.models import load, parse_size
 
 SOURCE = """
 import torch
@@ -103,9 +104,9 @@ def test_import_path(place: str) -> None:
     ("name", "message"),
     [
         ("vit_tiny_patch16_22", r"unknown timm model 'vit_tiny_patch16_22'; did you mean vit_tiny_patch16_224"),
-        ("qqqqqqqqqqqqqqqqqqqq", "no known name is near it"),
+        ("qqqqqqqqqqqqqqqqqqqq", "no known name is similar"),
         ("torchvision:swin_q", "unknown torchvision model 'swin_q'; did you mean swin_"),
-        ("no_such_module:net", r"No module named 'no_such_module'; give the directory it lies in with --path"),
+        ("no_such_module:net", r"No module named 'no_such_module'; pass the directory of the module with --path"),
         ("bad_models:net", "bad_models cannot be imported: ZeroDivisionError"),
         ("some_models:thin", "unknown attribute of some_models 'thin'; did you mean thing"),
         ("some_models:thing", "is a int, expected a function or class"),
@@ -142,8 +143,8 @@ def test_bad_sizes(text: str) -> None:
 
 def test_from_arguments(place: str) -> None:
     parser = argparse.ArgumentParser()
-    add_arguments(parser)
+    add_model(parser)
     given = ["some_models:Net", "--kwargs", '{"width": 5}', "--path", place, "--input-size", "8x12"]
-    model, images = from_arguments(parser.parse_args(given))
+    model, images = model_from(parser.parse_args(given))
     assert model[0].out_channels == 5
     assert tuple(images.shape) == (2, 3, 8, 12)

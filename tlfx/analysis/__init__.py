@@ -1,4 +1,4 @@
-"""What can be measured of a model and its labels."""
+"""Measurements of models and their labels."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["Agreement", "Fidelity", "fidelity"]
 
 _HOMES = {"Agreement": "agreement", "Fidelity": "fidelity_table", "fidelity": "label_fidelity"}
 
-if not TYPE_CHECKING:  # so that a misspelt name is still an error to type checkers
+if not TYPE_CHECKING:  # hidden from type checkers, which would accept any name otherwise
 
     def __getattr__(name: str) -> object:
-        """A public name, imported at its first use, so that `import tlfx` and the command line stay light."""
+        """A public name, imported at its first use, so that importing tlfx.analysis stays fast."""
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

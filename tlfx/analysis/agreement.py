@@ -1,4 +1,4 @@
-"""How well one share of the first image tells another, over many mixed pairs: correlation, error and calibration."""
+"""Agreement of a label share with a reference share over many mixed pairs: correlation, error and calibration."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from torch import Tensor
 __all__ = ["BINS", "Agreement", "agreement"]
 
 BINS = 10
-"""Bins of the calibration error, equally wide in [0, 1]."""
+"""Number of bins of the calibration error, of equal width in [0, 1]."""
 CONSTANT = 1e-6
-"""Shares that spread less than this (standard deviation) differ by rounding only: nothing correlates with them."""
+"""Shares with a smaller standard deviation differ only by rounding; their correlation is undefined."""
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well a share λ tells a reference share ρ, both of the first image in the same mixed pairs.
+    """Agreement of a share λ with a reference share ρ, both of the first image in the same mixed pairs.
 
     Attributes:
-        pairs: how many pairs count, those in which the reference is defined.
-        correlation: Pearson's, of λ and ρ, in [-1, 1].
-        partial: partial correlation of λ and ρ given the area share: Pearson's of what a regression on the area leaves
-            of each, in [-1, 1]. Where the sizes of the parts vary, any λ that follows them correlates with ρ; this is
-            whether what λ tells beyond the area is right.
+        pairs: number of pairs with a defined reference; other pairs are ignored.
+        correlation: Pearson correlation of λ and ρ, in [-1, 1].
+        partial: partial correlation of λ and ρ given the area share, in [-1, 1]: the Pearson correlation of the
+            residuals of both after a linear regression on the area. If areas vary, every λ that follows the area
+            correlates with ρ; the partial correlation measures the information in λ beyond the area.
         rmse: root mean square of λ − ρ, in [0, 1].
-        slope, intercept: of the least-squares line ρ ≈ intercept + slope·λ, 1 and 0 for a calibrated λ.
-        calibration_error: expected calibration error in [0, 1]: pairs sorted into 10 equal bins of λ, the mean over
-            pairs of |mean λ − mean ρ| in the bin of each.
+        slope, intercept: parameters of the least-squares line ρ ≈ intercept + slope·λ; 1 and 0 for a calibrated λ.
+        calibration_error: expected calibration error in [0, 1]: the mean over pairs of |mean λ − mean ρ| in the bin of
+            the pair, with 10 bins of λ of equal width.
 
-    NaN stands for what is undefined: correlations and line of shares that are all the same, all but ``pairs`` without
-    any pair.
+    Undefined values are NaN: correlations and line if all shares are equal, and everything but ``pairs`` if there are
+    no pairs.
     """
 
     pairs: int
@@ -48,9 +48,9 @@ class Agreement:
 
 
 def agreement(share: Tensor, reference: Tensor, area: Tensor) -> Agreement:
-    """Agreement of a share with a reference, both floating (pairs,) in [0, 1] with the area share of each pair.
+    """Agreement of a share with a reference, given the area share; all floating (pairs,) in [0, 1].
 
-    Pairs whose reference is NaN are left out.
+    Pairs whose reference is NaN are ignored.
 
     >>> import torch
     >>> half = agreement(torch.tensor([0.0, 0.5, 1.0]), torch.tensor([0.0, 0.25, 0.5]), torch.tensor([0.1, 0.5, 0.9]))
@@ -86,12 +86,14 @@ def _line(x: Floats, y: Floats) -> tuple[float, float]:
 
 
 def _left_by(given: Floats, x: Floats) -> Floats:
-    """What a least-squares line over ``given`` leaves of ``x``; all of it where ``given`` is constant."""
+    """Residuals of ``x`` after a linear regression on ``given``; ``x`` itself if ``given`` is constant."""
     slope, intercept = _line(given, x)
     return x if math.isnan(slope) else x - np.float64(intercept) - np.float64(slope) * given
 
 
 def _calibration_error(x: Floats, y: Floats) -> float:
     place = np.clip((x * BINS).astype(int), 0, BINS - 1)
-    sums = np.bincount(place, weights=x - y, minlength=BINS)  # |mean λ − mean ρ| times the pairs of a bin
+    sums = np.bincount(
+        place, weights=x - y, minlength=BINS
+    )  # its absolute value is |mean λ − mean ρ| times the number of pairs in the bin
     return float(np.abs(sums).sum() / len(x))

@@ -1,4 +1,4 @@
-"""Logits of a model, and the feature that its classifier reads."""
+"""Logits of a model and the feature that its classifier reads."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tlfx.capture.arguments import tensors_of
+from tlfx._torch import pytree
 from tlfx.errors import InputError
 
 __all__ = ["Classifier", "last_weighted"]
 
 
 class Classifier:
-    """A model that also gives what goes into its classifier; nothing stays hooked between calls.
+    """A model that returns its logits and the input of its classifier; hooks exist only during a call.
 
     Args:
-        model: gives logits, a tensor (batch, classes).
-        images: floating (batch, channels, height, width), to run it on once.
-        path: of the module that is the classifier; by default the last module to run that holds a weight matrix or a
-            kernel, a linear layer or a 1×1 convolution in most models.
+        model: returns logits, a tensor (batch, classes).
+        images: floating (batch, channels, height, width), for one first call.
+        path: path of the classifier module; by default the last executed module with a weight matrix or kernel, which
+            is a linear layer or a 1×1 convolution in most models.
 
-    Raises InputError if the path is unknown, no module has such a weight, or the model gives no logits.
+    Raises InputError if the path is unknown, no module has such a weight, or the model returns something else.
 
     >>> model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
     >>> images = torch.ones(4, 3, 8, 8)
@@ -38,7 +38,7 @@ class Classifier:
         modules = dict(model.named_modules())
         if path is not None and path not in modules:
             some = ", ".join(repr(p) for p in list(modules)[-3:])
-            raise InputError(f"classifier={path!r} is no module of the model; its last modules are {some}")
+            raise InputError(f"classifier={path!r} is not a module of the model; its last modules are {some}")
         self.model = model
         self.path = last_weighted(model, images) if path is None else path
         with torch.no_grad():
@@ -46,11 +46,13 @@ class Classifier:
         self.classes = logits.shape[1]
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (batch, classes), and what the classifier reads, floating (batch, …)."""
+        """Logits (batch, classes) and the input of the classifier, floating (batch, …)."""
         seen: list[Tensor] = []
-        hook = self.model.get_submodule(self.path).register_forward_pre_hook(
-            lambda _, args, kwargs: seen.extend(tensors_of(args, kwargs)[:1]), with_kwargs=True
-        )
+
+        def note(_: nn.Module, args: Any, kwargs: Any) -> None:
+            seen.extend([x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)][:1])
+
+        hook = self.model.get_submodule(self.path).register_forward_pre_hook(note, with_kwargs=True)
         try:
             logits = self.model(images)
         finally:
@@ -59,14 +61,14 @@ class Classifier:
         if not seen or len(seen[-1]) != len(images):
             given = f"reads a tensor of shape {tuple(seen[-1].shape)}" if seen else "does not run"
             raise InputError(
-                f"classifier={self.path!r} {given} for {len(images)} images, expected features (batch, …): name the "
-                "module that reads them"
+                f"classifier={self.path!r} {given} for {len(images)} images, expected features (batch, …): pass the "
+                "path of the module that reads them"
             )
         return logits, seen[-1]
 
 
 def last_weighted(model: nn.Module, images: Tensor) -> str:
-    """Path of the last module to run that has a ``weight`` of two axes or more.
+    """Path of the last executed module with a ``weight`` of at least two axes.
 
     Raises InputError if there is none.
 
@@ -88,7 +90,7 @@ def last_weighted(model: nn.Module, images: Tensor) -> str:
             hook.remove()
     if not ran:
         raise InputError(
-            "no module with a weight matrix ran, so that it is unknown what the classifier reads: name it by its path, "
+            "no module with a weight matrix ran, so that the classifier is unknown: pass its path, such as "
             "classifier='head'"
         )
     return ran[-1]
@@ -98,6 +100,6 @@ def _check(logits: Any, batch: int) -> None:
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != batch:
         given = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise InputError(
-            f"the model gives {given} for {batch} images, expected logits (batch, classes): wrap it in a module that "
+            f"the model returns {given} for {batch} images, expected logits (batch, classes): wrap it in a module that "
             "returns them"
         )

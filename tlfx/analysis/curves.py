@@ -1,4 +1,4 @@
-"""Token fluctuation as plots: presence of input tokens and λ by layer, models beside each other (figures 3 and 4)."""
+"""Plots of token fluctuation: presence of input tokens and λ by layer, one column per model (figures 3 and 4)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 __all__ = ["draw_fluctuation"]
 
 WIDTH, HEIGHT = 3.4, 5.6
-"""Inches of a column, and of both rows."""
+"""Width of a column and height of both rows, in inches."""
 LOWEST = 1e-3
-"""Presence below this is drawn here, the axis being logarithmic."""
+"""Lower limit of the logarithmic axis; smaller values are drawn here."""
 LINES = {
     "area": (COLORS["black"], "--", ""),
     "transmix": (COLORS["green"], "-", "^"),
@@ -26,18 +26,18 @@ LINES = {
     "aligned": (COLORS["red"], "-", "o"),
     "similarity": (COLORS["blue"], ":", "D"),
 }
-"""Colour, line and mark of each method, so that they differ without colour too."""
+"""Colour, line and marker of each method, distinguishable without colour."""
 
 
-def draw_fluctuation(found: Mapping[str, Sequence[Figures]]) -> Figure:
-    """A column for each model, the same axes for all: above, the presence of input tokens in each layer, below, λ by
-    each method, both of the first mixed pair.
+def draw_fluctuation(measured: Mapping[str, Sequence[Figures]]) -> Figure:
+    """Draw one column per model with shared axes: above the presence of input tokens in each layer, below λ by each
+    method, both for the first mixed pair.
 
-    ``found`` holds the figures of each model by its name, from :func:`tlfx.analysis.fluctuation.fluctuation`.
+    ``measured`` maps the name of each model to its figures from :func:`tlfx.analysis.fluctuation.fluctuation`.
     """
-    made = figure(WIDTH * max(2, len(found)), HEIGHT)
-    axes = made.subplots(2, len(found), sharex="col", sharey="row", squeeze=False)
-    for place, (name, figures) in enumerate(found.items()):
+    made = figure(WIDTH * max(2, len(measured)), HEIGHT)
+    axes = made.subplots(2, len(measured), sharex="col", sharey="row", squeeze=False)
+    for place, (name, figures) in enumerate(measured.items()):
         first = [layer[0] for layer in by_layer(figures)]
         above, below = axes[0][place], axes[1][place]
         _draw_presence(above, first)
@@ -61,7 +61,7 @@ def draw_fluctuation(found: Mapping[str, Sequence[Figures]]) -> Figure:
 
 
 def _draw_presence(ax: Axes, layers: Sequence[Figures]) -> None:
-    """Median, middle half and whole range of the presence of input tokens."""
+    """Median, interquartile range and full range of the presence of input tokens."""
     known = [(f.depth, f.presence) for f in layers if f.presence is not None]
     depth = [d for d, _ in known]
     least, lower, median, upper, most = (
@@ -76,7 +76,7 @@ def _draw_presence(ax: Axes, layers: Sequence[Figures]) -> None:
 
 
 def _draw_shares(ax: Axes, layers: Sequence[Figures]) -> None:
-    """λ by each method, where it is known."""
+    """λ by each method, in the layers where it is known."""
     for method, name in METHODS.items():
         color, line, mark = LINES[method]
         known = [(f.depth, getattr(f, method)) for f in layers if getattr(f, method) is not None]

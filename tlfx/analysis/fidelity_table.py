@@ -1,4 +1,4 @@
-"""What a study of fidelity found: shares by rule and by reference, and their agreement as a table."""
+"""The result of a fidelity study: shares by rule and by reference, and a table of their agreement."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tlfx.analysis.reference import REFERENCES
 __all__ = ["AREA", "Fidelity", "Row"]
 
 AREA = "area"
-"""The rule of plain CutMix: the share of the pixels, whatever the model."""
+"""The rule of plain CutMix: the share of the pixels, independent of the model."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """Agreement of the shares by one rule with one reference."""
+    """Agreement of the shares of one rule with one reference."""
 
     reference: str
     rule: str
@@ -37,12 +37,12 @@ class Fidelity:
     """Shares of the first image in mixed pairs, by label rule and by reference; prints as a table with rich.
 
     Attributes:
-        shares: float32 (pairs,) in [0, 1] by the name of the rule, ``"area"`` first, then the policies.
-        references: float32 (pairs,) in [0, 1] by the names in :data:`tlfx.analysis.reference.REFERENCES`, NaN where a
-            reference is undefined.
+        shares: float32 (pairs,) in [0, 1] for each name of a rule: first ``"area"``, then the policies.
+        references: float32 (pairs,) in [0, 1] for each name in :data:`tlfx.analysis.reference.REFERENCES`; undefined
+            references are NaN.
 
-    >>> found = Fidelity({"area": torch.tensor([0.2, 0.6])}, {"exchange": torch.tensor([0.3, 0.7])})
-    >>> print(found.csv())
+    >>> study = Fidelity({"area": torch.tensor([0.2, 0.6])}, {"exchange": torch.tensor([0.3, 0.7])})
+    >>> print(study.csv())
     reference,rule,same_as,pairs,correlation,partial,rmse,slope,intercept,calibration_error
     exchange,area,,2,1.0,,0.1,1.0,0.1,0.1
     <BLANKLINE>
@@ -52,23 +52,25 @@ class Fidelity:
     references: Mapping[str, Tensor]
 
     def agreement(self, rule: str, reference: str) -> Agreement:
-        """Agreement of the shares by one rule with one reference."""
+        """Agreement of the shares of one rule with one reference."""
         return agreement(self.shares[rule], self.references[reference], self.shares[AREA])
 
     @property
     def rows(self) -> list[Row]:
-        """Agreement of every rule with every reference, all rules of one reference together."""
+        """Agreement of every rule with every reference, grouped by reference."""
         return [Row(ref, rule, self.agreement(rule, ref)) for ref in self.references for rule in self.shares]
 
     def same_as(self, rule: str) -> str | None:
-        """The rule before this one that gives the same shares bit for bit, since they differ in nothing that the model
-        does; None for a rule of its own."""
-        found = self.shares[rule]
+        """The first previous rule with bit-identical shares, None if there is none.
+
+        Rules agree if they differ only in operations that the model does not have.
+        """
+        shares = self.shares[rule]
         before = list(self.shares)[: list(self.shares).index(rule)]
-        return next((name for name in before if torch.equal(self.shares[name], found)), None)
+        return next((name for name in before if torch.equal(self.shares[name], shares)), None)
 
     def csv(self) -> str:
-        """A header and a line for each of :attr:`rows`; six digits, what is undefined is empty."""
+        """CSV text with a header and a line for each of :attr:`rows`; six decimals, undefined values are empty."""
         names = [f.name for f in fields(Agreement)]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -92,7 +94,7 @@ class Fidelity:
             yield table
 
 
-def _figures(found: Agreement) -> Iterator[str]:
-    """All but the number of pairs, for people."""
-    for value in list(asdict(found).values())[1:]:
+def _figures(agreement: Agreement) -> Iterator[str]:
+    """All values except the number of pairs, as text."""
+    for value in list(asdict(agreement).values())[1:]:
         yield "–" if math.isnan(value) else f"{value:.3f}"

@@ -1,4 +1,4 @@
-"""What the invariants are, and the figures that tell how far a model is from each."""
+"""The invariants of aligned models, and a record of their violations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["INVARIANTS", "Figures", "Invariant"]
 
 @dataclass(frozen=True)
 class Invariant:
-    """Something that is true of every aligned model, and the violation that rounding may cause."""
+    """A statement that holds for every aligned model, and the violation that rounding may cause."""
 
     name: str
     statement: str
@@ -25,14 +25,14 @@ INVARIANTS = (
     Invariant("bounds", "labels stay in [0, 1]", 1e-5),
     Invariant("swap", "swapping the two images maps the share to 1 - share", 1e-5),
     Invariant("linearity", "labels are linear in the mask", 1e-5),
-    # Permuted batches are summed in another order, so that attention weights differ by rounding, layer upon layer.
+    # A permuted batch is summed in another order: attention weights differ by rounding, which accumulates over layers.
     Invariant("permutation", "permuting the batch permutes the labels", 1e-4),
 )
 
 
 @dataclass(frozen=True)
 class Figures:
-    """The largest violation of each of :data:`INVARIANTS`; 0 is perfect, and the first four must be exactly 0."""
+    """The largest violation of each of :data:`INVARIANTS`; the first four must be exactly 0."""
 
     logits: float
     gradients: float
@@ -50,13 +50,13 @@ class Figures:
         return all(self.holds(i) for i in INVARIANTS)
 
     def holds(self, invariant: Invariant) -> bool:
-        """Whether an invariant holds up to its tolerance."""
+        """Whether an invariant holds within its tolerance."""
         return bool(getattr(self, invariant.name) <= invariant.tolerance)
 
     def worst_label(self) -> float:
-        """The largest violation among those that rounding may cause."""
+        """The largest violation among the invariants with a tolerance."""
         return float(max(getattr(self, i.name) for i in INVARIANTS if i.tolerance > 0))
 
     def worst_exact(self) -> float:
-        """The largest violation among those that must be zero."""
+        """The largest violation among the invariants that must hold exactly."""
         return float(max(getattr(self, i.name) for i in INVARIANTS if i.tolerance == 0))

@@ -1,4 +1,4 @@
-"""Token fluctuation: presence of input tokens, and mixing ratios by several methods, layer by layer (figures 3, 4)."""
+"""Token fluctuation: presence of input tokens and mixing ratios by several methods, layer by layer (figures 3, 4)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tlfx.analysis.similarity import similarity_share
 __all__ = ["INPUT", "METHODS", "OUTPUT", "Figures", "Spread", "as_csv", "by_layer", "fluctuation", "rmse"]
 
 INPUT, OUTPUT = "(image)", "(output)"
-"""Names of the first and the last layer, which are no modules."""
+"""Names of the first and the last layer, which are not modules."""
 METHODS = {
     "area": "area (CutMix)",
     "transmix": "TransMix",
@@ -30,12 +30,12 @@ METHODS = {
     "similarity": "similarity (eq. 13)",
     "aligned": "TL-Align",
 }
-"""The fields of :class:`Figures` that hold a mixing ratio, and what they are called in plots."""
+"""The fields of :class:`Figures` that hold a mixing ratio, with their names in plots."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """How the presence of input tokens is spread: five quantiles, and the share of them that is below 0.1."""
+    """Distribution of the presence of input tokens: five quantiles, and the fraction of tokens below 0.1."""
 
     least: float
     lower: float
@@ -46,7 +46,7 @@ class Spread:
 
     @classmethod
     def of(cls, present: Tensor) -> Spread:
-        """Of a presence for each input token, (tokens,).
+        """The distribution of the presence of each input token, (tokens,).
 
         >>> Spread.of(torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0]))
         Spread(least=0.0, lower=0.5, median=1.0, upper=1.5, most=2.0, faded=0.2)
@@ -58,21 +58,22 @@ class Spread:
 
 @dataclass(frozen=True)
 class Figures:
-    """What was found in one layer for one mixed pair. All λ are shares of the first image.
+    """Measurements in one layer for one mixed pair. All λ are shares of the first image.
 
     Attributes:
         model, pair, depth, layer: name, number of the pair, number of the layer (0 is the image), and its path.
-        height, width: of the grid of tokens; of input tokens for the image, 1 for the output.
+        height, width: size of the token grid; of the grid of input tokens for the image, 1 for the output.
         area: λ of plain CutMix, the same in every layer.
-        aligned: λ that the classifier would read here; that of the output is the target of TL-Align.
-        transmix: λ of TransMix, the initial labels of the patches under the attention of the class token, were this the
-            last layer; that of the last layer is its target. None without class token.
-        fixed: λ of tokens that keep one label each, as in TokenLabeling: the share of the tokens of this layer whose
-            part of the image belongs, for the most part, to the first image. None for the output.
-        similarity: λ by similarity (eq. 13) of what the classifier would read here; None for image and output.
-        moved: root mean square, over the tokens, of the difference between the aligned label of a token and the label
-            of its own part of the image; None for the output.
-        presence: of the input tokens (:func:`tlfx.analysis.presence.presence`), where it was measured.
+        aligned: λ of the tokens that the classifier would read in this layer; at the output, the target of TL-Align.
+        transmix: λ of TransMix if this were the last layer: the initial labels of the patches, weighted by the
+            attention of the class token; in the last layer, the target of TransMix. None without class token.
+        fixed: λ of tokens that keep one label each, as in TokenLabeling: the fraction of tokens of this layer whose
+            region belongs mostly to the first image. None for the output.
+        similarity: λ by similarity (eq. 13) of the tokens that the classifier would read in this layer; None for image
+            and output.
+        moved: root mean square over tokens of the difference between the aligned label of a token and the label of its
+            region of the image; None for the output.
+        presence: presence of the input tokens (:func:`tlfx.analysis.presence.presence`); None if not measured.
     """
 
     model: str
@@ -93,14 +94,14 @@ class Figures:
 def fluctuation(
     name: str, model: nn.Module, size: Sequence[int], pairs: int = 16, present: int = 2, seed: int = 0
 ) -> list[Figures]:
-    """Figures of every block of a model for CutMix of pairs of photos, pair by pair, from the image to the output.
+    """Measure every block of a model for CutMix pairs of photos, pair by pair, from the image to the output.
 
     Args:
-        name: of the model, for the figures.
-        model: takes images of ``size`` (3, height, width), normalised as it says itself; put into evaluation mode.
-        pairs: how many pairs to mix, 1 or more.
-        present: for how many of them to measure presence, which takes a pass for every 512 input tokens.
-        seed: of pairs and mixing.
+        name: name of the model in the figures.
+        model: takes images of ``size`` (3, height, width), normalised by its configuration; put in evaluation mode.
+        pairs: number of pairs to mix, at least 1.
+        present: number of pairs with presence, which takes one pass for every 512 input tokens.
+        seed: seed of pairs and mixing.
 
     Raises InputError, CaptureError and UnknownOperatorError as :class:`tlfx.analysis.probe.Probe` does.
     """
@@ -116,11 +117,11 @@ def fluctuation(
 def _of_pair(
     row: Callable[..., Figures], probe: Probe, model: nn.Module, pair: Pairs, with_presence: bool
 ) -> Iterator[Figures]:
-    """Figures of one pair, whose three images go through the model together."""
+    """Figures of one pair, with its three images in one batch."""
     images = normalised(torch.cat((pair.mixed, pair.first, pair.second)), model)
     readings, arrival = probe(images, pair.mask)
-    found = [Spread.of(p) for p in presence(probe, images[0])] if with_presence else []
-    present = dict(enumerate(found, 1))
+    spreads = [Spread.of(p) for p in presence(probe, images[0])] if with_presence else []
+    present = dict(enumerate(spreads, 1))
     area, cells = float(pair.area[0]), input_cells(probe)
     everywhere = Spread.of(torch.ones(1)) if with_presence else None
     yield row(0, INPUT, *cells, area, area, fixed=_fixed(pair.mask, cells), moved=0.0, presence=everywhere)
@@ -149,12 +150,12 @@ def _of_pair(
 
 
 def _first(labels: Tensor | None) -> float | None:
-    """Label of the mixed image, which comes first."""
+    """The label of the mixed image, the first of the batch."""
     return None if labels is None else float(labels[0, 0])
 
 
 def _of_layer(reading: Reading, mask: Tensor) -> dict[str, float]:
-    """λ in one layer; the mixed image comes first, then the two that it is made of."""
+    """λ in one layer; the batch holds the mixed image, then the two images that it was made of."""
     initial = F.adaptive_avg_pool2d(mask, reading.layer.size)[0, 0]
     return {
         "aligned": float(reading.share[0, 0]),
@@ -168,27 +169,26 @@ def _fixed(mask: Tensor, size: tuple[int, int]) -> float:
     return float((F.adaptive_avg_pool2d(mask, size) >= 0.5).float().mean())
 
 
-def by_layer(found: Sequence[Figures]) -> list[list[Figures]]:
-    """Figures of one model, those of the same layer together, in order of depth."""
-    depths = sorted({f.depth for f in found})
-    return [[f for f in found if f.depth == depth] for depth in depths]
+def by_layer(figures: Sequence[Figures]) -> list[list[Figures]]:
+    """The figures of one model, grouped by layer in order of depth."""
+    depths = sorted({f.depth for f in figures})
+    return [[f for f in figures if f.depth == depth] for depth in depths]
 
 
-def rmse(found: Sequence[Figures], one: str, other: str = "aligned") -> float | None:
-    """Root mean square difference of two λ over figures, such as ``"area"`` and ``"aligned"``; None where one is
-    unknown.
+def rmse(figures: Sequence[Figures], one: str, other: str = "aligned") -> float | None:
+    """Root mean square difference of two λ, such as ``"area"`` and ``"aligned"``; None if one of them is unknown.
 
     >>> rows = [Figures("model", 0, 0, "", 1, 1, area=a, aligned=0.5) for a in (0.2, 0.9)]
     >>> round(rmse(rows, "area"), 4), rmse(rows, "transmix")
     (0.3536, None)
     """
-    pairs: list[tuple[float | None, float | None]] = [(getattr(f, one), getattr(f, other)) for f in found]
+    pairs: list[tuple[float | None, float | None]] = [(getattr(f, one), getattr(f, other)) for f in figures]
     squares = [(a - b) ** 2 for a, b in pairs if a is not None and b is not None]
     return fmean(squares) ** 0.5 if squares and len(squares) == len(pairs) else None
 
 
-def as_csv(found: Sequence[Figures]) -> str:
-    """A header and one line for each layer and pair; numbers in full, what is unknown is empty.
+def as_csv(figures: Sequence[Figures]) -> str:
+    """CSV text with a header and a line for each layer and pair; all digits, unknown values are empty.
 
     >>> print(as_csv([Figures("model", 0, 1, "blocks.0", 7, 7, 0.5, 0.25)]))
     model,pair,depth,layer,height,width,area,aligned,transmix,fixed,similarity,moved,least,lower,median,upper,most,faded
@@ -200,6 +200,6 @@ def as_csv(found: Sequence[Figures]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*own, *spread])
-    for figures in found:
-        writer.writerow([getattr(figures, n) for n in own] + [getattr(figures.presence, n, None) for n in spread])
+    for one in figures:
+        writer.writerow([getattr(one, n) for n in own] + [getattr(one.presence, n, None) for n in spread])
     return text.getvalue()

@@ -1,4 +1,4 @@
-"""The invariants that hold for every aligned model, measured on one: how far it is from each."""
+"""Measures the violation of each invariant by a model."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ STEPS = 2
 def measure(model: nn.Module, size: tuple[int, ...], seed: int = 0) -> Figures:
     """Measure all invariants of a model in training mode (batch permutation in evaluation mode).
 
-    The model is copied and stays as it is, as does the random state. ``size`` is that of one image, (channels, height,
-    width), or clip, (channels, frames, height, width). Raises TlfxError if the model cannot be aligned, or does not
-    take images of this size.
+    The model is copied; neither it nor the random state changes. ``size`` is the size of one image (channels, height,
+    width) or clip (channels, frames, height, width). Raises TlfxError if the model cannot be aligned or does not take
+    images of this size.
 
     >>> measure(nn.Sequential(nn.Conv2d(3, 2, 4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten()), (3, 8, 8)).passed
     True
@@ -41,7 +41,7 @@ def measure(model: nn.Module, size: tuple[int, ...], seed: int = 0) -> Figures:
 
 
 def rectangles(batch: int, size: tuple[int, ...], seed: int) -> Tensor:
-    """CutMix masks (batch, 1, *size) with one rectangle of the second image each.
+    """CutMix masks (batch, 1, *size), each with one rectangle of the second image.
 
     >>> rectangles(2, (4, 4), seed=0).shape
     torch.Size([2, 1, 4, 4])
@@ -57,7 +57,7 @@ def rectangles(batch: int, size: tuple[int, ...], seed: int) -> Tensor:
 
 
 def target(mask: Tensor) -> MixedTarget:
-    """A target whose soft label of class 0 is the share of the first image, and of class 1 the rest.
+    """A target of two classes: 0 for the first image, 1 for the second.
 
     >>> target(torch.ones(2, 1, 4, 4)).first
     tensor([0, 0])
@@ -81,7 +81,7 @@ def share(aligned: nn.Module, images: Tensor, mask: Tensor) -> Tensor:
 
 
 def _of_labels(aligned: nn.Module, images: Tensor, masks: list[Tensor], seed: int) -> dict[str, float]:
-    """The invariants of labels, by name."""
+    """Violations of the invariants of labels, by name."""
     state = deepcopy(aligned.state_dict())
 
     def shares(mask: Tensor) -> Tensor:
@@ -113,17 +113,17 @@ def _compare(
             f"{type(plain).__name__} fails by itself on images of shape {tuple(images.shape)}: "
             f"{type(error).__name__}: {error}"
         ) from error
-    found = _train(lambda: aligned(images, mixed)[0], seed)
+    actual = _train(lambda: aligned(images, mixed)[0], seed)
     parameters = zip(plain.parameters(), aligned.parameters(), strict=True)
     return (
-        _most(zip(expected, found, strict=True)),
+        _most(zip(expected, actual, strict=True)),
         _most((p.grad, q.grad) for p, q in parameters),
         _most(zip(plain.buffers(), aligned.buffers(), strict=True)),
     )
 
 
 def _train(forward: Callable[[], Any], seed: int) -> list[Any]:
-    """Outputs of some training steps. A single one would not show state that a captured graph fails to carry on."""
+    """Outputs of several training steps; one step would not reveal state that the captured graph fails to update."""
     outputs: list[Any] = []
     for step in range(STEPS):
         torch.manual_seed(seed + step)
@@ -151,7 +151,7 @@ def _most(pairs: Any) -> float:
 
 
 def _largest(a: Any, b: Any) -> float:
-    """Largest difference; infinite where one is missing or not finite and the other is."""
+    """Largest difference; infinite if only one of them is missing or not finite, or if shapes differ."""
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return 0.0 if a is b or (type(a) is type(b) and a == b) else float("inf")
     if a.shape != b.shape:

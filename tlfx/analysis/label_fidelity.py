@@ -1,4 +1,4 @@
-"""Fidelity of aligned labels: how truly each label policy tells what a model takes from the images of a mixture."""
+"""Fidelity of aligned labels: agreement of each label policy with the contribution of the images to the output."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tlfx.aligned import Aligned, align, alignment_of
+from tlfx.aligned import Aligned, align, planner_of
 from tlfx.analysis.classifier import Classifier
 from tlfx.analysis.fidelity_table import AREA, Fidelity
 from tlfx.analysis.invariants import share
 from tlfx.analysis.reference import Mixture, references
-from tlfx.capture.arguments import images_of
+from tlfx.capture.arguments import Call
 from tlfx.errors import InputError, TargetError
 from tlfx.mix import MixedTarget, Mixup
 from tlfx.mix.target import check_labels
+from tlfx.plans import Capture
 from tlfx.policy import DEFAULT, OPTIONS, Policy, check_policy
 
 __all__ = ["POLICIES", "fidelity", "policy_name"]
 
 POLICIES = (DEFAULT, *(Policy(**{name: other}) for name, known in OPTIONS.items() for other in known[1:]))
-"""The paper's rules, then each alternative to one of them."""
+"""The paper's policy, then every policy that changes one of its rules."""
 
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, MixedTarget]]
 
@@ -38,42 +39,44 @@ def fidelity(
     mixer: Mix | None = None,
     classifier: str | None = None,
 ) -> Fidelity:
-    """Hold the aligned share of the first image at the classifier against what the model truly takes from each image.
+    """Compare the aligned share of the first image at the classifier with the contribution of each image to the output.
 
-    The model is in evaluation for the time of the call and left as it was, parameters, gradients and modes. References
-    do not depend on label rules, so that the loader is gone through once: each batch is mixed once, for all policies.
-    Pairs of one class, and mixtures that hold all of one image, tell nothing and are left out.
+    The model runs in evaluation mode; its parameters, gradients and modes are unchanged afterwards. References do not
+    depend on the policy, so that each batch of the loader is mixed once for all policies. Pairs of equal classes and
+    mixtures that consist of one image are ignored.
 
-    The references, and agreement with them: :func:`tlfx.analysis.reference.references`,
-    :class:`tlfx.analysis.agreement.Agreement`. The first are eq. 13 of the paper and causal measures.
+    References and agreement are documented in :func:`tlfx.analysis.reference.references` and
+    :class:`tlfx.analysis.agreement.Agreement`. The references are eq. 13 of the paper, two causal measures, and a
+    gradient measure.
 
     Args:
-        model: any module that gives logits (batch, classes), aligned or not; an aligned one keeps its own options but
-            for the policy. Train it first: what an untrained model takes from its images is accidental.
-        loader: pairs of images, floating (batch, channels, height, width) with an even batch, and int64 labels
-            (batch,), as a ``DataLoader`` of unmixed test images gives them. Other items of a batch are ignored.
-        policies: label rules to compare; by default the paper's and each alternative to one of them.
-        mixer: mixes images and labels, image i with B − 1 − i; by default :class:`tlfx.mix.Mixup` as CutMix with
-            λ ~ Beta(1, 1) for each image, which draws from numpy's global generator: seed it for the same mixtures.
-        classifier: path of the module whose input is compared in eq. 13; by default the last module to run that holds
-            a weight matrix.
+        model: any module that returns logits (batch, classes), aligned or not; an aligned model keeps its options
+            except the policy. Use a trained model: contributions in an untrained model are arbitrary.
+        loader: batches of images, floating (batch, channels, height, width) with an even batch size, and int64 labels
+            (batch,), such as a ``DataLoader`` of unmixed test images. Further items of a batch are ignored.
+        policies: the policies to compare; by default the paper's and every policy that changes one of its rules.
+        mixer: mixes image i with image B − 1 − i; by default :class:`tlfx.mix.Mixup` as CutMix with λ ~ Beta(1, 1) for
+            each image, which draws from numpy's global generator: seed it for reproducible mixtures.
+        classifier: path of the module whose input is compared in eq. 13; by default the last executed module with a
+            weight matrix.
 
     Raises:
-        InputError: the loader gives other than floating images and labels, or no pair of two classes; the model gives
-            no logits; ``policies`` are none; the mixer pairs images in another way; ``classifier`` is unknown.
-        TargetError: labels are soft, or beyond the classes of the model.
-        CaptureError, UnknownOperatorError: as :func:`tlfx.align`.
+        InputError: the loader yields something other than floating images and labels, or no pair of two classes; the
+            model returns no logits; ``policies`` is empty; the mixer pairs images in another way; ``classifier`` is
+            unknown.
+        TargetError: labels are soft or exceed the classes of the model.
+        CaptureError, UnknownOperatorError: see :func:`tlfx.align`.
 
     >>> model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3, bias=False))
     >>> model[2].weight.data = torch.eye(3)
     >>> colours = torch.eye(3)[:, :, None, None].expand(3, 3, 8, 8)
     >>> labels = torch.tensor([0, 1, 2, 2, 0, 1])
-    >>> found = fidelity(model, [(colours[labels], labels)], policies=[Policy()])
-    >>> [(row.reference, round(row.agreement.rmse, 4)) for row in found.rows if row.rule == "paper"]
+    >>> study = fidelity(model, [(colours[labels], labels)], policies=[Policy()])
+    >>> [(row.reference, round(row.agreement.rmse, 4)) for row in study.rows if row.rule == "paper"]
     [('similarity', 0.0), ('exchange', 0.0), ('occlusion', 0.0), ('gradient', 0.0)]
     """
     if not isinstance(model, nn.Module):
-        raise InputError(f"fidelity takes a torch.nn.Module, got {type(model).__name__}")
+        raise InputError(f"fidelity takes a torch.nn.Module, got a {type(model).__name__}")
     rules = {policy_name(p): p for p in _checked(policies)}
     shares: list[dict[str, Tensor]] = []
     measured: list[dict[str, Tensor]] = []
@@ -88,14 +91,14 @@ def fidelity(
             measured.append(_kept(mixture, references(reader, mixture)))
     if not any(len(part[AREA]) for part in shares):
         raise InputError(
-            f"{len(shares)} batches gave no mixed pair of two classes, expected at least one: shuffle the loader if "
-            "its batches hold one class each, use a mixer that mixes, and a loader that is not spent"
+            f"{len(shares)} batches gave no mixed pair of two classes, expected at least one: shuffle a loader whose "
+            "batches have one class, enable mixing in the mixer, and pass an unexhausted loader"
         )
     return Fidelity(_joined(shares), _joined(measured))
 
 
 def policy_name(policy: Policy) -> str:
-    """``"paper"``, or what a policy changes.
+    """``"paper"``, or the options that a policy changes.
 
     >>> policy_name(Policy(residual="norm", weights="signed"))
     'residual=norm, weights=signed'
@@ -105,7 +108,7 @@ def policy_name(policy: Policy) -> str:
 
 
 def _checked(policies: Sequence[Policy]) -> list[Policy]:
-    """Policies, each once. Raises InputError if there are none, or other things among them."""
+    """Policies without duplicates. Raises InputError for an empty list or values of another type."""
     if not isinstance(policies, list | tuple) or not policies or None in policies:
         raise InputError(f"policies={policies!r}: expected a list of tlfx.Policy, such as [tlfx.Policy()]")
     return [check_policy(policy) for policy in dict.fromkeys(policies)]
@@ -113,7 +116,7 @@ def _checked(policies: Sequence[Policy]) -> list[Policy]:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; then each module is in its own mode again."""
+    """Evaluation mode; on exit, every module returns to its previous mode."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -125,26 +128,26 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 def _aligned(model: nn.Module, rules: Mapping[str, Policy]) -> dict[str, nn.Module]:
     """A shallow copy of the model for each policy, on the same parameters; they share what is captured."""
-    captures: dict[Any, Any] = {}
+    captures: list[Capture] = []
     copies = {}
     for name, policy in rules.items():
         copies[name] = copied = copy.copy(model)
-        alignment = alignment_of(copied if isinstance(copied, Aligned) else align(copied))
-        alignment.options, alignment.captures = replace(alignment.options, policy=policy), captures
+        planner = planner_of(copied if isinstance(copied, Aligned) else align(copied))
+        planner.options, planner.captures = replace(planner.options, policy=policy), captures
     return copies
 
 
 def _read(batch: Any, model: nn.Module) -> tuple[Tensor, Tensor]:
-    """Images and labels of a batch, on the device of the model. Raises as :func:`fidelity` does."""
+    """Images and labels of a batch on the model's device. Raises InputError or TargetError, see :func:`fidelity`."""
     if not isinstance(batch, list | tuple) or len(batch) < 2 or not all(isinstance(x, Tensor) for x in batch[:2]):
-        raise InputError(f"the loader gave a {type(batch).__name__}, expected (images, labels), two tensors")
+        raise InputError(f"the loader yielded a {type(batch).__name__}, expected two tensors (images, labels)")
     device = next((p.device for p in model.parameters()), batch[0].device)
     images, labels = (x.to(device) for x in batch[:2])
-    images_of((images,), {})
+    Call.of(images)
     if labels.is_floating_point() or labels.dim() != 1:
         raise TargetError(
-            f"labels are {labels.dtype} of shape {tuple(labels.shape)}, expected int64 (batch,): logits of the two "
-            "classes of a pair are compared; use labels.argmax(1) for soft ones"
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}, expected int64 (batch,), since the logits of "
+            "the two classes of a pair are compared; use labels.argmax(1) for soft labels"
         )
     return images, labels
 
@@ -154,26 +157,26 @@ def _cutmix(classes: int) -> Mixup:
 
 
 def _mix(mixer: Mix, images: Tensor, labels: Tensor) -> Mixture:
-    """A mixture of each image and its mirror image. Raises InputError if the mixer made another."""
+    """The mixture of image i with image B − 1 − i. Raises InputError if the mixer made another one."""
     mixed, target = mixer(images, labels)
     mixture = Mixture(images, mixed, target.mask.expand(len(images), *target.mask.shape[1:]), labels)
     expected = mixture.blend(images, images.flip(0))
     if mixed.shape != expected.shape or not torch.allclose(mixed, expected, rtol=1e-3, atol=1e-3):
         raise InputError(
             f"{type(mixer).__name__} does not mix image i with image B − 1 − i by its mask, expected a mixer that "
-            "does: tlfx.mix.Mixup, or pairing='mirror' where a mixer has it"
+            "does: tlfx.mix.Mixup, or a mixer with pairing='mirror'"
         )
     return mixture
 
 
 def _shares(aligned: Mapping[str, nn.Module], mixture: Mixture) -> dict[str, Tensor]:
-    """Share of the first image by each rule, (batch,)."""
+    """Share of the first image by each rule, (batch,) each."""
     own = {name: share(model, mixture.mixed, mixture.mask)[:, 0] for name, model in aligned.items()}
     return {AREA: mixture.area, **own}
 
 
 def _kept(mixture: Mixture, by_name: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of the pairs that tell anything, on the CPU."""
+    """The values of mixtures of two classes, on the CPU."""
     return {name: value[mixture.counts].float().cpu() for name, value in by_name.items()}
 
 

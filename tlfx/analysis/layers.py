@@ -1,4 +1,4 @@
-"""The layers of a model: modules whose outputs hold tokens that lie on the image, among them the model's blocks."""
+"""The layers of a model: modules whose output tokens form a grid on the image, such as the blocks."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ MIXING = (Operation.SPATIAL_MIX, Operation.AGGREGATION)
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A module whose output holds tokens, and which of them lie where.
+    """A module whose output holds tokens, and the positions of the tokens.
 
     Attributes:
-        path: of the module, such as ``"blocks.6"``.
-        rows: int64 (tokens,), the label row of each token.
-        grid: int64 (height, width), the token at each place of the image.
-        others: int64 (n,), the tokens that lie nowhere: class, distillation and register tokens.
-        readout: int64 (n,), the tokens that the classifier would read here: the class tokens if it reads such in the
-            end (the class and the distillation token of a distilled model, say), else all of the grid.
+        path: path of the module, such as ``"blocks.6"``.
+        ids: int64 (tokens,), the label id of each token.
+        grid: int64 (height, width), the index of the token at each position of the image.
+        others: int64 (n,), the tokens without a position: class, distillation and register tokens.
+        readout: int64 (n,), the tokens that the classifier would read in this layer: the class tokens if the classifier
+            of the model reads any (for a distilled model, class and distillation token), else all tokens of the grid.
     """
 
     path: str
-    rows: Tensor
+    ids: Tensor
     grid: Tensor
     others: Tensor
     readout: Tensor
@@ -49,47 +49,47 @@ class Layer:
 
     @property
     def has_class_token(self) -> bool:
-        """Whether the classifier reads tokens that lie nowhere on the image."""
+        """Whether the classifier reads tokens without a position on the image."""
         return bool(torch.isin(self.readout, self.others).any())
 
 
-def find_layers(found: Propagation, places: Tensor, at: Sequence[str] | None = None) -> list[Layer]:
-    """The layers that glob patterns name, by default the blocks with more than one token; those whose tokens form no
-    grid are left out.
+def find_layers(propagation: Propagation, places: Tensor, at: Sequence[str] | None = None) -> list[Layer]:
+    """The layers that match glob patterns, by default the blocks with more than one token.
 
-    ``found`` has recorded every module, ``places`` are those of all label rows (:mod:`tlfx.analysis.places`).
+    Modules whose tokens form no grid are omitted. ``propagation`` must have recorded every module, ``places`` are the
+    positions of all label ids (:mod:`tlfx.analysis.places`).
 
-    Raises InputError for a pattern that fits no module, or if the tokens of all that fit lie on no grid.
+    Raises InputError for a pattern that matches no module, or if no matching module has tokens on a grid.
     """
-    recorded = found.recorded.rows
-    chosen = [p for p in blocks(found.operations) if p in recorded] if at is None else matching(recorded, at)
-    output = next(o for o in found.outputs if o is not None)
-    read = reached(found.labels, output.rows.flatten())
+    recorded = propagation.recorded.ids
+    chosen = [p for p in blocks(propagation.operations) if p in recorded] if at is None else matching(recorded, at)
+    output = next(o for o in propagation.outputs if o is not None)
+    read = reached(propagation.labels, output.ids.flatten())
     layers = [_layer(path, recorded[path].flatten(), places, read) for path in chosen]
     known = [layer for layer in layers if layer is not None and (at is not None or layer.grid.numel() > 1)]
     if not known:
         raise InputError(
-            f"the tokens of {', '.join(chosen[:3]) or 'this model'} lie on no grid of the image; choose modules that "
+            f"the tokens of {', '.join(chosen[:3]) or 'this model'} form no grid on the image; choose modules that "
             "return all tokens of an image, such as whole blocks"
         )
     return known
 
 
-def _layer(path: str, rows: Tensor, places: Tensor, read: Tensor) -> Layer | None:
-    cells = grid(places[rows])
+def _layer(path: str, ids: Tensor, places: Tensor, read: Tensor) -> Layer | None:
+    cells = grid(places[ids])
     if cells is None:
         return None
-    nowhere = places[rows].isnan().any(1)
-    class_tokens = (nowhere & read[rows]).nonzero().flatten()
+    nowhere = places[ids].isnan().any(1)
+    class_tokens = (nowhere & read[ids]).nonzero().flatten()
     readout = class_tokens if len(class_tokens) else cells.flatten()
-    return Layer(path, rows, cells, nowhere.nonzero().flatten(), readout)
+    return Layer(path, ids, cells, nowhere.nonzero().flatten(), readout)
 
 
 def blocks(operations: Mapping[Node, Operation]) -> list[str]:
-    """Paths of a model's blocks, in order: the modules that residual connections lie in.
+    """Paths of a model's blocks, in order: the modules that contain residual connections.
 
-    Where such a module lies in another, the outer one is the block, unless it holds several. A model without residual
-    connections has for blocks the modules that mix or aggregate tokens.
+    If such a module is inside another one, the outer one is the block, unless it contains several. In a model without
+    residual connections, the modules that mix or aggregate tokens are the blocks.
     """
     residual = _holders(operations, (Operation.RESIDUAL,))
     holding = {p: [q for q in residual if q.startswith(f"{p}.")] for p in residual}
@@ -104,9 +104,9 @@ def _holders(operations: Mapping[Node, Operation], kinds: Sequence[Operation]) -
 
 
 def matching(paths: Iterable[str], patterns: Sequence[str]) -> list[str]:
-    """Those of ``paths`` that any of the glob patterns fits, in their own order.
+    """The ``paths`` that match any of the glob patterns, in the order of ``paths``.
 
-    Raises InputError for a pattern that fits none, naming near ones.
+    Raises InputError for a pattern without match; the message lists similar paths.
 
     >>> matching(["blocks.0", "blocks.1", "norm"], ["blocks.*"])
     ['blocks.0', 'blocks.1']
@@ -115,5 +115,5 @@ def matching(paths: Iterable[str], patterns: Sequence[str]) -> list[str]:
     for pattern in patterns:
         if not any(fnmatchcase(path, pattern) for path in known):
             near = difflib.get_close_matches(pattern, known, n=5, cutoff=0.5) or known[:5]
-            raise InputError(f"no module with tokens is called {pattern!r}; near it are {', '.join(near)}")
+            raise InputError(f"no module with tokens matches {pattern!r}; similar names are {', '.join(near)}")
     return [path for path in known if any(fnmatchcase(path, pattern) for pattern in patterns)]

@@ -1,4 +1,4 @@
-"""The operators that a model needs and that have no rule, and a rule to begin with for each."""
+"""The operators of a model without a rule, and a template of a rule for each."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves
 
-from tlfx.capture.export import capture
-from tlfx.capture.leaf_modules import call_of
+from tlfx._torch import HigherOrderOperator, OpOverload, pytree, schema
 from tlfx.errors import TlfxError
 from tlfx.graph.nodes import module_path, shapes
 from tlfx.propagate.options import Options
 from tlfx.propagate.propagator import Propagator
 from tlfx.propagate.values import Value
 from tlfx.rules.registry import REGISTRY, operator_name
+from tlfx.trace import trace
 
 __all__ = ["HEADER", "Missing", "missing"]
 
@@ -30,14 +28,14 @@ HEADER = '''\
     [project.entry-points."tlfx.rules"]
     my_rules = "my_rules"
 
-Each rule says what becomes of the labels, with one of the verbs of tlfx.propagate.OpContext, such as
+Each rule states the effect of an operator on labels by a method of tlfx.propagate.OpContext, such as
 
     op.pointwise(x)               element-wise: Y ← Y
-    op.move()                     data movement (view, roll, slice): the operator itself run on the map of labels
+    op.move()                     data movement (view, roll, slice): runs the operator on the map of label ids
     op.contract(x, axis, weight)  a linear layer along an axis
     op.reduce(x, axes)            a sum, mean or maximum over axes: Y ← Norm(Σ Yᵢ)
     op.residual(a, b)             a sum of two values: Y ← Norm(Y + g(Y))
-    op.weight()                   no label: scores, indices, gates
+    op.weight()                   no label: scores, indices, masks
 """
 
 from typing import Any
@@ -65,11 +63,11 @@ class Missing:
 
     @property
     def places(self) -> list[str]:
-        """Paths of the modules it is called in, in order, each once."""
+        """Paths of the modules that call it, in order, without duplicates."""
         return list(dict.fromkeys(module_path(n) or "the model itself" for n in self.nodes))
 
     def skeleton(self) -> str:
-        """A rule to edit, Python code that is valid after :data:`HEADER`."""
+        """A template of a rule: Python code that is valid after :data:`HEADER`."""
         first = self.nodes[0]
         given = ", ".join(str(s) for n in first.all_input_nodes for s in shapes(n))
         made = ", ".join(str(s) for s in shapes(first))
@@ -77,23 +75,22 @@ class Missing:
         return (
             f"@rule({_expression(self.operator)})\n"
             f"def {name}({_parameters(first)}) -> {'Value' if len(shapes(first)) < 2 else 'list[Value]'}:\n"
-            f'    """Met in {self.places[0]}: {given} -> {made}."""\n'
+            f'    """Called in {self.places[0]}: {given} -> {made}."""\n'
             f"    return {_body(first)}\n"
         )
 
 
 def missing(model: nn.Module, images: Tensor) -> list[Missing]:
-    """The operators without a rule that touch image content, in the order of their first call.
+    """The operators without a rule that receive image content, in the order of their first call.
 
-    Where propagation stops early, every later operator without a rule is counted. Raises CaptureError.
+    If propagation stops at an error, every later operator without a rule is included. Raises CaptureError.
 
     >>> import torch
     >>> from torch import nn
     >>> missing(nn.Conv2d(3, 8, 4), torch.rand(2, 3, 8, 8))
     []
     """
-    captured = capture(model, type(model).forward, (images,), {}, images)
-    propagator = Propagator(captured.graph_module, captured.images, Options(on_unknown="pointwise"))
+    propagator = trace(model, images, Options(on_unknown="pointwise")).propagator()
     with contextlib.suppress(TlfxError):
         propagator.run()
     by_operator: dict[Any, list[Node]] = {}
@@ -103,12 +100,13 @@ def missing(model: nn.Module, images: Tensor) -> list[Missing]:
 
 
 def _without_rule(propagator: Propagator) -> Iterator[Node]:
-    """Calls of operators without a rule that are given content, or may be: where propagation stopped, labels are not
-    known from there on."""
+    """Calls of operators without a rule on image content, and all of them after the node where propagation stopped."""
     for node in propagator.graph_module.graph.nodes:
-        if node.op != "call_function" or not shapes(node) or call_of(node) or REGISTRY.find(node.target) is not None:
+        if node.op != "call_function" or not shapes(node) or REGISTRY.find(node.target) is not None:
             continue
-        operands = [v for n in node.all_input_nodes for v in tree_leaves(propagator.values.get(n))]
+        if propagator.regions.ruled_call_of(node) is not None:
+            continue
+        operands = [v for n in node.all_input_nodes for v in pytree.tree_leaves(propagator.values.get(n))]
         if node not in propagator.values or any(isinstance(v, Value) and not v.is_constant for v in operands):
             yield node
 
@@ -135,7 +133,7 @@ def _parameters(node: Node) -> str:
 
 
 def _body(node: Node) -> str:
-    """The verb to begin with: element-wise where the shape is kept, data movement elsewhere."""
+    """A first guess: element-wise if the shape is kept, data movement otherwise."""
     values = [_identifier(a.name) for a in _arguments(node) if str(a.type) == "Tensor"]
     if len(shapes(node)) > 1:
         return "op.move_each()"
@@ -144,7 +142,7 @@ def _body(node: Node) -> str:
 
 
 def _arguments(node: Node) -> Sequence[Any]:
-    return node.target._schema.arguments if isinstance(node.target, OpOverload) else ()
+    return schema(node.target).arguments if isinstance(node.target, OpOverload) else ()
 
 
 def _default(argument: Any) -> str:

@@ -1,4 +1,4 @@
-"""Pairs of photos and their mixtures, the same for the same seed."""
+"""Pairs of photos and their mixtures, reproducible by a seed."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ PATCHWISE: dict[str, Callable[..., Mixer]] = {"blocks": BlockMix, "patches": Ran
 """Mixers that replace whole patches."""
 MIXERS = ("cutmix", "mixup", *PATCHWISE)
 SMALLEST = 0.4
-"""Smallest side of a random crop, as a fraction of the photo's shorter side."""
+"""Smallest side of a random crop, as a fraction of the shorter side of the photo."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Images and their mixtures, float32 (pairs, 3, height, width) in [0, 1], and the share of the first image in each
-    pixel, float32 (pairs, 1, height, width)."""
+    """Images and their mixtures, float32 (pairs, 3, height, width) in [0, 1], and their masks.
+
+    The mask, float32 (pairs, 1, height, width), is the share of the first image in each pixel.
+    """
 
     first: Tensor
     second: Tensor
@@ -37,20 +39,20 @@ class Pairs:
         return len(self.first)
 
     def __getitem__(self, place: int) -> Pairs:
-        """One of the pairs, still with a batch axis."""
+        """One pair, with a batch axis of size 1."""
         return Pairs(*(x[place : place + 1] for x in (self.first, self.second, self.mixed, self.mask)))
 
     @property
     def area(self) -> Tensor:
-        """The plain CutMix target: share of the first image in the whole, (pairs,)."""
+        """The plain CutMix target: share of the first image by area, (pairs,)."""
         return self.mask.mean((1, 2, 3))
 
 
 def mixed(first: Tensor, second: Tensor, mixer: str = "cutmix", seed: int = 0, patch: int = 16) -> Pairs:
-    """Mix two images (3, height, width), by a mixer of :data:`MIXERS`.
+    """Mix two images (3, height, width) by one of :data:`MIXERS`.
 
-    ``patch`` is the side, in pixels, of the patches that the patch-wise mixers replace. Raises InputError for a mixer
-    that is unknown or cannot mix images of this size.
+    ``patch`` is the side in pixels of the patches that patch-wise mixers replace. Raises InputError if the mixer is
+    unknown or cannot mix images of this size.
 
     >>> pair = mixed(torch.zeros(3, 8, 8), torch.ones(3, 8, 8), seed=1)
     >>> torch.equal(1 - pair.mixed[:, :1], pair.mask)
@@ -64,7 +66,7 @@ def mixed(first: Tensor, second: Tensor, mixer: str = "cutmix", seed: int = 0, p
 
 
 def photo_pairs(count: int, size: Sequence[int], seed: int = 0) -> Pairs:
-    """CutMix of ``count`` pairs of random crops of different photos that scikit-image ships, at (height, width).
+    """CutMix of ``count`` pairs of random crops of different photos from scikit-image, at (height, width).
 
     >>> len(photo_pairs(3, (16, 16)))
     3
@@ -80,7 +82,7 @@ def photo_pairs(count: int, size: Sequence[int], seed: int = 0) -> Pairs:
 
 
 def check_mixer(name: str) -> None:
-    """Raise InputError for a mixer that is unknown."""
+    """Raise InputError for an unknown mixer."""
     if name not in MIXERS:
         raise InputError(f"mixer {name!r} is unknown, expected one of {', '.join(MIXERS)}")
 
@@ -104,7 +106,7 @@ def _mixer(name: str, patch: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Mi
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Both sources of chance that mixers draw from, for a while."""
+    """Seed the generators of numpy and torch, which mixers draw from, and restore them on exit."""
     state = np.random.get_state()
     np.random.seed(seed)
     try:

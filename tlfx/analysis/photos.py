@@ -1,4 +1,4 @@
-"""Photos as images for a model: two that scikit-image ships, or files of the user's."""
+"""Photos as images for a model, from scikit-image or from files."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tlfx.errors import InputError
 __all__ = ["SHIPPED", "fitted", "normalised", "open_photo", "shipped_photo"]
 
 SHIPPED = ("astronaut", "chelsea", "coffee", "rocket")
-"""Colour photos inside the scikit-image package, all free to use; none is downloaded."""
+"""Colour photos in the scikit-image package, all free to use; none is downloaded."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Those of ImageNet, for models that name none."""
+"""Those of ImageNet, for models without configured values."""
 
 
 def shipped_photo(name: str) -> Tensor:
@@ -29,13 +29,13 @@ def shipped_photo(name: str) -> Tensor:
         from skimage import data
     except ImportError as error:
         raise InputError(
-            f"the photo {name} comes with scikit-image (pip install 'tlfx[plot]'); or give image files of your own"
+            f"the photo {name} needs scikit-image (pip install 'tlfx[plot]'), or pass image files"
         ) from error
     return torch.from_numpy(getattr(data, name)().copy()).permute(2, 0, 1).float() / 255
 
 
 def open_photo(path: str | Path) -> Tensor:
-    """An image file as float32 (3, height, width) in [0, 1]. Raises InputError if it is none that can be read."""
+    """An image file as float32 (3, height, width) in [0, 1]. Raises InputError if it cannot be read."""
     import numpy as np
     from PIL import Image, UnidentifiedImageError
 
@@ -46,13 +46,13 @@ def open_photo(path: str | Path) -> Tensor:
             pixels = np.asarray(image.convert("RGB"))
     except (UnidentifiedImageError, OSError) as error:
         raise InputError(
-            f"{str(path)!r} is no image that can be read ({error}); expected PNG, JPEG or the like"
+            f"{str(path)!r} cannot be read as an image ({error}); expected a PNG, JPEG or similar file"
         ) from error
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
 
 
 def fitted(photo: Tensor, size: Sequence[int]) -> Tensor:
-    """The middle of a photo (3, h, w), scaled to fill ``size`` (height, width): (3, height, width).
+    """The central crop of a photo (3, h, w), scaled to ``size`` (height, width): (3, height, width).
 
     >>> fitted(torch.rand(3, 30, 40), (16, 24)).shape
     torch.Size([3, 16, 24])
@@ -66,7 +66,7 @@ def fitted(photo: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def normalised(images: Tensor, model: nn.Module) -> Tensor:
-    """Images (…, 3, height, width) in [0, 1] with the mean and deviation that the model names, or ImageNet's."""
+    """Images (…, 3, height, width) in [0, 1], normalised with mean and deviation of the model, or of ImageNet."""
     config = getattr(model, "default_cfg", None)
     config = config if isinstance(config, dict) else {}
     mean, std = (torch.tensor(config.get(k) or default).view(3, 1, 1) for k, default in (("mean", MEAN), ("std", STD)))

@@ -1,4 +1,4 @@
-"""Label maps as a picture: two images, their mixture, and where its label went, layer by layer (figures 5, 7, 8)."""
+"""Label maps as a picture: two images, their mixture, and its label map layer by layer (figures 5, 7, 8)."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
 __all__ = ["draw_label_maps"]
 
 COLUMNS = 6
-"""Layers beside each other."""
+"""Maximum number of layers in a row."""
 SIDE, TITLE = 1.75, 0.42
-"""Inches of a map and of the lines above it."""
+"""Height of a map and of its title, in inches."""
 
 
 def draw_label_maps(title: str, pair: Pairs, readings: Sequence[Reading], share: float) -> Figure:
-    """The inputs, the mixture and the initial label map on top; below, for each layer, its aligned label map by itself
+    """Draw the inputs, the mixture and the initial label map, and below for each layer its aligned label map, alone
     and over the mixture.
 
-    Red is the first image, blue the second, white half of each, from 0 to 1 in all maps. Above each map stand the
-    module, its grid and λ, the label that the classifier would read there; a class token has no place in the map.
+    Red is the first image, blue the second, white half of each; all maps range from 0 to 1. The title of a map shows
+    the module, the size of its grid and λ, the label that the classifier would read there. Class tokens are not drawn.
 
     Args:
-        title: of the picture, such as the model's name.
+        title: title of the picture, such as the name of the model.
         pair: one pair of images.
-        readings: of the layers, each for this one pair.
-        share: λ that reaches the output.
+        readings: one reading per layer, for this pair.
+        share: λ at the output.
     """
     columns = min(COLUMNS, max(4, len(readings)))
     lines = -(-len(readings) // columns)
@@ -54,7 +54,7 @@ def draw_label_maps(title: str, pair: Pairs, readings: Sequence[Reading], share:
 
 
 def _draw_inputs(axes: Sequence[Axes], pair: Pairs) -> Any:
-    """Both images in frames of their colours, the mixture, and its initial label map, which is returned."""
+    """Both images with frames in their colours, the mixture, and its initial label map, whose artist is returned."""
     for ax, image, name, color in (
         (axes[0], pair.first, "first image", FIRST),
         (axes[1], pair.second, "second image", SECOND),
@@ -69,7 +69,7 @@ def _draw_inputs(axes: Sequence[Axes], pair: Pairs) -> Any:
 
 
 def _draw_layer(above: Axes, below: Axes, pair: Pairs, reading: Reading) -> None:
-    """A label map, and the same over the mixture in grey."""
+    """A label map, and the same map over the mixture in grey."""
     labels = reading.map[0, :, :, 0].numpy()
     height, width = pair.mixed.shape[-2:]
     rows, columns = labels.shape

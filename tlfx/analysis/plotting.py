@@ -1,13 +1,15 @@
-"""What all plots share: matplotlib without a display, one set of colours, and files that are written whole."""
+"""Shared parts of plots: figures without a display, colours, and atomic writes."""
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tlfx.errors import InputError
+from tlfx.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
@@ -16,17 +18,17 @@ if TYPE_CHECKING:
 __all__ = ["COLORS", "FIRST", "SECOND", "check_file", "figure", "save", "shares", "write"]
 
 FIRST, SECOND = "#b2182b", "#2166ac"
-"""Red of the first image and blue of the second: the ends of ColorBrewer's RdBu, which stay apart (an olive and a blue)
-for people who do not tell red from green."""
+"""Red of the first image and blue of the second: the ends of ColorBrewer's RdBu, which readers with red-green blindness
+can distinguish."""
 SHARES = (SECOND, "#67a9cf", "#f7f7f7", "#ef8a62", FIRST)
 """Colours of shares of the first image 0, ¼, ½, ¾ and 1."""
 COLORS = {"black": "#000000", "orange": "#E69F00", "green": "#009E73", "blue": "#0072B2", "red": "#D55E00"}
-"""Colours of lines, from Okabe and Ito's set for every kind of colour vision."""
+"""Colours of lines, from the colour-blind safe palette of Okabe and Ito."""
 FORMATS = (".png", ".pdf", ".svg")
 
 
 def figure(width: float, height: float) -> Figure:
-    """An empty figure in inches, drawn without a display. Raises InputError without matplotlib."""
+    """An empty figure of a size in inches, without a display. Raises InputError without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -35,14 +37,14 @@ def figure(width: float, height: float) -> Figure:
 
 
 def shares() -> Colormap:
-    """The colour map of shares of the first image, from 0 to 1."""
+    """The colour map for shares of the first image from 0 to 1."""
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("shares", SHARES)
 
 
 def check_file(path: str | Path, option: str, formats: Sequence[str] = FORMATS) -> None:
-    """Raise InputError, before any work is done, for a file that cannot be written or ends in none of ``formats``."""
+    """Raise InputError if a file cannot be written or its suffix is not one of ``formats``; call it before the work."""
     file = Path(path)
     if file.suffix.lower() not in formats:
         raise InputError(f"{option} {str(path)!r}: expected a file that ends in {', '.join(formats)}")
@@ -53,26 +55,20 @@ def check_file(path: str | Path, option: str, formats: Sequence[str] = FORMATS) 
 
 
 def save(drawn: Figure, path: str | Path, small: bool = False) -> None:
-    """Write a figure to a file, whole or not at all; ``small`` writes a PNG with 256 colours, a third of the size."""
-    file = Path(path)
-    part, kind = _part(file), file.suffix[1:].lower()
-    drawn.savefig(part, format=kind, dpi=100)
+    """Write a figure to a file atomically; ``small`` writes a PNG with 256 colours, a third of the size."""
+    kind = Path(path).suffix[1:].lower()
+    content = io.BytesIO()
+    drawn.savefig(content, format=kind, dpi=100)
     if small and kind == "png":
         from PIL import Image
 
-        with Image.open(part) as image:
+        with Image.open(content) as image:
             palette = image.convert("RGB").quantize(256)
-        palette.save(part, format="PNG", optimize=True)
-    part.replace(file)
+        content = io.BytesIO()
+        palette.save(content, format="PNG", optimize=True)
+    write_atomically(path, lambda file: file.write(content.getvalue()))
 
 
 def write(text: str, path: str | Path) -> None:
-    """Write text to a file, whole or not at all."""
-    file = Path(path)
-    _part(file).write_text(text, encoding="utf-8")
-    _part(file).replace(file)
-
-
-def _part(file: Path) -> Path:
-    """Where a file is written before it takes its place."""
-    return file.with_name(f".{file.name}.part")
+    """Write text to a file atomically."""
+    write_atomically(path, lambda file: file.write(text.encode()))

@@ -1,4 +1,4 @@
-"""Time and memory of what happens once, before the first aligned step: capture, propagation and rewriting."""
+"""Time and memory of the one-time work before the first aligned step: capture, propagation and rewriting."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from tlfx.capture.export import capture
-from tlfx.propagate.propagator import propagate
-from tlfx.rewrite.writer import rewrite
+from tlfx.trace import trace
 
 __all__ = ["Preparation", "prepare"]
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """Seconds of each stage, the number of operators in the graph, and by how many bytes the process's peak grew in
-    the two stages of tlfx itself."""
+    """Seconds of each stage, number of operators in the graph, and increase of the process's peak memory in bytes.
+
+    The increase is measured over propagation and rewriting.
+    """
 
     operators: int
     capture: float
@@ -30,34 +30,35 @@ class Preparation:
 
     @property
     def seconds(self) -> float:
-        """All stages together."""
+        """Seconds of all stages together."""
         return self.capture + self.propagate + self.rewrite
 
 
 def prepare(model: nn.Module, images: Tensor) -> Preparation:
-    """Capture a model in training mode for images (batch ≥ 2, channels, height, width) of any batch size, find all
-    labels and write the aligned graph. Raises what :func:`tlfx.align` raises.
+    """Capture a model in training mode for any batch size, propagate labels, write the aligned graph, and time each.
+
+    ``images`` are (batch ≥ 2, channels, height, width). Raises the errors of :func:`tlfx.align`.
 
     >>> import torch
-    >>> found = prepare(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten()), torch.zeros(2, 3, 4, 4))
-    >>> found.operators, found.seconds > 0
+    >>> preparation = prepare(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten()), torch.zeros(2, 3, 4, 4))
+    >>> preparation.operators, preparation.seconds > 0
     (2, True)
     """
     model.train()
     clock = [time.perf_counter()]
-    captured = capture(model, type(model).forward, (images,), {}, images)
+    traced = trace(model, images)
     clock.append(time.perf_counter())
     before = _peak()
-    found = propagate(captured.graph_module, captured.images)
+    _ = traced.propagation
     clock.append(time.perf_counter())
-    rewrite(found)
+    traced.rewrite()
     clock.append(time.perf_counter())
-    calls = [n for n in captured.graph_module.graph.nodes if n.op == "call_function"]
+    calls = [n for n in traced.captured.graph_module.graph.nodes if n.op == "call_function"]
     first, second, third = (after - start for start, after in itertools.pairwise(clock))
     return Preparation(len(calls), first, second, third, _peak() - before)
 
 
 def _peak() -> int:
-    """Most bytes that the process has held at once so far."""
-    unit = 1 if sys.platform == "darwin" else 1024
+    """Peak memory of the process so far, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

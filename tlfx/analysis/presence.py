@@ -1,4 +1,4 @@
-"""Presence of input tokens: how much of each is left in the tokens of a layer (token fluctuation, eq. 2, figure 3)."""
+"""Presence of input tokens: the contribution of each to the tokens of a layer (token fluctuation, eq. 2, figure 3)."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from tlfx.analysis.probe import Probe
 __all__ = ["FADED", "faded", "input_cells", "presence"]
 
 FADED = 0.1
-"""An input token whose presence is below this has faded."""
+"""Input tokens with a smaller presence count as faded."""
 LARGEST = 56
-"""Cells along each axis at most; input tokens beyond that are taken together."""
+"""Maximum number of cells along each axis; larger grids of input tokens are pooled."""
 CHANNELS = 256
-"""Cells followed at a time."""
+"""Number of cells per pass and image, as channels of the mask."""
 
 
 def presence(probe: Probe, image: Tensor) -> list[Tensor]:
     """Presence p(z) of each input token z in each layer, then in the output: float32 (tokens,) with mean 1 for each.
 
-    This is our reading of eq. 2. The labels of layer l are a matrix M times the labels of the input tokens, rows of M
-    summing to 1. The presence of input token z is the sum of column z of M, divided by the number of tokens of layer l
-    and multiplied by the number of input tokens: 1 for all where every input token reaches layer l in the same
-    amount, 0 for one that has vanished. By linearity the columns are the labels of one-hot masks, so that every
-    operation of the model counts as in the aligned target. All tokens of a layer count, a class token too; in the
-    output only what the classifier reads.
+    This is our interpretation of eq. 2. The labels of layer l are a matrix M times the labels of the input tokens,
+    where rows of M sum to 1. The presence of input token z is the sum of column z of M, divided by the number of tokens
+    of layer l and multiplied by the number of input tokens: it is 1 for all z if all input tokens contribute equally to
+    layer l, and 0 for a token that contributes nothing. By linearity, the columns of M are the labels of one-hot masks,
+    so that every operation counts as in the aligned target. All tokens of a layer count, including a class token; at
+    the output, only the tokens that the classifier reads.
 
     Args:
-        probe: the model, read at the layers in question.
+        probe: the model with the layers to measure.
         image: floating (channels, height, width), normalised as the model expects.
 
-    Input tokens are cells of the image as large as the tokens of the first layer; of a model whose first layer has more
-    than 56 tokens along an axis, 56 cells.
+    Input tokens are cells of the image with the size of the tokens of the first layer; if the first layer has more than
+    56 tokens along an axis, 56 cells.
 
     >>> from torch import nn
     >>> pool = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.AvgPool2d((1, 2), (1, 1)))
@@ -44,25 +44,25 @@ def presence(probe: Probe, image: Tensor) -> list[Tensor]:
     size = input_cells(probe)
     rows, columns = (_cell_of_pixel(n, pixels) for n, pixels in zip(size, image.shape[-2:], strict=True))
     areas = torch.outer(_shares(rows, size[0]), _shares(columns, size[1])).flatten()
-    found: list[list[Tensor]] = []
+    columns_of_m: list[list[Tensor]] = []
     for cells in _chunks(areas.numel()):
         inside = (rows == cells[..., None] // size[1])[..., :, None] & (columns == cells[..., None] % size[1])[
             ..., None, :
         ]
         readings, arrival = probe(image.expand(len(cells), *image.shape), inside.float())
         labels = [reading.labels.mean(1) for reading in readings] + [arrival.label]
-        found.append([x.flatten()[: int((cells >= 0).sum())] for x in labels])
-    return [torch.cat(parts) / areas for parts in zip(*found, strict=True)]
+        columns_of_m.append([x.flatten()[: int((cells >= 0).sum())] for x in labels])
+    return [torch.cat(parts) / areas for parts in zip(*columns_of_m, strict=True)]
 
 
 def input_cells(probe: Probe) -> tuple[int, int]:
-    """Rows and columns of the cells that stand for the input tokens."""
+    """Number of rows and columns of the cells that represent the input tokens."""
     height, width = probe.layers[0].size
     return min(height, LARGEST), min(width, LARGEST)
 
 
 def faded(present: Tensor) -> float:
-    """Share of the input tokens whose presence is below 0.1.
+    """Fraction of input tokens with a presence below 0.1.
 
     >>> faded(torch.tensor([0.05, 0.2, 1.0, 2.75]))
     0.25
@@ -75,12 +75,12 @@ def _cell_of_pixel(cells: int, pixels: int) -> Tensor:
 
 
 def _shares(cell: Tensor, count: int) -> Tensor:
-    """Share of the pixels on an axis that each cell has."""
+    """Fraction of the pixels of an axis in each cell."""
     return torch.bincount(cell, minlength=count).float() / len(cell)
 
 
 def _chunks(count: int) -> Iterator[Tensor]:
-    """Numbers of cells by image of a batch and channel, int64 (images, channels), -1 where there are none left."""
+    """Indices of cells for each image of a batch and channel, int64 (images, channels); -1 for no cell."""
     channels = min(CHANNELS, -(-count // 2))
     for first in range(0, count, 2 * channels):
         cells = torch.arange(first, first + 2 * channels)

@@ -1,43 +1,42 @@
-"""A model whose tokens and their labels can be read at any layer, for any initial label map."""
+"""Reads the tokens of a model and their labels at any layer, for any initial label map."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
-from tlfx.aligned import Aligned
 from tlfx.analysis.classtoken import class_attention
 from tlfx.analysis.layers import Layer, find_layers
 from tlfx.analysis.places import centres
-from tlfx.capture.export import capture
-from tlfx.propagate import Options, Propagation, propagate
-from tlfx.propagate.observer import EVERY_MODULE, Recorded
+from tlfx.propagate import Options, Propagation
+from tlfx.propagate.observer import EVERY_MODULE, ObservedLabels
 from tlfx.propagate.values import Value
-from tlfx.rewrite.writer import rewrite
-from tlfx.runtime import split_batch
+from tlfx.propagate.verbs.base import axis_of_ids
+from tlfx.runtime import BatchAxis, split_batch
+from tlfx.trace import trace
 
 __all__ = ["Arrival", "Probe", "Reading"]
 
 OUTPUT = ""
-"""Stands for the output among paths of layers."""
+"""Stands for the output among the paths of layers."""
 BATCH = 2
-"""Images in a capture; a capture for one size takes half the time of one for any."""
+"""Batch size of the capture; a capture for a fixed batch size takes half the time of one for any size."""
 
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What a layer held in one call.
+    """Tokens and labels of a layer in one call.
 
     Attributes:
         labels: float32 (batch, tokens, K), the aligned label of each token.
-        tokens: floating (batch, tokens, channels), the tokens themselves.
-        class_attention: float32 (batch, K), the initial labels of the patches under the attention of the class token in
-            this layer, averaged over heads (TransMix); None where no class token attends to the patches.
+        tokens: floating (batch, tokens, channels).
+        class_attention: float32 (batch, K), the initial labels of the patches weighted by the attention of the class
+            token in this layer, averaged over heads (TransMix); None if no class token attends to the patches.
     """
 
     layer: Layer
@@ -47,27 +46,27 @@ class Reading:
 
     @property
     def map(self) -> Tensor:
-        """Labels on the grid, (batch, height, width, K)."""
+        """Labels of the grid, (batch, height, width, K)."""
         return self.labels[:, self.layer.grid]
 
     @property
     def share(self) -> Tensor:
-        """Label that the classifier would read here, (batch, K)."""
+        """Label that the classifier would read in this layer, (batch, K)."""
         return self.labels[:, self.layer.readout].mean(1)
 
     @property
     def feature(self) -> Tensor:
-        """Token that the classifier would read here, (batch, channels)."""
+        """Token that the classifier would read in this layer, (batch, channels)."""
         return self.tokens[:, self.layer.readout].mean(1)
 
 
 @dataclass(frozen=True, eq=False)
 class Arrival:
-    """What reaches the (first) output in one call.
+    """Labels of the first output with content in one call.
 
     Attributes:
-        label: float32 (batch, K), the aligned label; of a dense output, the mean over its positions.
-        class_attention: float32 (batch, K), as in :class:`Reading`, of the last attention of the class token: the
+        label: float32 (batch, K), the aligned label; for a dense output, the mean over its positions.
+        class_attention: float32 (batch, K), as in :class:`Reading`, for the last attention of the class token: the
             target of TransMix.
     """
 
@@ -76,16 +75,16 @@ class Arrival:
 
 
 class Probe:
-    """A model in evaluation whose tokens and labels are read at chosen layers.
+    """Reads tokens and labels of a model in evaluation mode at chosen layers.
 
     Args:
-        model: any module; it is put into evaluation mode, and is left as it is otherwise.
+        model: any module; it is put in evaluation mode and not changed otherwise.
         size: (channels, height, width) of its images.
         at: glob patterns of module paths, such as ``["blocks.*"]``; by default the model's blocks.
         attention: whether to read class attention too.
 
-    Raises InputError if no module fits a pattern or the tokens lie on no grid; CaptureError and UnknownOperatorError as
-    :func:`tlfx.align` does.
+    Raises InputError if no module matches a pattern or no matching module has tokens on a grid; CaptureError and
+    UnknownOperatorError as in :func:`tlfx.align`.
 
     >>> probe = Probe(nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 8, 3, padding=1)), (3, 16, 16))
     >>> [(layer.path, layer.size) for layer in probe.layers]
@@ -102,23 +101,23 @@ class Probe:
     ) -> None:
         parameter = next(model.parameters(), torch.zeros(()))
         images = torch.zeros(BATCH, *size).to(parameter)
-        forward = (model._tlfx_base if isinstance(model, Aligned) else type(model)).forward
-        captured = capture(model.eval(), forward, (images,), {}, images, any_batch=False)
-        found = propagate(captured.graph_module, captured.images, Options(attention="fused", record=(EVERY_MODULE,)))
-        places = centres(found.labels, found.values)
-        self.layers = find_layers(found, places, at)
-        self._outputs = found.outputs
-        self._output = next(i for i, output in enumerate(found.outputs) if output is not None)
-        attended = _class_attention(found, self.layers, places, self._output) if attention else {}
-        rows = {layer.path: layer.rows for layer in self.layers}
-        self._tokens = _add_outputs(found, self.layers)
+        options = Options(attention="fused", record=(EVERY_MODULE,))
+        traced = trace(model.eval(), images, options, any_batch=False)
+        propagation = traced.propagation
+        places = centres(propagation.labels, propagation.values)
+        self.layers = find_layers(propagation, places, at)
+        self._outputs = propagation.outputs
+        self._output = next(i for i, output in enumerate(propagation.outputs) if output is not None)
+        attended = _class_attention(propagation, self.layers, places, self._output) if attention else {}
+        ids = {layer.path: layer.ids for layer in self.layers}
+        self._tokens = _add_outputs(propagation, self.layers)
         self._attended = list(attended)
-        recorded = Recorded({**rows, **{f"class attention in {path}": ids for path, ids in attended.items()}})
-        self._graph = rewrite(replace(found, recorded=recorded))
+        observed = {**ids, **{f"class attention in {path}": ids for path, ids in attended.items()}}
+        self._graph = traced.rewrite(recorded=ObservedLabels(observed))
 
     @torch.no_grad()
     def __call__(self, images: Tensor, mask: Tensor) -> tuple[list[Reading], Arrival]:
-        """What each layer holds, and what reaches the output.
+        """Tokens and labels of each layer, and the label of the output.
 
         Args:
             images: floating (batch, channels, height, width).
@@ -131,7 +130,7 @@ class Probe:
         return readings, Arrival(torch.cat([a.label for a in arrivals])[: len(images)], attended)
 
     def _run(self, images: Tensor, mask: Tensor) -> tuple[list[Reading], Arrival]:
-        """One call of the graph. A channel of ones tells how much of the class attention goes to patches."""
+        """One call of the graph. An additional channel of ones measures the attention of class tokens to patches."""
         values, labels = self._graph(images, torch.cat((mask, torch.ones_like(mask[:, :1])), 1))
         output, label = self._outputs[self._output], labels[self._output]
         assert output is not None
@@ -147,47 +146,50 @@ class Probe:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where batch and channels of a value lie."""
+    """The axes of batch and channels of a value."""
 
-    split: tuple[int, int, int]
+    where: BatchAxis
     channel: int
+    """Axis of the channels once the batch is split off."""
 
     def of(self, value: Tensor) -> Tensor:
         """Tokens (batch, tokens, channels)."""
-        return split_batch(value, self.split).movedim(self.channel, -1).reshape(BATCH, -1, value.shape[self.channel])
+        return split_batch(value, self.where).movedim(self.channel, -1).flatten(1, -2)
 
 
 def _over_patches(attended: Tensor) -> Tensor:
-    """Mean over class tokens (batch, n, K + 1), per amount of attention that goes to patches: (batch, K)."""
+    """Mean over class tokens (batch, n, K + 1), divided by the attention to patches: (batch, K)."""
     mean = attended.mean(1)
     return mean[:, :-1] / mean[:, -1:]
 
 
-def _class_attention(found: Propagation, layers: Sequence[Layer], places: Tensor, output: int) -> dict[str, Tensor]:
-    """Rows of the class attention in each layer that has a class token and before the output, by path."""
-    read = found.outputs[output]
+def _class_attention(
+    propagation: Propagation, layers: Sequence[Layer], places: Tensor, output: int
+) -> dict[str, Tensor]:
+    """Label ids of the class attention, by path: in each layer with a class token, and before the output."""
+    read = propagation.outputs[output]
     assert read is not None
-    class_tokens = {layer.path: layer.rows[layer.readout] for layer in layers if layer.has_class_token}
-    rows = {**class_tokens, OUTPUT: read.rows.flatten()}
-    attended = {p: class_attention(found.labels, ids, places, found.images) for p, ids in rows.items()}
+    class_tokens = {layer.path: layer.ids[layer.readout] for layer in layers if layer.has_class_token}
+    by_path = {**class_tokens, OUTPUT: read.ids.flatten()}
+    attended = {p: class_attention(propagation.labels, ids, places, propagation.images) for p, ids in by_path.items()}
     return {path: ids for path, ids in attended.items() if ids is not None}
 
 
-def _add_outputs(found: Propagation, layers: Sequence[Layer]) -> list[_Layout]:
-    """Have the graph return what modules return, after its own outputs; and how each of them is laid out."""
-    graph = found.graph_module.graph
-    given = _module_outputs(graph, found)
+def _add_outputs(propagation: Propagation, layers: Sequence[Layer]) -> list[_Layout]:
+    """Append the outputs of layers to the outputs of the graph; returns the layout of each."""
+    graph = propagation.graph_module.graph
+    given = _module_outputs(graph, propagation)
     nodes = [given[layer.path] for layer in layers]
     output = graph.output_node()
     output.args = ((*output.args[0], *nodes),)  # type: ignore[misc]
-    return [_layout(found.values[n], len(layer.rows)) for n, layer in zip(nodes, layers, strict=True)]
+    return [_layout(propagation.values[n], len(layer.ids)) for n, layer in zip(nodes, layers, strict=True)]
 
 
-def _module_outputs(graph: Graph, found: Propagation) -> dict[str, Node]:
-    """The node with content that each module gives out (last), by path."""
+def _module_outputs(graph: Graph, propagation: Propagation) -> dict[str, Node]:
+    """The last node with content that is used outside its module, by path of the module."""
     given: dict[str, Node] = {}
     for node in graph.nodes:
-        value = found.values.get(node)
+        value = propagation.values.get(node)
         if isinstance(value, Value) and value.is_content:
             inside = _paths(node)
             outside = [_paths(user) for user in node.users]
@@ -202,16 +204,16 @@ def _paths(node: Node) -> set[str]:
 
 
 def _layout(value: Value, tokens: int) -> _Layout:
-    """Channels lie on the axis without which there are as many places as tokens, along which labels are constant."""
+    """The layout of a value; the channel axis is one that leaves ``tokens`` positions, best with constant labels."""
     where, rank = value.batch_axis, len(value.shape)
     total = prod(value.shape) // value.batch
     fits = [a for a in range(rank) if a != where.axis and total // value.shape[a] == tokens]
     channel = max(fits, key=lambda a: (value.map.shape[a] == 1, a))
-    return _Layout((where.axis, where.outer, where.inner), channel - rank)
+    return _Layout(where, axis_of_ids(where, channel) + 1)
 
 
 def _parts(images: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """As many images at a time as were captured; the last is repeated to fill up."""
+    """Split images into batches of the captured size; the last image fills up the last batch."""
     mask = mask.expand(len(images), -1, -1, -1)
     for first in range(0, len(images), BATCH):
         places = torch.arange(first, first + BATCH).clamp_max(len(images) - 1)
@@ -219,7 +221,7 @@ def _parts(images: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _joined(readings: Sequence[Reading], count: int) -> Reading:
-    """Readings of the same layer, one batch after another."""
+    """Concatenate the readings of one layer from several batches."""
     return Reading(
         readings[0].layer,
         torch.cat([r.labels for r in readings])[:count],

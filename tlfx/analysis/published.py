@@ -1,5 +1,7 @@
-"""The formulation of the published code, as a peer to measure against: labels with a column for each class, and
-attention by explicit weights that the labels reuse."""
+"""The formulation of the published code, as a baseline for timing.
+
+It has labels with one column per class, and attention with explicit weights that the labels reuse.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tlfx import runtime
-from tlfx.aligned import align, alignment_of
+from tlfx.aligned import align, planner_of
+from tlfx.capture.arguments import Call
 from tlfx.errors import InputError
 from tlfx.mix.target import MixedTarget
 
@@ -21,12 +24,11 @@ __all__ = ["explicit_attention", "published"]
 
 
 def published(model: nn.Module, images: Tensor, target: MixedTarget) -> Callable[[], tuple[Tensor, Tensor]]:
-    """What gives the output of a model and its soft target (batch, classes) by the published formulation.
+    """A function that computes the output of a model and its soft target (batch, classes) by the published formulation.
 
-    The share of the first image is followed to the tokens before the first attention and becomes labels of all classes
-    there; from there on each label is (batch, tokens, classes). Fused attention is replaced by explicit weights, so
-    that outputs differ from the model's own by rounding. The model is aligned in place. Raises InputError if it has no
-    attention.
+    Before the first attention, the share of the first image is converted to labels of all classes; from there on, each
+    label is (batch, tokens, classes). Fused attention is replaced by explicit weights, so that outputs differ from the
+    model's by rounding. The model is aligned in place. Raises InputError if it has no attention.
 
     >>> import timm
     >>> x, mask = torch.rand(2, 3, 160, 160), torch.rand(2, 1, 160, 160)
@@ -36,17 +38,17 @@ def published(model: nn.Module, images: Tensor, target: MixedTarget) -> Callable
     (torch.Size([2, 1000]), 2.0)
     """
     with patch.object(F, "scaled_dot_product_attention", explicit_attention):
-        plan = alignment_of(align(model)).plan(model, (images,), {})
+        plan = planner_of(align(model)).plan(model, Call.of(images))
     graph_module = copy.copy(plan.graph_module)
     graph_module.graph = copy.deepcopy(graph_module.graph)
     spread = [n for n in graph_module.graph.nodes if n.target is runtime.spread]
     if not any(n.target is runtime.mix for n in graph_module.graph.nodes) or not spread:
         raise InputError(
-            f"{type(model).__name__} has no attention, and the published formulation is of attention: leave it out"
+            f"{type(model).__name__} has no attention, which the published formulation needs: omit it for this model"
         )
 
-    def classes(rows: Tensor, images: Tensor) -> Tensor:
-        return target.soften(runtime.spread(rows, images)[..., 0])
+    def classes(labels: Tensor, images: Tensor) -> Tensor:
+        return target.soften(runtime.spread(labels, images)[..., 0])
 
     for node in spread:
         node.target = classes
@@ -69,7 +71,7 @@ def explicit_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """``torch.nn.functional.scaled_dot_product_attention`` with weights (batch, heads, n, m) that the graph shows."""
+    """``torch.nn.functional.scaled_dot_product_attention`` with explicit weights (batch, heads, n, m)."""
     if enable_gqa:
         groups = query.shape[-3] // key.shape[-3]
         key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)

@@ -1,4 +1,4 @@
-"""What an aligned share is held against: how much of each image a model truly takes from their mixture."""
+"""Reference shares for aligned labels: the contribution of each image of a mixture to the output of a model."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ REFERENCES = {
     "occlusion": "effect of occlusion by the mean picture",
     "gradient": "|gradient × input|",
 }
-"""What :func:`references` measures, and what it is called."""
+"""The measures of :func:`references` and their names."""
 
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """A batch of images, each mixed with its mirror image in the batch: i with B − 1 − i.
+    """A batch of images in which image i is mixed with image B − 1 − i.
 
     Attributes:
         images: floating (batch, channels, height, width), the first image of each pair.
-        mixed: of the same shape, mask·first + (1 − mask)·second.
+        mixed: same shape, mask·first + (1 − mask)·second.
         mask: floating (batch, 1, height, width) in [0, 1], the share of the first image in each pixel.
         labels: int64 (batch,), the class of the first image.
     """
@@ -39,34 +39,34 @@ class Mixture:
 
     @property
     def area(self) -> Tensor:
-        """Share of the first image in the whole, (batch,)."""
+        """Share of the first image by area, (batch,)."""
         return self.mask.flatten(1).mean(1)
 
     @property
     def counts(self) -> Tensor:
-        """Which pairs tell anything: a true mixture, of two classes; bool (batch,)."""
+        """Whether a pair is a mixture (both images visible) of two classes: bool (batch,)."""
         return (self.labels != self.labels.flip(0)) & (self.area > 0) & (self.area < 1)
 
     def blend(self, first: Tensor, second: Tensor) -> Tensor:
-        """mask·first + (1 − mask)·second of any pictures."""
+        """mask·first + (1 − mask)·second for any images."""
         return self.mask * first + (1 - self.mask) * second
 
 
 def references(classifier: Classifier, batch: Mixture) -> dict[str, Tensor]:
     """Shares of the first image by each of :data:`REFERENCES`: float32 (batch,) in [0, 1], NaN where undefined.
 
-    With f the logits of a model in evaluation, a and b the classes of the two images, the margin f_a − f_b is what the
-    model says for the one over the other.
+    Let f be the logits of the model in evaluation mode and a, b the classes of the two images. The margin f_a − f_b is
+    the preference of the model for the first image.
 
-    - ``similarity``: eq. 13 on what the classifier reads (all of it flattened) of the mixed and of the two unmixed
-      images, as in :func:`tlfx.analysis.similarity.similarity_share`.
-    - ``exchange``: :func:`replacement_share` of the margin, one image's region filled with the other image's own
-      pixels, which leaves the other image unmixed. It tells where between those of the two images the margin of the
-      mixture lies.
-    - ``occlusion``: the same, with the mean of the batch's images (channels, height, width) in place of the region.
+    - ``similarity``: eq. 13 on the (flattened) input of the classifier for the mixed and the two unmixed images, see
+      :func:`tlfx.analysis.similarity.similarity_share`.
+    - ``exchange``: :func:`replacement_share` of the margin, where the region of one image is filled with the pixels of
+      the other image, which gives that image unmixed. It locates the margin of the mixture between the margins of the
+      two images.
+    - ``occlusion``: the same, where the region is filled with the mean image of the batch (channels, height, width).
     - ``gradient``: :func:`gradient_share` of f_a + f_b.
 
-    In a mixture without regions (MixUp), what is replaced is the image's part in each pixel.
+    In a mixture without regions (MixUp), the contribution of an image to each pixel is replaced.
     """
     images = batch.mixed.detach().requires_grad_()
     with torch.enable_grad():
@@ -97,21 +97,21 @@ def _of_classes(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logit of the class of the first image less that of the second, (batch,)."""
+    """Logit of the class of the first image minus that of the second, (batch,)."""
     own, other = _of_classes(logits, labels).unbind(1)
     return own - other
 
 
 def replacement_share(margin: Tensor, without_first: Tensor, without_second: Tensor) -> Tensor:
-    """Share of the first image in what both do to a margin, by replacing each: float32 (…) in [0, 1].
+    """Share of the first image in the effects of both images on a margin: float32 (…) in [0, 1].
 
-    The effect of the first image is e₁ = margin − without_first, that of the second, which speaks for its own class, is
-    e₂ = without_second − margin; λ = e₁ / (e₁ + e₂). An effect below 0, of an image that speaks against its own class,
-    counts as 0; where neither is above 0 the share is undefined, NaN.
+    The effect of the first image is e₁ = margin − without_first. The effect of the second image, which increases the
+    logit of its class, is e₂ = without_second − margin. The share is λ = e₁ / (e₁ + e₂). Negative effects, of an image
+    that decreases the logit of its class, count as 0; if neither effect is positive, the share is undefined (NaN).
 
     Args:
-        margin, without_first, without_second: floating (…), logit of the first image's class less that of the second's,
-            for the mixture, for the mixture with the first image replaced, and with the second replaced.
+        margin, without_first, without_second: floating (…), logit of the first image's class minus that of the
+            second's, for the mixture, with the first image replaced, and with the second image replaced.
 
     >>> replacement_share(torch.tensor([1.0, 1.0, 0.0]), torch.tensor([-2.0, 2.0, 1.0]), torch.tensor([2.0, 2.0, -1.0]))
     tensor([0.7500, 0.0000,    nan])
@@ -121,7 +121,7 @@ def replacement_share(margin: Tensor, without_first: Tensor, without_second: Ten
 
 
 def gradient_share(images: Tensor, gradient: Tensor, mask: Tensor) -> Tensor:
-    """Share of the first image in |input × gradient|: floating (batch,) in [0, 1], NaN where all of it is 0.
+    """Share of the first image in |input × gradient|: floating (batch,) in [0, 1], NaN if the product is 0 everywhere.
 
     λ = Σ m·|x·g| / Σ |x·g|, summed over channels and pixels, for images x and gradient g (batch, channels, height,
     width) and the mask m (batch, 1, height, width).

@@ -1,4 +1,4 @@
-"""How much of two images is in the tokens of their mixture, by similarity (eq. 13)."""
+"""Share of two images in the tokens of their mixture, by cosine similarity (eq. 13)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["similarity_share"]
 def similarity_share(mixed: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """Share of the first image in tokens of a mixed image, by cosine similarity: float32 (…) in [0, 1].
 
-    Our reading of the similarity that the paper takes for ground truth (eq. 13): with s₁ and s₂ the cosine similarity
-    of a token of the mixed image to the same token of the first and of the second image, λ = s₁ / (s₁ + s₂). Negative
-    similarities count as 0; where both are, λ = ½. Tokens that have much in common for any image, as those of an
-    untrained model, give λ near ½.
+    This is our interpretation of the similarity that the paper uses as ground truth (eq. 13). Let s₁ and s₂ be the
+    cosine similarity of a token of the mixed image to the same token of the first and of the second image; then
+    λ = s₁ / (s₁ + s₂). Negative similarities count as 0; if both are 0, λ = ½. Tokens that are similar for all images,
+    such as those of an untrained model, give λ near ½.
 
     Args:
-        mixed, first, second: floating (…, channels), of the same layer of one model.
+        mixed, first, second: floating (…, channels), tokens of one layer of one model.
 
     >>> similarity_share(torch.tensor([3.0, 1.0]), torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
     tensor(0.7500)

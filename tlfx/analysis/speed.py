@@ -1,4 +1,4 @@
-"""Time and memory of training steps with alignment, as ratios to the same step without, taken in pairs."""
+"""Time and memory of training steps with alignment, as paired ratios to the same steps without."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from tlfx.aligned import align, alignment_of
+from tlfx.aligned import align, planner_of
 from tlfx.analysis.invariants import rectangles
 from tlfx.analysis.published import published
+from tlfx.capture.arguments import Call
 from tlfx.mix.target import MixedTarget
 
 __all__ = ["ALIGNED", "CAPTURED", "PLAIN", "PUBLISHED", "Settings", "Timing", "bench", "compare"]
 
 PLAIN = "plain"
-"""The step that others are compared with: CutMix with its area target, the model untouched."""
+"""The baseline step: the unmodified model and CutMix with its area target."""
 CAPTURED = "captured"
-"""The same with the captured graph in place of the model's own forward, without labels."""
+"""The same target with the captured graph instead of the model's forward, without labels."""
 ALIGNED = "aligned"
 PUBLISHED = "published"
 """The formulation of the published code; see :mod:`tlfx.analysis.published`."""
@@ -33,24 +35,24 @@ CLASSES = 1000
 
 @dataclass(frozen=True)
 class Settings:
-    """What is timed, and how often."""
+    """Options of a measurement."""
 
     batch: int = 16
     pairs: int = 9
     warm_up: int = 2
     forward_only: bool = False
     dtype: torch.dtype = torch.float32
-    """Other types than float32 by autocast."""
+    """Types other than float32 use autocast."""
     device: str = "cpu"
     attention: str = "auto"
-    """As in :func:`tlfx.align`."""
+    """See :func:`tlfx.align`."""
     published: bool = False
     """Whether to time the published formulation too."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one kind of step, beside those of the plain step that ran before each, and peak memory in bytes."""
+    """Seconds of one kind of step and of the paired plain steps, and peak memory in bytes."""
 
     seconds: list[float]
     plain: list[float]
@@ -60,12 +62,12 @@ class Timing:
 
     @property
     def ratios(self) -> list[float]:
-        """One for each pair, in order."""
+        """The ratio of each pair, sorted."""
         return sorted(one / other for one, other in zip(self.seconds, self.plain, strict=True))
 
     @property
     def ratio(self) -> float:
-        """Median of the ratios of pairs."""
+        """Median of the ratios."""
         return statistics.median(self.ratios)
 
     @property
@@ -76,29 +78,29 @@ class Timing:
 
     @property
     def throughput(self) -> float:
-        """Images a second."""
+        """Images per second."""
         return self.images / statistics.median(self.seconds)
 
     @property
     def memory_ratio(self) -> float:
-        """Peak memory over that of the plain step."""
+        """Peak memory divided by that of the plain step."""
         return self.memory / self.plain_memory
 
 
 def bench(model: nn.Module, size: tuple[int, ...], settings: Settings) -> dict[str, Timing]:
-    """Time training steps of a model on images of a size: plain CutMix with the area target, the captured graph with
-    the same target (:data:`CAPTURED`), aligned, and the published formulation if ``settings.published``.
+    """Time training steps of a model: plain CutMix with the area target, the captured graph with the same target
+    (:data:`CAPTURED`), the aligned model, and the published formulation if ``settings.published``.
 
-    Steps alternate in one process, on one model, so that a slow spell of the machine meets all. The model is aligned
-    in place and left so; it is captured before the clock starts. The published formulation runs on a copy. Raises
-    InputError if it is asked for and the model has no attention.
+    Steps alternate on one model in one process, so that changes of the machine's speed affect all kinds equally. The
+    model is aligned in place and stays aligned. Capture is not timed. The published formulation runs on a copy. Raises
+    InputError if ``settings.published`` is set and the model has no attention.
     """
     device = torch.device(settings.device)
     model = align(model.to(device).train(), attention=settings.attention)
     images = torch.randn(settings.batch, *size, device=device)
     target = _target(settings.batch, size[-2:]).to(device)
     with _precision(settings):
-        graph = alignment_of(model).plan(model, (images,), {}).captured.graph_module
+        graph = planner_of(model).plan(model, Call.of(images)).captured.graph_module
     steps = {
         PLAIN: _step(model, lambda: (model(images), target.area()), settings),
         CAPTURED: _step(model, lambda: (graph(images), target.area()), settings),
@@ -118,12 +120,12 @@ def _target(batch: int, size: tuple[int, ...]) -> MixedTarget:
 
 
 def _step(model: nn.Module, forward: Callable[[], tuple[Any, Any]], settings: Settings) -> Callable[[], None]:
-    """A training step from what gives an output and its soft target."""
+    """A training step for a function that returns an output and its soft target."""
 
     def loss() -> Tensor:
         with _precision(settings):
             output, soft = (_per_image(x) for x in forward())
-        return -(output.float().log_softmax(1) * soft[:, : output.shape[1]]).sum(1).mean()
+        return F.cross_entropy(output.float(), soft[:, : output.shape[1]])
 
     def step() -> None:
         with torch.no_grad() if settings.forward_only else nullcontext():
@@ -137,8 +139,8 @@ def _step(model: nn.Module, forward: Callable[[], tuple[Any, Any]], settings: Se
 
 def _per_image(output: Any) -> Tensor:
     """The first tensor of an output, averaged over its positions: (batch, classes)."""
-    found: Tensor = next(x for x in tree_leaves(output) if isinstance(x, Tensor))
-    return found.flatten(2).mean(2) if found.dim() > 2 else found
+    first: Tensor = next(x for x in tree_leaves(output) if isinstance(x, Tensor))
+    return first.flatten(2).mean(2) if first.dim() > 2 else first
 
 
 def _precision(settings: Settings) -> AbstractContextManager[Any]:
@@ -147,7 +149,7 @@ def _precision(settings: Settings) -> AbstractContextManager[Any]:
 
 
 def compare(steps: Mapping[str, Callable[[], None]], settings: Settings) -> dict[str, Timing]:
-    """Time several kinds of step in turn, :data:`PLAIN` among them."""
+    """Time several kinds of step alternately; :data:`PLAIN` must be one of them."""
     for step in steps.values():
         for _ in range(settings.warm_up):
             step()
@@ -160,7 +162,7 @@ def compare(steps: Mapping[str, Callable[[], None]], settings: Settings) -> dict
 
 
 def _orders(names: list[str], count: int) -> Iterator[list[str]]:
-    """The names in turn from another on each time, so that none always runs first, or after the same."""
+    """Rotations of the names, so that each kind of step runs in each place."""
     for i in range(count):
         first = i % len(names)
         yield names[first:] + names[:first]
@@ -180,7 +182,7 @@ def _seconds(step: Callable[[], None], device: str) -> float:
 
 
 def _peak_memory(step: Callable[[], None], device: str) -> int:
-    """Most bytes that tensors of a step hold at once, beside what was held before."""
+    """Peak memory of the tensors of a step in bytes, without the memory that was allocated before."""
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -1,115 +1,90 @@
-"""A call of a model: its arguments, the images among them, and all that a capture of it depends on."""
+"""A call of a model: its arguments, the images among them, and what a capture depends on in them."""
 
 from __future__ import annotations
 
-import functools
-import operator
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import Tensor
 
+from tlfx._torch import pytree
 from tlfx.errors import InputError
 
-__all__ = ["arguments_of", "images_of", "is_channels_last", "key_of", "tensors_of"]
+__all__ = ["Call", "is_channels_last"]
 
 
-def arguments_of(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments of a call, from the images, a tuple or a dict."""
-    if isinstance(example, dict):
-        return (), dict(example)
-    return (tuple(example), {}) if isinstance(example, tuple | list) else ((example,), {})
+@dataclass(frozen=True, eq=False)
+class Call:
+    """The arguments of one call, looked at once.
 
+    Attributes:
+        args, kwargs: as they were given.
+        leaves, spec: all arguments as a flat list, and their structure.
+        tensors: the tensors among the leaves, in the order in which a captured graph takes them.
+        images: the first tensor with a height and a width.
 
-def tensors_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """The tensors of a call, in the order in which a captured graph takes them."""
-    return [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-
-
-def images_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The images among the arguments: the first tensor with a height and a width.
-
-    Raises InputError if there are none, or they are of no floating type.
+    >>> call = Call.of(torch.zeros(2, 3, 8, 8), scale=0.5)
+    >>> call.batch, call.leaves[1:]
+    (2, [0.5])
     """
-    tensors = tensors_of(args, kwargs)
-    found = next((x for x in tensors if x.dim() in (4, 5)), None)
-    if found is None:
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    leaves: list[Any]
+    spec: pytree.TreeSpec
+    tensors: list[Tensor]
+    images: Tensor
+
+    @staticmethod
+    def of(*args: Any, **kwargs: Any) -> Call:
+        """A call with these arguments. Raises InputError without floating-point images among them."""
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        tensors = [x for x in leaves if isinstance(x, Tensor)]
+        return Call(args, kwargs, leaves, spec, tensors, _images_of(tensors))
+
+    @staticmethod
+    def from_example(example: Any) -> Call:
+        """A call with images, a tuple of arguments or a dict of keyword arguments. Raises InputError as :meth:`of`."""
+        if isinstance(example, dict):
+            return Call.of(**example)
+        return Call.of(*example) if isinstance(example, tuple | list) else Call.of(example)
+
+    @property
+    def batch(self) -> int:
+        """Number of images."""
+        return self.images.shape[0]
+
+    @property
+    def key(self) -> Hashable:
+        """What a capture depends on in a call: all but the batch size and the values of tensors, and autocast."""
+        known: Hashable = self.__dict__.get("_key")
+        if known is None:
+            known = self.__dict__["_key"] = self._make_key()
+        return known
+
+    def _make_key(self) -> Hashable:
+        device = self.images.device.type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        return tuple([_key_of(x, self.batch) for x in self.leaves]), str(self.spec), autocast
+
+
+def _images_of(tensors: list[Tensor]) -> Tensor:
+    images = next((x for x in tensors if x.dim() in (4, 5)), None)
+    if images is None:
         given = ", ".join(str(tuple(x.shape)) for x in tensors) or "no tensor"
         raise InputError(
             f"no images among the arguments: expected a tensor (batch, channels, height, width) or, for video, (batch, "
             f"channels, frames, height, width), got {given}"
         )
-    if not found.is_floating_point():
-        raise InputError(f"images have dtype {found.dtype}, expected a floating type: use images.float() / 255")
-    return found
+    if not images.is_floating_point():
+        raise InputError(f"images have dtype {images.dtype}, expected a floating type: use images.float() / 255")
+    return images
 
 
-def key_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], images: Tensor) -> Hashable:
-    """What a capture depends on: the arguments but for the batch size, autocast, and the model but for its values."""
-    leaves, spec = pytree.tree_flatten((args, kwargs))
-    call = tuple(_argument_key(x, images.shape[0]) for x in leaves)
-    device = images.device.type
-    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    modules = _modules(model)
-    return call, str(spec), autocast, tuple(map(_module_key, modules)), _shared(modules)
-
-
-def _modules(model: nn.Module) -> dict[nn.Module, None]:
-    """A module and all inside it, each once: ``model.modules()`` would put together the path of each."""
-    found: dict[nn.Module, None] = {}
-    waiting = [model]
-    while waiting:
-        module = waiting.pop()
-        if module not in found:
-            found[module] = None
-            waiting.extend(m for m in module._modules.values() if m is not None)
-    return found
-
-
-def _shared(modules: Iterable[nn.Module]) -> tuple[int, ...]:
-    """Which tensors of modules are the same one: for each the number of the first such; nothing if all are apart."""
-    first: dict[Tensor, int] = {}
-    held = (x for m in modules for x in (*m._parameters.values(), *m._buffers.values()) if x is not None)
-    places = tuple([first.setdefault(x, i) for i, x in enumerate(held)])
-    return places if len(first) < len(places) else ()
-
-
-def _module_key(module: nn.Module) -> Hashable:
-    """What a module's forward depends on: its class, mode, hooks, numbers, names, flags and parts, and the types of its
-    tensors."""
-    held = vars(module)
-    layout = _layout.__wrapped__ if torch.compiler.is_compiling() else _layout  # dynamo warns of caches
-    kinds, settings, tuples = layout(tuple(held), tuple(map(type, held.values())))
-    own = (*module._parameters.values(), *module._buffers.values())
-    return (
-        type(module),
-        kinds,
-        settings(held),
-        tuple((name, held[name]) for name in tuples if _SETTING.issuperset(map(type, held[name]))),
-        tuple(module._modules),
-        tuple(tuple(held[hooks]) for hooks in _HOOKS),
-        tuple(x if x is None else (x.shape, x.dtype, x.device) for x in own),
-    )
-
-
-_COMPILED = "_is_torch_compile"
-"""What torch.compile leaves on a module."""
-
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-_SETTING = frozenset((bool, int, float, str, type(None)))
-
-
-@functools.lru_cache(4096)
-def _layout(names: tuple[str, ...], types: tuple[type, ...]) -> tuple[Hashable, Callable[[Any], Any], list[str]]:
-    """Of attributes: plain settings and their types, what reads those, and the names of tuples, which may be more."""
-    kinds = {n: kind for n, kind in zip(names, types, strict=True) if kind in _SETTING and n != _COMPILED}
-    tuples = [n for n, kind in zip(names, types, strict=True) if kind is tuple]
-    return tuple(kinds.items()), operator.itemgetter(*kinds) if kinds else lambda held: (), tuples
-
-
-def _argument_key(x: Any, batch: int) -> Hashable:
+def _key_of(x: Any, batch: int) -> Hashable:
+    """Of a tensor its type, device, layout and shape, but for a first axis as long as the batch; else the value."""
     if not isinstance(x, Tensor):
         return type(x), x if isinstance(x, Hashable) else repr(x)
     batched = x.dim() > 0 and x.shape[0] == batch

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.fx import Graph
 
 from tlfx.errors import CaptureError
@@ -24,10 +25,17 @@ _REMEDY = (
 )
 
 
-def explain(kind: str, error: Exception, run: Callable[[], Any], tensors: Sequence[Tensor]) -> CaptureError:
-    """What export could not do with a model of class ``kind``, where, and what to do about it.
+def explain(
+    kind: str,
+    error: Exception,
+    run: Callable[[], Any],
+    tensors: Sequence[Tensor],
+    function: type[Function] | None = None,
+) -> CaptureError:
+    """The error that says why export failed for a model of class ``kind``, where, and the remedy.
 
-    ``run`` calls the model itself: where that fails too, no graph is to blame.
+    ``run`` calls the model itself: where that fails too, export is not the cause. ``function`` is the autograd function
+    whose forward raised the error, if any.
     """
     try:
         run()
@@ -35,12 +43,19 @@ def explain(kind: str, error: Exception, run: Callable[[], Any], tensors: Sequen
         given = ", ".join(f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in tensors)
         return CaptureError(
             f"{kind} fails by itself, with or without alignment: {_named(own)}\n  source: {_line_of(own)}\n"
-            f"It was given {given}: call it with arguments that it takes, or mend it."
+            f"It was given {given}: pass valid arguments, or fix the model."
+        )
+    if function is not None:
+        return CaptureError(
+            f"the forward of the autograd function {function.__qualname__} cannot be captured as a graph: "
+            f"{_named(error)}\n  source: {_line_of(error)}\n"
+            "Write it with operators of torch that do not read values of tensors, or make it an operator by "
+            "torch.library.custom_op, with register_fake and register_autograd, and register a rule for that."
         )
     return CaptureError(
         f"{kind} cannot be captured as a graph: {_named(error)}\n  source: {_line_of(error)}\n"
-        "It runs by itself, but what it does there depends on the data (an if, a loop or a size taken from a tensor's "
-        f"values) or leaves torch. {_REMEDY}"
+        "It runs by itself, but at this line its course depends on the data (an if, a loop or a size taken from a "
+        f"tensor's values), or it leaves torch. {_REMEDY}"
     )
 
 
@@ -49,7 +64,7 @@ def check_vmap(kind: str, graph: Graph) -> None:
     for node in graph.nodes:
         if "_functorch" in str(getattr(node.target, "__module__", "")):
             raise CaptureError(
-                f"{kind} calls torch.vmap, which no captured graph can run\n{describe(node)}\n"
+                f"{kind} calls torch.vmap, which a captured graph cannot run\n{describe(node)}\n"
                 "Write it with a batch axis. Flex attention without a mask calls it too: give it one, made by "
                 "create_block_mask when the model is built."
             )

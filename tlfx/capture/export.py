@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import inspect
-import io
-import logging
-import random
-import warnings
-from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.fx import Graph, GraphModule, Node
-from torch.utils import _pytree as pytree
 
-from tlfx.capture.arguments import is_channels_last
+from tlfx._torch import pytree, rename
+from tlfx.capture.arguments import Call, is_channels_last
 from tlfx.capture.capture_errors import check_sizes, check_vmap, explain
-from tlfx.capture.leaf_modules import ModuleCall, collect_calls, marked
+from tlfx.capture.model_class import class_name, own_forward, own_parameters
 from tlfx.capture.modes import inline_subgraphs
-from tlfx.capture.regions import Region, collect_regions, is_needed, seen_regions
+from tlfx.capture.recording import Recording, build_tree, recorded_regions
+from tlfx.capture.regions import RegionTree
 from tlfx.capture.sharding import whole_parameters
+from tlfx.capture.surroundings import capture_mode, quiet, state_kept
 from tlfx.errors import TlfxError
+from tlfx.graph.shells import graph_module_of
 from tlfx.rules.registry import REGISTRY
 
 __all__ = ["MODEL", "Captured", "capture"]
@@ -43,10 +39,12 @@ class Captured:
     out_spec: pytree.TreeSpec
     batch: int | None
     """The batch size, where the model could not be captured for any other."""
+    regions: RegionTree
+    """The parts of the graph that stand for one call."""
 
 
-class _Seen:
-    """What a captured forward was seen to do: an object that export passes by, as it would not a tensor or a list."""
+class _ForwardRecord:
+    """What the captured forward does: an object that export passes by, as it would not a tensor or a list."""
 
     out_spec: pytree.TreeSpec
     assigned: list[str]
@@ -55,74 +53,60 @@ class _Seen:
 class _Entry(nn.Module):
     """The model's forward as a function of flat tensors; everything else in the call is fixed."""
 
-    def __init__(self, model: nn.Module, forward: Callable[..., Any], leaves: Sequence[Any], spec: Any) -> None:
+    def __init__(self, model: nn.Module, call: Call) -> None:
         super().__init__()
         setattr(self, MODEL, model)
-        self.call = (forward, leaves, spec)
-        self.seen = _Seen()
+        self.call = call
+        self.record = _ForwardRecord()
 
     def forward(self, *tensors: Tensor) -> Any:
-        forward, leaves, spec = self.call
         given = iter(tensors)
-        args, kwargs = pytree.tree_unflatten([next(given) if isinstance(x, Tensor) else x for x in leaves], spec)
+        leaves = [next(given) if isinstance(x, Tensor) else x for x in self.call.leaves]
+        args, kwargs = pytree.tree_unflatten(leaves, self.call.spec)
         model: nn.Module = getattr(self, MODEL)
         before = dict(model.named_buffers())
-        outputs, self.seen.out_spec = _flatten(forward(model, *args, **kwargs))
+        outputs, self.record.out_spec = _flatten(own_forward(model)(model, *args, **kwargs))
         after = {name: buffer for name, buffer in model.named_buffers() if buffer is not before.get(name)}
-        self.seen.assigned = list(after)
+        self.record.assigned = list(after)
         return (*outputs, *after.values())
 
 
-def capture(
-    model: nn.Module,
-    forward: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    images: Tensor,
-    any_batch: bool = True,
-) -> Captured:
-    """Capture ``forward(model, *args, **kwargs)`` in the model's present mode, for any batch size if it can be.
+def capture(model: nn.Module, call: Call, any_batch: bool = True) -> Captured:
+    """Capture the model's own forward for a call, in the model's present mode, for any batch size if it can be.
 
     Without ``any_batch`` it is captured for the size at hand alone, which takes half the time.
 
-    ``images`` is the tensor among the arguments that holds the image content. The model, its buffers and the global
-    random state stay as they are. Raises CaptureError with the reason, the source line and the remedy.
+    The model, its buffers and the global random state stay as they are. Raises CaptureError with the reason, the source
+    line and the remedy.
     """
     REGISTRY.load()  # what is wrong with rules is not to be taken for a failure of the model
-    leaves, spec = pytree.tree_flatten((args, kwargs))
-    tensors = [x for x in leaves if isinstance(x, Tensor)]
-    entry = _Entry(model, forward, leaves, spec)
-    position = next(i for i, x in enumerate(tensors) if x is images)
-    batch = images.shape[0]
-    batched = [x.dim() > 0 and x.shape[0] == batch for x in tensors]
+    entry, recording = _Entry(model, call), Recording()
+    batched = [x.dim() > 0 and x.shape[0] == call.batch for x in call.tensors]
     try:
-        program, calls, regions = _export(entry, tensors, batched if any_batch else None)
-        fixed = None if any_batch else batch
+        program = _export(entry, call.tensors, batched if any_batch else None, recording)
+        fixed = None if any_batch else call.batch
     except TlfxError:
         raise
     except Exception:
+        recording = Recording()
         try:
-            program, calls, regions = _export(entry, tensors, None)
-            fixed = batch
+            program = _export(entry, call.tensors, None, recording)
+            fixed = call.batch
         except Exception as error:
-            raise explain(_kind(model), error, lambda: _run(model, forward, args, kwargs), tensors) from error
-    captured = _cleaned(program, entry, model, position, _names(forward, args, kwargs), fixed, calls, regions)
-    check_sizes(_kind(model), captured.graph_module.graph)
-    check_vmap(_kind(model), captured.graph_module.graph)
+            function = recording.function_that_raised(error)
+            raise explain(class_name(model), error, lambda: _run(model, call), call.tensors, function) from error
+    captured = _cleaned(program, entry, model, call, fixed, recording)
+    check_sizes(class_name(model), captured.graph_module.graph)
+    check_vmap(class_name(model), captured.graph_module.graph)
     return captured
 
 
-def _kind(model: nn.Module) -> str:
-    """The class of a model as its user named it."""
-    return str(getattr(type(model), "_tlfx_base", type(model)).__name__)
-
-
-def _run(model: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _run(model: nn.Module, call: Call) -> None:
     """Run a forward and leave no trace of it in buffers, attributes or random states."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
-        with _state_kept(model), torch.no_grad():
-            forward(model, *args, **kwargs)
+        with state_kept(model), torch.no_grad():
+            own_forward(model)(model, *call.args, **call.kwargs)
     finally:
         for buffer, before in buffers:
             buffer.copy_(before)
@@ -135,115 +119,57 @@ def _example(x: Tensor, batched: bool) -> Tensor:
     return example.contiguous(memory_format=torch.channels_last) if is_channels_last(x) else example
 
 
-def _export(
-    entry: nn.Module, tensors: list[Tensor], dynamic: list[bool] | None
-) -> tuple[GraphModule, list[ModuleCall], list[Region]]:
-    """The graph of a forward, the calls of modules with a rule in it, and its regions."""
+def _export(entry: nn.Module, tensors: list[Tensor], dynamic: list[bool] | None, recording: Recording) -> GraphModule:
+    """The graph of a forward; its regions go to ``recording``."""
     size = Dim("batch", min=1, max=4096)
     shapes = None if dynamic is None else (tuple({0: size} if d else {} for d in dynamic),)
     model = getattr(entry, MODEL)
     with (
-        _state_kept(entry) as has_drawn,
-        _capture_mode(tensors[0].device.type),
-        _quiet(),
+        state_kept(entry) as has_drawn,
+        capture_mode(tensors[0].device.type),
+        quiet(),
         whole_parameters(model),
-        seen_regions(model) as regions,
-        marked(entry) as calls,
+        recorded_regions(model, recording),
     ):
         example = tuple(_example(x, bool(dynamic and dynamic[i])) for i, x in enumerate(tensors))
         program = torch.export.export(entry, example, dynamic_shapes=shapes, strict=False)
         if has_drawn():  # a graph would repeat for ever what was drawn once
             raise RuntimeError("the forward draws from the random generator of Python or NumPy: use torch's instead")
         unchecked = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
-        return program.module(**unchecked), calls, regions
-
-
-@contextlib.contextmanager
-def _capture_mode(device: str) -> Iterator[None]:
-    """Gradients on, so that regions without are seen; autocast as it is, without a cache that would outlive capture."""
-    device = "cpu" if device == "meta" else device  # which has no autocast of its own
-    autocast = torch.autocast(
-        device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device), cache_enabled=False
-    )
-    with torch.inference_mode(False), torch.enable_grad(), autocast:
-        yield
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what export prints of a graph that it cannot finish: the error tells it in one line."""
-    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level = log.level
-    log.setLevel(max(log.getEffectiveLevel(), logging.ERROR))
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)
-
-
-@contextlib.contextmanager
-def _state_kept(model: nn.Module) -> Iterator[Callable[[], bool]]:
-    """Leave the random states of torch, NumPy and Python as they were found, and no new attributes or hooks on modules.
-
-    Gives a function that tells whether a forward has drawn from Python or NumPy.
-    """
-    places = [vars(m) for m in model.modules()]
-    places += [v for place in places for k, v in place.items() if k.endswith("_hooks") and isinstance(v, dict)]
-    known = [(place, set(place)) for place in places]
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield lambda: random.getstate() != python or not all(map(np.array_equal, np.random.get_state(), numpy))
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        for now, before in known:
-            for name in now.keys() - before:
-                del now[name]
+        return program.module(**unchecked)
 
 
 def _cleaned(
     program: GraphModule,
     entry: _Entry,
     model: nn.Module,
-    position: int,
-    names: list[str],
+    call: Call,
     batch: int | None,
-    calls: list[ModuleCall],
-    regions: list[Region],
+    recording: Recording,
 ) -> Captured:
     """A graph module of our own: flat inputs and outputs, no checks, parameters read from the model itself."""
     graph = Graph()
     outputs = pytree.tree_leaves(graph.graph_copy(program.graph, {}), is_leaf=lambda x: x is None)
-    split = len(outputs) - len(entry.seen.assigned)
+    split = len(outputs) - len(entry.record.assigned)
     graph.output(tuple(outputs[:split]))
     held = {str(n.target): _attribute(program, str(n.target)) for n in graph.nodes if n.op == "get_attr"}
     inline_subgraphs(graph, {k: v for k, v in held.items() if isinstance(v, GraphModule)})
-    _assign_buffers(graph, dict(zip(entry.seen.assigned, outputs[split:], strict=True)))
-    collect_regions(graph, regions)
-    for node in list(graph.nodes):
-        if node.op == "call_function" and not node.users and "_assert_" in str(node.target):
-            graph.erase_node(node)
-    graph.eliminate_dead_code(is_needed)
-    collect_calls(graph, calls)
+    _assign_buffers(graph, dict(zip(entry.record.assigned, outputs[split:], strict=True)))
+    regions = build_tree(graph, recording)
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     for node in graph.nodes:
-        _strip_entry(node, _kind(model))
-    _rename(placeholders, names)
-    root = nn.Module()
+        _strip_entry(node, class_name(model))
+    _rename(placeholders, _names(call, model))
+    modules: dict[str, nn.Module] = {}
+    buffers: dict[str, Tensor] = {}
     for node in graph.nodes:
         if node.op == "get_attr" and not _is_own(model, str(node.target)):
             path, node.target = str(node.target), str(node.target).replace(".", "_")
-            if isinstance(held[path], nn.Module):  # a function that an operator takes
-                root._modules[node.target] = held[path]
-            else:
-                root.register_buffer(node.target, held[path], persistent=False)
-    root._modules[MODEL] = model
-    graph_module = GraphModule(root, graph, class_name=_kind(model))
-    graph_module._modules = dict(root._modules)
-    return Captured(graph_module, placeholders[position].name, entry.seen.out_spec, batch)
+            # modules among them are functions that an operator takes
+            (modules if isinstance(held[path], nn.Module) else buffers)[node.target] = held[path]
+    graph_module = graph_module_of(graph, {**modules, MODEL: model}, buffers, class_name(model))
+    position = next(i for i, x in enumerate(call.tensors) if x is call.images)
+    return Captured(graph_module, placeholders[position].name, entry.record.out_spec, batch, regions)
 
 
 def _attribute(module: nn.Module, path: str) -> Any:
@@ -286,17 +212,17 @@ def _strip_entry(node: Node, kind: str) -> None:
         }
 
 
-def _names(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+def _names(call: Call, model: nn.Module) -> list[str]:
     """Names of the tensors of a call, as the model's own forward has them."""
-    positional = list(inspect.signature(forward).parameters)[1:]
-    given = (*zip(positional, args, strict=False), *kwargs.items())
+    positional = [parameter.name for parameter in own_parameters(model)]
+    given = (*zip(positional, call.args, strict=False), *call.kwargs.items())
     return [name for name, value in given for x in pytree.tree_leaves(value) if isinstance(x, Tensor)]
 
 
 def _rename(placeholders: list[Node], names: list[str]) -> None:
     """Inputs go by the names of the model's own forward."""
     for node, name in zip(placeholders, names, strict=False):
-        node._rename(name)
+        rename(node, name)
         node.target = node.name
 
 

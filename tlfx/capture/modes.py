@@ -6,21 +6,20 @@ import operator
 from typing import Any
 
 import torch
-from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from torch.fx import Graph, GraphModule, Node
+
+from tlfx._torch import enter_autocast, exit_autocast, wrap_with_autocast, wrap_with_set_grad_enabled
 
 __all__ = ["inline_subgraphs"]
 
 
 def inline_subgraphs(graph: Graph, held: dict[str, GraphModule]) -> None:
     """Replace each call of a sub-graph by its nodes, between nodes that enter and leave its mode."""
-    higher_order = torch.ops.higher_order
-    autocast = getattr(higher_order, "wrap_with_autocast", None)
-    set_grad = getattr(higher_order, "wrap_with_set_grad_enabled", None)
+    autocast, set_grad = wrap_with_autocast(), wrap_with_set_grad_enabled()
     while calls := [n for n in graph.nodes if n.op == "call_function" and n.target in (autocast, set_grad)]:
         for node in calls:
             modes = 4 if node.target is autocast else 1
-            enter, leave = (_enter_autocast, _exit_autocast) if modes == 4 else (set_gradients, reset_gradients)
+            enter, leave = (enter_autocast, exit_autocast) if modes == 4 else (set_gradients, reset_gradients)
             _inline(graph, node, modes, enter, leave, held)
     for node in list(graph.nodes):
         if node.op == "get_attr" and str(node.target) in held and not node.users:
@@ -54,14 +53,14 @@ def _inline(graph: Graph, call: Node, modes: int, enter: Any, leave: Any, held: 
 def set_gradients(enabled: bool) -> bool:
     """Set the gradient mode and return the one before."""
     before = torch.is_grad_enabled()
-    torch._C._set_grad_enabled(enabled)
+    torch.set_grad_enabled(enabled)
     return before
 
 
 def reset_gradients(before: bool) -> None:
     """Set the gradient mode back."""
-    torch._C._set_grad_enabled(before)
+    torch.set_grad_enabled(before)
 
 
-for _function in (set_gradients, reset_gradients, _enter_autocast, _exit_autocast):
+for _function in (set_gradients, reset_gradients, enter_autocast, exit_autocast):
     torch.fx.node.has_side_effect(_function)

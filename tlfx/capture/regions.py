@@ -1,73 +1,144 @@
-"""Regions: the parts of a captured graph that must run as the model runs them, seen while it is captured.
+"""Regions: the parts of a captured graph that stand for one call, as a tree.
 
-A region is a call of a module with hooks (those that fully_shard gives a module among them), or a call under
-torch.utils.checkpoint. Capture runs through both as through any other code; marks in the graph tell where each begins
-and ends. A hook whose results the graph reads, such as one that changes what its module returns, is a part of the
-computation, and labels follow it; any other only looks on, and fires at every aligned call instead. Hooks of
-torch.distributed, which gather parameters, never run while a model is captured.
+A region is a call of a module with hooks (those that fully_shard gives a module among them), a call under
+torch.utils.checkpoint, a call of a module that has a rule, or a call of a torch.autograd.Function. Propagation asks the
+tree for calls that have a rule, rewriting asks where a label belongs, and segments run a region through the thing that
+it stands for.
 """
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, field
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import Graph, Node
-from torch.utils import checkpoint as checkpointing
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves
+from torch.utils._pytree import TreeSpec, tree_unflatten
 
-from tlfx.capture.sharding import casts_of
-from tlfx.errors import CaptureError
-from tlfx.graph.aliasing import storage_of, written_storages
+__all__ = ["CallRegion", "Checkpoint", "FunctionCall", "HookRun", "HookedCall", "LeafCall", "Region", "RegionTree"]
 
-__all__ = [
-    "FORWARD_HOOKS",
-    "Checkpoint",
-    "HookedCall",
-    "Region",
-    "collect_regions",
-    "is_changed",
-    "is_needed",
-    "regions_of",
-    "seen_regions",
-    "stay_in_regions",
-]
-
-_REGIONS = "tlfx_regions"
-_SHOWN = "tlfx_shown"
+FORWARD_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+HOOKS = (*FORWARD_HOOKS, "_backward_pre_hooks", "_backward_hooks")
 
 
 @dataclass(eq=False, kw_only=True)
 class Region:
-    """What lies between two marks: nodes in place of the tensors that go in and come out."""
+    """A part of a graph: the flat values that go in and come out, nodes in place of tensors and sizes."""
 
-    leaves: list[Any] = field(default_factory=list)
+    inputs: list[Any] = field(default_factory=list)
     outputs: list[Any] = field(default_factory=list)
+    parent: Region | None = None
+    nodes: list[Node] = field(default_factory=list)
+    """The operators that lie in it, those of inner regions included, in the order of the graph."""
+
+    @property
+    def ancestors(self) -> Iterator[Region]:
+        """The region itself and those that it lies in, the innermost first."""
+        region: Region | None = self
+        while region is not None:
+            yield region
+            region = region.parent
+
+    @property
+    def has_rule(self) -> bool:
+        """Whether labels follow a rule of the region, not the operators in it."""
+        return False
+
+    @property
+    def runs_as_one(self) -> bool:
+        """Whether the aligned graph runs what the region stands for, so that its inputs and outputs must be there."""
+        return False
 
 
 @dataclass(eq=False, kw_only=True)
-class HookedCall(Region):
-    """A call of a module with hooks: the structure of its arguments and output, and the hooks that are computed."""
+class CallRegion(Region):
+    """A call of a module or of an autograd function, with the structure of its arguments."""
 
-    module: nn.Module
+    subject: Any
+    """The module, or the class of the function: what a rule is registered for, by class, and given."""
     spec: TreeSpec
+    noun: ClassVar[str] = "a module"
+    as_ruled: ClassVar[str] = "a leaf module (it has a rule)"
+    """What messages say of a call with a rule."""
+
+    @property
+    def name(self) -> str:
+        """Name of the class that is called."""
+        return self.kind.__name__
+
+    @property
+    def kind(self) -> type:
+        """The class that is called, for which a rule is looked up."""
+        return self.subject if isinstance(self.subject, type) else type(self.subject)
+
+    @property
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments."""
+        args, kwargs = tree_unflatten(self.inputs, self.spec)
+        return tuple(args), dict(kwargs)
+
+    @property
+    def results(self) -> list[Node]:
+        """The tensors that the call returns."""
+        return [x for x in self.outputs if isinstance(x, Node)]
+
+    @property
+    def last(self) -> Node:
+        """The last node that the call computes: what follows it can read all of its outputs."""
+        return self.nodes[-1]
+
+
+@dataclass(eq=False, kw_only=True)
+class LeafCall(CallRegion):
+    """A call of a module that has a rule."""
+
+    subject: nn.Module
+
+    @property
+    def has_rule(self) -> bool:
+        """True: the module has a rule."""
+        return True
+
+
+@dataclass(eq=False, kw_only=True)
+class FunctionCall(CallRegion):
+    """A call of a torch.autograd.Function."""
+
+    subject: type[torch.autograd.Function]
+    noun = "an autograd function"
+    as_ruled = "an autograd function with a rule"
+    ruled: bool
+    """Whether the class has a rule."""
+
+    @property
+    def has_rule(self) -> bool:
+        """Whether the class has a rule."""
+        return self.ruled
+
+    @property
+    def runs_as_one(self) -> bool:
+        """True: the backward is that of the function."""
+        return True
+
+
+@dataclass(eq=False, kw_only=True)
+class HookedCall(CallRegion):
+    """A call of a module with hooks: the structure of its output, and the hooks that are computed in the graph."""
+
+    subject: nn.Module
     out_spec: TreeSpec = field(init=False)
     computed: set[int] = field(default_factory=set)
     """Numbers of the hooks that are a part of the graph."""
     failed: dict[int, str] = field(default_factory=dict)
-    """What was wrong with hooks that could not be captured, by their numbers."""
+    """Why hooks could not be captured, by their numbers."""
 
     @property
-    def fires(self) -> bool:
-        """Whether the module has hooks that are not."""
-        hooks = {k for kind in _KINDS for k in vars(self.module)[kind]}
-        return not hooks <= self.computed
+    def runs_as_one(self) -> bool:
+        """Whether the module has hooks that are not computed in the graph, and so fire at every call."""
+        return not {k for kind in HOOKS for k in vars(self.subject)[kind]} <= self.computed
 
 
 @dataclass(eq=False, kw_only=True)
@@ -76,246 +147,97 @@ class Checkpoint(Region):
 
     options: dict[str, Any]
 
+    @property
+    def runs_as_one(self) -> bool:
+        """True: it is checkpointed again."""
+        return True
+
 
 @dataclass(eq=False, kw_only=True)
-class _Hook(Region):
-    """A hook of a module call."""
+class HookRun(Region):
+    """A run of one hook of a module call, while it is captured."""
 
     call: HookedCall
     number: int
     changes: bool = False
-    """Whether it returned anything but what it was given."""
+    """Whether the hook returned a tensor other than those it was given."""
 
 
-FORWARD_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
-_SIZES = (torch.SymInt, torch.SymFloat, torch.SymBool)
-_BACKWARD = ("_backward_pre_hooks", "_backward_hooks")
-_KINDS = (*FORWARD_HOOKS, *_BACKWARD)
+class RegionTree:
+    """The regions of a graph; ``innermost`` gives the region that each operator lies in, if any.
 
+    >>> graph = Graph()
+    >>> x = graph.placeholder("x")
+    >>> y = graph.call_function(abs, (x,))
+    >>> outer = Checkpoint(options={})
+    >>> tree = RegionTree(graph, {y: Checkpoint(options={}, parent=outer)})
+    >>> [tree.path_of(node).index(outer) if tree.path_of(node) else None for node in graph.nodes]
+    [None, 0]
+    >>> outer.nodes
+    [abs_1]
+    """
 
-def regions_of(node: Node) -> tuple[Region, ...]:
-    """The regions that a node lies in, the outermost first."""
-    found: tuple[Region, ...] = node.meta.get(_REGIONS, ())
-    return found
+    def __init__(self, graph: Graph, innermost: Mapping[Node, Region]) -> None:
+        self._innermost = {node: innermost[node] for node in graph.nodes if node in innermost}
+        self.regions = list(dict.fromkeys(r for node in self._innermost for r in self.path_of(node)))
+        for region in self.regions:
+            region.nodes = []
+        for node in self._innermost:
+            for region in self.path_of(node):
+                region.nodes.append(node)
 
+    def region_of(self, node: Node) -> Region | None:
+        """The innermost region that a node lies in."""
+        return self._innermost.get(node)
 
-def is_changed(result: Any, given: tuple[Any, ...]) -> bool:
-    """Whether a hook returned anything but what it was given."""
-    known = {id(x) for x in tree_leaves(given)}
-    return result is not None and any(id(x) not in known for x in tree_leaves(result))
+    def path_of(self, node: Node) -> tuple[Region, ...]:
+        """The regions that a node lies in, the outermost first."""
+        region = self._innermost.get(node)
+        return () if region is None else tuple(reversed(list(region.ancestors)))
 
+    def ruled_call_of(self, node: Node) -> CallRegion | None:
+        """The call with a rule that a node lies in, the outermost of several."""
+        return next((r for r in self.path_of(node) if r.has_rule and isinstance(r, CallRegion)), None)
 
-def is_needed(node: Node) -> bool:
-    """Whether a node that the graph does not read has to stay: it has an effect, or hooks will see it."""
-    return bool(node.is_impure()) or _SHOWN in node.meta
+    def function_call_of(self, node: Node) -> FunctionCall | None:
+        """The call of an autograd function that a node lies in, the outermost of several."""
+        return next((r for r in self.path_of(node) if isinstance(r, FunctionCall)), None)
 
+    @property
+    def function_calls(self) -> list[FunctionCall]:
+        """The calls of autograd functions that lie in no other such call."""
+        calls = [r for r in self.regions if isinstance(r, FunctionCall)]
+        return [c for c in calls if not any(isinstance(r, FunctionCall) for r in list(c.ancestors)[1:])]
 
-def stay_in_regions(node: Node, after: Node) -> None:
-    """Put a node that was inserted after another into the regions of that one."""
-    if _REGIONS in after.meta:
-        node.meta[_REGIONS] = after.meta[_REGIONS]
+    def sources_of(self, node: Node) -> list[Node]:
+        """What a node is computed from; of a node in a call with a rule, the arguments of the call."""
+        call = self.ruled_call_of(node)
+        return node.all_input_nodes if call is None else [x for x in call.inputs if isinstance(x, Node)]
 
+    def reader_of(self, node: Node) -> Node:
+        """The node at which the reads of a node count: of a node in a call with a rule, the end of the call."""
+        call = self.ruled_call_of(node)
+        return node if call is None else call.last
 
-@torch.library.custom_op("tlfx::bound", mutates_args=(), schema="(Tensor[] values, int region, bool begins) -> ()")
-def _bound(values: Sequence[Tensor], region: int, begins: bool) -> None:
-    """Tells a graph that a region begins with these values or ends with them."""
+    def without(self, graph: Graph, dropped: Collection[Region]) -> RegionTree:
+        """The tree of a graph's nodes without some regions; what lies in those lies in the next outer region."""
 
+        def kept(region: Region | None) -> Region | None:
+            return next((r for r in region.ancestors if r not in dropped), None) if region is not None else None
 
-@_bound.register_fake
-def _(values: Sequence[Tensor], region: int, begins: bool) -> None:
-    return None
+        for region in self.regions:
+            region.parent = kept(region.parent)
+        innermost = {node: kept(region) for node, region in self._innermost.items()}
+        return RegionTree(graph, {node: region for node, region in innermost.items() if region is not None})
 
-
-torch.fx.node.has_side_effect(torch.ops.tlfx.bound.default)
-
-
-class _Seen:
-    """The regions of a capture, in the order in which they begin, and those that are open."""
-
-    def __init__(self) -> None:
-        self.regions: list[Region] = []
-        self.calls: list[HookedCall] = []
-
-    def begin(self, region: Region, leaves: Sequence[Any] = ()) -> None:
-        region.leaves = list(leaves)
-        torch.ops.tlfx.bound([x for x in leaves if isinstance(x, Tensor)], len(self.regions), True)
-        self.regions.append(region)
-
-    def end(self, region: Region, outputs: Sequence[Any] = ()) -> None:
-        region.outputs = list(outputs)
-        number = self.regions.index(region)
-        torch.ops.tlfx.bound([x for x in outputs if isinstance(x, Tensor)], number, False)
-
-    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before all hooks of a module."""
-        leaves, spec = tree_flatten((args, kwargs))
-        self.calls.append(HookedCall(module=module, spec=spec))
-        self.begin(self.calls[-1], leaves)
-
-    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        """After all hooks of a module."""
-        outputs, self.calls[-1].out_spec = tree_flatten(output)
-        self.end(self.calls.pop(), outputs)
-
-    def hook(self, number: int, hook: Callable[..., Any]) -> Callable[..., Any]:
-        """A hook that is a region."""
-
-        def seen(module: nn.Module, *given: Any) -> Any:
-            call, result = self.calls[-1], None
-            region = _Hook(call=call, number=number)
-            self.begin(region)
-            try:
-                result = hook(module, *given)
-            except Exception as error:  # it reads values, which are not there yet, and may well look on at run time
-                call.failed[number] = f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
-            region.changes = is_changed(result, given)
-            self.end(region)
-            return result
-
-        return seen
-
-    def checkpointed(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """In place of the generator that checkpoints what runs between its steps."""
-        signature = inspect.signature(original)
-
-        def marked(*args: Any, **kwargs: Any) -> Iterator[None]:
-            given = signature.bind(*args, **kwargs).arguments
-            options = {k: given[k] for k in ("preserve_rng_state", "context_fn") if k in given}
-            region = Checkpoint(options={k: v for k, v in options.items() if v is not checkpointing.noop_context_fn})
-            self.begin(region)
-            yield
-            self.end(region)
-
-        return marked
-
-    def checkpointed_reentrantly(self, function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
-        """In place of the autograd function that runs without gradients first."""
-        region = Checkpoint(options={"preserve_rng_state": preserve_rng_state})
-        self.begin(region)
-        result = function(*args)
-        self.end(region)
-        return result
-
-
-@contextlib.contextmanager
-def seen_regions(model: nn.Module) -> Iterator[list[Region]]:
-    """While the context is open, what a model runs under hooks or torch.utils.checkpoint is marked; gives the list of
-    those regions. The hooks of the model itself are left out: its own call runs them."""
-    seen = _Seen()
-    with contextlib.ExitStack() as stack:
-        for module in {m: None for m in model.modules() if m is not model}:
-            if any(vars(module)[kind] for kind in _KINDS):
-                stack.enter_context(_seen_hooks(module, seen))
-        stack.enter_context(_seen_checkpoints(seen))
-        yield seen.regions
-
-
-@contextlib.contextmanager
-def _seen_hooks(module: nn.Module, seen: _Seen) -> Iterator[None]:
-    kept = {kind: dict(vars(module)[kind]) for kind in _KINDS}
-    for kind in FORWARD_HOOKS:
-        for number, hook in kept[kind].items():
-            vars(module)[kind][number] = _idle(module, kind) if _is_distributed(hook) else seen.hook(number, hook)
-    for kind in _BACKWARD:
-        vars(module)[kind].clear()
-    first = module.register_forward_pre_hook(seen.enter, with_kwargs=True, prepend=True)
-    last = module.register_forward_hook(seen.leave)
-    try:
-        yield
-    finally:
-        first.remove()
-        last.remove()
-        for kind, hooks in kept.items():
-            vars(module)[kind].clear()
-            vars(module)[kind].update(hooks)
-
-
-def _is_distributed(hook: Any) -> bool:
-    return str(getattr(hook, "__module__", "")).startswith("torch.distributed")
-
-
-def _idle(module: nn.Module, kind: str) -> Callable[..., Any]:
-    """What a hook of torch.distributed does to types, without what it does to parameters."""
-    given, made = casts_of(module)
-    if kind == "_forward_pre_hooks":
-        return lambda module, args, kwargs=None: given(args) if kwargs is None else (given(args), given(kwargs))
-    return lambda *given: made(given[-1])
-
-
-@contextlib.contextmanager
-def _seen_checkpoints(seen: _Seen) -> Iterator[None]:
-    """Both kinds of checkpoint, where the function that everyone calls looks them up."""
-    names = ("_checkpoint_without_reentrant_generator_impl", "_checkpoint_without_reentrant_generator")
-    name = next(n for n in names if hasattr(checkpointing, n))
-    generator, function = getattr(checkpointing, name), checkpointing.CheckpointFunction
-    try:
-        setattr(checkpointing, name, seen.checkpointed(generator))
-        checkpointing.CheckpointFunction = SimpleNamespace(apply=seen.checkpointed_reentrantly)  # type: ignore[misc,assignment]
-        yield
-    finally:
-        setattr(checkpointing, name, generator)
-        checkpointing.CheckpointFunction = function  # type: ignore[misc]
-
-
-def collect_regions(graph: Graph, regions: Sequence[Region]) -> None:
-    """Tell every node of the regions that it lies in, and take the marks out."""
-    open_regions: list[Region] = []
-    inside: dict[Region, list[Node]] = {region: [] for region in regions}
-    for node in list(graph.nodes):
-        if node.op != "call_function":
-            continue
-        if node.target is not torch.ops.tlfx.bound.default:
-            node.meta[_REGIONS] = tuple(open_regions)
-            for region in open_regions:
-                inside[region].append(node)
-            continue
-        values, number, begins = node.args
-        region = regions[number]
-        _name(region.leaves if begins else region.outputs, values)
-        open_regions.append(region) if begins else open_regions.remove(region)
-        graph.erase_node(node)
-    for region in regions:
-        if isinstance(region, _Hook):
-            _judge(region, inside[region], graph)
-    fire = {r for r in regions if isinstance(r, Checkpoint) or (isinstance(r, HookedCall) and r.fires)}
-    for node in graph.nodes:
-        kept = tuple(r for r in node.meta.pop(_REGIONS, ()) if r in fire)
-        if kept:
-            node.meta[_REGIONS] = kept
-    for region in fire:
-        for node in (x for x in (*region.leaves, *region.outputs) if isinstance(x, Node)):
-            node.meta[_SHOWN] = True
-
-
-def _name(leaves: list[Any], values: Sequence[Node]) -> None:
-    """Nodes in place of the tensors among leaves; nothing in place of sizes, which no mark can hold."""
-    given = iter(values)
-    leaves[:] = [next(given) if isinstance(x, Tensor) else None if isinstance(x, _SIZES) else x for x in leaves]
-
-
-def _judge(hook: _Hook, nodes: list[Node], graph: Graph) -> None:
-    """A hook that the graph depends on is a part of it; of any other nothing is left in it."""
-    own = set(nodes)
-    read = any(_is_read(n, own) for n in nodes) or _writes_beyond(nodes, own, graph)
-    if not read and not hook.changes:
-        for node in reversed(nodes):
-            graph.erase_node(node)
-        return
-    if hook.number in hook.call.failed:
-        raise CaptureError(
-            f"a hook of {type(hook.call.module).__name__} changes what the module computes, and cannot be captured as "
-            f"a graph ({hook.call.failed[hook.number]}): write it without reading values of tensors (an if, .item()), "
-            "or remove it"
-        )
-    hook.call.computed.add(hook.number)
-
-
-def _is_read(node: Node, own: set[Node]) -> bool:
-    """Whether a node is read outside of those that a hook owns."""
-    return any(user not in own and user.target is not torch.ops.tlfx.mark.default for user in node.users)
-
-
-def _writes_beyond(nodes: list[Node], own: set[Node], graph: Graph) -> bool:
-    """Whether a hook writes in place to memory that is read outside of it."""
-    written = written_storages(nodes)
-    return bool(written) and any(n not in own and storage_of(n) in written and _is_read(n, own) for n in graph.nodes)
+    def copied(self, graph: Graph, copies: Mapping[Node, Node], innermost: Mapping[Node, Region]) -> RegionTree:
+        """The tree of another graph; ``copies`` gives the nodes that stand for inputs and outputs, ``innermost`` the
+        region of this tree that each node of the other graph lies in."""
+        made = {region: copy(region) for region in self.regions}
+        for region in made.values():
+            region.parent = None if region.parent is None else made[region.parent]
+            region.inputs, region.outputs = (
+                [copies.get(x) if isinstance(x, Node) else x for x in leaves]
+                for leaves in (region.inputs, region.outputs)
+            )
+        return RegionTree(graph, {node: made[region] for node, region in innermost.items()})

@@ -1,4 +1,4 @@
-"""Sharded parameters: capture sees the parameters of a model under fully_shard whole, and gathers none of them."""
+"""Parameters as capture needs them: whole under fully_shard, without gathering any, and real under functional_call."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
+from tlfx._torch import fsdp_policy, is_fully_sharded, pytree
 from tlfx.errors import CaptureError
 from tlfx.graph.constants import is_sharded
 
@@ -19,7 +19,8 @@ __all__ = ["casts_arguments", "casts_of", "whole_parameters"]
 @contextlib.contextmanager
 def whole_parameters(model: nn.Module) -> Iterator[None]:
     """While the context is open, every module has in place of a sharded parameter one of its whole shape and of the
-    type it is computed in, without memory: to be captured, not to be computed with.
+    type it is computed in, without memory: to be captured, not to be computed with; in place of another tensor, as
+    torch.func.functional_call puts there, a parameter like it, since torch.export takes nothing else.
 
     Raises CaptureError for parameters that are sharded by anything but fully_shard.
     """
@@ -27,12 +28,13 @@ def whole_parameters(model: nn.Module) -> Iterator[None]:
     whole: dict[Tensor, nn.Parameter] = {}
     try:
         for path, module in model.named_modules():
-            sharded = {k: p for k, p in module._parameters.items() if p is not None and is_sharded(p)}
-            if sharded:
+            replaced = {k: p for k, p in module._parameters.items() if p is not None and _is_to_be_replaced(p)}
+            if replaced:
                 kept.append((module, dict(module._parameters)))
-            for name, parameter in sharded.items():
+            for name, parameter in replaced.items():
                 if parameter not in whole:
-                    whole[parameter] = _whole(parameter, _owner(model, path, name))
+                    owner = _owner(model, path, name) if is_sharded(parameter) else None
+                    whole[parameter] = _like(parameter) if owner is None else _whole(parameter, owner)
                 module._parameters[name] = whole[parameter]
         yield
     finally:
@@ -40,8 +42,17 @@ def whole_parameters(model: nn.Module) -> Iterator[None]:
             module._parameters.update(parameters)
 
 
+def _is_to_be_replaced(parameter: Tensor) -> bool:
+    return is_sharded(parameter) or not isinstance(parameter, nn.Parameter)
+
+
+def _like(tensor: Tensor) -> nn.Parameter:
+    made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+    return nn.Parameter(made, requires_grad=tensor.requires_grad)
+
+
 def _whole(parameter: Tensor, owner: nn.Module) -> nn.Parameter:
-    dtype = _policy(owner).param_dtype if parameter.is_floating_point() else None
+    dtype = fsdp_policy(owner).param_dtype if parameter.is_floating_point() else None
     kind = parameter.device_mesh.device_type  # type: ignore[attr-defined]  # where it is gathered; parts may be offloaded
     device = parameter.device if parameter.device.type == kind else kind
     made = torch.empty_strided(parameter.shape, parameter.stride(), dtype=dtype or parameter.dtype, device=device)
@@ -54,7 +65,7 @@ def _owner(model: nn.Module, path: str, name: str) -> nn.Module:
     parts = path.split(".") if path else []
     for end in range(len(parts), -1, -1):
         module = model.get_submodule(".".join(parts[:end]))
-        if _is_fully_sharded(module):
+        if is_fully_sharded(module):
             return module
     raise CaptureError(
         f"the parameter {'.'.join((*parts, name))} is a DTensor that torch.distributed.fsdp.fully_shard does not "
@@ -63,28 +74,21 @@ def _owner(model: nn.Module, path: str, name: str) -> nn.Module:
     )
 
 
-def _is_fully_sharded(module: nn.Module) -> bool:
-    return hasattr(module, "_get_fsdp_state")
-
-
-def _policy(module: nn.Module) -> Any:
-    """The torch.distributed.fsdp.MixedPrecisionPolicy of a module under fully_shard."""
-    return module._get_fsdp_state()._mp_policy  # type: ignore[operator]
-
-
 def casts_arguments(module: nn.Module) -> bool:
     """Whether fully_shard casts all floating-point tensors among the arguments of a module, in dictionaries too."""
-    return _is_fully_sharded(module) and bool(_policy(module).cast_forward_inputs and _policy(module).param_dtype)
+    return is_fully_sharded(module) and bool(
+        fsdp_policy(module).cast_forward_inputs and fsdp_policy(module).param_dtype
+    )
 
 
 def casts_of(module: nn.Module) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     """How fully_shard casts the arguments and the output of a module."""
-    made = _policy(module).output_dtype if _is_fully_sharded(module) else None
-    return _cast_to(_policy(module).param_dtype if casts_arguments(module) else None), _cast_to(made)
+    made = fsdp_policy(module).output_dtype if is_fully_sharded(module) else None
+    return _cast_to(fsdp_policy(module).param_dtype if casts_arguments(module) else None), _cast_to(made)
 
 
 def _cast_to(dtype: torch.dtype | None) -> Callable[[Any], Any]:
     def cast(x: Any) -> Any:
         return x.to(dtype) if dtype is not None and isinstance(x, Tensor) and x.is_floating_point() else x
 
-    return lambda values: tree_map(cast, values)
+    return lambda values: pytree.tree_map(cast, values)

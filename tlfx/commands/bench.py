@@ -1,9 +1,9 @@
-"""Time the training step of models with alignment against the same step without: median of ratios taken in pairs.
+"""Time training steps with alignment against the same steps without: the median of paired ratios.
 
-Three steps alternate on one model in one process: plain CutMix; the captured graph without labels; and aligned. The
-model is captured before the clock starts. The machine should have nothing else to do. The spread is the middle half of
-the ratios; memory is what tensors of a step hold at once. --against published adds the formulation of the published
-code: labels with a column for each class, and explicit attention. --capture times what happens once, before all steps.
+Three kinds of step alternate on one model in one process: plain CutMix, the captured graph without labels, and the
+aligned model. Capture is not timed. The machine should be idle otherwise. The spread is the interquartile range of the
+ratios; memory is the peak memory of the tensors of a step. --against published adds the formulation of the published
+code: labels with one column per class, and explicit attention. --capture times the one-time work before the first step.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from tlfx.commands import output
+from tlfx.commands import arguments, output
 from tlfx.errors import InputError
-from tlfx.zoo import models
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,26 +27,28 @@ TYPES = ("float32", "bfloat16", "float16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``tlfx bench``."""
-    models.add_arguments(parser, several=True)
+    """Add the arguments of ``tlfx bench``."""
+    arguments.add_model(parser, several=True)
     parser.add_argument("--batch", metavar="N", type=int, default=16, help="images in a batch; default: 16")
     parser.add_argument("--pairs", metavar="N", type=int, default=9, help="pairs of steps to time; default: 9")
     parser.add_argument(
-        "--capture", action="store_true", help="time what happens before the first step: capture, analysis, rewriting"
+        "--capture",
+        action="store_true",
+        help="time the one-time work before the first step: capture, propagation, rewriting",
     )
-    parser.add_argument("--forward", action="store_true", help="the forward pass alone, without gradients")
-    parser.add_argument("--dtype", choices=TYPES, default="float32", help="others than float32 by autocast")
+    parser.add_argument("--forward", action="store_true", help="time only the forward pass, without gradients")
+    parser.add_argument("--dtype", choices=TYPES, default="float32", help="types other than float32 use autocast")
     parser.add_argument("--attention", choices=("auto", "fused", "reuse"), default="auto", help="as in tlfx.align")
-    parser.add_argument("--against", choices=("published",), help="time another formulation too")
+    parser.add_argument("--against", choices=("published",), help="also time another formulation")
     parser.add_argument("--device", help="default: a GPU if there is one")
-    parser.add_argument("--threads", metavar="N", type=int, help="threads of the CPU; default: torch's")
+    parser.add_argument("--threads", metavar="N", type=int, help="number of CPU threads; default: torch's")
     parser.add_argument("--json", action="store_true", help="print JSON")
     output.add_color(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print a table of ratios, or of what capture costs; exit status 0, whatever they are."""
-    # what measures memory else prints of itself, if torch is not there yet
+    """Print a table of ratios, or of the costs of capture; the exit status is always 0."""
+    # Must be set before torch is imported: the profiler that measures memory logs to stderr otherwise.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     import torch
 
@@ -55,30 +56,30 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--batch, --pairs and --threads must be positive")
     if args.threads:
         torch.set_num_threads(args.threads)
-    found, table = _captures(args) if args.capture else _steps(args)
+    data, table = _captures(args) if args.capture else _steps(args)
     if args.json:
-        output.print_json(found)
+        output.print_json(data)
     else:
         output.console(args).print(table)
     return 0
 
 
 def _steps(args: argparse.Namespace) -> tuple[dict[str, Any], Table]:
-    """Ratios of training steps, as data and as a table."""
+    """Ratios of step times, as data and as a table."""
     from tlfx.analysis.speed import bench
 
     settings = _settings(args)
-    found: dict[str, dict[str, Timing]] = {}
+    timed: dict[str, dict[str, Timing]] = {}
     for name in args.models:
         args.model = name
-        model, images = models.from_arguments(args)
-        found[name] = bench(model, tuple(images.shape[1:]), settings)
-    rows = {name: {k: _row(t) for k, t in timings.items()} for name, timings in found.items()}
-    return rows, _table(found, settings)
+        model, images = arguments.model_from(args)
+        timed[name] = bench(model, tuple(images.shape[1:]), settings)
+    rows = {name: {k: _row(t) for k, t in timings.items()} for name, timings in timed.items()}
+    return rows, _table(timed, settings)
 
 
 def _captures(args: argparse.Namespace) -> tuple[dict[str, Any], Table]:
-    """Seconds and bytes of what happens before the first step, as data and as a table."""
+    """Time and memory of the one-time work before the first step, as data and as a table."""
     from rich.table import Table
 
     from tlfx.analysis.preparation import prepare
@@ -89,10 +90,10 @@ def _captures(args: argparse.Namespace) -> tuple[dict[str, Any], Table]:
     rows: dict[str, Any] = {}
     for name in args.models:
         args.model = name
-        found = prepare(*models.from_arguments(args))
-        rows[name] = {**asdict(found), "seconds": found.seconds}
-        stages = (f"{s:.2f}" for s in (found.capture, found.propagate, found.rewrite, found.seconds))
-        table.add_row(name, str(found.operators), *stages, f"{found.memory / 2**20:.0f} MiB")
+        cost = prepare(*arguments.model_from(args))
+        rows[name] = {**asdict(cost), "seconds": cost.seconds}
+        stages = (f"{s:.2f}" for s in (cost.capture, cost.propagate, cost.rewrite, cost.seconds))
+        table.add_row(name, str(cost.operators), *stages, f"{cost.memory / 2**20:.0f} MiB")
     return rows, table
 
 
@@ -124,7 +125,7 @@ def _row(timing: Timing) -> dict[str, Any]:
     }
 
 
-def _table(found: dict[str, dict[str, Timing]], settings: Settings) -> Table:
+def _table(timed: dict[str, dict[str, Timing]], settings: Settings) -> Table:
     from rich.table import Table
 
     what = "forward" if settings.forward_only else "training step"
@@ -132,7 +133,7 @@ def _table(found: dict[str, dict[str, Timing]], settings: Settings) -> Table:
     table = Table(title=f"{what}, batch {settings.batch}, {kind}, {settings.device}, {settings.pairs} pairs")
     for name, justify in (("model", "left"), ("step", "left"), *((n, "right") for n in _COLUMNS)):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for model, timings in found.items():
+    for model, timings in timed.items():
         for place, (step, timing) in enumerate(timings.items()):
             table.add_row("" if place else model, step, *_cells(timing))
     return table

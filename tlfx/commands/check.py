@@ -1,7 +1,7 @@
-"""Test on a model, with random weights and images, that its alignment is exact.
+"""Check with random weights and images that the alignment of a model is exact.
 
-Logits, gradients and buffers must equal those without alignment bit for bit, and labels must be what convex
-combinations of the mask are. The exit status is 1 if any invariant is broken.
+Logits, gradients and buffers must equal those without alignment bit for bit. Labels must be convex combinations of the
+values of the mask. The exit status is 1 if any invariant is broken.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from tlfx.commands import output
-from tlfx.zoo import models
+from tlfx.commands import arguments, output
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,8 +20,8 @@ __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``tlfx check``."""
-    models.add_arguments(parser)
+    """Add the arguments of ``tlfx check``."""
+    arguments.add_model(parser)
     parser.add_argument("--seed", type=int, default=0, help="seed of the images, masks and random operators")
     parser.add_argument("--json", action="store_true", help="print JSON")
     output.add_color(parser)
@@ -32,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the figures; exit status 0 if all invariants hold, 1 otherwise."""
     from tlfx.analysis.invariants import measure
 
-    model, images = models.from_arguments(args)
+    model, images = arguments.model_from(args)
     figures = measure(model, tuple(images.shape[1:]), args.seed)
     if args.json:
         output.print_json(_as_dict(args.model, figures))
@@ -67,8 +66,8 @@ def _table(model: str, figures: Figures) -> Table:
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for invariant in INVARIANTS:
         verdict = "[green]pass[/]" if figures.holds(invariant) else "[bold red]FAIL[/]"
-        found = getattr(figures, invariant.name)
-        table.add_row(invariant.statement, _figure(found), _figure(invariant.tolerance), verdict)
+        violation = getattr(figures, invariant.name)
+        table.add_row(invariant.statement, _figure(violation), _figure(invariant.tolerance), verdict)
     return table
 
 

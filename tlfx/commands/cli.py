@@ -1,7 +1,6 @@
-"""The command line: one module of :mod:`tlfx.commands` for each command, imported only when it is asked for.
+"""The command line: one module of :mod:`tlfx.commands` for each command, imported only if the command is used.
 
-Exit statuses: 0 for success, 1 where a command found what it looks for (a broken invariant, a missing rule), 2 for
-input that cannot be used.
+Exit statuses: 0 for success, 1 if a command found a broken invariant or a missing rule, 2 for invalid input.
 """
 
 from __future__ import annotations
@@ -24,30 +23,30 @@ from tlfx.zoo import models
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
-    "inspect": "show every operator of a model, its class and its tokens",
+    "inspect": "show every operator of a model with its class and tokens",
     "code": "print the aligned graph of a model as Python code",
-    "check": "test on a model that its alignment is exact",
-    "rules": "list the known operators, or those a model needs and that have no rule",
+    "check": "check that the alignment of a model is exact",
+    "rules": "list the operators with a rule, or those of a model without one",
     "show": "draw the label map of a mixed image, layer by layer",
     "fluctuation": "measure how far contributions of input tokens and mixing ratios drift, layer by layer",
-    "bench": "time the training step with alignment against the same step without",
+    "bench": "time training steps with alignment against the same steps without",
     "zoo": "analyse many models of timm and torchvision and write a CSV file",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line with ``argv`` (the process's own arguments by default) and return the exit status.
+    """Run the command line with ``argv`` (default: ``sys.argv[1:]``) and return the exit status.
 
     >>> main(["rules", "--missing", "test_vit"])
-    test_vit: every operator that touches image content has a rule
+    test_vit: every operator that receives image content has a rule
     0
     """
     if argv is None:
-        _look_for_less_garbage()
+        _tune_garbage_collection()
     given = list(sys.argv[1:] if argv is None else argv)
     args = _parser(given).parse_args(given)
     try:
-        models.add_paths(getattr(args, "path", []))  # rules may import from there too
+        models.add_paths(getattr(args, "path", []))  # files of rules may import from there too
         with _rules(getattr(args, "rules", [])):
             return int(_command(args.command).run(args))
     except TlfxError as error:
@@ -56,22 +55,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tlfx {args.command}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        # The reader (head, a pager) has left. Python would complain at exit when it flushes what nobody reads.
+        # The reader (head, a pager) has closed the pipe; Python would raise again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
         return 130
 
 
-def _look_for_less_garbage() -> None:
-    """For a process of its own: imports make a million objects that stay, and to look for garbage among them takes a
-    second while they are made and two at the end."""
+def _tune_garbage_collection() -> None:
+    """Collect garbage less often: the million permanent objects of the imports make collections cost three seconds."""
     gc.set_threshold(200_000, 20, 20)
     atexit.register(gc.freeze)
 
 
 def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser; only a command that is named in ``given`` is imported and gets its arguments."""
+    """The parser; only the command that is named in ``given`` is imported and adds its arguments."""
     parser = argparse.ArgumentParser(
         prog="tlfx",
         description="Token-label alignment for any PyTorch vision model.",
@@ -90,7 +88,7 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _rules(files: Sequence[str]) -> AbstractContextManager[None]:
-    """The rules of files, in force while a command runs; torch is imported for them alone."""
+    """A context in which the rules of files are registered; torch is imported only if there are any."""
     if not files:
         return nullcontext()
     from tlfx.rules import use_rules

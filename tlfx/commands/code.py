@@ -1,12 +1,11 @@
-"""Print the aligned graph of a model as Python code, the lines that compute labels highlighted."""
+"""Print the aligned graph of a model as Python code, with the lines that compute labels highlighted."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING
 
-from tlfx.commands import output
-from tlfx.zoo import models
+from tlfx.commands import arguments, output
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -18,33 +17,30 @@ RELEASED_STYLE = "dim"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``tlfx code``."""
-    models.add_arguments(parser)
+    """Add the arguments of ``tlfx code``."""
+    arguments.add_model(parser)
     output.add_color(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the code; exit status 0."""
-    from tlfx.capture.export import capture
-    from tlfx.propagate.propagator import propagate
-    from tlfx.rewrite.writer import rewrite
+    from tlfx.trace import trace
 
-    model, images = models.from_arguments(args)
-    captured = capture(model, type(model).forward, (images,), {}, images)
-    aligned = rewrite(propagate(captured.graph_module, captured.images))
+    traced = trace(*arguments.model_from(args))
+    aligned = traced.graph_module
     code = str(aligned.code).strip()
     console = output.console(args)
     if args.no_color or not console.is_terminal:
         print(code)
         return 0
-    own = {node.name for node in captured.graph_module.graph.nodes}
+    own = {node.name for node in traced.captured.graph_module.graph.nodes}
     labels = {node.name for node in aligned.graph.nodes} - own
     console.print(highlighted(code, labels), soft_wrap=True)
     return 0
 
 
 def highlighted(code: str, labels: set[str]) -> Text:
-    """Code in colour; lines that assign one of ``labels`` stand out, and what releases memory stands back.
+    """Code in colour: lines that assign one of ``labels`` are highlighted, statements that release memory are dimmed.
 
     >>> text = highlighted("y = f(x);  x = None", {"y"})
     >>> text.plain

@@ -1,9 +1,9 @@
-"""Measure token fluctuation: how much of each input token is left in each layer, and where the mixing ratio goes.
+"""Measure token fluctuation: the contribution of input tokens and the mixing ratio, layer by layer.
 
-Pairs of random crops of photos that scikit-image ships are mixed by CutMix. Presence p(z) of an input token is 1 where
-all are present in the same amount (equation 2 of the TL-Align paper). Mixing ratios λ, the share of the first image,
-are those of plain CutMix, of TransMix (models with a class token only), of tokens that keep their labels, of TL-Align,
-and by similarity (equation 13). Models have random weights unless --weights gives theirs.
+Pairs of random crops of photos from scikit-image are mixed by CutMix. The presence p(z) of an input token is 1 if all
+input tokens contribute equally (equation 2 of the TL-Align paper). The mixing ratio λ, the share of the first image, is
+given for plain CutMix, TransMix (only models with a class token), tokens that keep their labels, TL-Align, and by
+similarity (equation 13). Models have random weights unless --weights is given.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from tlfx.commands import output
+from tlfx.commands import arguments, output
 from tlfx.errors import InputError
-from tlfx.zoo import models
-from tlfx.zoo.weights import add_weights, load_weights
+from tlfx.zoo.weights import load_weights
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,18 +25,20 @@ if TYPE_CHECKING:
 __all__ = ["add_arguments", "run"]
 
 HEADS = {"area": "λ area", "transmix": "TransMix", "fixed": "fixed", "similarity": "eq. 13", "aligned": "TL-Align"}
-"""Mixing ratios, and the heads of their columns."""
+"""Mixing ratios and their column heads."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``tlfx fluctuation``."""
-    models.add_arguments(parser, several=True)
+    """Add the arguments of ``tlfx fluctuation``."""
+    arguments.add_model(parser, several=True)
     parser.add_argument("--pairs", metavar="N", type=int, default=16, help="mixed pairs for RMSE; default: 16")
-    parser.add_argument("--presence", metavar="N", type=int, default=2, help="of which with presence; default: 2")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, pairs and mixing; default: 0")
+    parser.add_argument(
+        "--presence", metavar="N", type=int, default=2, help="number of these pairs with presence; default: 2"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, pairs and mixing; default: 0")
     parser.add_argument("--csv", metavar="FILE", help="write all figures, a line for each layer and pair")
     parser.add_argument("--plot", metavar="FILE", help="draw presence and λ by layer into a PNG, PDF or SVG file")
-    add_weights(parser, several=True)
+    arguments.add_weights(parser, several=True)
     output.add_color(parser)
 
 
@@ -51,35 +52,35 @@ def run(args: argparse.Namespace) -> int:
         if file:
             check_file(file, option, formats)
     console = output.console(args)
-    found = {name: _measure(args, place, console) for place, name in enumerate(_names(args))}
+    measured = {name: _measure(args, place, console) for place, name in enumerate(_names(args))}
     if args.csv:
-        write(as_csv([f for figures in found.values() for f in figures]), args.csv)
+        write(as_csv([f for figures in measured.values() for f in figures]), args.csv)
     if args.plot:
-        _plot(found, args.plot)
-    if len(found) > 1:
-        console.print(_summary(found))
+        _plot(measured, args.plot)
+    if len(measured) > 1:
+        console.print(_summary(measured))
     return 0
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuse options that do not go together, before any work."""
+    """InputError for options that contradict each other, before any work."""
     if args.pairs < 1 or not 1 <= args.presence <= args.pairs:
         raise InputError(
-            f"--pairs {args.pairs} --presence {args.presence}: expected one pair or more, and presence for at least "
-            "one and at most all of them"
+            f"--pairs {args.pairs} --presence {args.presence}: expected at least one pair, and presence for at least "
+            "one and at most all pairs"
         )
     if args.weights and len(args.weights) != len(args.models):
         raise InputError(
-            f"--weights was given {len(args.weights)} times for {len(args.models)} models, expected once for each"
+            f"--weights was given {len(args.weights)} times for {len(args.models)} models, expected once per model"
         )
     names = _names(args)
     twice = next((n for n in names if names.count(n) > 1), None)
     if twice:
-        raise InputError(f"{twice} was given twice; give each model once, or with --weights of its own")
+        raise InputError(f"{twice} was given twice; give each model once, or each time with different --weights")
 
 
 def _names(args: argparse.Namespace) -> list[str]:
-    """Names of the models, with the weights of one that is given several times."""
+    """Names of the models; with the file of weights if a model is given several times."""
     names: list[str] = args.models
     files = args.weights or [""] * len(names)
     several = args.weights and len(set(names)) < len(names)
@@ -87,42 +88,42 @@ def _names(args: argparse.Namespace) -> list[str]:
 
 
 def _measure(args: argparse.Namespace, place: int, console: Console) -> list[Figures]:
-    """Figures of one model, and its table."""
+    """Measure one model and print its table."""
     import torch
 
     from tlfx.analysis.fluctuation import fluctuation
 
     args.model = args.models[place]
     torch.manual_seed(args.seed)
-    model, example = models.from_arguments(args)
+    model, example = arguments.model_from(args)
     if example.dim() != 4 or example.shape[1] != 3:
         size = "x".join(map(str, example.shape[1:]))
-        raise InputError(f"{args.model} takes inputs of {size}, expected images of three colours, 3xHxW")
+        raise InputError(f"{args.model} takes inputs of {size}, expected images of three channels, 3xHxW")
     if args.weights:
         load_weights(model, args.weights[place])
     name = _names(args)[place]
-    found = fluctuation(name, model, tuple(example.shape[1:]), args.pairs, args.presence, args.seed)
-    console.print(_layers(name, found))
-    return found
+    figures = fluctuation(name, model, tuple(example.shape[1:]), args.pairs, args.presence, args.seed)
+    console.print(_layers(name, figures))
+    return figures
 
 
-def _plot(found: Mapping[str, Sequence[Figures]], file: str) -> None:
+def _plot(measured: Mapping[str, Sequence[Figures]], file: str) -> None:
     from tlfx.analysis.curves import draw_fluctuation
     from tlfx.analysis.plotting import save
 
-    save(draw_fluctuation(found), file)
+    save(draw_fluctuation(measured), file)
 
 
-def _layers(name: str, found: Sequence[Figures]) -> Table:
-    """Presence and λ of the first pair in each layer, and how far λ is from the area over all pairs."""
+def _layers(name: str, figures: Sequence[Figures]) -> Table:
+    """Presence and λ of the first pair in each layer, and the RMSE of λ to the area over all pairs."""
     from tlfx.analysis.fluctuation import by_layer, rmse
     from tlfx.report.style import count
 
-    pairs = 1 + max(f.pair for f in found)
-    note = "" if any(f.transmix is not None for f in found) else "\nthe classifier reads no class token: no TransMix"
+    pairs = 1 + max(f.pair for f in figures)
+    note = "" if any(f.transmix is not None for f in figures) else "\nthe classifier reads no class token: no TransMix"
     caption = f"λ and presence of the first pair; RMSE of TL-Align to area over {count(pairs, 'pair')}{note}"
     table = _table(name, caption, "layer", ("tokens", "least", "median", "most", "faded", *HEADS.values(), "RMSE"))
-    for layer in by_layer(found):
+    for layer in by_layer(figures):
         one, p = layer[0], layer[0].presence
         present = ["–"] * 4 if p is None else [*(f"{x:.2f}" for x in (p.least, p.median, p.most)), f"{p.faded:.1%}"]
         shares = [_number(getattr(one, method)) for method in HEADS]
@@ -130,13 +131,13 @@ def _layers(name: str, found: Sequence[Figures]) -> Table:
     return table
 
 
-def _summary(found: Mapping[str, Sequence[Figures]]) -> Table:
-    """Models beside each other, by their output."""
+def _summary(measured: Mapping[str, Sequence[Figures]]) -> Table:
+    """Comparison of models at their outputs."""
     from tlfx.analysis.fluctuation import by_layer, rmse
 
     caption = "in the output: faded input tokens, and RMSE of each λ to the target of TL-Align (similarity: last block)"
     table = _table("all models", caption, "model", ("faded", "area", "TransMix", "similarity"))
-    for name, figures in found.items():
+    for name, figures in measured.items():
         *_, last, end = by_layer(figures)
         faded = [f.presence.faded for f in end if f.presence is not None]
         errors = (rmse(end, "area"), rmse(end, "transmix"), rmse(last, "similarity"))

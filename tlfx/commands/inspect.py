@@ -1,6 +1,6 @@
 """Show every operator of a model: its class in Table 10, its label rule, and its tokens before and after.
 
-Blocks that repeat are folded. The sums below the tree are of the whole model, whatever part of it is shown.
+Repeated blocks are folded. The sums below the tree are over the whole model, also if only a part of it is shown.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlfx.commands import output
+from tlfx.commands import arguments, output
 from tlfx.errors import InputError, TlfxError
-from tlfx.zoo import models
+from tlfx.files import write_atomically
 
 if TYPE_CHECKING:
     from tlfx.report import NodeReport, Report
@@ -22,18 +21,18 @@ if TYPE_CHECKING:
 __all__ = ["add_arguments", "run"]
 
 FORMS = ("dot", "graphml", "svg", "html")
-"""Options that write the report to a file, or to the standard output for ``-``."""
+"""Options that write the report to a file, or to standard output for ``-``."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``tlfx inspect``."""
-    models.add_arguments(parser)
-    parser.add_argument("--nodes", action="store_true", help="list every node of the graph, constants included")
+    """Add the arguments of ``tlfx inspect``."""
+    arguments.add_model(parser)
+    parser.add_argument("--nodes", action="store_true", help="list every node of the graph, including constants")
     parser.add_argument("--module", metavar="PATTERN", help="only these modules, such as 'blocks.0' or '*.attn'")
     parser.add_argument("--only", metavar="CLASSES", help="only these classes, such as spatial,residual")
-    parser.add_argument("--depth", metavar="N", type=int, help="open N levels of modules")
-    parser.add_argument("--eval", action="store_true", help="the model in evaluation mode (default: training)")
-    parser.add_argument("--json", action="store_true", help="print JSON (its form: tlfx.report.Report.to_dict)")
+    parser.add_argument("--depth", metavar="N", type=int, help="expand N levels of modules")
+    parser.add_argument("--eval", action="store_true", help="inspect the model in evaluation mode (default: training)")
+    parser.add_argument("--json", action="store_true", help="print JSON (format: tlfx.report.Report.to_dict)")
     for form in FORMS:
         parser.add_argument(f"--{form}", metavar="FILE", help=f"write {form.upper()} to a file, or - to print it")
     output.add_color(parser)
@@ -46,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     report = _report(args)
     chosen = report.select(args.module, args.only) if args.module or args.only else None
     if chosen is not None and not chosen:
-        raise InputError("no node of the model lies in these modules and has these classes")
+        raise InputError("no node of the model is in these modules and has these classes")
     forms = [form for form in FORMS if getattr(args, form)]
     for form in forms:
         _write(getattr(report, f"to_{form}")(), getattr(args, form))
@@ -58,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> Report:
-    """The report of a model without memory for its parameters; with it, where the model needs to compute something."""
+    """The report of a model on the meta device; on the CPU if the model must compute something."""
     from tlfx.report import inspect
 
     try:
@@ -68,7 +67,7 @@ def _report(args: argparse.Namespace) -> Report:
 
 
 def _built(args: argparse.Namespace, device: str) -> tuple[Any, Any]:
-    model, images = models.from_arguments(args, device)
+    model, images = arguments.model_from(args, device)
     return (model.eval() if args.eval else model), images
 
 
@@ -77,13 +76,13 @@ def _write(text: str, file: str) -> None:
         sys.stdout.write(text)
         return
     try:
-        Path(file).write_text(text, encoding="utf-8")
+        write_atomically(file, lambda raw: raw.write(text.encode()))
     except OSError as error:
         raise InputError(f"{file} cannot be written: {error.strerror}") from error
 
 
 def _show(args: argparse.Namespace, report: Report, chosen: Sequence[NodeReport] | None) -> None:
-    """Print the report, through a pager where it is longer than the terminal."""
+    """Print the report, through a pager if it is longer than the terminal."""
     from tlfx.report.text import View
 
     console = output.console(args)

@@ -1,4 +1,4 @@
-"""Where commands print: a console that knows colour, width and pipes."""
+"""Console output of commands: colour, width, pipes and JSON."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ PIPED_WIDTH = 120
 
 
 def add_color(parser: argparse.ArgumentParser) -> None:
-    """The option ``--no-color``."""
-    parser.add_argument("--no-color", action="store_true", help="print plain text (as into a pipe)")
+    """Add the option ``--no-color``."""
+    parser.add_argument("--no-color", action="store_true", help="print plain text, as into a pipe")
 
 
 def console(args: argparse.Namespace, stderr: bool = False) -> Console:
-    """A console in the user's width and colours; plain in a pipe and with ``--no-color``."""
+    """A console with the width and colours of the terminal; plain text in a pipe and with ``--no-color``."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
@@ -33,7 +33,7 @@ def console(args: argparse.Namespace, stderr: bool = False) -> Console:
 
 
 def print_json(data: Any) -> None:
-    """Data as indented JSON, keys in the order given.
+    """Print data as indented JSON, keys in the given order.
 
     >>> print_json({"passed": True})
     {

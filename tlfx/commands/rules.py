@@ -1,7 +1,7 @@
-"""List the known operators, the rule of each, and the rule pack and plugin it comes from.
+"""List the operators with a rule, and for each the rule, its rule pack and plugin.
 
 With --missing MODEL, list instead the operators that the model calls on image content and that have no rule, and print
-rules to begin with. The exit status is then 1 if there are any.
+templates of rules for them. The exit status is then 1 if there are any.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import argparse
 import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
-from tlfx.commands import output
-from tlfx.zoo import models
+from tlfx.commands import arguments, output
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,14 +22,14 @@ __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``tlfx rules``."""
-    models.add_arguments(parser, "--missing")
+    """Add the arguments of ``tlfx rules``."""
+    arguments.add_model(parser, "--missing")
     parser.add_argument("--json", action="store_true", help="print JSON")
     output.add_color(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print known operators, exit status 0; or missing ones, exit status 1 if there are any."""
+    """Print operators with a rule, exit status 0; or without one, exit status 1 if there are any."""
     if args.model is not None:
         return _run_missing(args)
     from tlfx.rules.registry import ENTRY_POINTS, REGISTRY
@@ -47,21 +46,21 @@ def run(args: argparse.Namespace) -> int:
 def _run_missing(args: argparse.Namespace) -> int:
     from tlfx.analysis.missing import HEADER, missing
 
-    found = missing(*models.from_arguments(args))
+    unknown = missing(*arguments.model_from(args))
     if args.json:
-        output.print_json([_missing_row(m) | {"skeleton": m.skeleton()} for m in found])
-    elif not found:
-        print(f"{args.model}: every operator that touches image content has a rule")
+        output.print_json([_missing_row(m) | {"skeleton": m.skeleton()} for m in unknown])
+    elif not unknown:
+        print(f"{args.model}: every operator that receives image content has a rule")
     else:
-        rows = [_missing_row(m) | {"modules": _shortened(m.places)} for m in found]
-        # The table goes to stderr, so that the code alone can be written to a file.
-        output.console(args, stderr=True).print(_table(f"{args.model}: {len(found)} operators without a rule", rows))
-        print("\n\n".join([HEADER, *(m.skeleton() for m in found)]), end="")
-    return 1 if found else 0
+        rows = [_missing_row(m) | {"modules": _shortened(m.places)} for m in unknown]
+        # The table goes to stderr, so that the code can be redirected to a file.
+        output.console(args, stderr=True).print(_table(f"{args.model}: {len(unknown)} operators without a rule", rows))
+        print("\n\n".join([HEADER, *(m.skeleton() for m in unknown)]), end="")
+    return 1 if unknown else 0
 
 
 def _row(rule: Rule, packs: list[importlib.metadata.EntryPoint]) -> dict[str, Any]:
-    """A rule, and the entry point whose module holds it; the file of one that was registered without."""
+    """A rule with the entry point of its module, or with its file if no entry point registered it."""
     module = f"{rule.origin.rpartition('.')[0]}."
     pack = next((p for p in packs if module.startswith(f"{p.module}.")), None)
     distribution = pack.dist if pack is not None else None
@@ -73,8 +72,8 @@ def _row(rule: Rule, packs: list[importlib.metadata.EntryPoint]) -> dict[str, An
     }
 
 
-def _missing_row(found: Missing) -> dict[str, Any]:
-    return {"operator": found.name, "calls": len(found.nodes), "modules": found.places}
+def _missing_row(missing: Missing) -> dict[str, Any]:
+    return {"operator": missing.name, "calls": len(missing.nodes), "modules": missing.places}
 
 
 def _shortened(places: list[str]) -> str:

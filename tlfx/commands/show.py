@@ -1,7 +1,7 @@
-"""Draw where the label of a mixed image goes: inputs, mixture, initial label map, and the aligned label map of layers.
+"""Draw the label map of a mixed image: inputs, mixture, initial label map, and the aligned label maps of layers.
 
-Red is the first image, blue the second, white half of each. Models have random weights unless --weights gives theirs.
-Without images, two photos that scikit-image ships are mixed.
+Red is the first image, blue the second, white half of each. The model has random weights unless --weights is given.
+Without images, two photos from scikit-image are mixed.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from tlfx.commands import output
+from tlfx.commands import arguments, output
 from tlfx.errors import InputError
-from tlfx.zoo import models
-from tlfx.zoo.weights import add_weights, load_weights
+from tlfx.zoo.weights import load_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,35 +25,35 @@ __all__ = ["add_arguments", "run"]
 
 DEFAULT_PHOTOS = ("astronaut", "chelsea")
 SHOWN = 6
-"""Blocks that are drawn unless told otherwise."""
+"""Number of blocks that are drawn by default."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``tlfx show``."""
-    models.add_arguments(parser)
+    """Add the arguments of ``tlfx show``."""
+    arguments.add_model(parser)
     parser.add_argument(
-        "images", metavar="IMAGE", nargs="*", default=[], help="two image files; default: two shipped photos"
+        "images", metavar="IMAGE", nargs="*", default=[], help="two image files; default: two photos from scikit-image"
     )
     parser.add_argument(
         "--at",
         metavar="MODULE",
         action="append",
-        help="modules to look at, such as blocks.6 or 'blocks.*'; may be repeated",
+        help="modules to draw, such as blocks.6 or 'blocks.*'; may be repeated",
     )
-    parser.add_argument("--every-block", action="store_true", help="look at all blocks; default: six of them")
+    parser.add_argument("--every-block", action="store_true", help="draw all blocks; default: six of them")
     parser.add_argument("--mixer", metavar="NAME", default="cutmix", help="cutmix (default), mixup, blocks or patches")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and mixing; default: 0")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and mixing; default: 0")
     parser.add_argument(
         "-o", "--output", metavar="FILE", default="labels.png", help="PNG, PDF or SVG; default: labels.png"
     )
-    parser.add_argument("--small", action="store_true", help="a PNG of 256 colours, a third of the size")
-    add_weights(parser)
+    parser.add_argument("--small", action="store_true", help="write a PNG with 256 colours, a third of the size")
+    arguments.add_weights(parser)
     output.add_color(parser)
     _intermix(parser)
 
 
 def _intermix(parser: argparse.ArgumentParser) -> None:
-    """Let images stand behind options too: by itself argparse takes the place behind the model for theirs."""
+    """Accept images after options too; argparse by default ends the list of images at the first option."""
     plain = parser.parse_known_args
 
     def parse(args: Any = None, namespace: Any = None) -> Any:
@@ -75,13 +74,13 @@ def run(args: argparse.Namespace) -> int:
     from tlfx.analysis.probe import Probe
 
     if args.at and args.every_block:
-        raise InputError("--at and --every-block were both given: give one of them")
+        raise InputError("--at and --every-block were both given: use only one of them")
     if len(args.weights) > 1:
         raise InputError(f"--weights was given {len(args.weights)} times, expected once")
     check_mixer(args.mixer)
     check_file(args.output, "--output")
     torch.manual_seed(args.seed)
-    model, example = models.from_arguments(args)
+    model, example = arguments.model_from(args)
     first, second = _photos(args.images, example)
     for file in args.weights:
         load_weights(model, file)
@@ -98,29 +97,29 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _photos(files: Sequence[str], example: Tensor) -> tuple[Tensor, Tensor]:
-    """The two images, (3, height, width) as the model takes them."""
+    """The two images (3, height, width) at the model's size."""
     from tlfx.analysis.photos import fitted, open_photo, shipped_photo
 
     size = tuple(example.shape[1:])
     if len(size) != 3 or size[0] != 3:
         raise InputError(
-            f"the model takes inputs of {'x'.join(map(str, size))}, expected images of three colours, 3xHxW"
+            f"the model takes inputs of {'x'.join(map(str, size))}, expected images of three channels, 3xHxW"
         )
     if len(files) not in (0, 2):
         given = f"{len(files)} image{'s were' if len(files) > 1 else ' was'} given"
-        raise InputError(f"{given}, expected two, or none for the photos that scikit-image ships")
+        raise InputError(f"{given}, expected two, or none for photos from scikit-image")
     photos = [open_photo(f) for f in files] if files else [shipped_photo(n) for n in DEFAULT_PHOTOS]
     first, second = (fitted(photo, size[1:]) for photo in photos)
     return first, second
 
 
 def _patch(probe: Probe, example: Tensor) -> int:
-    """Side in pixels of the tokens of the first layer."""
+    """Side of a token of the first layer, in pixels."""
     return max(1, int(example.shape[-2]) // probe.layers[0].size[0])
 
 
 def _spread(readings: list[Reading]) -> list[Reading]:
-    """The first, the last and some between."""
+    """The first, the last, and evenly spaced readings between them."""
     count = min(SHOWN, len(readings))
     return [readings[round(i * (len(readings) - 1) / max(1, count - 1))] for i in range(count)]
 

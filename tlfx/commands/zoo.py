@@ -1,7 +1,7 @@
-"""Analyse many models, each in a process of its own, and write a row for each to a CSV file.
+"""Analyse many models, each in a separate process, and write one row for each to a CSV file.
 
-A sweep that was stopped goes on where it was: models in the file are left out unless --fresh is given. A pattern
-matches timm names (default: all), one that begins with torchvision: matches torchvision's.
+A stopped sweep resumes: models in the file are skipped unless --fresh is given. Patterns match timm names (default:
+all); patterns that begin with torchvision: match torchvision names.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlfx.commands import output
+from tlfx.commands import arguments, output
 from tlfx.errors import InputError
 from tlfx.zoo import models, table
 
@@ -27,22 +27,31 @@ __all__ = ["add_arguments", "parse_bytes", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``tlfx zoo``."""
+    """Add the arguments of ``tlfx zoo``."""
     parser.add_argument("patterns", metavar="PATTERN", nargs="*", help="shell patterns, such as 'vit_*'")
     parser.add_argument("-o", "--output", metavar="CSV", type=Path, default=Path("zoo.csv"), help="default: zoo.csv")
     parser.add_argument("--smallest", action="store_true", help="only the smallest model of each family")
-    parser.add_argument("--check", action="store_true", help="measure the invariants too (see tlfx check)")
-    parser.add_argument("--fresh", action="store_true", help="analyse again what the file has")
-    parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1) // 2), help="models at a time")
-    parser.add_argument("--timeout", metavar="SECONDS", type=float, default=600.0, help="for each model; default: 600")
-    parser.add_argument("--memory", metavar="SIZE", default="8G", help="for each model; 0 for no limit; default: 8G")
-    models.add_input_size(parser)
-    models.add_rules(parser)
+    parser.add_argument("--check", action="store_true", help="also measure the invariants (see tlfx check)")
+    parser.add_argument("--fresh", action="store_true", help="analyse models in the file again")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=max(1, (os.cpu_count() or 1) // 2),
+        help="number of parallel models; default: half the cores",
+    )
+    parser.add_argument(
+        "--timeout", metavar="SECONDS", type=float, default=600.0, help="time limit of each model; default: 600"
+    )
+    parser.add_argument(
+        "--memory", metavar="SIZE", default="8G", help="memory limit of each model; 0 for no limit; default: 8G"
+    )
+    arguments.add_input_size(parser)
+    arguments.add_rules(parser)
     output.add_color(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Sweep and print a summary; exit status 0 when every model has its row, whatever it says."""
+    """Run the sweep and print a summary; exit status 0 once every model has a row, even for failures."""
     from tlfx.zoo.pool import Task, sweep
     from tlfx.zoo.select import select
 
@@ -83,7 +92,7 @@ def parse_bytes(text: str) -> int:
 
 
 def _is_done(row: table.Row | None, check: bool) -> bool:
-    """Whether a row has all that is asked for."""
+    """Whether a row has all requested columns."""
     return row is not None and (not check or row["status"] != "ok" or bool(row[table.FIGURES[0]]))
 
 
@@ -91,13 +100,13 @@ def _smallest(selected: dict[str, str], console: Console) -> list[str]:
     from tlfx.zoo.select import families, smallest
 
     with _progress(console, "sizes", len(selected)) as advance:
-        found = [smallest(names, advance) for names in families(selected).values()]
-    return sorted(name for name in found if name is not None)
+        names = [smallest(family, advance) for family in families(selected).values()]
+    return sorted(name for name in names if name is not None)
 
 
 @contextmanager
 def _progress(console: Console, what: str, total: int) -> Iterator[Callable[..., None]]:
-    """A progress bar; gives a function that advances it, and prints a line above it if given one."""
+    """A progress bar; yields a function that advances it and optionally prints a line above it."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -126,12 +135,12 @@ def _progress(console: Console, what: str, total: int) -> Iterator[Callable[...,
 
 
 def _line(row: table.Row) -> str:
-    """A model that did not succeed, in a line."""
+    """One line about a model that did not succeed, empty for one that did."""
     return "" if row["status"] == "ok" else f"{row['model']}: {row['status']}: {row.get('reason', '')}"
 
 
 def _summarise(console: Console, rows: list[table.Row], families: set[str]) -> None:
-    """How many models ended how, why, and which families have no model that succeeded."""
+    """Print the number of models by status, the reasons of failures, and the families without success."""
     ended = Counter(row["status"] for row in rows)
     console.print(f"{len(rows)} models: {', '.join(f'{n} {status}' for status, n in ended.most_common())}")
     for row in sorted(rows, key=lambda row: row["model"]):

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 from torch.fx import Node
+
+from tlfx._torch import OpOverload, schema, storage_key
 
 __all__ = ["element_offsets", "storage_length", "storage_of", "written_argument", "written_storages"]
 
@@ -18,7 +19,7 @@ def written_argument(node: Node) -> Node | None:
         return None
     if torch.Tag.inplace_view in node.target.tags:
         return None
-    for position, argument in enumerate(node.target._schema.arguments):
+    for position, argument in enumerate(schema(node.target).arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             given = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
             return given if isinstance(given, Node) else None
@@ -34,11 +35,7 @@ def written_storages(nodes: Iterable[Node]) -> set[int]:
 def storage_of(node: Node) -> int | None:
     """The storage of a node's value, by the fake tensor that capture left on the node."""
     example = node.meta.get("val")
-    if not isinstance(example, Tensor):
-        return None
-    while torch._C._functorch.is_batchedtensor(example):  # inside a vmap
-        example = torch._C._functorch.get_unwrapped(example)
-    return int(example.untyped_storage()._cdata)
+    return storage_key(example) if isinstance(example, Tensor) else None
 
 
 def storage_length(node: Node) -> int:

@@ -1,1 +1,1 @@
-"""Classes of training frameworks that call the model themselves, so that it gets the mixed target; a file each."""
+"""Subclasses for training frameworks that call the model themselves; they pass the mixed target to it."""

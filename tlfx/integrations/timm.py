@@ -1,4 +1,4 @@
-"""timm's training tasks, which call the model themselves, for aligned models."""
+"""The training tasks of timm for aligned models."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["ClassificationTask", "MultiLabelClassificationTask"]
 
 
 class ClassificationTask(tasks.ClassificationTask):
-    """`timm.task.ClassificationTask` whose criterion gets the target that reaches the output of an aligned model.
+    """`timm.task.ClassificationTask` whose criterion is evaluated with the aligned target of the model.
 
     Arguments, checkpoints, EMA, compilation and distributed wrapping are those of timm. `task(images, target)` with a
-    :class:`tlfx.MixedTarget` returns {"loss", "output"}; any other target is trained against as timm does.
+    :class:`tlfx.MixedTarget` returns {"loss", "output"}; targets of other types are handled by timm.
 
     InputError if the model is not aligned, TargetError if the target does not fit.
 
@@ -33,13 +33,13 @@ class ClassificationTask(tasks.ClassificationTask):
     def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
         if not any(isinstance(module, Aligned) for module in model.modules()):
             raise InputError(
-                f"{type(model).__name__} is not aligned, expected the model that tlfx.align(model) returns; for plain "
-                f"targets there is timm.task.{type(self).__name__}"
+                f"{type(model).__name__} is not aligned, expected the model that tlfx.align(model) returns; use "
+                f"timm.task.{type(self).__name__} for plain targets"
             )
         super().__init__(model, *args, **kwargs)
 
     def forward(self, input: Tensor, target: Any) -> dict[str, Tensor]:
-        """The loss, a scalar, and the logits."""
+        """The scalar loss and the logits."""
         if not isinstance(target, MixedTarget):
             return super().forward(input, target)
         output, soft_target = self.trainable_module(input, target)
@@ -49,5 +49,5 @@ class ClassificationTask(tasks.ClassificationTask):
 class MultiLabelClassificationTask(ClassificationTask, tasks.MultiLabelClassificationTask):
     """`timm.task.MultiLabelClassificationTask` for aligned models: binary losses against mixed dense targets.
 
-    The mixer is `tlfx.mix.Mixup(multi_label=True)`. Otherwise as :class:`ClassificationTask`.
+    Use the mixer `tlfx.mix.Mixup(multi_label=True)`. The rest is as in :class:`ClassificationTask`.
     """

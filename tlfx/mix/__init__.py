@@ -1,4 +1,4 @@
-"""Mixers of images, and the target they return."""
+"""Mixers of images, and the target that they return."""
 
 from tlfx.mix.choice import RandomChoice
 from tlfx.mix.collate import Collate

@@ -1,4 +1,4 @@
-"""A switch between mixers."""
+"""A random choice between mixers."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ __all__ = ["RandomChoice"]
 class RandomChoice:
     """Each batch is mixed by one of several mixers, as `torchvision.transforms.v2.RandomChoice` applies transforms.
 
-    mixers: one or more. p: how probable each is, in any unit; equally if None. generator: a `torch.Generator` to choose
-    by; None for torch's own. `mixup_enabled` switches all of them.
+    mixers: one or more mixers.
+    p: weight of each mixer, normalised to probabilities; equal weights if None.
+    generator: the `torch.Generator` of the choice; None for torch's default one.
+    `mixup_enabled` switches mixing on or off in all mixers.
 
-    InputError on arguments that no choice can follow.
+    InputError for no mixers, or if p is not a valid list of weights.
 
     >>> from tlfx.mix import CutMix, MixUp
     >>> mix = RandomChoice([CutMix(num_classes=2), MixUp(num_classes=2, alpha=0.8)], p=[2, 1])
@@ -38,7 +40,7 @@ class RandomChoice:
         if not mixers or len(p) != len(mixers):
             raise InputError(f"{len(mixers)} mixers and {len(p)} probabilities were given, expected one for each mixer")
         if min(p) < 0.0 or not 0.0 < sum(p) < float("inf"):
-            raise InputError(f"p is {list(p)}, expected numbers of at least 0 and one above, as [0.5, 0.5]")
+            raise InputError(f"p is {list(p)}, expected weights of at least 0 with a positive sum, such as [0.5, 0.5]")
         self.mixers = list(mixers)
         self.p = list(p)
         self.draws = Draws(generator)
@@ -51,7 +53,7 @@ class RandomChoice:
 
     @property
     def mixup_enabled(self) -> bool:
-        """Whether batches are mixed."""
+        """Whether any of the mixers mixes."""
         return any(mixer.mixup_enabled for mixer in self.mixers)
 
     @mixup_enabled.setter

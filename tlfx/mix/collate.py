@@ -1,4 +1,4 @@
-"""Mixing while samples are collated to batches, in the workers of a DataLoader."""
+"""A collate function that mixes batches in the workers of a DataLoader."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ __all__ = ["Collate", "stack"]
 
 
 class Collate:
-    """A `collate_fn` that mixes: samples (image, label) come out as a batch and its `MixedTarget`.
+    """A `collate_fn` that stacks samples (image, label) and mixes them: it returns images and their `MixedTarget`.
 
-    Images are floating or uint8 tensors or numpy arrays (C, H, W), as the loaders of timm and torchvision give them;
-    uint8 stays uint8, to be normalised on the device, and is rounded where it is blended. mixer: any of `tlfx.mix`.
+    Images are floating or uint8 tensors or numpy arrays (C, H, W), as in the data sets of timm and torchvision. Images
+    of uint8 stay uint8, so that they can be normalised on the device; blended pixels are rounded.
 
-    InputError for samples that are no pairs or do not stack, and for what the mixer cannot mix.
+    mixer: any mixer of `tlfx.mix`.
+
+    InputError for samples other than pairs, images of different shapes, and images that the mixer cannot mix.
 
     >>> import numpy as np
     >>> from tlfx.mix import CutMix
@@ -39,7 +41,7 @@ class Collate:
 
 
 def stack(samples: Sequence[Any]) -> tuple[Tensor, Tensor]:
-    """Samples (image, label) as one batch. InputError for samples that are no pairs, or whose images do not stack.
+    """Stack samples (image, label) to a batch. InputError for samples other than pairs, or images of different shapes.
 
     >>> import torch
     >>> images, labels = stack([(torch.zeros(3, 8, 8), 4), (torch.ones(3, 8, 8), 2)])
@@ -54,7 +56,7 @@ def stack(samples: Sequence[Any]) -> tuple[Tensor, Tensor]:
     if len(shapes) != 1 or len(min(shapes)) != 3:
         given = ", ".join(sorted({type(image).__name__ for image, _ in samples})) or "nothing"
         raise InputError(
-            f"the images of a batch are {given} of shapes {sorted(shapes)}, expected tensors or arrays of one shape "
+            f"the images of a batch are {given} of shapes {sorted(shapes)}, expected tensors or arrays of equal shape "
             "(channels, height, width); crop, resize and convert them in the transforms"
         )
     images, labels = default_collate([tuple(sample) for sample in samples])

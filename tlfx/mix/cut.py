@@ -1,4 +1,4 @@
-"""The choice of least cost between two for each cell of a grid whose neighbours matter to one another."""
+"""Exact minimisation of a binary labelling of a grid with costs between neighbours, by a minimum cut."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ Array = NDArray[np.float64]
 
 
 def minimum_cut(unary: Array, down: Array, right: Array) -> NDArray[np.bool_]:
-    """The choice of least cost, True for 0 and False for 1, bool (rows, columns), on a grid.
+    """The labelling of a grid with the lowest total cost: bool (rows, columns), True for label 0, False for label 1.
 
-    unary: cost of choices 0 and 1, (2, rows, columns). down, right: cost of each two choices of neighbours, (2, 2,
-    rows − 1, columns) and (2, 2, rows, columns − 1), where unlike ones cost no less than like ones together.
+    unary: cost of labels 0 and 1 in each cell, (2, rows, columns).
+    down, right: cost of each pair of labels of neighbours, (2, 2, rows − 1, columns) and (2, 2, rows, columns − 1). The
+        two pairs of different labels must together cost at least as much as the two pairs of equal labels.
 
     >>> unary, unlike = np.array([[[0.0, 0.4]], [[1.0, 0.3]]]), (1.0 - np.eye(2))[..., None, None]
     >>> minimum_cut(unary, np.zeros((2, 2, 0, 2)), 0.0 * unlike)
@@ -31,7 +32,7 @@ def minimum_cut(unary: Array, down: Array, right: Array) -> NDArray[np.bool_]:
     unary, links = unary.copy(), []
     number = np.arange(rows * columns).reshape(rows, columns)
     for cost, of_each, nodes in ((down, unary, number), (right.swapaxes(2, 3), unary.swapaxes(1, 2), number.T)):
-        # a cost of two choices is one of each, and one of their being unlike
+        # a pair cost splits into a cost of each label and a cost of different labels
         of_each[:, :-1] += cost.sum(1) / 2
         of_each[:, 1:] += cost.sum(0) / 2
         unlike = np.maximum(cost[0, 1] + cost[1, 0] - cost[0, 0] - cost[1, 1], 0.0) / 2
@@ -46,9 +47,10 @@ def minimum_cut(unary: Array, down: Array, right: Array) -> NDArray[np.bool_]:
 
 
 def _reached_from(source: int, ends: NDArray[Any], heads: NDArray[Any], capacity: Array) -> NDArray[np.bool_]:
-    """Nodes on the source's side of a minimum cut between the last two nodes of a graph."""
+    """Nodes on the source's side of a minimum cut between source and sink, the last two nodes of a graph."""
     graphs, sparse = scipy_module("sparse.csgraph"), scipy_module("sparse")
-    units = np.round(capacity * (2**30 / max(capacity.sum(), 1e-12))).astype(np.int32)  # flows are whole numbers
+    # SciPy's maximum_flow takes integer capacities only.
+    units = np.round(capacity * (2**30 / max(capacity.sum(), 1e-12))).astype(np.int32)
     graph = sparse.csr_matrix((units, (ends, heads)), shape=(source + 2, source + 2))
     left = graph - graphs.maximum_flow(graph, source, source + 1).flow
     left.data = np.maximum(left.data, 0)
@@ -59,8 +61,8 @@ def _reached_from(source: int, ends: NDArray[Any], heads: NDArray[Any], capacity
 
 
 def scipy_module(name: str) -> Any:
-    """A module of SciPy. InputError if it is not installed."""
+    """Import a module of SciPy. InputError if SciPy is not installed."""
     try:
         return importlib.import_module(f"scipy.{name}")
     except ImportError as error:
-        raise InputError(f"PuzzleMix takes SciPy, which is missing ({error}): pip install 'tlfx[saliency]'") from error
+        raise InputError(f"PuzzleMix needs SciPy, which is missing ({error}): pip install 'tlfx[saliency]'") from error

@@ -1,4 +1,4 @@
-"""CutMix and MixUp with the arguments of torchvision."""
+"""CutMix and MixUp with the behaviour of torchvision's transforms."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ __all__ = ["CutMix", "MixUp"]
 
 
 class CutMix(MaskMixer):
-    """CutMix (arXiv 1905.04899), as `torchvision.transforms.v2.CutMix`, with a `MixedTarget` in place of soft labels.
+    """CutMix (arXiv 1905.04899), as `torchvision.transforms.v2.CutMix`, with a `MixedTarget` instead of soft labels.
 
-    A box around a random centre that has 1 − λ of the area, λ ~ Beta(α, α), before the border clips it. The other
-    arguments are those of `Mixer`: num_classes, label_smoothing, mode, prob, pairing, generator.
+    A box around a random centre is replaced. It has 1 − λ of the image's area before it is clipped at the border, with
+    λ ~ Beta(α, α). The other arguments are those of `Mixer`: num_classes, label_smoothing, mode, prob, pairing,
+    generator.
 
-    InputError on arguments that no mixing can follow.
+    InputError for invalid arguments.
 
     >>> cutmix = CutMix(num_classes=2, generator=torch.Generator().manual_seed(1))
     >>> images, target = cutmix(torch.arange(2.0).view(2, 1, 1, 1).expand(2, 1, 3, 6), torch.tensor([0, 1]))
@@ -47,13 +48,13 @@ class CutMix(MaskMixer):
         return 1.0 - (rows[:, None, :, None] & columns[:, None, None, :]).float()
 
     def centres(self, others: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows and columns, int64 (count,), of the centres of the boxes in the images that are pasted."""
+        """Rows and columns of the centres of the boxes, int64 (count,) each; others are the pasted images."""
         count, _, height, width = others.shape
         return self.draws.below(height, count), self.draws.below(width, count)
 
 
 def _span(sides: Tensor, centres: Tensor, length: int) -> Tensor:
-    """Which pixels of an axis lie in boxes whose sides are shares of it, bool (count, length)."""
+    """Which pixels of an axis are inside each box, bool (count, length); sides are fractions of the axis."""
     cut = (sides * length).long()[:, None]
     from_centre = torch.arange(length, device=sides.device) - centres[:, None]
     return (from_centre >= -(cut // 2)) & (from_centre < (cut + 1) // 2)
@@ -62,10 +63,10 @@ def _span(sides: Tensor, centres: Tensor, length: int) -> Tensor:
 class MixUp(MaskMixer):
     """MixUp (arXiv 1710.09412), as `torchvision.transforms.v2.MixUp`: λ·image + (1 − λ)·other, λ ~ Beta(α, α).
 
-    The target is a `MixedTarget` whose mask is λ everywhere. Images of uint8 are rounded. The other arguments are those
-    of `Mixer`: num_classes, label_smoothing, mode, prob, pairing, generator.
+    The target is a `MixedTarget` whose mask is λ in every pixel. Images of uint8 are rounded. The other arguments are
+    those of `Mixer`: num_classes, label_smoothing, mode, prob, pairing, generator.
 
-    InputError on arguments that no mixing can follow.
+    InputError for invalid arguments.
 
     >>> mixup = MixUp(num_classes=2, generator=torch.Generator().manual_seed(0))
     >>> images, target = mixup(torch.arange(2.0).view(2, 1, 1, 1).expand(2, 3, 8, 8), torch.tensor([0, 1]))
@@ -80,11 +81,11 @@ class MixUp(MaskMixer):
         self.alpha = alpha
 
     def masks(self, others: Tensor) -> Tensor:
-        """λ, once for all pixels: (count, 1, 1, 1)."""
+        """λ for all pixels of an image: (count, 1, 1, 1)."""
         return self.draws.shares(self.alpha, len(others))[:, :1, None, None].to(others.device)
 
     def blend(self, images: Tensor, others: Tensor, mask: Tensor) -> Tensor:
-        """The weighted sum; images with λ = 1 are left as they are."""
+        """The weighted sum; images with λ = 1 keep their exact values."""
         mixed = images * mask + others * (1.0 - mask)
         mixed = mixed if images.is_floating_point() else mixed.round_()
         return torch.where(mask == 1.0, images, mixed.to(images.dtype))

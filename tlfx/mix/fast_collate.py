@@ -1,4 +1,4 @@
-"""The collate function of timm's prefetching loader, with the mask that timm's loses."""
+"""The collate function of timm's prefetching loader, with a target that keeps the mask."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tlfx.mix.target import MixedTarget
 __all__ = ["FastCollateMixup"]
 
 
-# derived from timm's too, since timm's PrefetchLoader switches `mixup_enabled` for its own class only
+# Derives from timm's class too: timm's PrefetchLoader sets `mixup_enabled` only on instances of its own class.
 class FastCollateMixup(Mixup, CollateOfTimm):
     """`timm.data.FastCollateMixup` whose target is a `MixedTarget`; needs timm.
 
-    For `timm.data.create_loader(..., collate_fn=FastCollateMixup(...))`. Arguments and numpy draws are those of timm,
-    and for the same numpy seed the images are the same bit for bit. Modes are "batch", "pair" and "elem", not "half".
+    Use it as `timm.data.create_loader(..., collate_fn=FastCollateMixup(...))`. Arguments and numpy draws are those of
+    timm; for the same numpy seed, the images equal timm's bit for bit. timm's mode "half" is not supported.
 
     >>> import numpy as np
     >>> samples = [(np.full((3, 8, 8), i, dtype=np.uint8), i) for i in range(4)]
@@ -37,12 +37,12 @@ class FastCollateMixup(Mixup, CollateOfTimm):
         if images.dtype != torch.uint8:
             raise InputError(
                 f"images have dtype {images.dtype}, expected torch.uint8, which timm's PrefetchLoader normalises; use "
-                "tlfx.mix.Collate for others"
+                "tlfx.mix.Collate for other types"
             )
         return super().__call__(images, labels)
 
     def _blend(self, lam: Any, cut: bool, height: int, width: int) -> Blend:
-        """Of a whole batch, timm's collate function draws a box for λ = 1 too."""
+        """The blend of a drawn λ; for a whole batch, timm's collate function draws a box even for λ = 1."""
         if cut and self.mode == "batch":
             return self._cut(lam, height, width)
         return super()._blend(lam, cut, height, width)

@@ -1,4 +1,4 @@
-"""A mixer of two images or more on a grid of cells."""
+"""A mixer of two or more images on a grid of cells."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ __all__ = ["GridMix"]
 
 
 class GridMix(MaskMixer):
-    """Each cell of a grid comes from one of K images, drawn by shares ~ Dirichlet(α, …, α).
+    """Fills each cell of a grid from one of K images, chosen with probabilities ~ Dirichlet(α, …, α).
 
-    images: K, at least 2. grid: cells along each axis; they need not divide the image evenly. alpha: of the shares; the
-    larger, the more equal. For K > 2 the target has `labels` (B, K) and a mask of K channels. The other arguments are
-    those of `Mixer`: num_classes, label_smoothing, mode, prob, pairing, generator.
+    images: K, at least 2. For K > 2 the target has `labels` (B, K) and a mask of K channels.
+    grid: number of cells along each axis; it need not divide the image size evenly.
+    alpha: α of the Dirichlet distribution; larger values give more equal shares.
+    The other arguments are those of `Mixer`: num_classes, label_smoothing, mode, prob, pairing, generator.
 
-    InputError on arguments that no mixing can follow.
+    InputError for invalid arguments.
 
     >>> mix = GridMix(images=3, grid=2, num_classes=3, generator=torch.Generator().manual_seed(1))
     >>> images, target = mix(torch.arange(3.0).view(3, 1, 1, 1).expand(3, 1, 4, 4), torch.tensor([0, 1, 2]))
@@ -49,7 +50,7 @@ class GridMix(MaskMixer):
         self.alpha = alpha
 
     def masks(self, others: Tensor) -> Tensor:
-        """One-hot masks (count, K, height, width), or (count, 1, height, width) of the first of two images."""
+        """One-hot masks (count, K, height, width); for K = 2 that of the first image, (count, 1, height, width)."""
         (count, _, height, width), device = others.shape, others.device
         if min(height, width) < self.grid:
             raise InputError(

@@ -1,4 +1,4 @@
-"""Mixers that look at the image they paste from: at its saliency, or at a network's attention to it."""
+"""Mixers that choose the pasted region by the saliency of the image or by a network's attention to it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ __all__ = ["AttentiveCutMix", "SaliencyMix"]
 
 
 class SaliencyMix(CutMix):
-    """CutMix whose box lies around the most salient pixel of the image it is cut from (arXiv 2006.01791).
+    """CutMix with the box around the most salient pixel of the image that it is cut from (arXiv 2006.01791).
 
-    Saliency is OpenCV's fine-grained one, on the CPU, some 40 milliseconds an image of 224×224; it takes the extra
-    `tlfx[saliency]`. In mode "batch", one image says where the box of all lies, as in the published code; in mode
-    "elem" each does. Arguments are those of `CutMix`.
+    Saliency is OpenCV's fine-grained saliency on the CPU, about 40 milliseconds for an image of 224×224; install
+    `tlfx[saliency]`. In mode "batch", one image determines the box of all images, as in the published code; in mode
+    "elem", each image determines its box. Arguments are those of `CutMix`.
 
-    InputError on arguments that no mixing can follow, or if OpenCV's saliency is missing.
+    InputError for invalid arguments, or if OpenCV's saliency module is not installed.
 
     >>> mix = SaliencyMix(num_classes=2, mode="elem")
     >>> images, target = mix(torch.rand(2, 3, 32, 32), torch.tensor([0, 1]))
@@ -38,7 +38,7 @@ class SaliencyMix(CutMix):
 
     def __init__(self, *, alpha: float = 1.0, **arguments: Unpack[MixerArguments]) -> None:
         super().__init__(alpha=alpha, **arguments)
-        _saliency_model()  # to know of its lack before the first batch
+        _saliency_model()  # reports a missing OpenCV before the first batch
 
     def centres(self, others: Tensor) -> tuple[Tensor, Tensor]:
         """The most salient pixel of each image."""
@@ -49,16 +49,16 @@ class SaliencyMix(CutMix):
 
 
 class AttentiveCutMix(MaskMixer):
-    """The patches that a network attends to most are pasted at their place on another image (arXiv 2003.13048).
+    """Pastes the patches that a network attends to most on another image, at the same positions (arXiv 2003.13048).
 
-    attention: a function, or module in evaluation mode, from images (B, C, H, W) to attention (B, h, w), or to features
-        (B, channels, h, w), which are averaged over channels; such as `backbone.forward_features` of a pretrained
-        ResNet of timm. Their h×w grid is that of the patches.
-    patches: how many are pasted, 6 of 7×7 in the paper.
-    The other arguments are those of `Mixer`: num_classes, label_smoothing, mode, prob, pairing, generator; here mode is
-    "elem" if left out, since each image has an attention of its own.
+    attention: a function, or a module in evaluation mode, that maps images (B, C, H, W) to attention (B, h, w), or to
+        features (B, channels, h, w), which are averaged over channels; for example `backbone.forward_features` of a
+        pretrained timm ResNet. The h×w grid is the grid of patches.
+    patches: number of pasted patches; 6 of 7×7 in the paper.
+    The other arguments are those of `Mixer`: num_classes, label_smoothing, mode, prob, pairing, generator. The default
+    mode is "elem", since attention differs from image to image.
 
-    InputError on arguments that no mixing can follow, and for attention of another form.
+    InputError for invalid arguments, or if attention has another shape.
 
     >>> mix = AttentiveCutMix(lambda x: torch.nn.functional.avg_pool2d(x, 2), patches=1, num_classes=2)
     >>> images = torch.tensor([[1.0, 1.0, 2.0, 2.0], [7.0, 7.0, 3.0, 3.0]]).view(2, 1, 1, 4).repeat(1, 1, 2, 1)
@@ -71,28 +71,30 @@ class AttentiveCutMix(MaskMixer):
         self, attention: Callable[[Tensor], Any], *, patches: int = 6, **arguments: Unpack[MixerArguments]
     ) -> None:
         if patches < 1:
-            raise InputError(f"patches is {patches}, expected how many to paste, at least 1; 6 of 7×7 in the paper")
+            raise InputError(
+                f"patches is {patches}, expected the number of patches to paste, at least 1; 6 in the paper"
+            )
         arguments.setdefault("mode", "elem")
         super().__init__(**arguments)
         self.attention = attention
         self.patches = patches
 
     def masks(self, others: Tensor) -> Tensor:
-        """0 in the patches of most attention."""
+        """0 in the patches with the most attention, 1 elsewhere."""
         if not others.is_floating_point():
             raise InputError(
-                f"images have dtype {others.dtype}, but the network that attends to them takes floating ones; "
-                "normalise them before they are mixed, after the collate function"
+                f"images have dtype {others.dtype}, but the attention network takes floating-point images; normalise "
+                "images after the collate function and before they are mixed"
             )
         if isinstance(self.attention, nn.Module) and self.attention.training:
             raise InputError(
-                f"attention is a {type(self.attention).__name__} in training mode, in which it is random or learns "
+                f"attention is a {type(self.attention).__name__} in training mode, which drops units and updates "
                 "statistics: use attention.eval()"
             )
-        found = self._maps(others)
-        rows, columns = found.shape[1:]
-        top = found.flatten(1).topk(self.patches, 1).indices
-        grid = torch.ones_like(found.flatten(1)).scatter_(1, top, 0.0).view(-1, rows, columns)
+        maps = self._maps(others)
+        rows, columns = maps.shape[1:]
+        top = maps.flatten(1).topk(self.patches, 1).indices
+        grid = torch.ones_like(maps.flatten(1)).scatter_(1, top, 0.0).view(-1, rows, columns)
         height, width = others.shape[-2:]
         y, x = (torch.arange(n, device=grid.device) * cells // n for n, cells in ((height, rows), (width, columns)))
         return grid[:, None, y[:, None], x]
@@ -100,18 +102,19 @@ class AttentiveCutMix(MaskMixer):
     @torch.no_grad()
     def _maps(self, others: Tensor) -> Tensor:
         """Attention, float32 (count, rows, columns)."""
-        found = self.attention(others)
-        if not isinstance(found, Tensor) or found.dim() not in (3, 4) or len(found) != len(others):
-            given = f"of shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        attention = self.attention(others)
+        if not isinstance(attention, Tensor) or attention.dim() not in (3, 4) or len(attention) != len(others):
+            is_tensor = isinstance(attention, Tensor)
+            given = f"of shape {tuple(attention.shape)}" if is_tensor else f"a {type(attention).__name__}"
             raise InputError(
                 f"attention is {given} for {len(others)} images, expected (batch, rows, columns) or features (batch, "
-                "channels, rows, columns); pass a function that picks or reshapes them"
+                "channels, rows, columns); pass a function that selects or reshapes them"
             )
-        maps = found.float() if found.dim() == 3 else found.float().mean(1)
+        maps = attention.float() if attention.dim() == 3 else attention.float().mean(1)
         if self.patches > maps[0].numel() or maps.shape[1] > others.shape[2] or maps.shape[2] > others.shape[3]:
             raise InputError(
-                f"{self.patches} patches of a grid of {maps.shape[1]}×{maps.shape[2]} were asked for on images of "
-                f"{others.shape[2]}×{others.shape[3]}, expected no more patches than cells nor cells than pixels"
+                f"{self.patches} patches of a grid of {maps.shape[1]}×{maps.shape[2]} were requested for images of "
+                f"{others.shape[2]}×{others.shape[3]}, expected at most one patch per cell and one cell per pixel"
             )
         return maps
 
@@ -121,15 +124,15 @@ def _saliency_model() -> Any:
     try:
         cv2: Any = importlib.import_module("cv2")
         return cv2.saliency.StaticSaliencyFineGrained_create()
-    except (ImportError, AttributeError) as error:  # OpenCV without its contributed modules has no cv2.saliency
+    except (ImportError, AttributeError) as error:  # opencv-python without contrib has no cv2.saliency
         raise InputError(
-            f"SaliencyMix takes OpenCV's saliency, which is missing ({error}): pip install 'tlfx[saliency]', or "
-            "opencv-contrib-python-headless in place of another OpenCV"
+            f"SaliencyMix needs OpenCV's saliency module, which is missing ({error}): pip install "
+            "'tlfx[saliency]', or replace the installed OpenCV by opencv-contrib-python-headless"
         ) from error
 
 
 def _picture(image: Tensor) -> np.ndarray[Any, Any]:
-    """An image (C, H, W) of any range as OpenCV takes it: uint8 (H, W, 3) in its order of colours, or grey (H, W)."""
+    """An image (C, H, W) of any range in OpenCV's format: uint8 (H, W, 3) in BGR order, or grey (H, W)."""
     pixels = image.detach().float().cpu()
     pixels = pixels.flip(0).permute(1, 2, 0) if len(pixels) == 3 else pixels.mean(0)
     low, high = pixels.aminmax()

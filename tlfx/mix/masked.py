@@ -1,4 +1,4 @@
-"""Mixers that draw masks."""
+"""The base class of mixers that draw a mask and paste by it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ __all__ = ["MaskMixer", "check_alpha"]
 
 
 class MaskMixer(Mixer):
-    """Base of the mixers that paste parts of one image on another; a new one says which pixels stay, in `masks`.
+    """Base class of mixers that paste parts of one image on another; a subclass implements `masks`.
 
-    Masks are drawn on the device of the generator and cut out of the images where these lie. Arguments: see `Mixer`.
+    Random numbers are drawn on the device of the generator, masks are built on the device of the images. Arguments: see
+    `Mixer`.
 
     >>> class LeftHalf(MaskMixer):
     ...     def masks(self, others):
@@ -36,14 +37,14 @@ class MaskMixer(Mixer):
 
     @abstractmethod
     def masks(self, others: Tensor) -> Tensor:
-        """Masks on the device of the images, float32 (count, 1, H or 1, W or 1): 1 for what stays, else 0.
+        """Masks on the device of the images, float32 (count, 1, H or 1, W or 1): 1 where the first image stays, else 0.
 
-        others: the images that are pasted, (count, C, H, W), one for each mask. Where K > 2 images make one, masks are
-        (count, K, …): channel k is 1 for what is of image k.
+        others: the images that are pasted, (count, C, H, W), one for each mask. If K > 2 images are mixed, masks are
+        (count, K, …): channel k is 1 in the pixels of image k.
         """
 
     def blend(self, images: Tensor, others: Tensor, mask: Tensor) -> Tensor:
-        """Images where the mask is 1, others where it is 0: moved, not computed with, so that ∞ and −0 survive."""
+        """Images where the mask is 1, others where it is 0; selected, not multiplied, so that ∞ and −0 survive."""
         return torch.where(mask.bool(), images, others)
 
     def _mix(self, images: Tensor, labels: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,19 +59,19 @@ class MaskMixer(Mixer):
         if self.mode == "pair":
             mask = torch.cat((mask, mask.flip(0)))
         mixed = images
-        for k, rows in enumerate(sources[1:], 1):
+        for k, partners in enumerate(sources[1:], 1):
             stays = mask if len(sources) == 2 else 1.0 - mask[:, k : k + 1]
-            mixed = self.blend(mixed, images[rows], stays)
+            mixed = self.blend(mixed, images[partners], stays)
         return mixed, mask.expand(batch, -1, height, width)
 
     def _unmixed(self, mask: Tensor) -> Tensor:
-        """The mask, of this shape, of images that stay as they are."""
+        """The mask of unmixed images, with the shape of the given mask."""
         unmixed = torch.zeros_like(mask)
         unmixed[:, 0] = 1.0
         return unmixed
 
 
 def check_alpha(alpha: float) -> None:
-    """InputError unless α is a parameter of a Beta distribution."""
+    """InputError unless α is a valid parameter of a Beta distribution."""
     if not 0.0 < alpha < float("inf"):
-        raise InputError(f"alpha is {alpha}, expected a number above 0, as λ ~ Beta(α, α) needs; 1.0 is uniform")
+        raise InputError(f"alpha is {alpha}, expected a number above 0 for λ ~ Beta(α, α); 1.0 is uniform")

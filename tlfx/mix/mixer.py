@@ -1,4 +1,4 @@
-"""What every mixer does: check a batch, find partners in it, and make the target of what comes out."""
+"""The base class of all mixers: checks a batch, pairs its images, and builds the target."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAIRINGS = ("mirror", "roll", "shuffle")
 
 
 class MixerArguments(TypedDict, total=False):
-    """What every mixer takes; see `Mixer`."""
+    """Keyword arguments of every mixer; see `Mixer`."""
 
     num_classes: int | None
     label_smoothing: float
@@ -30,20 +30,21 @@ class MixerArguments(TypedDict, total=False):
 
 
 class Mixer(ABC):
-    """Base of all mixers: `mixer(images, labels)` mixes a batch with itself and returns images and `MixedTarget`.
+    """Abstract base class of mixers: `mixer(images, labels)` mixes a batch with itself and returns images and target.
 
-    It is no mixer by itself; a new one is best derived from `tlfx.mix.MaskMixer`.
+    Derive a new mixer from `tlfx.mix.MaskMixer` if it pastes by a mask.
 
-    num_classes: of the target; None takes it from soft labels (B, num_classes).
-    label_smoothing: of the target.
-    mode: one mask for the whole "batch", for each "pair" of images that are mixed with one another, or for each "elem".
-    prob: probability to mix a batch (or pair, or element).
-    pairing: "mirror" mixes image i with B − 1 − i, as timm, and needs an even batch; "roll" with i − 1, as torchvision;
-        "shuffle" with a random other one. `mode="pair"` needs "mirror". Where more than two images make one, "roll"
-        takes i − 1, i − 2, …, and "shuffle" as many random others.
-    generator: a `torch.Generator` to draw from, on its device; None for torch's own, on the CPU.
+    num_classes: number of classes of the target; None takes it from soft labels (B, num_classes).
+    label_smoothing: label smoothing of the target.
+    mode: draw one mask for the "batch", one for each "pair" of images that are mixed with each other, or one for each
+        image ("elem").
+    prob: probability that a batch (or pair, or image) is mixed.
+    pairing: "mirror" mixes image i with image B − 1 − i, as timm, and needs an even batch; "roll" with image i − 1, as
+        torchvision; "shuffle" with a random other image. `mode="pair"` needs "mirror". If more than two images are
+        mixed, "roll" takes i − 1, i − 2, … and "shuffle" takes further random images.
+    generator: the `torch.Generator` to draw from, on its device; None for torch's default CPU generator.
 
-    `mixup_enabled` switches mixing off and on between batches. InputError on arguments that no mixing can follow.
+    Set `mixup_enabled` to switch mixing on or off between batches. InputError for invalid arguments.
     """
 
     def __init__(
@@ -61,15 +62,14 @@ class Mixer(ABC):
         _check_choice("pairing", pairing, PAIRINGS)
         if mode == "pair" and pairing != "mirror":
             raise InputError(
-                f"mode='pair' mixes two images with one another, which pairing={pairing!r} does not: use "
+                f"mode='pair' mixes two images with each other, which pairing={pairing!r} does not: use "
                 "pairing='mirror', or mode='elem'"
             )
         if not 0.0 <= prob <= 1.0:
             raise InputError(f"prob is {prob}, expected a probability in [0, 1]")
         if images < 2 or (images > 2 and pairing == "mirror"):
             raise InputError(
-                f"images is {images} with pairing={pairing!r}, expected 2 or more, and 2 for pairing='mirror', which "
-                "knows no third"
+                f"images is {images} with pairing={pairing!r}, expected at least 2, and exactly 2 with pairing='mirror'"
             )
         self.images = images
         self.num_classes = num_classes
@@ -83,8 +83,9 @@ class Mixer(ABC):
     def __call__(self, images: Any, labels: Any = None) -> tuple[Tensor, MixedTarget]:
         """Mix images (B, C, H, W), floating or uint8, with int64 labels (B,) or soft labels (B, num_classes).
 
-        Both may come as one pair (images, labels). Returns new images of the same shape and type, and their target
-        with a float32 mask (B, 1 or K, H, W). InputError for other images, TargetError for labels that do not fit them.
+        A single argument may hold both as a pair (images, labels). Returns new images of the same shape and type, and a
+        `MixedTarget` with a float32 mask (B, 1 or K, H, W). InputError for other images, TargetError for labels that do
+        not fit the images.
         """
         if labels is None and isinstance(images, tuple | list) and len(images) == 2:
             images, labels = images
@@ -94,20 +95,20 @@ class Mixer(ABC):
         labels = _checked(labels, len(images))
         mixed, mask = self._mix(images, labels, sources)
         target = self._target(labels, sources, mask)
-        on_cpu = images.device.type == "cpu"  # reading values stalls a GPU
+        on_cpu = images.device.type == "cpu"  # reading values synchronises a GPU
         target.check(len(images), tuple(images.shape[-2:]), values=on_cpu)
         return mixed, target
 
     @abstractmethod
     def _mix(self, images: Tensor, labels: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
-        """Mixed images and the mask (B, 1 or K, H, W) that mixed them; sources, int64 (K, B), number what made each."""
+        """Mixed images and their mask (B, 1 or K, H, W); sources, int64 (K, B), index the K images of each."""
 
     def _draws_for(self, batch: int) -> int:
-        """How many masks a batch takes."""
+        """Number of masks to draw for a batch."""
         return {"batch": 1, "pair": batch // 2, "elem": batch}[self.mode]
 
     def _sources(self, batch: int) -> Tensor:
-        """For the K images that make each mixed one, their numbers in the batch: int64 (K, batch)."""
+        """Batch indices of the K images that are mixed into each image: int64 (K, batch)."""
         own = torch.arange(batch, device=self.draws.device)
         if self.pairing == "mirror":
             return torch.stack((own, own.flip(0)))
@@ -115,16 +116,16 @@ class Mixer(ABC):
         return torch.stack([torch.empty_like(own).scatter_(0, order, order.roll(k)) for k in range(self.images)])
 
     def _target(self, labels: Tensor, sources: Tensor, mask: Tensor) -> MixedTarget:
-        """Labels of the images with the mask. TargetError if the number of classes is unknown."""
+        """The target of the mixed batch. TargetError if the number of classes is unknown."""
         labels, smoothing = self._smoothed(labels)
-        made_of = labels[sources.to(labels.device)]  # (K, B) or (K, B, num_classes)
+        mixed = labels[sources.to(labels.device)]  # (K, B) or (K, B, num_classes)
         fields = {"mask": mask, "num_classes": self._classes(labels), "smoothing": smoothing}
-        if len(made_of) > 2:
-            return MixedTarget(labels=made_of.transpose(0, 1), **fields)
-        return MixedTarget(first=made_of[0], second=made_of[1], **fields)
+        if len(mixed) > 2:
+            return MixedTarget(labels=mixed.transpose(0, 1), **fields)
+        return MixedTarget(first=mixed[0], second=mixed[1], **fields)
 
     def _smoothed(self, labels: Tensor) -> tuple[Tensor, float]:
-        """Labels, and the smoothing that the target is still to have."""
+        """Labels, and the smoothing that the target applies to them later."""
         return labels, self.label_smoothing
 
     def _classes(self, labels: Tensor) -> int:
@@ -138,7 +139,7 @@ class Mixer(ABC):
         return labels.shape[1]
 
     def _check_images(self, images: Any) -> None:
-        """InputError unless images are a tensor (B, C, H, W) of a type and number that can be mixed."""
+        """InputError unless images are a tensor (B, C, H, W) of a supported type and batch size."""
         if not isinstance(images, Tensor) or images.dim() != 4:
             given = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else f"a {type(images).__name__}"
             raise InputError(f"images are {given}, expected a torch.Tensor (batch, channels, height, width)")
@@ -153,19 +154,19 @@ class Mixer(ABC):
             )
         if len(images) < self.images:
             raise InputError(
-                f"a batch of {len(images)} images cannot be mixed, it takes {self.images} or more; use drop_last=True "
-                "in the DataLoader"
+                f"a batch of {len(images)} images cannot be mixed, at least {self.images} are needed; use "
+                "drop_last=True in the DataLoader"
             )
-        # the largest value is NaN if any is; read on the CPU only, since reading stalls a GPU
+        # amax is NaN if any value is; checked on the CPU only, since reading a value synchronises a GPU
         if images.is_floating_point() and images.device.type == "cpu" and images.amax().isnan():
             raise InputError(
                 f"images hold NaN in {int(images.flatten(1).isnan().any(1).sum())} of {len(images)} samples; mixing "
-                "would carry it into their partners: look at the data and its normalisation"
+                "would spread it to their partners: check the data and its normalisation"
             )
 
 
 def _checked(labels: Any, batch: int) -> Tensor:
-    """Labels of a batch. TargetError unless they are a tensor with one for each image."""
+    """The labels of a batch. TargetError unless they are a tensor with one label per image."""
     if not isinstance(labels, Tensor):
         raise TargetError(f"labels are a {type(labels).__name__}, expected a torch.Tensor (batch,)")
     if labels.dim() == 0 or len(labels) != batch:

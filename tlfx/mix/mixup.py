@@ -1,4 +1,4 @@
-"""MixUp and CutMix of a batch with its own mirror image."""
+"""timm's Mixup: MixUp and CutMix of a batch with its reversed copy."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Blend:
-    """How two images become one: a weighted sum (MixUp), or a box of the second pasted on the first (CutMix)."""
+    """One drawn mixture: a weighted sum (MixUp), or a box of the second image pasted on the first (CutMix)."""
 
-    lam: Any  # float or np.float32; its precision is part of the arithmetic
+    lam: Any  # float or np.float32: timm computes with either precision
     box: Box | None = None  # top, bottom, left, right
 
     def mix_(self, image: Tensor, other: Tensor) -> None:
@@ -45,25 +45,26 @@ class Blend:
 
 
 class Mixup(Mixer):
-    """`timm.data.Mixup` that also says which pixel came from which image.
+    """`timm.data.Mixup` with a `MixedTarget`, which holds the share of each image per pixel.
 
-    Arguments, defaults and numpy draws are those of timm, and for the same numpy seed the images are the same bit for
-    bit: image i is mixed with image B − 1 − i. Two differences. The target is a `MixedTarget`, whose `area()` is timm's
-    soft target. And the caller's images are left as they are, where timm writes into them. Images of uint8, which timm
-    mixes in its collate function only, are rounded as there.
+    Arguments, defaults and numpy draws are those of timm: image i is mixed with image B − 1 − i, and for the same numpy
+    seed the images equal timm's bit for bit. There are two differences. The target is a `MixedTarget`, whose `area()`
+    is timm's soft target (with `correct_lam=True`). The given images stay unchanged, while timm writes into them.
+    Images of uint8, which timm mixes only in its collate function, are rounded as there.
 
-    mixup_alpha, cutmix_alpha: λ ~ Beta(α, α) for each kind of mixing that has α > 0.
-    cutmix_minmax: sides of the box as fractions of the image, in place of `cutmix_alpha`.
-    prob: probability to mix a batch (or pair, or element). switch_prob: that of CutMix where both are active.
+    mixup_alpha, cutmix_alpha: λ ~ Beta(α, α) for each kind of mixing with α > 0.
+    cutmix_minmax: sides of the box as fractions of the image, instead of `cutmix_alpha`.
+    prob: probability that a batch (or pair, or image) is mixed.
+    switch_prob: probability of CutMix if both kinds are active.
     mode: one draw per "batch", per "pair" (i, B − 1 − i) or per "elem".
-    correct_lam: whether timm's λ is the visible area of the box, not the area that was drawn. The mask always tells
-        the visible area, so without correction only timm's own target differs.
-    label_smoothing, num_classes: of the target.
-    multi_label: dense targets (B, num_classes), each label smoothed towards 0.5.
-    pairing: "roll" (with image i − 1) or "shuffle" (with a random other one, drawn from torch) mixes odd batches too;
+    correct_lam: whether timm's λ is the visible area of the box instead of the drawn area. The mask always holds the
+        visible area, so this changes only timm's target.
+    label_smoothing, num_classes: label smoothing and number of classes of the target.
+    multi_label: labels are dense targets (B, num_classes), smoothed towards 0.5.
+    pairing: "roll" (with image i − 1) and "shuffle" (with a random other image, drawn from torch) also mix odd batches;
         see `Mixer`.
 
-    `mixup_enabled` switches mixing off and on between batches. InputError on arguments that no mixing can follow.
+    Set `mixup_enabled` to switch mixing on or off between batches. InputError for invalid arguments.
 
     >>> np.random.seed(0)
     >>> mix = Mixup(mixup_alpha=0.0, cutmix_alpha=1.0, label_smoothing=0.0, num_classes=3)
@@ -92,7 +93,7 @@ class Mixup(Mixer):
             num_classes=num_classes, label_smoothing=label_smoothing, mode=mode, prob=prob, pairing=pairing
         )
         self.mixup_alpha = mixup_alpha
-        self.cutmix_alpha = cutmix_alpha if cutmix_minmax is None else 1.0  # any α > 0 says that CutMix is active
+        self.cutmix_alpha = cutmix_alpha if cutmix_minmax is None else 1.0  # any α > 0 marks CutMix as active
         self.cutmix_minmax = cutmix_minmax
         self.switch_prob = switch_prob
         self.correct_lam = correct_lam
@@ -100,7 +101,7 @@ class Mixup(Mixer):
         self._check_arguments()
 
     def _mix(self, images: Tensor, labels: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
-        """By timm's arithmetic, λ a number: in place on a copy, image by image."""
+        """Mix with timm's arithmetic: λ as a Python or numpy number, in place on a copy, image by image."""
         batch, height, width = len(images), images.shape[-2], images.shape[-1]
         mixed, others = images.clone(), images[sources[1]]
         mask = torch.empty(batch, 1, height, width, dtype=torch.float32, device=images.device)
@@ -117,13 +118,13 @@ class Mixup(Mixer):
         return mixed, mask
 
     def _blends(self, count: int, height: int, width: int) -> list[Blend]:
-        """Draw as timm does: of its two ways, one for a whole batch and one for many images."""
+        """Draw as timm does, which has one procedure for a whole batch and another one for single images."""
         if self.mode == "batch":
             return [self._blend(*self._draw_batch(), height, width)]
         return [self._blend(lam, cut, height, width) for lam, cut in zip(*self._draw_each(count), strict=True)]
 
     def _draw_batch(self) -> tuple[float, bool]:
-        """λ and whether to cut, once."""
+        """λ, and whether to use CutMix, for the whole batch."""
         if not self.mixup_enabled or np.random.rand() >= self.mix_prob:
             return 1.0, False
         cut = self.cutmix_alpha > 0.0
@@ -133,13 +134,13 @@ class Mixup(Mixer):
         return float(np.random.beta(alpha, alpha)), cut
 
     def _draw_each(self, count: int) -> tuple[Any, Any]:
-        """λ, float32 (count,), and whether to cut, bool (count,)."""
+        """λ, float32 (count,), and whether to use CutMix, bool (count,)."""
         unmixed, cut = np.ones(count, dtype=np.float32), np.full(count, self.cutmix_alpha > 0.0)
         if not self.mixup_enabled:
             return unmixed, cut
         if self.mixup_alpha > 0.0 and self.cutmix_alpha > 0.0:
             cut = np.random.rand(count) < self.switch_prob
-            # timm draws both for every element, CutMix first
+            # timm draws both for every image, CutMix first
             cutmix = np.random.beta(self.cutmix_alpha, self.cutmix_alpha, size=count)
             lam = np.where(cut, cutmix, np.random.beta(self.mixup_alpha, self.mixup_alpha, size=count))
         else:
@@ -148,11 +149,11 @@ class Mixup(Mixer):
         return np.where(np.random.rand(count) < self.mix_prob, lam.astype(np.float32), unmixed), cut
 
     def _blend(self, lam: Any, cut: bool, height: int, width: int) -> Blend:
-        """The blend of a drawn λ; a box is drawn only where there is something to mix."""
+        """The blend of a drawn λ; a box is drawn only if λ < 1."""
         return self._cut(lam, height, width) if cut and lam != 1.0 else Blend(lam)
 
     def _cut(self, lam: Any, height: int, width: int) -> Blend:
-        """A blend with a box, drawn now."""
+        """A blend with a newly drawn box."""
         if self.cutmix_minmax is None:
             return Blend(lam, _box_of_area(lam, height, width))
         return Blend(lam, _box_of_sides(self.cutmix_minmax, height, width))
@@ -166,19 +167,21 @@ class Mixup(Mixer):
         )
 
     def _check_arguments(self) -> None:
-        """InputError on arguments that no mixing can follow."""
+        """InputError for invalid values of α or box sides."""
         if min(self.mixup_alpha, self.cutmix_alpha) < 0.0 or max(self.mixup_alpha, self.cutmix_alpha) == 0.0:
             raise InputError(
                 f"mixup_alpha is {self.mixup_alpha} and cutmix_alpha is {self.cutmix_alpha}, expected none below 0 and "
-                "one above, or cutmix_minmax"
+                "at least one above 0, or cutmix_minmax"
             )
         sides = self.cutmix_minmax
         if sides is not None and not (len(sides) == 2 and 0.0 <= sides[0] < sides[1] <= 1.0):
-            raise InputError(f"cutmix_minmax is {sides!r}, expected (min, max) with 0 ≤ min < max ≤ 1, as (0.2, 0.8)")
+            raise InputError(
+                f"cutmix_minmax is {sides!r}, expected (min, max) with 0 ≤ min < max ≤ 1, such as (0.2, 0.8)"
+            )
 
 
 def _box_of_area(lam: Any, height: int, width: int) -> Box:
-    """Box around a random centre that has 1 − λ of the image's area before the border clips it (CutMix, eq. 1)."""
+    """Box around a random centre with 1 − λ of the image's area before it is clipped at the border (CutMix, eq. 1)."""
     ratio = np.sqrt(1 - lam)
     rows, columns = int(height * ratio), int(width * ratio)
     y, x = np.random.randint(height), np.random.randint(width)
@@ -187,11 +190,11 @@ def _box_of_area(lam: Any, height: int, width: int) -> Box:
 
 
 def _box_of_sides(minmax: Sequence[float], height: int, width: int) -> Box:
-    """Box inside the image whose sides are random fractions between `minmax` of it. InputError if it holds no pixel."""
+    """Box inside the image with sides that are random fractions within `minmax`. InputError if no pixel fits."""
     sides = [[int(length * fraction) for fraction in minmax] for length in (height, width)]
     if any(low >= high for low, high in sides):
         raise InputError(
-            f"cutmix_minmax={tuple(minmax)} leaves no whole number of pixels for images of {height}×{width}; widen it"
+            f"cutmix_minmax={tuple(minmax)} leaves no integer number of pixels for images of {height}×{width}; widen it"
         )
     rows, columns = (np.random.randint(low, high) for low, high in sides)
     top, left = np.random.randint(height - rows + 1), np.random.randint(width - columns + 1)

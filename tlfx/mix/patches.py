@@ -1,4 +1,4 @@
-"""Mixers that replace whole patches: at random, or in blocks as BEiT masks them."""
+"""Mixers that replace whole patches: at random, or in blocks like BEiT's masks."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ __all__ = ["BlockMix", "RandomPatchMix"]
 
 
 TRIES = 10
-"""Rectangles drawn for one block before it is given up, as in BEiT's code."""
+"""Number of rectangles to try for one block, as in BEiT's code."""
 
 
 class _PatchMixer(MaskMixer):
-    """A mask on the grid of patches, of which round((1 − λ)·patches) are replaced, λ ~ Beta(α, α)."""
+    """A mixer that replaces round((1 − λ)·patches) patches of the grid, λ ~ Beta(α, α)."""
 
     def __init__(self, *, patch_size: int = 16, alpha: float = 1.0, **arguments: Unpack[MixerArguments]) -> None:
         check_alpha(alpha)
         if patch_size < 1:
-            raise InputError(f"patch_size is {patch_size}, expected the model's, in pixels, such as 16")
+            raise InputError(f"patch_size is {patch_size}, expected the model's patch size in pixels, such as 16")
         super().__init__(**arguments)
         self.patch_size = patch_size
         self.alpha = alpha
 
     def masks(self, others: Tensor) -> Tensor:
-        """Masks that are constant in each patch. InputError if the image is not made of whole patches."""
+        """Masks that are constant in each patch. InputError if the patch size does not divide the image size."""
         (count, _, height, width), size = others.shape, self.patch_size
         if height % size or width % size:
             raise InputError(
@@ -51,16 +51,17 @@ class _PatchMixer(MaskMixer):
 
     @abstractmethod
     def _kept(self, replaced: Tensor, rows: int, columns: int) -> Tensor:
-        """Which patches stay, bool (count, rows, columns): all but `replaced`, int64 (count,), of them."""
+        """Which patches stay, bool (count, rows, columns); `replaced`, int64 (count,), is the number that does not."""
 
 
 class RandomPatchMix(_PatchMixer):
-    """Patches at random are replaced by those of another image (TL-Align, Table 7).
+    """Replaces random patches by those of another image (TL-Align, Table 7).
 
-    patch_size: in pixels; images are made of whole patches. alpha: of λ ~ Beta(α, α), the share of patches that stay.
+    patch_size: in pixels; it must divide height and width of the images.
+    alpha: α of λ ~ Beta(α, α), the fraction of patches that stay.
     The other arguments are those of `Mixer`: num_classes, label_smoothing, mode, prob, pairing, generator.
 
-    InputError on arguments that no mixing can follow.
+    InputError for invalid arguments.
 
     >>> mix = RandomPatchMix(patch_size=2, num_classes=2, generator=torch.Generator().manual_seed(1))
     >>> images, target = mix(torch.arange(2.0).view(2, 1, 1, 1).expand(2, 1, 4, 6), torch.tensor([0, 1]))
@@ -78,16 +79,17 @@ class RandomPatchMix(_PatchMixer):
 
 
 class BlockMix(_PatchMixer):
-    """Blocks of patches are replaced by those of another image, drawn as BEiT masks them (arXiv 2106.08254, Alg. 1).
+    """Replaces blocks of patches by those of another image, drawn like BEiT's masks (arXiv 2106.08254, Alg. 1).
 
-    Rectangles of random area, aspect ratio and place are joined until the wanted number of patches is replaced, or no
-    further rectangle fits; the mask tells how many are.
+    Rectangles of random area, aspect ratio and position are joined until the drawn number of patches is replaced, or no
+    further rectangle fits; the mask holds the patches that were replaced.
 
-    patch_size: in pixels; images are made of whole patches. alpha: of λ ~ Beta(α, α), the share of patches that stay.
-    min_block: least area of a block, in patches. min_aspect: least ratio of its sides.
+    patch_size: in pixels; it must divide height and width of the images.
+    alpha: α of λ ~ Beta(α, α), the fraction of patches that stay.
+    min_block: smallest area of a block, in patches. min_aspect: smallest ratio of its sides.
     The other arguments are those of `Mixer`: num_classes, label_smoothing, mode, prob, pairing, generator.
 
-    InputError on arguments that no mixing can follow.
+    InputError for invalid arguments.
 
     >>> mix = BlockMix(patch_size=1, num_classes=2, min_block=2, generator=torch.Generator().manual_seed(0))
     >>> images, target = mix(torch.arange(2.0).view(2, 1, 1, 1).expand(2, 1, 4, 6), torch.tensor([0, 1]))
@@ -116,11 +118,11 @@ class BlockMix(_PatchMixer):
         self.min_aspect = min_aspect
 
     def _kept(self, replaced: Tensor, rows: int, columns: int) -> Tensor:
-        """Drawn on the host, since each block depends on those before it."""
+        """Draw on the host, since each block depends on the previous ones."""
         return torch.stack([torch.from_numpy(~self._blocks(wanted, rows, columns)) for wanted in replaced.tolist()])
 
     def _blocks(self, wanted: int, rows: int, columns: int) -> NDArray[np.bool_]:
-        """At most `wanted` patches in blocks, bool (rows, columns)."""
+        """Blocks that cover at most `wanted` patches, bool (rows, columns)."""
         blocks = np.zeros((rows, columns), dtype=bool)
         left = wanted
         while left:
@@ -133,7 +135,7 @@ class BlockMix(_PatchMixer):
         return blocks
 
     def _block(self, numbers: list[float], most: int, rows: int, columns: int) -> tuple[slice, slice] | None:
-        """A rectangle of about `most` patches or fewer, by four numbers in [0, 1); None if it exceeds the grid."""
+        """A rectangle of about `most` patches or fewer from four numbers in [0, 1); None if it exceeds the grid."""
         least = min(self.min_block, most)
         area = least + numbers[0] * (most - least)
         aspect = self.min_aspect ** (1.0 - 2.0 * numbers[1])  # log-uniform between min_aspect and its inverse

@@ -1,4 +1,4 @@
-"""A mixer that pastes one image, whole but smaller, on another."""
+"""A mixer that pastes a smaller copy of one image on another."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ __all__ = ["ResizeMix"]
 
 
 class ResizeMix(MaskMixer):
-    """An image is made smaller and pasted whole at a random place of another (arXiv 2012.11101).
+    """Resizes an image to a smaller one and pastes it at a random position of another image (arXiv 2012.11101).
 
-    scale: (low, high), between which its sides are drawn uniformly, as shares of the image's, one share for both sides.
+    scale: (low, high), the range of the pasted size as a fraction of the image size, drawn uniformly; height and width
+        have the same fraction.
     The other arguments are those of `Mixer`: num_classes, label_smoothing, mode, prob, pairing, generator.
 
-    InputError on arguments that no mixing can follow.
+    InputError for invalid arguments.
 
     >>> mix = ResizeMix(scale=(0.5, 0.5), num_classes=2, generator=torch.Generator().manual_seed(0))
     >>> images, target = mix(torch.arange(2.0).view(2, 1, 1, 1).expand(2, 1, 4, 6), torch.tensor([0, 1]))
@@ -37,12 +38,12 @@ class ResizeMix(MaskMixer):
 
     def __init__(self, *, scale: tuple[float, float] = (0.1, 0.8), **arguments: Unpack[MixerArguments]) -> None:
         if not (len(scale) == 2 and 0.0 < scale[0] <= scale[1] <= 1.0):
-            raise InputError(f"scale is {scale!r}, expected (low, high) with 0 < low ≤ high ≤ 1, as (0.1, 0.8)")
+            raise InputError(f"scale is {scale!r}, expected (low, high) with 0 < low ≤ high ≤ 1, such as (0.1, 0.8)")
         super().__init__(**arguments)
         self.scale = scale
 
     def masks(self, others: Tensor) -> Tensor:
-        """Boxes of 0, each of at least one pixel, inside masks of 1."""
+        """Masks of 1 with a box of 0, of at least one pixel, in each."""
         (count, _, height, width), (low, high) = others.shape, self.scale
         shares, places = low + (high - low) * self.draws.uniform(count), self.draws.uniform(2, count)
         rows, columns = (
@@ -52,25 +53,25 @@ class ResizeMix(MaskMixer):
         return 1.0 - (rows[:, None, :, None] & columns[:, None, None, :]).float()
 
     def blend(self, images: Tensor, others: Tensor, mask: Tensor) -> Tensor:
-        """Images with the others resized into the boxes of the mask; (1 or B, 1, H, W)."""
+        """Images with the others resized into the boxes of the mask (1 or B, 1, H, W)."""
         mixed = images.clone()
         for i, (top, bottom, left, right) in enumerate(_boxes(mask)):
-            rows = slice(i, i + 1) if len(mask) > 1 else slice(None)  # one box for all images is pasted at once
+            chosen = slice(i, i + 1) if len(mask) > 1 else slice(None)  # one box for all images is pasted at once
             if top < bottom:
-                small = _resized(others[rows], bottom - top, right - left)
-                mixed[rows, :, top:bottom, left:right] = small.to(images.dtype)
+                small = _resized(others[chosen], bottom - top, right - left)
+                mixed[chosen, :, top:bottom, left:right] = small.to(images.dtype)
         return mixed
 
 
 def _span(shares: Tensor, places: Tensor, length: int) -> Tensor:
-    """Which pixels of an axis lie in boxes of these shares of it, at places in [0, 1): bool (count, length)."""
+    """Which pixels of an axis are inside each box: bool (count, length); sizes and positions are fractions."""
     side = (shares * length).long().clamp_min(1)[:, None]
     from_start = torch.arange(length, device=shares.device) - (places[:, None] * (length - side + 1)).long()
     return (from_start >= 0) & (from_start < side)
 
 
 def _boxes(mask: Tensor) -> list[list[int]]:
-    """Top, bottom, left and right of the box of 0 in each mask; all 0 where there is none."""
+    """Top, bottom, left and right of the box of 0 in each mask; all 0 for a mask without box."""
     inside = mask[:, 0] == 0.0
     bounds = []
     for along in (inside.any(2), inside.any(1)):
@@ -81,7 +82,7 @@ def _boxes(mask: Tensor) -> list[list[int]]:
 
 
 def _resized(images: Tensor, height: int, width: int) -> Tensor:
-    """Images in another size, in float32 or better; rounded if they are whole numbers."""
+    """Images in another size, computed in float32 or float64; rounded if their type is integer."""
     pixels = images if images.dtype in (torch.float32, torch.float64) else images.float()
     small = F.interpolate(pixels, (height, width), mode="bilinear", antialias=True)
     return small if images.is_floating_point() else small.round_()

@@ -1,4 +1,4 @@
-"""The target of a mixed batch: the labels of each sample, and which pixels carry which."""
+"""The target of a mixed batch: the labels of each sample, and the share of each label per pixel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["MixedTarget", "check_labels", "hard_or_soft"]
 
 
 class MixedTarget(dict[str, Any]):
-    """Labels of the images behind every mixed image, mostly two, with the mask that mixed them.
+    """Labels of the images (usually two) that each mixed image was made of, and the mask that mixed them.
 
     | item          | type and shape                                            | meaning                              |
     |---------------|-----------------------------------------------------------|--------------------------------------|
@@ -25,12 +25,12 @@ class MixedTarget(dict[str, Any]):
     | `num_classes` | int ≥ 1                                                   | width of the soft target             |
     | `smoothing`   | float in [0, 1), 0 if left out                            | label smoothing                      |
 
-    A mixture of K images holds `labels`, int64 (B, K) or soft float (B, K, num_classes), in place of `first` and
-    `second`, and a mask of K channels that sum to 1: the share of each image per pixel.
+    A mixture of K images has `labels`, int64 (B, K) or soft float (B, K, num_classes), instead of `first` and `second`,
+    and a mask with K channels that sum to 1: the share of each image per pixel.
 
-    It is a plain `dict`, so whatever collates, moves, pins, slices or pickles dictionaries of tensors handles it. One
-    sample of a data set holds labels and mask without the batch axis; `default_collate` makes the batch. The attributes
-    of the same names read the items in the form of the table. Nothing is checked before `check`.
+    It is a `dict`, so that code which collates, moves, pins, slices or pickles dictionaries of tensors handles it. A
+    single sample has labels and mask without batch axis; `default_collate` adds it. Attributes of the same names return
+    the items with the types and shapes of the table. Nothing is validated before `check` is called.
 
     >>> mask = torch.ones(1, 1, 2, 4)
     >>> mask[..., 3] = 0
@@ -46,18 +46,18 @@ class MixedTarget(dict[str, Any]):
     @property
     def first(self) -> Tensor:
         """Label of the first image: int64 (B,) or float32 (B, num_classes)."""
-        return self.labels[:, 0] if "labels" in self else _rows(self._tensor("first"), 0)
+        return self.labels[:, 0] if "labels" in self else _batched(self._tensor("first"), 0)
 
     @property
     def second(self) -> Tensor:
         """Label of the second image: int64 (B,) or float32 (B, num_classes)."""
-        return self.labels[:, 1] if "labels" in self else _rows(self._tensor("second"), 0)
+        return self.labels[:, 1] if "labels" in self else _batched(self._tensor("second"), 0)
 
     @property
     def labels(self) -> Tensor:
         """Labels of all images: int64 (B, K) or float32 (B, K, num_classes)."""
         if "labels" in self:
-            return _rows(self._tensor("labels"), 1)
+            return _batched(self._tensor("labels"), 1)
         return torch.stack((self.first, self.second), 1)
 
     @property
@@ -82,11 +82,11 @@ class MixedTarget(dict[str, Any]):
         return float(self._number("smoothing"))
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> MixedTarget:
-        """A new target with labels and mask on `device`; types stay. TargetError if `device` is no device."""
+        """A new target with labels and mask on `device`, types unchanged. TargetError if `device` is not a device."""
         if not isinstance(device, (torch.device, str, int)):
             raise TargetError(f"MixedTarget.to takes a device, got {device!r}; labels and mask keep their types")
         moved = {
-            # class count and smoothing are read by the host, so they stay there
+            # num_classes and smoothing are read on the host, so they stay on the CPU
             key: value.to(device, non_blocking=non_blocking) if key in ("first", "second", "labels", "mask") else value
             for key, value in self.items()
         }
@@ -99,11 +99,11 @@ class MixedTarget(dict[str, Any]):
 
     @torch.no_grad()
     def soften(self, share: Tensor) -> Tensor:
-        """Soft targets share·y₁ + (1 − share)·y₂ for any positions: float32 (B or 1, …) → (B, …, num_classes).
+        """Soft targets share·y₁ + (1 − share)·y₂ at any positions: float32 (B or 1, …) → (B, …, num_classes).
 
-        A mixture of K images takes the shares of all, (B or 1, …, K), and gives Σ shareₖ·yₖ.
-        y is the one-hot (or already soft) label, smoothed as in timm: smoothing/num_classes off the label and
-        1 − smoothing + smoothing/num_classes on it. Rows sum to 1 if the labels do.
+        For a mixture of K images, share is (B or 1, …, K) and the result Σ shareₖ·yₖ. y is the one-hot or soft label,
+        smoothed as in timm: 1 − smoothing + smoothing/num_classes for the class of the label, smoothing/num_classes for
+        other classes. The targets sum to 1 over classes if the labels do.
 
         >>> target = MixedTarget(first=torch.tensor([0]), second=torch.tensor([1]), mask=torch.ones(1, 1, 2, 2),
         ...                      num_classes=2)
@@ -116,13 +116,13 @@ class MixedTarget(dict[str, Any]):
         labels = self.labels.unbind(1) if "labels" in self else (self.first, self.second)
         soft = self._soft(labels[0], shares[0])
         for label, part in zip(labels[1:], shares[1:], strict=True):
-            soft += self._soft(label, part)  # one after another, since all at once would take K times the memory
+            soft += self._soft(label, part)  # one by one: a single sum over K would need K times the memory
         return soft
 
     def check(self, batch: int, size: tuple[int, ...] | None = None, *, values: bool = True) -> None:
         """TargetError unless the target fits `batch` images of `size`: (H, W), (T, H, W), or None for any size.
 
-        `values=False` leaves out the checks that read labels and mask, since on a GPU they wait for the device.
+        `values=False` omits the checks that read values of labels and mask, which synchronise a GPU.
         """
         if self.num_classes < 1:
             raise TargetError(f"num_classes is {self.num_classes}, expected at least 1")
@@ -142,21 +142,23 @@ class MixedTarget(dict[str, Any]):
         return soft * share.unsqueeze(-1)
 
     def _label_items(self) -> tuple[str, ...]:
-        """Names of the items that hold labels. TargetError for labels in both forms."""
+        """Names of the items with labels. TargetError if both forms are present."""
         if "labels" not in self:
             return "first", "second"
         if "first" in self or "second" in self:
-            raise TargetError("the target holds labels and first or second; expected labels of K images, or of two")
+            raise TargetError(
+                "the target holds labels and first or second; expected labels (K images), or first and second (two)"
+            )
         return ("labels",)
 
     def _batch_shape(self) -> torch.Size:
-        """Shape of what is collated: () for one sample, (B,) for a batch, (N, B) for collated batches."""
+        """The leading shape: () for one sample, (B,) for a batch, (N, B) for collated batches."""
         labels = self._tensor(self._label_items()[0])
         own = labels.is_floating_point() + ("labels" in self)
         return labels.shape[: labels.dim() - own]
 
     def _check_lengths(self, batch: int) -> None:
-        """TargetError unless labels have one row per image and lie on one device with the mask."""
+        """TargetError unless there is one label per image, on the same device as the mask."""
         if "labels" in self:
             self._check_images()
         first, second = self.first, self.second
@@ -164,21 +166,21 @@ class MixedTarget(dict[str, Any]):
             raise TargetError(f"first has {len(first)} labels and second {len(second)}; expected one of each per image")
         if len(first) != batch:
             raise TargetError(
-                f"a target of {len(first)} labels was given with {batch} images; it seems to come from another batch, "
-                "pass the images and the target that one call of the mixer returned"
+                f"a target of {len(first)} labels was given with {batch} images; it seems to come from another batch: "
+                "pass images and target from the same call of the mixer"
             )
         devices = sorted({str(self._tensor(name).device) for name in (*self._label_items(), "mask")})
         if len(devices) > 1:
-            raise TargetError(f"labels and mask lie on several devices {devices}; use target.to(images.device)")
+            raise TargetError(f"labels and mask are on several devices {devices}; use target.to(images.device)")
 
     def _check_images(self) -> None:
-        """TargetError unless the labels of K images have an axis for them."""
+        """TargetError unless the labels of K images have an axis of size K ≥ 2."""
         labels = self._tensor("labels")
         axis = labels.dim() - 1 - labels.is_floating_point()
         if axis < 0 or labels.shape[axis] < 2:
             raise TargetError(
                 f"labels is {labels.dtype} of shape {tuple(labels.shape)}, expected (batch, images) with 2 images or "
-                "more, int64 or soft (batch, images, num_classes)"
+                "more: int64, or soft (batch, images, num_classes)"
             )
 
     def _check_mask(self, batch: int, size: tuple[int, ...] | None) -> None:
@@ -194,19 +196,19 @@ class MixedTarget(dict[str, Any]):
         fits = mask.dim() in (4, 5) if size is None else tuple(mask.shape[2:]) == tuple(size)
         if mask.dim() < 3 or not fits or mask.shape[1] != channels or mask.shape[0] not in (1, batch):
             raise TargetError(
-                f"mask has shape {tuple(given.shape)}, expected {expected}; resize images before they are mixed, or "
-                "resize the mask with them"
+                f"mask has shape {tuple(given.shape)}, expected {expected}; resize images before mixing, or resize the "
+                "mask with them"
             )
 
     def _tensor(self, name: str) -> Tensor:
-        """The item as it is. TargetError if it is missing or no tensor."""
+        """The item, unchanged. TargetError if it is missing or not a tensor."""
         value = self.get(name)
         if not isinstance(value, Tensor):
             raise TargetError(_not_a_tensor(name, value))
         return value
 
     def _number(self, name: str) -> int | float:
-        """The item as one number: collating makes a tensor of equal ones. TargetError if they differ."""
+        """The item as one number; collating makes it a tensor of equal numbers. TargetError if they differ."""
         value = self.get(name)
         numbers = set(value.flatten().tolist()) if isinstance(value, Tensor) else {value}
         number = numbers.pop() if len(numbers) == 1 else None
@@ -216,7 +218,7 @@ class MixedTarget(dict[str, Any]):
 
 
 def hard_or_soft(target: Tensor, num_classes: int, smoothing: float = 0.0) -> Tensor:
-    """Soft float32 (…, num_classes) of hard int labels (…) or soft labels (…, num_classes), smoothed as in timm.
+    """Soft labels, float32 (…, num_classes), from int labels (…) or soft labels (…, num_classes), smoothed as in timm.
 
     >>> hard_or_soft(torch.tensor([1]), num_classes=2, smoothing=0.2)
     tensor([[0.1000, 0.9000]])
@@ -228,7 +230,7 @@ def hard_or_soft(target: Tensor, num_classes: int, smoothing: float = 0.0) -> Te
 def check_labels(labels: object, num_classes: int, *, name: str = "target", values: bool = True) -> None:
     """TargetError unless `labels` are int (B,) in [0, num_classes) or soft float (B, num_classes).
 
-    `values=False` leaves out the range, since reading it waits for the device on a GPU.
+    `values=False` omits the check of the range, which synchronises a GPU.
     """
     if not isinstance(labels, Tensor):
         raise TargetError(_not_a_tensor(name, labels))
@@ -250,7 +252,7 @@ def check_labels(labels: object, num_classes: int, *, name: str = "target", valu
 
 
 def _check_range(mask: Tensor) -> None:
-    """TargetError unless every share lies in [0, 1], and those of K images sum to 1."""
+    """TargetError unless every share is in [0, 1], and the shares of K images sum to 1."""
     low, high = (float(bound) for bound in mask.aminmax())
     if not (low >= 0.0 and high <= 1.0):  # also false for NaN
         raise TargetError(
@@ -259,17 +261,17 @@ def _check_range(mask: Tensor) -> None:
         )
     if mask.shape[1] > 1:
         low, high = (float(bound) for bound in mask.sum(1).aminmax())
-        if low < 1.0 - 1e-2 or high > 1.0 + 1e-2:  # as exact as shares in half precision can be
+        if low < 1.0 - 1e-2 or high > 1.0 + 1e-2:  # the rounding error of shares in half precision
             raise TargetError(
                 f"the shares of {mask.shape[1]} images sum to {low:g} to {high:g} per pixel, expected 1; divide the "
                 "mask by its sum over channels"
             )
 
 
-def _rows(labels: Tensor, images: int) -> Tensor:
-    """int64 (B, …) or float32 (B, …, num_classes), from one sample, a batch or collated batches.
+def _batched(labels: Tensor, images: int) -> Tensor:
+    """Labels int64 (B, …) or float32 (B, …, num_classes) from one sample, a batch or collated batches.
 
-    images: how many axes, 0 or 1, count the images of a sample.
+    images: number of axes, 0 or 1, over the K images of a sample.
     """
     own = labels.is_floating_point() + images
     labels = labels.float() if labels.is_floating_point() else labels.long()
@@ -278,6 +280,6 @@ def _rows(labels: Tensor, images: int) -> Tensor:
 
 
 def _not_a_tensor(name: str, value: object) -> str:
-    """What to say of a missing or wrongly typed item."""
+    """The error message for a missing item or one of a wrong type."""
     given = "missing" if value is None else f"a {type(value).__name__}"
     return f"{name} is {given}, expected a torch.Tensor"

@@ -1,4 +1,4 @@
-"""Labels on the way: of modules and nodes inside a graph, chosen by glob patterns."""
+"""Intermediate labels: of modules and nodes inside a graph, chosen by glob patterns."""
 
 from __future__ import annotations
 
@@ -17,39 +17,38 @@ from tlfx.propagate.outputs import is_real, read_label
 from tlfx.propagate.values import Value
 from tlfx.propagate.verbs import OpContext
 
-__all__ = ["EVERY_MODULE", "Observer", "Recorded", "Recording"]
+__all__ = ["EVERY_MODULE", "LabelRecorder", "ObservedLabels", "Observer"]
 
 EVERY_MODULE = "*"
 """The pattern of all modules."""
 
 
 @dataclass(frozen=True, eq=False)
-class Recorded:
-    """Rows on the way by name, in the shape of positions, and the names that each pattern stands for."""
+class ObservedLabels:
+    """Label ids of modules and nodes by name, in the shape of positions, and the names that each pattern stands for."""
 
-    rows: dict[str, Tensor] = field(default_factory=dict)
+    ids: dict[str, Tensor] = field(default_factory=dict)
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-class Recording:
+class LabelRecorder:
     """Labels on the way of the latest aligned call, by name: those that ``patterns`` stand for."""
 
     def __init__(self, patterns: tuple[str, ...]) -> None:
         self.patterns = patterns
         self.labels: dict[str, Tensor] = {}
 
-    def take(self, recorded: Recorded, labels: Sequence[Tensor]) -> None:
-        """Keep the labels (batch, *positions, channels) of a call, one for each of the ``recorded`` rows; a single
-        channel is no axis."""
-        by_name = {n: x.squeeze(-1) for n, x in zip(recorded.rows, labels, strict=True)}
+    def take(self, recorded: ObservedLabels, labels: Sequence[Tensor]) -> None:
+        """Keep the labels (batch, *positions, channels) of a call, one for each of the ``recorded`` ids; a single
+        channel is squeezed."""
+        by_name = {n: x.squeeze(-1) for n, x in zip(recorded.ids, labels, strict=True)}
         self.labels.clear()
         for pattern in self.patterns:
             self.labels.update({name: by_name[name] for name in recorded.names[pattern]})
 
 
 class Observer:
-    """Keeps what modules and nodes of a graph gave at the time they gave it: what is written to them later changes
-    their values."""
+    """Keeps the values of modules and nodes as they were when they were computed: later in-place writes change them."""
 
     def __init__(self, graph: Graph) -> None:
         self.modules: dict[str, Value] = {}
@@ -63,29 +62,29 @@ class Observer:
             self._ends.setdefault(nodes[-1], []).append((path, [n for n in reversed(nodes) if _leaves(n, path)]))
 
     def see(self, node: Node, values: Mapping[Node, Any]) -> None:
-        """Note what a node gave, and what every module gave whose last node it is."""
+        """Note the value of a node, and the output of every module that ends with it."""
         for value in _content([node], values):
             self.nodes[node.name] = value
         for path, given in self._ends.get(node, ()):
             for value in list(_content(given, values))[:1]:
                 self.modules[path] = value
 
-    def choose(self, patterns: Sequence[str], op: OpContext) -> Recorded:
-        """The rows of all modules that patterns match, and of all nodes where a pattern matches no module; ``op`` is
+    def choose(self, patterns: Sequence[str], op: OpContext) -> ObservedLabels:
+        """The ids of all modules that patterns match, and of all nodes where a pattern matches no module; ``op`` is
         the output node as an operation.
 
         Raises InputError for a pattern that matches neither.
         """
         names = {p: self._matching(p) for p in patterns}
         known = {**self.nodes, **self.modules}
-        rows = {n: _positions(op, known[n]) for n in dict.fromkeys(n for found in names.values() for n in found)}
-        return Recorded(rows, names)
+        ids = {n: _positions(op, known[n]) for n in dict.fromkeys(n for matches in names.values() for n in matches)}
+        return ObservedLabels(ids, names)
 
     def _matching(self, pattern: str) -> tuple[str, ...]:
         for known in (self.modules, self.nodes):
-            found = tuple(name for name in known if fnmatchcase(name, pattern))
-            if found:
-                return found
+            matches = tuple(name for name in known if fnmatchcase(name, pattern))
+            if matches:
+                return matches
         names = [*self.modules, *self.nodes]
         near = difflib.get_close_matches(pattern, names, cutoff=0.5) or names[:3]
         raise InputError(
@@ -96,18 +95,18 @@ class Observer:
 
 
 def _paths(node: Node) -> list[str]:
-    """Paths of the modules that a node was captured in, but for the model itself."""
+    """Paths of the modules that a node was captured in, except the model itself."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     return list(dict.fromkeys(str(path) for path, _ in stack if path))
 
 
 def _leaves(node: Node, path: str) -> bool:
-    """Whether anything outside a module reads a node of it."""
+    """Whether a node outside a module reads this node of it."""
     return any(user.op == "output" or path not in _paths(user) for user in node.users)
 
 
 def _content(nodes: Sequence[Node], values: Mapping[Node, Any]) -> Iterator[Value]:
-    """Values of the nodes that carry labels, as outputs of a model would."""
+    """Values of the nodes that could have a label as outputs of a model."""
     for node in nodes:
         value = values.get(node)
         if isinstance(value, Value) and is_real(node) and value.is_content and len(value.shape) > 1:
@@ -115,15 +114,15 @@ def _content(nodes: Sequence[Node], values: Mapping[Node, Any]) -> Iterator[Valu
 
 
 def _positions(op: OpContext, value: Value) -> Tensor:
-    """Rows of a value in the shape of its positions: the axes along which it has tokens, windows before them."""
+    """Ids of a value in the shape of its positions: the axes along which it has tokens, windows before them."""
     label = read_label(op, value, _channel_axis(value))
     merged = [label.where.axis + i for i, parts in enumerate((label.where.outer, label.where.inner)) if parts == 1]
-    return label.rows.squeeze(merged)
+    return label.ids.squeeze(merged)
 
 
 def _channel_axis(value: Value) -> int:
-    """The axis of channels: along which labels are constant, the last such one beside tokens (heads come before it);
-    or the one along which they repeat most (squares of tokens side by side in the channels)."""
+    """The channel axis: the last axis along which labels are constant (heads come before it), or the axis along which
+    they repeat most (several tokens merged into the channels)."""
     where = value.batch_axis.axis
     axes = [a for a in range(len(value.shape)) if a != where]
     free = [a for a in axes if value.shape[a] > 1] or axes
@@ -134,6 +133,6 @@ def _channel_axis(value: Value) -> int:
 
 
 def _repeats(content: Tensor, axis: int) -> float:
-    """How often an average place along an axis holds the same rows as another."""
+    """How often, on average, a slice along an axis repeats: the number of slices over that of distinct slices."""
     along = content.movedim(axis, 0).flatten(1)
     return len(along) / len(torch.unique(along, dim=0))

@@ -11,19 +11,20 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from tlfx.errors import NoContentError
-from tlfx.propagate.values import BatchAxis, Value
+from tlfx.propagate.values import Value
 from tlfx.propagate.verbs import OpContext
-from tlfx.propagate.verbs.base import numbered
+from tlfx.propagate.verbs.base import axis_of_ids
 from tlfx.propagate.verbs.movement import with_image
+from tlfx.runtime import BatchAxis
 
 __all__ = ["OutputLabel", "is_real", "read_label", "read_outputs"]
 
 
 @dataclass(frozen=True, eq=False)
 class OutputLabel:
-    """Where the label of one output is read: rows in the shape of the output without its class axis."""
+    """Where the label of one output is read: ids in the shape of the output without its class axis."""
 
-    rows: Tensor
+    ids: Tensor
     where: BatchAxis
     class_axis: int
 
@@ -54,12 +55,12 @@ def _read(op: OpContext, value: Any) -> OutputLabel | None:
 
 def read_label(op: OpContext, value: Value, axis: int) -> OutputLabel:
     """The label of a value with content at each of its positions: the mean over ``axis``, that of its channels."""
-    where, rows = value.batch_axis, value.rows
-    split_axis = numbered(where, axis)
-    rows = op.uniform_over(rows, [split_axis]).squeeze(split_axis)
+    where, ids = value.batch_axis, value.ids
+    split_axis = axis_of_ids(where, axis)
+    ids = op.uniform_over(ids, [split_axis]).squeeze(split_axis)
     full = [s for i, s in enumerate(value.shape) if i != axis]
     place = BatchAxis(where.axis - (axis < where.axis), where.outer, where.inner)
-    return OutputLabel(with_image(rows).expand(place.split(full)), place, axis)
+    return OutputLabel(with_image(ids).expand(place.split(full)), place, axis)
 
 
 def is_real(node: Node) -> bool:

@@ -15,7 +15,8 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
 from tlfx import runtime
-from tlfx.capture.leaf_modules import call_of, sources_of
+from tlfx.capture.export import Captured
+from tlfx.capture.regions import RegionTree
 from tlfx.graph.aliasing import written_argument
 from tlfx.graph.branch_scales import BranchScales
 from tlfx.graph.constants import Constants
@@ -25,16 +26,17 @@ from tlfx.operations import Operation
 from tlfx.propagate.contexts import LinearContexts
 from tlfx.propagate.labels import MASK, LabelTable
 from tlfx.propagate.layers import LayerSelection, count_from_first
-from tlfx.propagate.module_calls import ModuleCalls
-from tlfx.propagate.observer import Observer, Recorded
+from tlfx.propagate.observer import ObservedLabels, Observer
 from tlfx.propagate.options import Options
 from tlfx.propagate.outputs import OutputLabel, read_outputs
 from tlfx.propagate.rule_calls import apply_rule
+from tlfx.propagate.ruled_calls import RuledCalls
 from tlfx.propagate.state import PropagationState
 from tlfx.propagate.tokens import LearnedTokens
-from tlfx.propagate.values import BatchAxis, Role, Value, merge_batch
+from tlfx.propagate.values import Role, Value, map_of_ids
 from tlfx.propagate.verbs import OpContext
 from tlfx.propagate.writes import InPlaceWrites
+from tlfx.runtime import BatchAxis
 
 __all__ = ["Propagation", "Propagator", "propagate"]
 
@@ -52,7 +54,8 @@ class Propagation:
     operations: dict[Node, Operation]
     labels: LabelTable
     outputs: list[OutputLabel | None]
-    recorded: Recorded
+    recorded: ObservedLabels
+    regions: RegionTree
 
     @property
     def device(self) -> torch.device:
@@ -60,8 +63,8 @@ class Propagation:
         return _device(self.images)
 
 
-def propagate(graph_module: GraphModule, images: str, options: Options | None = None) -> Propagation:
-    """Propagate labels through a captured graph; ``images`` names the placeholder that holds the image content.
+def propagate(captured: Captured, options: Options | None = None) -> Propagation:
+    """Propagate labels through a captured graph.
 
     Raises UnknownOperatorError for an operator without a rule, RuleError or ProvenanceError where content cannot be
     followed, NoContentError if no output holds any, InputError for layers counted from the last beyond the first.
@@ -69,13 +72,13 @@ def propagate(graph_module: GraphModule, images: str, options: Options | None = 
     options = options or Options()
     if any(isinstance(layer, int) and layer < 0 for layer in options.layers or ()):
         # only a pass over the graph tells how many attention layers there are
-        every = Propagator(graph_module, images, replace(options, layers=None, record=()))
+        every = Propagator(captured, replace(options, layers=None, record=()))
         every.run()
         options = replace(options, layers=count_from_first(options.layers or (), every.state.layers.count))
-    propagator = Propagator(graph_module, images, options)
+    propagator = Propagator(captured, options)
     propagation = propagator.run()
     while tokens := propagator.state.tokens.for_next_pass():
-        propagator = Propagator(graph_module, images, options, tokens)
+        propagator = Propagator(captured, options, tokens)
         propagation = propagator.run()
     return propagation
 
@@ -83,12 +86,11 @@ def propagate(graph_module: GraphModule, images: str, options: Options | None = 
 class Propagator:
     """Visits the nodes of a graph in order; ``tokens`` are the learned tokens that an earlier pass found."""
 
-    def __init__(
-        self, graph_module: GraphModule, images: str, options: Options, tokens: Mapping[Node, Tensor] | None = None
-    ) -> None:
-        self.graph_module = graph_module
+    def __init__(self, captured: Captured, options: Options, tokens: Mapping[Node, Tensor] | None = None) -> None:
+        self.graph_module = graph_module = captured.graph_module
+        self.regions = captured.regions
         self.options = options
-        self.images = next(n for n in graph_module.graph.nodes if n.op == "placeholder" and n.name == images)
+        self.images = next(n for n in graph_module.graph.nodes if n.op == "placeholder" and n.name == captured.images)
         self.batch = shapes(self.images)[0][0]
         self.values: dict[Node, Any] = {}
         self.operations: dict[Node, Operation] = {}
@@ -98,6 +100,7 @@ class Propagator:
             device=_device(self.images),
             options=options,
             operations=self.operations,
+            regions=self.regions,
             labels=LabelTable(),
             constants=Constants(graph_module, self._number_of, self._is_constant),
             contexts=LinearContexts(self.batch),
@@ -105,13 +108,13 @@ class Propagator:
             scales=BranchScales(self._is_content, self.operations),
             tokens=LearnedTokens(tokens),
         )
-        self._modules = ModuleCalls(self.values, self.operations, self._writes, self.state)
+        self._ruled_calls = RuledCalls(self.values, self.operations, self._writes, self.state)
 
     def run(self) -> Propagation:
-        """Visit all nodes, then reclassify those whose operation only later nodes could tell."""
+        """Visit all nodes, then update those that only later nodes showed to be mixing weights or tokens."""
         graph = self.graph_module.graph
         observer = Observer(graph) if self.options.record else None
-        reads = {} if self._keeps_maps else last_reads(graph, sources_of, _reader_of)
+        reads = {} if self._keeps_maps else last_reads(graph, self.regions.sources_of, self.regions.reader_of)
         for node in graph.nodes:
             if node.op == "output":
                 break
@@ -123,10 +126,18 @@ class Propagator:
                 self._free(source)
         op = OpContext(graph.output_node(), (), {}, self.state)
         outputs = read_outputs(op, self.values)
-        recorded = observer.choose(self.options.record, op) if observer else Recorded()
+        recorded = observer.choose(self.options.record, op) if observer else ObservedLabels()
         self.operations.update(self.state.contexts.reclassified(self.values))
+        self.values.update(self.state.tokens.joined(self.values))
         return Propagation(
-            self.graph_module, self.images, self.values, self.operations, self.state.labels, outputs, recorded
+            self.graph_module,
+            self.images,
+            self.values,
+            self.operations,
+            self.state.labels,
+            outputs,
+            recorded,
+            self.regions,
         )
 
     @property
@@ -162,12 +173,12 @@ class Propagator:
             return self._placeholder(node)
         if node.op == "get_attr":
             return self._of_constants(node) if shapes(node) else None
-        call = call_of(node)
+        call = self.regions.ruled_call_of(node)
         if call is None:
             return self._call(node)
         self.values[node] = self._of_constants(node)
         if node is call.last:  # stands for the whole call
-            self._modules.apply(call)
+            self._ruled_calls.apply(call)
         return self.values[node]
 
     def _placeholder(self, node: Node) -> Any:
@@ -178,7 +189,7 @@ class Propagator:
         size = shape[2:]
         self.state.labels.add(runtime.share, MASK, node, shape=(1,), after=node)
         ids = self.state.labels.add(runtime.pixels, MASK, node, shape=size, after=node)
-        content = merge_batch(ids.view(1, 1, 1, *size), self.batch, BatchAxis(0))
+        content = map_of_ids(ids.view(1, 1, 1, *size), self.batch, BatchAxis(0))
         return Value(node, shape, self.batch, Role.CONTENT, (content,))
 
     def _call(self, node: Node) -> Any:
@@ -211,12 +222,6 @@ def _size_arithmetic(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     if any(not isinstance(a, int | float | bool | SymInt | SymFloat | SymBool) for a in args):
         return None
     return node.target(*args, **kwargs)  # type: ignore[operator]
-
-
-def _reader_of(node: Node) -> Node:
-    """The node at which the reads of a node count: of a node in a call of a leaf module, the end of the call."""
-    call = call_of(node)
-    return node if call is None else call.last
 
 
 def _device(node: Node) -> torch.device:

@@ -40,7 +40,7 @@ def apply_rule(
 
 
 def call_rule(rule: Rule, op: OpContext, *args: Any, **kwargs: Any) -> Any:
-    """What a rule returns. Raises its TlfxErrors with the place in the model, and RuleError for any other error."""
+    """The result of a rule. Raises its TlfxErrors with the place in the model, and RuleError for any other error."""
     try:
         return rule.function(op, *args, **kwargs)
     except TlfxError as error:

@@ -1,4 +1,4 @@
-"""What rules may ask of a propagation: one collaborator for each question."""
+"""The shared state of a propagation, one collaborator for each job."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Node
 
+from tlfx.capture.regions import RegionTree
 from tlfx.graph.branch_scales import BranchScales
 from tlfx.graph.constants import Constants
 from tlfx.operations import Operation
@@ -29,6 +30,7 @@ class PropagationState:
     device: torch.device
     options: Options
     operations: Mapping[Node, Operation]
+    regions: RegionTree
     labels: LabelTable
     constants: Constants
     contexts: LinearContexts

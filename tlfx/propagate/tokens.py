@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 from torch.fx import Node
@@ -33,6 +34,11 @@ class LearnedTokens:
         """A constant with its map as a token, if an earlier pass found that it is one."""
         content = self._known.get(value.node)
         return value if content is None else value.with_maps(content, role=Role.CONTENT)
+
+    def joined(self, values: Mapping[Node, Any]) -> dict[Node, Value]:
+        """The values, as tokens, of all constants that joined tokens."""
+        constants = {n: values[n] for n in self._joined if isinstance(values[n], Value) and values[n].is_constant}
+        return {n: value.with_maps(self._joined[n], role=Role.CONTENT) for n, value in constants.items()}
 
     def for_next_pass(self) -> dict[Node, Tensor]:
         """The tokens that another pass has to know; empty if this pass read none of them as a constant."""

@@ -1,8 +1,8 @@
-"""Provenance: for every element of a value, the sample and the label row it belongs to.
+"""Provenance: the sample and the label that every element of a value belongs to.
 
 A *map* is an int64 tensor with as many axes as the value, of size 1 along every axis along which it is constant.
-Its elements are ``row * batch + sample``, or ``NONE`` for an element that holds no image content. Rows are numbered
-across all labels of a graph, so that a value may hold rows of several labels (a concatenation, say).
+Its elements are ``label id * batch + sample``, or ``NONE`` for an element that holds no image content. Label ids count
+the labels of all label tensors of a graph, so that a value may hold labels of several of them (a concatenation, say).
 """
 
 from __future__ import annotations
@@ -17,29 +17,30 @@ from torch import Tensor
 from torch.fx import Node
 
 from tlfx.errors import ProvenanceError
+from tlfx.runtime import BatchAxis, merge_batch, split_batch
 
 __all__ = [
     "IMAGE",
     "NONE",
-    "BatchAxis",
     "Role",
     "Spectrum",
     "Value",
     "compact",
     "fill_none",
     "fill_tokens",
+    "ids_of_sample",
     "image_map",
-    "merge_batch",
+    "map_of_ids",
 ]
 
 NONE = -1
 """Map element of padding and other elements without image content."""
 IMAGE = 0
-"""Row of the image-level share λ, the label of tokens without image content (eq. 5)."""
+"""Id of the image-level share λ, the label of tokens without image content (eq. 5)."""
 
 
 class Role(Enum):
-    """What a value means to its labels."""
+    """The meaning of a value to labels."""
 
     CONSTANT = "constant"
     """No image content: parameters, indices, noise."""
@@ -51,23 +52,6 @@ class Role(Enum):
     """kᵀv, tokens contracted before channels: one map for each side that may turn out to be the value."""
 
 
-@dataclass(frozen=True)
-class BatchAxis:
-    """Where the batch lies in a value: along ``axis``, of length outer · batch · inner."""
-
-    axis: int
-    outer: int = 1
-    inner: int = 1
-
-    def split(self, shape: Sequence[int], *batch: int) -> list[int]:
-        """A shape with its batch axis replaced by (outer, *batch, inner).
-
-        >>> BatchAxis(1, outer=2).split((3, 8, 5))
-        [3, 2, 1, 5]
-        """
-        return [*shape[: self.axis], self.outer, *batch, self.inner, *shape[self.axis + 1 :]]
-
-
 @dataclass(frozen=True, eq=False)
 class Value:
     """A tensor of the graph as propagation sees it: a shape at the analysed batch size, a role and maps."""
@@ -77,10 +61,10 @@ class Value:
     batch: int
     role: Role = Role.CONSTANT
     maps: tuple[Tensor, ...] = ()
-    stochastic: int | None = None
-    """Axis along which the value sums to 1: it comes out of a softmax over tokens."""
+    softmax_dim: int | None = None
+    """Axis along which the value sums to 1, if it is the output of a softmax over tokens."""
     spectrum: Spectrum | None = None
-    """What the value is the Fourier transform of, if nothing but constant filters came after."""
+    """The Fourier transform that the value is, if only constant filters came after it."""
 
     @property
     def is_content(self) -> bool:
@@ -103,21 +87,21 @@ class Value:
         return tuple(m.expand(self.shape) for m in self.maps)
 
     def with_maps(self, *maps: Tensor, role: Role | None = None) -> Value:
-        """The same value with other maps, of the same role unless told."""
+        """The same value with other maps, and another role if given."""
         return replace(self, maps=maps, role=role or self.role)
 
     @cached_property
     def batch_axis(self) -> BatchAxis:
-        """Where the batch lies. Raises ProvenanceError if samples are mixed."""
+        """The place of the batch. Raises ProvenanceError if samples are mixed."""
         return find_batch_axis(self.map, self.batch)
 
     @cached_property
-    def rows(self) -> Tensor:
-        """Rows of one sample: the map with its batch axis split into (outer, inner) and the sample taken away.
+    def ids(self) -> Tensor:
+        """Label ids of one sample: the map with its batch axis split into (outer, inner) and the sample taken away.
 
         Raises ProvenanceError if two samples are laid out differently.
         """
-        return split_batch(self.map, self.batch, self.batch_axis)
+        return ids_of_sample(self.map, self.batch, self.batch_axis)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,9 +139,9 @@ def find_batch_axis(content: Tensor, batch: int) -> BatchAxis:
         here = along.amax(1)
         if not bool((torch.where(along == NONE, here[:, None], along) == here[:, None]).all()):
             continue
-        found = _split_of(here, batch, axis)
-        if found is not None:
-            return found
+        where = _split_of(here, batch, axis)
+        if where is not None:
+            return where
     raise ProvenanceError(
         f"a value of shape {tuple(content.shape)} mixes the samples of a batch, or has lost its batch axis; "
         "labels belong to one sample each. Align the part of the model before it instead."
@@ -176,47 +160,53 @@ def _split_of(here: Tensor, batch: int, axis: int) -> BatchAxis | None:
     return None
 
 
-def split_batch(content: Tensor, batch: int, where: BatchAxis) -> Tensor:
-    """Rows of the first sample, its batch axis replaced by the two axes (outer, inner)."""
-    split = content.unflatten(where.axis, (where.outer, batch, where.inner))
-    samples = torch.arange(batch).view(-1, *[1] * (split.dim() - where.axis - 2))
-    if not bool(((split == NONE) | (split % batch == samples)).all()):
+def ids_of_sample(content: Tensor, batch: int, where: BatchAxis) -> Tensor:
+    """Label ids of the first sample of a map, its batch axis replaced by the two axes (outer, inner).
+
+    Raises ProvenanceError if the map brings samples to other places of the batch, or lays them out differently.
+    """
+    by_sample = split_batch(content, where)
+    if len(by_sample) != batch:
+        raise ProvenanceError(
+            f"a value of shape {tuple(content.shape)} has lost its batch axis; labels belong to one sample each. "
+            "Align the part of the model before it instead."
+        )
+    samples = torch.arange(batch).view(-1, *[1] * content.dim(), 1)
+    if not bool(((by_sample == NONE) | (by_sample % batch == samples)).all()):
         raise ProvenanceError(
             "an operator brings samples of a batch to other places in it, so that samples would be mixed; "
             "labels belong to one sample each. Align the part of the model before it instead."
         )
-    split = torch.where(split == NONE, NONE, split.div(batch, rounding_mode="floor"))
-    first = split.narrow(where.axis + 1, 0, 1)
-    if not bool((split == first).all()):
+    ids = torch.where(by_sample == NONE, NONE, by_sample.div(batch, rounding_mode="floor"))
+    if not bool((ids == ids[:1]).all()):
         raise ProvenanceError(
             "the samples of a batch are laid out differently, so that a label would depend on its place in the batch"
         )
-    return compact(first.squeeze(where.axis + 1))
+    return compact(ids[0])
 
 
-def merge_batch(rows: Tensor, batch: int, where: BatchAxis) -> Tensor:
-    """The inverse of :func:`split_batch`: a compact map from the rows of one sample."""
-    shape = list(rows.shape)
+def map_of_ids(ids: Tensor, batch: int, where: BatchAxis) -> Tensor:
+    """The inverse of :func:`ids_of_sample`: a compact map from the label ids of one sample."""
+    shape = list(ids.shape)
     shape[where.axis : where.axis + 2] = [where.outer, where.inner]
-    rows = rows.expand(shape).unsqueeze(where.axis + 1)
-    sample = torch.arange(batch).view(-1, *[1] * (rows.dim() - where.axis - 2))
-    content = torch.where(rows == NONE, NONE, rows * batch + sample)
-    return content.flatten(where.axis, where.axis + 2)
+    samples = torch.arange(batch).view(-1, *[1] * ids.dim())
+    ids = ids.expand(shape)
+    return merge_batch(torch.where(ids == NONE, NONE, ids * batch + samples), where)
 
 
-def fill_none(rows: Tensor, axes: Sequence[int]) -> Tensor:
-    """Rows in which elements without content take the one row they meet along ``axes``, if there is just one."""
-    if not axes or not bool((rows == NONE).any()):
-        return rows
-    filled = torch.where(rows == NONE, rows.amax(tuple(axes), keepdim=True), rows)
+def fill_none(ids: Tensor, axes: Sequence[int]) -> Tensor:
+    """Ids in which elements without content take the one id that they meet along ``axes``, if there is just one."""
+    if not axes or not bool((ids == NONE).any()):
+        return ids
+    filled = torch.where(ids == NONE, ids.amax(tuple(axes), keepdim=True), ids)
     constant = all(filled.shape[a] == 1 or _is_constant(filled, a) for a in axes)
-    return compact(filled) if constant else rows
+    return compact(filled) if constant else ids
 
 
 def fill_tokens(content: Tensor, batch: int) -> Tensor:
-    """A map in which whole tokens without content, beside tokens with content, have the image-level label (eq. 5).
+    """A map in which tokens without content, among tokens with content, have the image-level label (eq. 5).
 
-    A token is whatever differs in its row: elements that share the row of others along an axis are its channels.
+    Tokens differ in their ids: elements that share the id of others along an axis are channels of one token.
     """
     channels = [a for a in range(content.dim()) if content.shape[a] > 1 and _is_constant_but_none(content, a)]
     empty = content == NONE
@@ -229,7 +219,7 @@ def fill_tokens(content: Tensor, batch: int) -> Tensor:
 
 
 def image_map(shape: Sequence[int], batch: int, where: BatchAxis) -> Tensor:
-    """The compact map of a value that has the image-level label everywhere, its batch lying at ``where``."""
+    """The compact map of a value that has the image-level label everywhere, its batch at ``where``."""
     sample = torch.arange(shape[where.axis]) // where.inner % batch
     return IMAGE * batch + sample.view([-1 if axis == where.axis else 1 for axis in range(len(shape))])
 

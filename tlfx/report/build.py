@@ -1,4 +1,4 @@
-"""From what propagation found to a report: one entry for every node of the graph."""
+"""From a propagation to a report: one entry for every node of the graph."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from tlfx.capture.export import MODEL
-from tlfx.capture.leaf_modules import sources_of
 from tlfx.graph.nodes import module_path, shapes
 from tlfx.graph.residuals import content_graph, skip_of
 from tlfx.operations import Operation
-from tlfx.propagate.labels import Label
+from tlfx.propagate.labels import LabelTensor
 from tlfx.propagate.outputs import OutputLabel
 from tlfx.propagate.propagator import Propagation
 from tlfx.propagate.values import NONE, Role, Value
@@ -29,59 +28,59 @@ from tlfx.rules.registry import operator_name
 __all__ = ["nodes_of", "outputs_of"]
 
 
-def nodes_of(found: Propagation, batch: int) -> tuple[NodeReport, ...]:
-    """Every node of the captured graph but its output, in order of execution."""
-    builder = _Builder(found, batch)
-    return tuple(builder.node(n) for n in found.graph_module.graph.nodes if n.op != "output")
+def nodes_of(propagation: Propagation, batch: int) -> tuple[NodeReport, ...]:
+    """Reports of all nodes of the captured graph except the output node, in order of execution."""
+    builder = _Builder(propagation, batch)
+    return tuple(builder.node(n) for n in propagation.graph_module.graph.nodes if n.op != "output")
 
 
-def outputs_of(found: Propagation) -> tuple[OutputReport, ...]:
-    """Where the label of each output is read."""
-    leaves = tree_leaves(found.graph_module.graph.output_node().args)
-    pairs = zip(leaves, found.outputs, strict=True)
-    return tuple(_output(found, i, leaf, label) for i, (leaf, label) in enumerate(pairs))
+def outputs_of(propagation: Propagation) -> tuple[OutputReport, ...]:
+    """Reports of the outputs: the node that makes the label of each."""
+    leaves = tree_leaves(propagation.graph_module.graph.output_node().args)
+    pairs = zip(leaves, propagation.outputs, strict=True)
+    return tuple(_output(propagation, i, leaf, label) for i, (leaf, label) in enumerate(pairs))
 
 
-def _output(found: Propagation, index: int, leaf: Any, label: OutputLabel | None) -> OutputReport:
+def _output(propagation: Propagation, index: int, leaf: Any, label: OutputLabel | None) -> OutputReport:
     made = shapes(leaf) if isinstance(leaf, Node) else []
     shape = made[0] if made else ()
     if label is None:
         return OutputReport(index, shape, 0, 0, None)
-    rows = label.rows.unique()
-    owners = [found.labels.labels[int(o)] for o in found.labels.owners(rows).unique()]
+    ids = label.ids.unique()
+    owners = [propagation.labels.tensors[int(o)] for o in propagation.labels.owners(ids).unique()]
     after = owners[0].after if len(owners) == 1 else None
-    return OutputReport(index, shape, len(rows), sum(o.size for o in owners), after.name if after else None)
+    return OutputReport(index, shape, len(ids), sum(o.size for o in owners), after.name if after else None)
 
 
 @dataclass(frozen=True)
 class _Place:
-    """The module that a node lies in."""
+    """The module that a node belongs to."""
 
     path: str
     kind: str
 
 
 class _Builder:
-    """What nodes are looked up in while their reports are made."""
+    """Makes the reports of nodes; holds the indexes that all of them look up."""
 
-    def __init__(self, found: Propagation, batch: int) -> None:
-        self.found = found
+    def __init__(self, propagation: Propagation, batch: int) -> None:
+        self.propagation = propagation
         self.batch = batch
-        self.live = read_labels(found.labels, found.outputs)
-        self.rows = self._computed_rows()
+        self.live = read_labels(propagation.labels, propagation.outputs)
+        self.computed = self._computed_ids()
         self.weights = {arg for label in self.live.values() for arg in _nodes(label)}
-        self.labels: dict[Node | None, list[Label]] = {}
-        for label in found.labels.labels:
+        self.labels: dict[Node | None, list[LabelTensor]] = {}
+        for label in propagation.labels.tensors:
             self.labels.setdefault(label.after, []).append(label)
-        self.kinds = {path: type(m).__name__ for path, m in found.graph_module._modules[MODEL].named_modules()}  # type: ignore[union-attr]
-        self.graph = content_graph(found.operations, sources_of)
-        self.by_name = {node.name: node for node in found.operations}
+        self.kinds = {path: type(m).__name__ for path, m in propagation.graph_module._modules[MODEL].named_modules()}  # type: ignore[union-attr]
+        self.graph = content_graph(propagation.operations, propagation.regions.sources_of)
+        self.by_name = {node.name: node for node in propagation.operations}
 
     def node(self, node: Node) -> NodeReport:
         """The report of one node."""
-        operation = self.found.operations[node]
-        value = self.found.values[node]
-        given = [v for n in node.all_input_nodes for v in _held(self.found.values.get(n))]
+        operation = self.propagation.operations[node]
+        value = self.propagation.values[node]
+        given = [v for n in node.all_input_nodes for v in _held(self.propagation.values.get(n))]
         place = self._place(node)
         skip, branch = self._skip(node) if operation is Operation.RESIDUAL else (None, ())
         return NodeReport(
@@ -96,7 +95,7 @@ class _Builder:
             before=_before(operation, given),
             after=layout(value),
             tokens=tokens(value),
-            why=reason(node, operation, given, self.labels.get(node, []), value),
+            why=self._reason(node, operation, given, value),
             flops=flops(node) // self.batch if node.op == "call_function" else 0,
             read=self._is_read(node, operation, value),
             skip=skip,
@@ -104,12 +103,16 @@ class _Builder:
             ends=self._ends(place.path, branch),
         )
 
-    def _computed_rows(self) -> torch.Tensor:
-        """Which label rows the aligned graph computes."""
-        rows = torch.zeros(self.found.labels.rows, dtype=torch.bool)
+    def _reason(self, node: Node, operation: Operation, given: list[Value], value: Any) -> str:
+        call = self.propagation.regions.ruled_call_of(node)
+        return reason(node, operation, given, self.labels.get(node, []), value, call)
+
+    def _computed_ids(self) -> torch.Tensor:
+        """The label ids that the aligned graph computes: bool (ids,)."""
+        computed = torch.zeros(self.propagation.labels.size, dtype=torch.bool)
         for label in self.live.values():
-            rows[label.first : label.first + label.size] = True if label.kept is None else label.kept
-        return rows
+            computed[label.first : label.first + label.size] = True if label.kept is None else label.kept
+        return computed
 
     def _is_read(self, node: Node, operation: Operation, value: Any) -> bool:
         if operation is Operation.CONSTANT:
@@ -119,20 +122,20 @@ class _Builder:
         maps = [m for v in _held(value) if v.role is Role.CONTENT for m in v.maps]
         batch = next((v.batch for v in _held(value)), 1)
         ids = [m[m != NONE].div(batch, rounding_mode="floor") for m in maps]
-        return any(bool(self.rows[i].any()) for i in ids)
+        return any(bool(self.computed[i].any()) for i in ids)
 
     def _skip(self, node: Node) -> tuple[str | None, tuple[str, ...]]:
-        found = skip_of(self.graph, [n for n in node.all_input_nodes if n in self.graph])
-        return (found[0].name, tuple(n.name for n in found[1])) if found else (None, ())
+        arms = skip_of(self.graph, [n for n in node.all_input_nodes if n in self.graph])
+        return (arms[0].name, tuple(n.name for n in arms[1])) if arms else (None, ())
 
     def _ends(self, module: str, branch: Sequence[str]) -> tuple[str, ...]:
-        """The first and the last of a branch: modules as seen from ``module``, operators where they lie in it."""
+        """First and last node of a branch: by module path relative to ``module``, or by operator if directly in it."""
         ends = [self.by_name[name] for name in dict.fromkeys((*branch[:1], *branch[-1:]))]
         paths = [self._place(node).path.removeprefix(module).removeprefix(".") for node in ends]
         return tuple(path or short(_operator(node)) for path, node in zip(paths, ends, strict=True))
 
     def _place(self, node: Node) -> _Place:
-        """The module a node was captured in; of a parameter, the one that holds it."""
+        """The module that a node was captured in; for a parameter, the module that holds it."""
         path = module_path(node).partition("@")[0]
         if node.op == "get_attr":
             path = str(node.target).removeprefix(f"{MODEL}.").rpartition(".")[0]
@@ -144,7 +147,7 @@ def _held(value: Any) -> list[Value]:
     return [v for v in tree_leaves(value, is_leaf=lambda x: isinstance(x, Value)) if isinstance(v, Value)]
 
 
-def _nodes(label: Label) -> list[Node]:
+def _nodes(label: LabelTensor) -> list[Node]:
     return [a for a in tree_leaves((label.args, label.kwargs)) if isinstance(a, Node)]
 
 
@@ -153,7 +156,7 @@ def _operator(node: Node) -> str:
 
 
 def _before(operation: Operation, given: list[Value]) -> str:
-    """Layouts that go in: of spatial mixing that of the value, of all else each once, up to two."""
+    """Layouts of the inputs: for spatial mixing only the value's, otherwise the distinct ones, at most two."""
     content = [layout(v) for v in given if v.is_content] or [layout(v) for v in given if not v.is_constant]
     if operation is Operation.SPATIAL_MIX:
         content = content[-1:]

@@ -1,4 +1,4 @@
-"""Cards of a picture: a folded tree cut into blocks, each with the rows that it shows and the skips between them."""
+"""Cards of a picture: the blocks of a folded tree, each with its rows and the skip connections between them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tlfx.operations import Operation
-from tlfx.report.data import NodeReport
+from tlfx.report.data import ModelReport, NodeReport
 from tlfx.report.fold import Group, fold, tree
-from tlfx.report.report import Report
 from tlfx.report.rows import Row, rows
 
 __all__ = ["Card", "Skip", "cards"]
@@ -16,7 +15,7 @@ __all__ = ["Card", "Skip", "cards"]
 
 @dataclass(frozen=True)
 class Skip:
-    """A skip connection inside a card: from below one row (-1: from the top) to another."""
+    """A skip connection inside a card: from the lower edge of one row (-1: the top of the card) to another row."""
 
     start: int
     end: int
@@ -25,7 +24,7 @@ class Skip:
 
 @dataclass(frozen=True)
 class Card:
-    """A block, or what lies between two blocks."""
+    """A block, or the modules and operators between two blocks."""
 
     title: str
     kind: str
@@ -33,17 +32,17 @@ class Card:
     rows: tuple[Row, ...]
     skips: tuple[Skip, ...]
     tokens: str
-    """Layout of what leaves the card."""
+    """Token layout of the card's output."""
 
 
-def cards(report: Report) -> list[Card]:
-    """The cards of a report, in order of execution; constants are left out."""
+def cards(report: ModelReport) -> list[Card]:
+    """The cards of a report in order of execution, without constants."""
     shown = [n for n in report.nodes if n.operation is not Operation.CONSTANT]
     return [_card(group) for group in _cut(fold(tree(shown, report.modules)))]
 
 
 def _cut(group: Group) -> Iterator[Group]:
-    """Blocks by themselves; everything between two blocks together."""
+    """One group for each block, and one for everything between two blocks."""
     between: list[Group | NodeReport] = []
     for item in group.items:
         if not isinstance(item, Group) or not _has_blocks(item):
@@ -62,7 +61,7 @@ def _has_blocks(group: Group) -> bool:
 
 
 def _is_stage(group: Group) -> bool:
-    """Whether a numbered module is made of blocks and what joins them, and not a block of its own."""
+    """Whether a numbered module is a stage: it contains blocks instead of being one."""
     containers = [i for i in group.items if isinstance(i, Group) and any(_is_numbered(j) for j in i.items)]
     return len(group.numbers) == 1 and any(_has_blocks(c) for c in containers)
 
@@ -90,7 +89,7 @@ def _card(group: Group) -> Card:
 
 
 def _lanes(spans: list[tuple[int, int]]) -> Iterator[Skip]:
-    """Skips that overlap get lanes of their own, the longest the outermost."""
+    """Assign overlapping skip connections to different lanes, the longest to the outermost."""
     taken: list[Skip] = []
     for start, end in sorted(spans, key=lambda s: s[1] - s[0]):
         used = {s.lane for s in taken if s.start < end and start < s.end}

@@ -1,27 +1,28 @@
-"""What a report holds: plain data for every node of a captured graph, and sums over them."""
+"""The data of a report: one entry for every node of a captured graph, and sums over them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any
 
 from tlfx.errors import InputError
 from tlfx.operations import Operation
 
-__all__ = ["SCHEMA", "NodeReport", "OutputReport", "Summary", "parse_classes", "short"]
+__all__ = ["SCHEMA", "ModelReport", "NodeReport", "OutputReport", "Summary", "parse_classes", "short"]
 
 SCHEMA = 1
-"""Version of the JSON form; it grows when a key changes its meaning or goes away."""
+"""Version of the JSON format; it increases when a key changes its meaning or is removed."""
 
 
 @dataclass(frozen=True)
 class NodeReport:
     """One node of the captured graph.
 
-    Shapes are those of the example batch, batch included; token layouts (``before``, ``after``) are those of one image,
-    such as ``196 tokens × 384``, ``64 windows × 49 tokens × 3·32`` or ``14×14 × 96``. ``flops`` are for one image.
+    Shapes include the batch axis of the example. Token layouts (``before``, ``after``) are for one image, such as
+    ``196 tokens × 384``, ``64 windows × 49 tokens × 3·32`` or ``14×14 × 96``, and so are ``flops``.
     """
 
     name: str
@@ -35,17 +36,17 @@ class NodeReport:
     before: str
     after: str
     tokens: str
-    """The tokens of ``after``, without channels; empty where the node holds no image content."""
+    """The tokens of ``after`` without channels; empty for a node without image content."""
     why: str
     flops: int
     read: bool
-    """Whether an output's label depends on the label rows (of a mixing weight: on the weights) made or kept here."""
+    """Whether the label of an output depends on the labels of this node (for a mixing weight: on its values)."""
     skip: str | None = None
-    """Of a residual: the node that the skip connection starts from."""
+    """For a residual: the node where the skip connection starts."""
     branch: tuple[str, ...] = ()
-    """Of a residual: the nodes of its branch g, in order."""
+    """For a residual: the nodes of its branch g, in order."""
     ends: tuple[str, ...] = ()
-    """Of a residual: where its branch begins and ends, as modules beside it or operators."""
+    """For a residual: first and last module (or operator) of its branch."""
 
     @property
     def rule(self) -> str:
@@ -58,11 +59,11 @@ class NodeReport:
         return short(self.operator)
 
     def is_inside(self, pattern: str) -> bool:
-        """Whether the node lies in a module that a glob pattern names, or below one."""
+        """Whether the node is in a module that matches a glob pattern, or in a submodule of one."""
         return fnmatchcase(self.module, pattern) or fnmatchcase(self.module, f"{pattern}.*")
 
     def to_dict(self) -> dict[str, Any]:
-        """The node for JSON, keys in a stable order."""
+        """The node as JSON-compatible data, keys in a fixed order."""
         return {
             "name": self.name,
             "operator": self.operator,
@@ -96,33 +97,107 @@ def short(operator: str) -> str:
 
 @dataclass(frozen=True)
 class OutputReport:
-    """Where the label of one output is read: ``rows`` of the ``of`` label rows that ``node`` makes."""
+    """Where the label of one output is read: ``rows`` of the ``of`` labels that ``node`` makes."""
 
     index: int
     shape: tuple[int, ...]
     rows: int
     of: int
     node: str | None
-    """The node that makes the label, None for an output without image content or of several labels."""
+    """The node that makes the label; None for an output without image content, or with labels of several nodes."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The output for JSON."""
+        """The output as JSON-compatible data."""
         return {"index": self.index, "shape": list(self.shape), "rows": self.rows, "of": self.of, "node": self.node}
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Operators and FLOPs of one class."""
+    """Number of operators and FLOPs of one class."""
 
     operation: Operation
     count: int
     flops: int
     share: float
-    """Share of the model's FLOPs, 0 to 1."""
+    """Fraction of the model's FLOPs, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """The operators of a model and its outputs, with sums over them; :class:`tlfx.Report` adds text and pictures."""
+
+    model: str
+    input_shape: tuple[int, ...]
+    training: bool
+    batch: int
+    """Batch size of the shapes in the report."""
+    parameters: int
+    modules: dict[str, str]
+    """Class of every module, by its path."""
+    nodes: tuple[NodeReport, ...]
+    outputs: tuple[OutputReport, ...]
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """Number of nodes of every class, in the order of :class:`tlfx.Operation`; 0 for a class without nodes.
+
+        >>> from torch import nn
+        >>> from tlfx.report import inspect
+        >>> inspect(nn.Conv2d(3, 8, 4, 4)).counts["aggregation"]
+        1
+        """
+        return {o.value: sum(n.operation is o for n in self.nodes) for o in Operation}
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of contractions and convolutions for one image; a multiplication and an addition count as two."""
+        return sum(n.flops for n in self.nodes)
+
+    @property
+    def summary(self) -> list[Summary]:
+        """Number of operators and FLOPs of every class."""
+        by_class = {o: sum(n.flops for n in self.nodes if n.operation is o) for o in Operation}
+        total = max(self.flops, 1)
+        return [Summary(o, self.counts[o.value], f, f / total) for o, f in by_class.items()]
+
+    @cached_property
+    def by_name(self) -> dict[str, NodeReport]:
+        """The nodes by name."""
+        return {n.name: n for n in self.nodes}
+
+    def select(self, module: str | None = None, only: str | Sequence[str] | None = None) -> list[NodeReport]:
+        """Nodes in modules that match a glob pattern, restricted to some classes (``"spatial,residual"``).
+
+        Raises InputError for an unknown class.
+        """
+        classes = parse_classes(only)
+        return [n for n in self.nodes if n.operation in classes and (module is None or n.is_inside(module))]
+
+    def to_dict(self, nodes: Sequence[NodeReport] | None = None) -> dict[str, Any]:
+        """The report as JSON-compatible data; ``nodes`` restricts the list of nodes, but not the sums.
+
+        Keys, in this order: ``schema`` (version of this format), ``model``, ``input`` (shape of one image),
+        ``training``, ``batch``, ``parameters``, ``flops``, ``summary`` (count of nodes by class), ``flops_by_class``,
+        ``outputs`` (index, shape, rows, of, node) and ``nodes`` (name, operator, class, module, module_class, inputs,
+        in_shapes, out_shapes, before, after, rule, why, flops, read, skip, branch), in order of execution.
+        """
+        return {
+            "schema": SCHEMA,
+            "model": self.model,
+            "input": list(self.input_shape),
+            "training": self.training,
+            "batch": self.batch,
+            "parameters": self.parameters,
+            "flops": self.flops,
+            "summary": dict(self.counts),
+            "flops_by_class": {s.operation.value: s.flops for s in self.summary},
+            "outputs": [o.to_dict() for o in self.outputs],
+            "nodes": [n.to_dict() for n in (self.nodes if nodes is None else nodes)],
+        }
 
 
 def parse_classes(text: str | Sequence[str] | None) -> tuple[Operation, ...]:
-    """Classes named in full or by their beginning, joined by commas; all of them for None. Raises InputError.
+    """Classes from comma-separated names or prefixes of names; all classes for None. Raises InputError.
 
     >>> [operation.value for operation in parse_classes("spatial,res")]
     ['spatial_mix', 'residual']
@@ -131,7 +206,7 @@ def parse_classes(text: str | Sequence[str] | None) -> tuple[Operation, ...]:
         return tuple(Operation)
     names = text.split(",") if isinstance(text, str) else list(text)
     chosen = [[o for o in Operation if o.value.startswith(name.strip().replace("-", "_"))] for name in names]
-    for name, found in zip(names, chosen, strict=True):
-        if not found or not name.strip():
+    for name, matches in zip(names, chosen, strict=True):
+        if not matches or not name.strip():
             raise InputError(f"unknown class {name!r}; the classes are {', '.join(o.value for o in Operation)}")
-    return tuple(o for o in Operation if any(o in found for found in chosen))
+    return tuple(o for o in Operation if any(o in matches for matches in chosen))

@@ -1,92 +1,61 @@
-"""Floating-point operations by shape formula: a multiplication and an addition count as two."""
+"""Floating-point operations of a node, by torch.utils.flop_counter: a multiplication and an addition count as two."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import Node
-from torch.utils.flop_counter import bmm_flop, conv_flop_count, sdpa_flop_count
+from torch.fx.node import map_arg
+from torch.utils.flop_counter import FlopCounterMode
 
-from tlfx.graph.nodes import hint, shapes
+from tlfx.graph.nodes import hint
 from tlfx.rules.registry import operator_name
 
 __all__ = ["flops"]
 
-Shape = Sequence[int]
+_CONTRACTIONS = frozenset(
+    f"aten.{name}"
+    for name in (
+        *("linear", "matmul", "mm", "bmm", "mv", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention"),
+        *(f"conv{'_transpose' * transposed}{n}d" for transposed in (False, True) for n in (1, 2, 3)),
+    )
+)
 
 
 def flops(node: Node) -> int:
-    """FLOPs of a node at the example's batch size; 0 for what is neither a contraction nor a convolution.
+    """FLOPs of a contraction or convolution at the example's batch size; 0 for every other node.
 
     >>> from torch import nn
     >>> from tlfx.report import inspect
     >>> inspect(nn.Conv2d(3, 8, 4, 4), input_size=(3, 32, 32)).flops
     49152
     """
-    name = ".".join(operator_name(node.target).split(".")[:2])
-    formula = _FORMULAS.get(name)
-    if formula is None:
+    if ".".join(operator_name(node.target).split(".")[:2]) not in _CONTRACTIONS:
         return 0
-    return int(formula(node, [_shape(arg) for arg in node.args]))
+    args, kwargs = map_arg((node.args, node.kwargs), _on_meta)
+    with FlopCounterMode(display=False, custom_mapping=_VECTOR_PRODUCTS) as counter:
+        node.target(*args, **kwargs)  # type: ignore[operator]
+    return int(counter.get_total_flops())
 
 
-def _shape(arg: Any) -> Shape:
-    """Shape of a tensor argument, () for any other."""
-    if not isinstance(arg, Node) or not isinstance(arg.meta.get("val"), Tensor):
-        return ()
-    return [int(hint(size)) for size in arg.meta["val"].shape]
+def _on_meta(node: Node) -> Any:
+    """A tensor of the node's shape without data, or the number that the node holds."""
+    value = node.meta["val"]
+    if not isinstance(value, Tensor):
+        return hint(value)
+    # One floating type for all: under autocast, the operands of a captured operator may differ in type.
+    floating = value.is_floating_point() or value.is_complex()
+    dtype = torch.float32 if floating else value.dtype
+    return torch.empty([int(hint(size)) for size in value.shape], dtype=dtype, device="meta")
 
 
-def _linear(node: Node, given: list[Shape]) -> int:
-    """x (*lead, in), weight (out, in)."""
-    x, weight = given[0], given[1]
-    return bmm_flop((1, prod(x[:-1]), x[-1]), (1, weight[-1], weight[0]))
+def _vector_product(first: Sequence[int], second: Sequence[int], *_: Any, **__: Any) -> int:
+    """A matrix or vector times a vector, which torch.utils.flop_counter has no formula for."""
+    return 2 * prod(first)
 
 
-def _matmul(node: Node, given: list[Shape]) -> int:
-    """a (*lead, m, k), b (*lead, k, n), the leading axes broadcast."""
-    return 2 * prod(shapes(node)[0]) * given[0][-1]
-
-
-def _addmm(node: Node, given: list[Shape]) -> int:
-    """bias, a (*lead, m, k), b (*lead, k, n)."""
-    return 2 * prod(shapes(node)[0]) * given[1][-1]
-
-
-def _conv(node: Node, given: list[Shape]) -> int:
-    """x (batch, in, *size), weight (out, in / groups, *kernel)."""
-    return conv_flop_count(list(given[0]), list(given[1]), list(shapes(node)[0]))
-
-
-def _conv_transpose(node: Node, given: list[Shape]) -> int:
-    """x (batch, in, *size), weight (in, out / groups, *kernel)."""
-    return conv_flop_count(list(given[0]), list(given[1]), list(shapes(node)[0]), transposed=True)
-
-
-def _attention(node: Node, given: list[Shape]) -> int:
-    """Query, key and value (*lead, heads, tokens, channels)."""
-    query, key, value = ([prod(s[:-3]), *([1] * (3 - len(s)) + list(s))[-3:]] for s in given[:3])
-    return int(sdpa_flop_count(query, key, value))
-
-
-def _einsum(node: Node, given: list[Shape]) -> int:
-    """A product of operands whose axes go by letters."""
-    operands = node.args[1]
-    letters = str(node.args[0]).replace(" ", "").split("->")[0].split(",")
-    held = [_shape(arg) for arg in operands] if isinstance(operands, list | tuple) else []
-    sizes = {c: s for names, shape in zip(letters, held, strict=False) for c, s in zip(names, shape, strict=False)}
-    return (2 if len(held) > 1 else 0) * prod(sizes.values())
-
-
-_FORMULAS: dict[str, Callable[[Node, list[Shape]], int]] = {
-    "aten.linear": _linear,
-    **dict.fromkeys(("aten.matmul", "aten.bmm", "aten.mm", "aten.mv"), _matmul),
-    **dict.fromkeys(("aten.addmm", "aten.baddbmm"), _addmm),
-    **dict.fromkeys(("aten.conv1d", "aten.conv2d", "aten.conv3d"), _conv),
-    **dict.fromkeys(("aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d"), _conv_transpose),
-    "aten.scaled_dot_product_attention": _attention,
-    "aten.einsum": _einsum,
-}
+_VECTOR_PRODUCTS = dict.fromkeys((torch.ops.aten.mv, torch.ops.aten.dot), _vector_product)

@@ -1,4 +1,4 @@
-"""The tree of modules that a graph ran through, and the folding of blocks that repeat."""
+"""The tree of modules of a graph, with repeated blocks folded into one."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tlfx.report.data import NodeReport
 __all__ = ["Group", "fold", "numbers", "tree"]
 
 SMALLEST = 4
-"""Nodes that a numbered module needs to count as a block; smaller ones keep their place in the sequence."""
+"""Smallest number of nodes of a block; numbered modules with fewer nodes are not folded."""
 
 
 @dataclass
 class Group:
-    """A module and what ran in it, in order: nodes of its own and modules below it.
+    """A module with its nodes and submodules in order of execution.
 
-    ``numbers`` are those of all modules folded into this one, of which it is the first.
+    ``numbers`` are the numbers of all modules folded into this one, which is the first of them.
     """
 
     path: str
@@ -28,13 +28,13 @@ class Group:
 
     @property
     def name(self) -> str:
-        """Last part of the path, the numbers of all folded modules in place of its own."""
+        """Last part of the path, or the numbers of all folded modules."""
         last = self.path.rpartition(".")[2]
         return numbers(self.numbers) if len(self.numbers) > 1 else last
 
     @property
     def title(self) -> str:
-        """The path with the numbers of all folded modules, and how many they are.
+        """The path with the numbers of all folded modules and their count.
 
         >>> Group("blocks.0", "Block", numbers=[0, 1, 2]).title
         'blocks.0–2 ×3'
@@ -45,7 +45,7 @@ class Group:
 
     @property
     def nodes(self) -> Iterator[NodeReport]:
-        """All nodes in this module and below."""
+        """All nodes in this module and its submodules."""
         for item in self.items:
             if isinstance(item, Group):
                 yield from item.nodes
@@ -54,14 +54,14 @@ class Group:
 
     @property
     def is_block(self) -> bool:
-        """Whether this is a numbered module with enough in it to be folded."""
+        """Whether this is a numbered module with enough nodes to be folded."""
         return self.path.rpartition(".")[2].isdigit() and sum(1 for _ in self.nodes) >= SMALLEST
 
 
 def tree(nodes: Iterable[NodeReport], kinds: Mapping[str, str]) -> Group:
-    """Nodes by module, in order of execution; a module that runs in parts appears once for each of them.
+    """The tree of nodes by module, in order of execution; a module that runs in several parts appears once for each.
 
-    ``kinds`` names the class of every module path.
+    ``kinds`` maps the path of every module to the name of its class.
     """
     root = Group("", kinds.get("", ""))
     for node in nodes:
@@ -70,7 +70,7 @@ def tree(nodes: Iterable[NodeReport], kinds: Mapping[str, str]) -> Group:
 
 
 def _descend(root: Group, path: str, kinds: Mapping[str, str]) -> Group:
-    """The group of a module at the end of a tree, opened anew if anything ran since it was left."""
+    """The last group of the tree for a module; a new group if other nodes ran since."""
     group, below = root, path.split(".") if path else []
     for depth in range(1, len(below) + 1):
         inner = ".".join(below[:depth])
@@ -83,7 +83,7 @@ def _descend(root: Group, path: str, kinds: Mapping[str, str]) -> Group:
 
 
 def fold(group: Group) -> Group:
-    """A tree in which numbered siblings of the same structure stand once, each with the numbers of all.
+    """Fold a tree: numbered siblings of equal structure become one group with the numbers of all.
 
     >>> from torch import nn
     >>> from tlfx.report import inspect
@@ -111,7 +111,7 @@ def fold(group: Group) -> Group:
 
 
 def _structure(group: Group) -> Hashable:
-    """What two groups must share to be the same block."""
+    """A key that is equal for groups with equal blocks."""
     return tuple(
         (i.name, i.kind, tuple(i.numbers), _structure(i))
         if isinstance(i, Group)
@@ -121,7 +121,7 @@ def _structure(group: Group) -> Hashable:
 
 
 def numbers(values: Sequence[int]) -> str:
-    """Numbers in few characters.
+    """A short text for a sequence of numbers.
 
     >>> numbers([0, 1, 2, 3]), numbers([0, 2, 4]), numbers([1, 3, 5, 7, 9]), numbers([1, 2, 5])
     ('0–3', '0,2,4', '1,3…9', '1–2,5')

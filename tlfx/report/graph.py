@@ -1,4 +1,4 @@
-"""The graph of a report in networkx, and its exports."""
+"""The graph of a report as a networkx graph, and its export to GraphML and Graphviz."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Graph = Any
 
 
 def digraph(nodes: Iterable[NodeReport]) -> Graph:
-    """A networkx.DiGraph of all nodes in execution order, its attributes plain text and numbers.
+    """A networkx.DiGraph of all nodes in order of execution, with text and numbers as attributes.
 
-    The edges into a residual have ``kind`` skip or branch, all others data.
+    Edges into a residual have ``kind`` skip or branch, all other edges have ``kind`` data.
     """
     graph = nx.DiGraph()
     reports = list(nodes)
@@ -51,7 +51,7 @@ def _attributes(node: NodeReport) -> dict[str, str | int | bool]:
 
 
 def to_graphml(graph: Graph) -> str:
-    """GraphML text of a graph.
+    """A graph as GraphML text.
 
     >>> import networkx as nx
     >>> to_graphml(nx.DiGraph([("x", "y")])).splitlines()[0]
@@ -61,7 +61,7 @@ def to_graphml(graph: Graph) -> str:
 
 
 def to_dot(graph: Graph, colors: dict[str, str]) -> str:
-    """Graphviz text of a graph, nodes filled in the colour of their class and boxed by module."""
+    """A graph as Graphviz text, nodes in the colour of their class and grouped by module."""
     lines = ["digraph model {", '  node [shape=box, style="rounded,filled", fontname="sans-serif", color="#00000022"];']
     by_module: dict[str, list[str]] = {}
     for name, data in graph.nodes(data=True):

@@ -1,4 +1,4 @@
-"""Token layouts as text: how the tokens and channels of one image lie in a value."""
+"""Token layouts as text: the arrangement of the tokens and channels of one image in a value."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ __all__ = ["layout", "tokens"]
 def layout(value: Any) -> str:
     """Tokens and channels of a value, such as ``64 windows × 49 tokens × 3·32``.
 
-    An axis that holds several tokens beside each other reads ``14×14 × (4 tokens × 96)``. Mixing weights read ``W`` and
-    their shape for one image, constants the shape alone. Several values read as a number of the first.
+    An axis with the channels of several tokens is written ``14×14 × (4 tokens × 96)``. A mixing weight is written as
+    ``W`` and its shape for one image, a constant as its shape, and n equal values as ``n of`` the layout.
     """
     if isinstance(value, list | tuple):
         held = [v for v in value if isinstance(v, Value)]
@@ -31,7 +31,7 @@ def layout(value: Any) -> str:
 
 
 def tokens(value: Any) -> str:
-    """The tokens of a value without its channels, empty where it carries no label."""
+    """The tokens of a value without its channels; empty for a value without labels."""
     if isinstance(value, list | tuple):
         value = next((v for v in value if isinstance(v, Value)), None)
     if not isinstance(value, Value) or not value.is_content:
@@ -49,36 +49,37 @@ def _layout(value: Value) -> str:
         shape = _for_one_image(value)
         return ("W " if value.role is Role.WEIGHT else "kᵀv ") + (_joined(shape) or "scalar")
     try:
-        found, channels = _parts(value)
+        arrangement, channels = _parts(value)
     except ProvenanceError:
         return _joined(value.shape)
-    return f"{found} × {channels}" if channels else found
+    return f"{arrangement} × {channels}" if channels else arrangement
 
 
 def _parts(value: Value) -> tuple[str, str]:
-    """Tokens and channels of content."""
-    rows, where = value.rows, value.batch_axis
-    windows = prod(rows.shape[where.axis : where.axis + 2])
+    """Texts for the tokens and for the channels of a value with image content."""
+    ids, where = value.ids, value.batch_axis
+    windows = prod(ids.shape[where.axis : where.axis + 2])
     merged = where.outer * where.inner // windows
     axes = [(_place(a, where.axis), size) for a, size in enumerate(value.shape) if a != where.axis]
-    varying = [(a, size) for a, size in axes if rows.shape[a] > 1]
-    channels = [merged, *(size for a, size in axes if rows.shape[a] == 1)]
-    side = _side_by_side(rows, *varying[-1]) if varying else 0
+    varying = [(a, size) for a, size in axes if ids.shape[a] > 1]
+    channels = [merged, *(size for a, size in axes if ids.shape[a] == 1)]
+    side = _side_by_side(ids, *varying[-1]) if varying else 0
     if side:
         size = varying.pop()[1]
-        beside = f"({side} tokens × {size // side})"
-        return (_tokens(windows, [s for _, s in varying]), beside) if varying or windows > 1 else (beside, "")
+        merged_text = f"({side} tokens × {size // side})"
+        others = [s for _, s in varying]
+        return (_tokens(windows, others), merged_text) if varying or windows > 1 else (merged_text, "")
     return _tokens(windows, [s for _, s in varying]), "·".join(str(c) for c in channels if c > 1)
 
 
 def _place(axis: int, batch_axis: int) -> int:
-    """Where an axis of the value stands in its rows."""
+    """The axis of ``value.ids``, whose batch axis is split in three, for an axis of the value."""
     return axis if axis < batch_axis else axis + 1
 
 
-def _side_by_side(rows: Tensor, axis: int, size: int) -> int:
-    """How many tokens lie beside each other on an axis, each with channels of its own; 0 for one token an element."""
-    line = rows.movedim(axis, -1).reshape(-1, size)[0]
+def _side_by_side(ids: Tensor, axis: int, size: int) -> int:
+    """Number of tokens on an axis that holds the channels of several tokens; 0 for one token per element."""
+    line = ids.movedim(axis, -1).reshape(-1, size)[0]
     distinct = len(line[line != NONE].unique())
     return distinct if 1 < distinct < size and size % distinct == 0 else 0
 
@@ -91,7 +92,7 @@ def _tokens(windows: int, sizes: list[int]) -> str:
 
 
 def _for_one_image(value: Value) -> list[int]:
-    """Shape without the batch, which may share an axis with windows."""
+    """Shape without the batch axis, which may also hold windows."""
     shape = list(value.shape)
     if shape and shape[0] % value.batch == 0:
         shape[0] //= value.batch

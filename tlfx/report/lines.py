@@ -1,4 +1,4 @@
-"""Rows of a tree as lines of text in columns: operator, class, label rule and tokens, as many as the width allows."""
+"""Rows of a tree as lines of text in columns: operator, class, label rule and tokens, as far as the width allows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from tlfx.operations import Operation
-from tlfx.report.rows import Row, broken
+from tlfx.report.rows import Row, wrapped
 from tlfx.report.style import COLORS, WORDS, count
 
 __all__ = ["WITH_TOKENS", "lines"]
@@ -16,14 +16,14 @@ __all__ = ["WITH_TOKENS", "lines"]
 CLASS_WIDTH = max(cell_len(word) for word in WORDS.values())
 RULE_WIDTH = max(cell_len(o.formula) for o in Operation)
 WITH_RULE, WITH_TOKENS = 84, 56
-"""Widths from which on the columns of rules and tokens are shown."""
+"""Smallest widths at which the columns of rules and of tokens are shown."""
 QUIET = (Operation.LAYOUT, Operation.CONSTANT)
 GAP = "  "
 
 
-def lines(found: Iterable[Row], width: int, guides: bool = True) -> Iterator[Text]:
-    """One or two lines for each row, with the lines of the tree before them unless ``guides`` is False."""
-    held = [(stem, row) for stem, row in _stems(found)] if guides else [(("", ""), row) for row in found]
+def lines(rows: Iterable[Row], width: int, guides: bool = True) -> Iterator[Text]:
+    """One or two lines for each row, with the lines of the tree in front unless ``guides`` is False."""
+    held = [(stem, row) for stem, row in _stems(rows)] if guides else [(("", ""), row) for row in rows]
     opened = [(stem, row) for stem, row in held if not _is_module(row)]
     named = [cell_len(_shorter(stem[0] + row.text, width)) for stem, row in opened]
     changes = [cell_len(row.change) for _, row in opened]
@@ -39,10 +39,10 @@ def _is_module(row: Row) -> bool:
     return row.group is not None
 
 
-def _stems(found: Iterable[Row]) -> Iterator[tuple[tuple[str, str], Row]]:
-    """Rows with the lines of the tree before their first line and before a second one."""
+def _stems(rows: Iterable[Row]) -> Iterator[tuple[tuple[str, str], Row]]:
+    """Rows with the tree lines in front of their first and of further text lines."""
     last: dict[int, bool] = {}
-    for row in found:
+    for row in rows:
         last[row.depth] = row.last
         before = "".join("  " if last[level] else "│ " for level in range(row.depth))
         yield (before + ("└ " if row.last else "├ "), before + ("  " if row.last else "│ ")), row
@@ -60,7 +60,7 @@ def _operator(stem: tuple[str, str], row: Row, name: int, width: int) -> Iterato
         yield _ended(line)
         return
     start = cell_len(line.plain) + len(GAP)
-    first, *rest = broken(row.change, width - start).split("\n")
+    first, *rest = wrapped(row.change, width - start).split("\n")
     yield _ended(line.append(GAP).append(_shorter(first, width - start), quiet))
     for text in rest:
         indent = " " * (start - cell_len(stem[1]))
@@ -68,7 +68,7 @@ def _operator(stem: tuple[str, str], row: Row, name: int, width: int) -> Iterato
 
 
 def _module(stem: tuple[str, str], row: Row, width: int) -> Iterator[Text]:
-    """A module: open, or closed with the number of its operators by class."""
+    """Lines of a module: its name; for a closed one also the number of operators by class."""
     kind = row.group.kind if row.group is not None else ""
     line = Text.assemble((stem[0], "dim"), (row.text, "bold"), "  ", (kind, "dim"))
     if not row.nodes:
@@ -82,7 +82,7 @@ def _module(stem: tuple[str, str], row: Row, width: int) -> Iterator[Text]:
 
 
 def _shorter(text: str, width: int) -> str:
-    """A text cut to a width, the cut shown."""
+    """A text truncated to a width, with an ellipsis."""
     return text if cell_len(text) <= width else set_cell_size(text, max(width - 1, 0)).rstrip() + "…"
 
 

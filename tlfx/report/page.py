@@ -1,12 +1,11 @@
-"""A report as one HTML file: the picture, the sums, and every node behind a fold; nothing is loaded from elsewhere."""
+"""A report as one self-contained HTML file: the picture, the sums, and a collapsed table of all nodes."""
 
 from __future__ import annotations
 
 from html import escape
 
-from tlfx.report.data import NodeReport
+from tlfx.report.data import ModelReport, NodeReport
 from tlfx.report.picture import draw
-from tlfx.report.report import Report
 from tlfx.report.stages import read_from, stages
 from tlfx.report.style import COLORS, WORDS, giga
 
@@ -25,8 +24,8 @@ text-align:left;border-bottom:1px solid #eef1f4;color:#1f2933;background:#fff}
 """
 
 
-def page(report: Report) -> str:
-    """HTML text of a page for a report.
+def page(report: ModelReport) -> str:
+    """A complete HTML page for a report.
 
     >>> from torch import nn
     >>> from tlfx.report import inspect
@@ -40,15 +39,15 @@ def page(report: Report) -> str:
     )
 
 
-def snippet(report: Report) -> str:
-    """The same to be put into a page, a notebook's say."""
+def snippet(report: ModelReport) -> str:
+    """The content of the page as an HTML fragment, for notebooks."""
     return (
         f'<div class="tlfx"><style>{STYLE}</style><div class="picture">{draw(report)}</div>'
         f'<div class="sums">{_classes(report)}{_stages(report)}{_read(report)}</div>{_nodes(report)}</div>'
     )
 
 
-def _classes(report: Report) -> str:
+def _classes(report: ModelReport) -> str:
     lines = [
         f'<tr><td><span class="dot" style="background:{COLORS[s.operation]}"></span>{WORDS[s.operation]}</td>'
         f'<td class="number">{s.count}</td><td class="number">{f"{s.share:.1%}" if s.flops else ""}</td>'
@@ -60,7 +59,7 @@ def _classes(report: Report) -> str:
     return f"<div><h2>Operators by class</h2><table>{head}{''.join(lines)}{total}<td></td></tr></table></div>"
 
 
-def _stages(report: Report) -> str:
+def _stages(report: ModelReport) -> str:
     lines = [
         f"<tr><td>{escape(name)}</td><td>{escape(before if before == after else f'{before} → {after}')}</td></tr>"
         for name, before, after in stages(report)
@@ -68,7 +67,7 @@ def _stages(report: Report) -> str:
     return f"<div><h2>Tokens by stage</h2><table>{''.join(lines)}</table></div>"
 
 
-def _read(report: Report) -> str:
+def _read(report: ModelReport) -> str:
     lines = [
         f"<tr><td>{'×'.join(map(str, o.shape[1:]))}</td><td>{escape(read_from(report, o))}</td></tr>"
         for o in report.outputs
@@ -76,7 +75,7 @@ def _read(report: Report) -> str:
     return f"<div><h2>Labels read</h2><table>{''.join(lines)}</table></div>"
 
 
-def _nodes(report: Report) -> str:
+def _nodes(report: ModelReport) -> str:
     head = "".join(f"<th>{name}</th>" for name in ("node", "operator", "class", "module", "before", "after", "why"))
     lines = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in _cells(n))}</tr>" for n in report.nodes)
     return f"<details><summary>All {len(report.nodes)} nodes</summary><table><tr>{head}</tr>{lines}</table></details>"

@@ -1,4 +1,4 @@
-"""A report as a picture: one SVG file of the graph by block, coloured by class, with nothing outside the file."""
+"""A report as a picture: one self-contained SVG file of the graph by block, coloured by class."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from math import sqrt
 
 from tlfx.operations import Operation
 from tlfx.report.cards import Card, Skip, cards
-from tlfx.report.report import Report
+from tlfx.report.data import ModelReport
 from tlfx.report.rows import Row, change
 from tlfx.report.style import COLORS, WORDS, giga
 
 __all__ = ["draw"]
 
 WIDTH, GUTTER, PILL, ROW, HEAD, GAP = 482, 34, 190, 24, 40, 34
-"""Sizes of a card: its width, the room for skips, an operator's width, a row, the title, and between two cards."""
+"""Sizes: width of a card, of its gutter for skip connections and of an operator; heights of row, title and gap."""
 TOP, MARGIN, COLUMN_GAP, NARROWEST = 132, 28, 46, 1060
 STYLE = """
 text{font-family:system-ui,-apple-system,'Segoe UI','DejaVu Sans',sans-serif;fill:#1f2933}
@@ -29,7 +29,7 @@ text{font-family:system-ui,-apple-system,'Segoe UI','DejaVu Sans',sans-serif;fil
 .skip{fill:none;stroke:#cc79a7;stroke-width:2}
 """
 DARK = (Operation.POINTWISE, Operation.WEIGHT, Operation.RESIDUAL)
-"""Classes whose colour is so light that dark letters read better on it."""
+"""Classes with a light colour, on which text is dark."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class _Placed:
         return _height(self.card)
 
 
-def draw(report: Report) -> str:
-    """SVG text of a report.
+def draw(report: ModelReport) -> str:
+    """A report as SVG text.
 
     >>> from torch import nn
     >>> from tlfx.report import inspect
@@ -75,7 +75,7 @@ def _height(card: Card) -> float:
 
 
 def _place(held: Sequence[Card]) -> list[_Placed]:
-    """Cards down columns of about the same height."""
+    """Arrange the cards in columns of about equal height."""
     total = sum(_height(c) + GAP for c in held)
     columns = max(2, round(sqrt(1.3 * total / WIDTH)))
     tallest = max([total / columns, *(_height(c) for c in held)])
@@ -89,8 +89,8 @@ def _place(held: Sequence[Card]) -> list[_Placed]:
     return placed
 
 
-def _header(report: Report, width: float) -> Iterator[str]:
-    """Name, figures, a bar of FLOPs by class, and the legend."""
+def _header(report: ModelReport, width: float) -> Iterator[str]:
+    """Name and size of the model, a bar of FLOPs by class, and the legend."""
     shape = "×".join(map(str, report.input_shape))
     parts = (f"input {shape}", f"{giga(report.parameters)} parameters", f"{giga(report.flops)}FLOP per image")
     yield _text(MARGIN, 42, report.model, "title")
@@ -112,7 +112,7 @@ def _header(report: Report, width: float) -> Iterator[str]:
 
 
 def _flow(placed: Sequence[_Placed]) -> Iterator[str]:
-    """Arrows from each card to the next, with the tokens that pass."""
+    """Arrows from each card to the next, with the token layout between them."""
     for one, other in pairwise(placed):
         x, bottom = one.x + WIDTH / 2, one.y + one.height
         if one.x == other.x:
@@ -158,7 +158,7 @@ def _draw_row(row: Row, x: float, y: float) -> Iterator[str]:
 
 
 def _draw_skip(skip: Skip, x: float, y: float) -> str:
-    """A line on the left of the rows, from below where the skip starts into the residual."""
+    """A line left of the rows, from the start of the skip connection to the residual."""
     top = y + HEAD + ROW * skip.start + ROW - 1.5 if skip.start >= 0 else y + HEAD - 4
     bottom = y + HEAD + ROW * skip.end + ROW / 2 - 0.5
     side, right = x + GUTTER - 9 - 7 * skip.lane, x + GUTTER - 1

@@ -1,4 +1,4 @@
-"""A folded tree as rows: one for a module, one for an operator, one for a run of layout operators."""
+"""A folded tree as table rows: one for each module, operator, or run of layout operators."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from tlfx.operations import Operation
 from tlfx.report.data import NodeReport
 from tlfx.report.fold import Group
 
-__all__ = ["Row", "broken", "change", "label", "operators", "rows"]
+__all__ = ["Row", "change", "label", "operators", "rows", "wrapped"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row at a depth of the tree: a module with a group, operators with nodes."""
+    """One row at some depth of the tree: a module has a group, operators have nodes."""
 
     depth: int
     text: str
     nodes: tuple[NodeReport, ...] = ()
     group: Group | None = None
     last: bool = False
-    """Whether no other row follows at this depth under the same parent."""
+    """Whether this is the last row under its parent."""
 
     @property
     def node(self) -> NodeReport:
-        """The (last) node."""
+        """The node of the row; the last one for several."""
         return self.nodes[-1]
 
     @property
     def change(self) -> str:
-        """Tokens before and after; of a residual, what its branch holds."""
+        """Tokens before and after; for a residual also the extent of its branch."""
         text = change(self.nodes[0], self.node)
         over = " … ".join(self.node.ends) if self.group is None else ""
         return f"{text}, over {over}" if over else text
 
 
 def rows(group: Group, depth: int | None = None, level: int = 0) -> Iterator[Row]:
-    """Rows below a group, modules opened to ``depth`` levels (all of them for None)."""
+    """Rows of a group, with modules expanded to ``depth`` levels (all levels for None)."""
     entries = list(_entries(group))
     for place, (prefix, item) in enumerate(entries):
         last = place == len(entries) - 1
@@ -58,7 +58,7 @@ Entry = tuple[tuple[str, ...], "Group | tuple[NodeReport, ...]"]
 
 
 def _entries(group: Group) -> Iterator[Entry]:
-    """What a group shows: modules that hold one thing alone give way to it, runs of layout operators are one."""
+    """Entries of a group: a module with a single entry is replaced by it, runs of layout operators become one."""
     for is_layout, run in groupby(group.items, key=_is_layout):
         if is_layout:
             yield (), tuple(item for item in run if isinstance(item, NodeReport))
@@ -83,13 +83,13 @@ def _opened(prefix: tuple[str, ...], item: Group | NodeReport) -> Entry:
 
 
 def label(prefix: Sequence[str], nodes: Sequence[NodeReport]) -> str:
-    """Name of the module and names of its operators."""
+    """Text of a row: name of the module and names of its operators."""
     name, held = ".".join(prefix), operators(nodes)
     return held if not prefix or prefix[-1] == held else f"{name} {held}"
 
 
 def operators(nodes: Sequence[NodeReport]) -> str:
-    """Names of operators in a row, repetitions counted; the images go by their own name.
+    """Names of operators in sequence, repetitions counted; the images have the name of their argument.
 
     >>> from torch import nn
     >>> from tlfx.report import inspect
@@ -102,7 +102,7 @@ def operators(nodes: Sequence[NodeReport]) -> str:
 
 
 def change(first: NodeReport, last: NodeReport) -> str:
-    """Tokens and channels before and after, what stays said once.
+    """Tokens and channels before and after; tokens that stay the same are written once.
 
     >>> from torch import nn
     >>> from tlfx.report import inspect
@@ -119,10 +119,10 @@ def change(first: NodeReport, last: NodeReport) -> str:
     return f"{before} → {after}"
 
 
-def broken(text: str, room: int) -> str:
-    """A change in several lines where it is too long for one.
+def wrapped(text: str, room: int) -> str:
+    """A change, wrapped to several lines if it is too long for one.
 
-    >>> broken("14×14 × 96, over conv … bn", 12).splitlines()
+    >>> wrapped("14×14 × 96, over conv … bn", 12).splitlines()
     ['14×14 × 96,', 'over conv … bn']
     """
     parts = [text]

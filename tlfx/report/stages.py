@@ -1,4 +1,4 @@
-"""Tokens by stage, and where the label of an output is read, in words."""
+"""Texts for the tokens of each stage, and for where the label of an output is read."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 from tlfx.operations import Operation
 from tlfx.report.data import OutputReport
 from tlfx.report.fold import Group, fold, tree
-from tlfx.report.style import WORDS, count
+from tlfx.report.style import WORDS
 
 if TYPE_CHECKING:
-    from tlfx.report.report import Report
+    from tlfx.report.data import ModelReport
 
 __all__ = ["read_from", "stages"]
 
 
-def stages(report: Report) -> list[tuple[str, str, str]]:
-    """Stages of a model that hold blocks or change the tokens: (name, tokens before, tokens after)."""
+def stages(report: ModelReport) -> list[tuple[str, str, str]]:
+    """Stages of a model that contain blocks or change the tokens: (name, tokens before, tokens after)."""
     content = [n for n in report.nodes if n.operation is not Operation.CONSTANT]
-    found: list[tuple[str, str, str]] = []
+    changes: list[tuple[str, str, str]] = []
     before = ""
     for group in _stage_groups(fold(tree(content, report.modules))):
         held = [n.tokens for n in group.nodes if n.tokens]
@@ -27,12 +27,12 @@ def stages(report: Report) -> list[tuple[str, str, str]]:
             continue
         start, before = before or held[0], held[-1]
         if start != before or any(isinstance(i, Group) and i.is_block for i in [group, *group.items]):
-            found.append((group.title or report.model, start, before))
-    return found
+            changes.append((group.title or report.model, start, before))
+    return changes
 
 
 def _stage_groups(root: Group) -> Iterator[Group]:
-    """Modules at the top, but those below a container that holds several blocks or stages; loose operators alone."""
+    """Top-level modules, the blocks of a container that has only blocks, and operators outside modules."""
     for item in root.items:
         if not isinstance(item, Group):
             yield Group(f"({item.short})" if item.operator != "placeholder" else item.name, "", [item])
@@ -44,14 +44,17 @@ def _stage_groups(root: Group) -> Iterator[Group]:
             yield item
 
 
-def read_from(report: Report, output: OutputReport) -> str:
-    """Where the label of an output is read."""
+def read_from(report: ModelReport, output: OutputReport) -> str:
+    """A text that says where the label of an output is read."""
     if not output.rows:
         return "no image content, no label"
     amount = "one label per image" if output.rows == 1 else f"{output.rows} labels per image"
     if output.node is None:
         return f"{amount}, of several operators"
     node = report.by_name[output.node]
-    part = f"1 of the {output.of} rows" if output.rows == 1 < output.of else count(output.rows, "row")
+    if output.rows == 1:
+        part = f"1 of the {output.of} labels" if output.of > 1 else "the label"
+    else:
+        part = f"{output.rows} labels"
     module = f" in {node.module}" if node.module else ""
     return f"{amount}, {part} of {node.name}{module} ({WORDS[node.operation]})"

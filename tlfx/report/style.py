@@ -1,4 +1,4 @@
-"""Colours and words of the classes, the same in text and pictures. The colours tell apart without red and green."""
+"""Colours and names of the classes in text and pictures; the colours are safe for colour-blind readers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WORDS = {
 
 
 def giga(number: int) -> str:
-    """A large number with a unit.
+    """A large number with a unit prefix.
 
     >>> giga(4_610_000_000), giga(5_500_000), giga(1200)
     ('4.61 G', '5.50 M', '1.20 K')

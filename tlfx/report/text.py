@@ -1,4 +1,4 @@
-"""A report as text: a tree by module, a flat list, and what it adds up to."""
+"""A report as text: a tree by module or a flat list, and the sums."""
 
 from __future__ import annotations
 
@@ -20,19 +20,23 @@ from tlfx.report.stages import read_from, stages
 from tlfx.report.style import COLORS, WORDS, giga
 
 if TYPE_CHECKING:
-    from tlfx.report.report import Report
+    from tlfx.report.data import ModelReport
 
 __all__ = ["View"]
 
 WIDEST = 160
-"""Columns farther apart than this are hard to read across."""
+"""Largest width in columns: wider tables are hard to read across."""
 
 
 class View:
-    """A report to print with rich: all of it, or some nodes, as a tree or flat; the sums are always of the model."""
+    """A report for printing with rich: all or some nodes, as a tree or flat; sums are always over the whole model."""
 
     def __init__(
-        self, report: Report, nodes: Sequence[NodeReport] | None = None, depth: int | None = None, flat: bool = False
+        self,
+        report: ModelReport,
+        nodes: Sequence[NodeReport] | None = None,
+        depth: int | None = None,
+        flat: bool = False,
     ) -> None:
         self.report = report
         self.selected = nodes
@@ -57,7 +61,7 @@ class View:
         return Text.assemble((report.model, "bold"), "  ", (" · ".join(parts), "dim"))
 
     def _rows(self, width: int) -> Iterator[Text]:
-        """A tree by module, the constants left out unless they were asked for; or every node flat."""
+        """A tree by module, without constants unless they were selected; or a flat list of all nodes."""
         if self.flat:
             return lines([Row(0, node.name, (node,)) for node in self.nodes], width, guides=False)
         hidden = (Operation.CONSTANT,) if self.selected is None else ()
@@ -70,8 +74,8 @@ class View:
         return self.report.nodes if self.selected is None else self.selected
 
 
-def _summary(report: Report, width: int) -> Table:
-    """Operators and share of FLOPs by class."""
+def _summary(report: ModelReport, width: int) -> Table:
+    """A table of operators and fraction of FLOPs by class."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim", show_footer=True, footer_style="dim")
     table.add_column("class", footer="all")
     table.add_column("operators", justify="right", footer=str(len(report.nodes)))
@@ -90,16 +94,16 @@ def _summary(report: Report, width: int) -> Table:
     return table
 
 
-def _stages(report: Report) -> Iterator[Text]:
-    found = stages(report)
-    names = max((cell_len(name) for name, _, _ in found), default=0)
+def _stages(report: ModelReport) -> Iterator[Text]:
+    changes = stages(report)
+    names = max((cell_len(name) for name, _, _ in changes), default=0)
     yield Text("tokens by stage", "dim")
-    for name, before, after in found:
+    for name, before, after in changes:
         change = after if before == after else f"{before} → {after}"
         yield Text(f"  {name}{' ' * (names - cell_len(name))}  {change}")
 
 
-def _read(report: Report) -> Iterator[Text]:
+def _read(report: ModelReport) -> Iterator[Text]:
     yield Text()
     yield Text("labels read", "dim")
     for output in report.outputs:

@@ -22,40 +22,40 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_unflatten
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 
+from tlfx._torch import call_with_hooks, version
 from tlfx.capture.export import MODEL
-from tlfx.capture.regions import FORWARD_HOOKS, Checkpoint, HookedCall, Region, is_changed, regions_of
+from tlfx.capture.hooks import is_changed
+from tlfx.capture.regions import FORWARD_HOOKS, Checkpoint, HookedCall, Region, RegionTree
 from tlfx.errors import CaptureError
+from tlfx.graph.shells import graph_module_of
+from tlfx.rewrite.writer import AlignedGraph
 
 __all__ = ["segmented"]
 
 
-def segmented(graph_module: GraphModule) -> GraphModule:
-    """The same function with every region in a segment; the graph itself where it has no regions."""
-    return _Cutter(graph_module).cut() if any(map(regions_of, graph_module.graph.nodes)) else graph_module
+def segmented(aligned: AlignedGraph) -> GraphModule:
+    """The same function with every region in a segment; the graph itself if it has no regions."""
+    return _Cutter(aligned.graph_module, aligned.regions).cut() if aligned.regions.regions else aligned.graph_module
 
 
 class _Cutter:
     """Cuts a graph along its regions, from the outside in."""
 
-    def __init__(self, source: GraphModule) -> None:
+    def __init__(self, source: GraphModule, regions: RegionTree) -> None:
         self.source = source
-        self.own = {n.name: n for n in source.graph.nodes}
+        self.regions = regions
         self.nodes = [n for n in source.graph.nodes if n.op == "call_function"]
         self.reads = {n: list(n.all_input_nodes) for n in source.graph.nodes}
         begun: set[Region] = set()
         for node in self.nodes:
-            for region in regions_of(node):
+            for region in regions.path_of(node):
                 if region not in begun:  # hooks see what goes in and comes out, whether the graph reads it or not
-                    self.reads[node] += self.named(region.leaves) + self.named(region.outputs)
+                    self.reads[node] += _nodes(region.inputs) + _nodes(region.outputs)
                 begun.add(region)
         self.readers: dict[Node, set[Node]] = defaultdict(set)
         for node, read in self.reads.items():
             for source_node in read:
                 self.readers[source_node].add(node)
-
-    def named(self, leaves: Sequence[Any]) -> list[Node]:
-        """The nodes among leaves, as the source has them."""
-        return [self.own[x.name] for x in leaves if isinstance(x, Node)]
 
     def cut(self) -> GraphModule:
         """The outermost graph, with the inputs and outputs of the source."""
@@ -75,7 +75,7 @@ class _Cutter:
                 copies[node] = graph.node_copy(node)
             return copies[node]
 
-        for region, group in groupby(nodes, lambda n: next(iter(regions_of(n)[depth:]), None)):
+        for region, group in groupby(nodes, lambda n: next(iter(self.regions.path_of(n)[depth:]), None)):
             if region is None:
                 for node in group:
                     map_arg((node.args, node.kwargs), copy_of)
@@ -92,12 +92,11 @@ class _Cutter:
 
     def segment_of(self, region: Region, nodes: list[Node], depth: int) -> tuple[list[Node], list[Node], nn.Module]:
         """The values that a region takes, those that it gives, and the module that makes these of those."""
-        inside, given, shown = set(nodes), self.named(region.leaves), self.named(region.outputs)
+        inside, given, shown = set(nodes), _nodes(region.inputs), _nodes(region.outputs)
         free = [x for n in nodes for x in self.reads[n] if x not in inside and x.op != "get_attr" and x not in given]
         inputs = [*given, *dict.fromkeys(free)]
         made = [n for n in nodes if n not in shown and not self.readers[n] <= inside]
-        outputs = [self.own[x.name] if isinstance(x, Node) else x for x in region.outputs]
-        body = self.graph_of(nodes, depth + 1, inputs, (outputs, made))
+        body = self.graph_of(nodes, depth + 1, inputs, (region.outputs, made))
         if isinstance(region, HookedCall):
             return inputs, [*shown, *made], _Through(region, body)
         assert isinstance(region, Checkpoint)
@@ -112,12 +111,13 @@ class _Cutter:
     def module_of(self, graph: Graph, parts: dict[str, nn.Module]) -> GraphModule:
         """A graph module that holds what the source holds, and segments."""
         graph.lint()
-        root = nn.Module()
-        root._buffers.update(self.source._buffers)
-        root._modules.update({**self.source._modules, **parts})
-        module = GraphModule(root, graph, class_name=type(self.source).__name__)
-        module._modules = dict(root._modules)
-        return module
+        modules = {**self.source._modules, **parts}
+        return graph_module_of(graph, modules, self.source._buffers, type(self.source).__name__)
+
+
+def _nodes(leaves: Sequence[Any]) -> list[Node]:
+    """The nodes among leaves."""
+    return [x for x in leaves if isinstance(x, Node)]
 
 
 class _Through(nn.Module):
@@ -134,14 +134,15 @@ class _Through(nn.Module):
         more: list[Any] = []
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-            outputs, more[:] = self.body(*tensors, *values[len(tensors) :])
+            leaves = zip(tree_leaves((args, kwargs)), region.inputs, strict=True)
+            given = [x for x, leaf in leaves if isinstance(leaf, Node)]
+            outputs, more[:] = self.body(*given, *values[len(given) :])
             return tree_unflatten(outputs, region.out_spec)
 
         given = iter(values)
-        args, kwargs = tree_unflatten([next(given) if isinstance(x, Node) else x for x in region.leaves], region.spec)
+        args, kwargs = tree_unflatten([next(given) if isinstance(x, Node) else x for x in region.inputs], region.spec)
         with _running(region, forward):
-            output = nn.Module._call_impl(region.module, *args, **kwargs)
+            output = call_with_hooks(region.subject, *args, **kwargs)
         shown = zip(tree_leaves(output), region.outputs, strict=True)
         return (*(x for x, leaf in shown if isinstance(leaf, Node)), *more)
 
@@ -149,7 +150,7 @@ class _Through(nn.Module):
 @contextlib.contextmanager
 def _running(region: HookedCall, forward: Callable[..., Any]) -> Iterator[None]:
     """The module of a region with another forward, and without the hooks that are computed in it."""
-    own = vars(region.module)
+    own = vars(region.subject)
     kept = {k: own[k] for k in ("forward", *FORWARD_HOOKS) if k in own}
     for kind in FORWARD_HOOKS:
         fire = ((n, h) for n, h in kept[kind].items() if n not in region.computed)
@@ -167,9 +168,9 @@ def _watched(hook: Callable[..., Any], failed: str) -> Callable[..., Any]:
 
     def watched(module: nn.Module, *given: Any) -> Any:
         tensors = [x for x in tree_leaves(given) if isinstance(x, Tensor) and not x.is_inference()]
-        before = [x._version for x in tensors]
+        before = [version(x) for x in tensors]
         result = hook(module, *given)
-        if is_changed(result, given) or before != [x._version for x in tensors]:
+        if is_changed(result, given) or before != [version(x) for x in tensors]:
             raise CaptureError(
                 f"a hook of {type(module).__name__} changes what the module takes or returns, and cannot be captured "
                 f"as a graph ({failed}), so that labels cannot follow it: write it without reading values of tensors "

@@ -1,93 +1,116 @@
-"""Rewriting: label arithmetic is written into the captured graph, next to what it follows, and only as far as it is
-read."""
+"""Rewriting: label arithmetic is written into the captured graph, after the values that it reads, as far as outputs
+read it."""
 
 from __future__ import annotations
 
 import itertools
 import operator
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from tlfx import runtime
-from tlfx.capture.regions import stay_in_regions
-from tlfx.propagate.labels import MASK, Label, LabelTable, Once, Rows, by_first_occurrence, digest, regular
+from tlfx.capture.regions import Region, RegionTree
+from tlfx.graph.constants import is_random
+from tlfx.graph.shells import graph_module_of
+from tlfx.propagate.labels import (
+    MASK,
+    LabelTable,
+    LabelTensor,
+    Operand,
+    ParameterFunction,
+    by_first_occurrence,
+    digest,
+)
 from tlfx.propagate.outputs import OutputLabel
 from tlfx.propagate.propagator import Propagation
+from tlfx.rewrite.functions import FunctionCalls
+from tlfx.rewrite.strides import find_strides
 
-__all__ = ["read_labels", "rewrite"]
+__all__ = ["AlignedGraph", "read_labels", "rewrite"]
 
 
-def rewrite(found: Propagation) -> GraphModule:
-    """The aligned graph: the inputs of the captured one and a mask in, its outputs and their labels out.
+@dataclass(frozen=True, eq=False)
+class AlignedGraph:
+    """A graph that computes labels, and the tree of its regions."""
 
-    Each label of an output is float32 of the output's shape with the class axis taken out and the channels put last.
-    After them come the recorded labels, (batch, *positions, channels).
+    graph_module: GraphModule
+    regions: RegionTree
+
+
+def rewrite(propagation: Propagation) -> AlignedGraph:
+    """The aligned graph: the inputs of the captured graph and a mask in, its outputs and their labels out.
+
+    Each label of an output is float32 of the output's shape without its class axis, label channels last. The recorded
+    labels, (batch, *positions, channels), follow them.
     """
-    return _Writer(found).write()
+    writer = _Writer(propagation)
+    return AlignedGraph(writer.write(), writer.regions())
 
 
 def read_labels(
     table: LabelTable, outputs: Sequence[OutputLabel | None], recorded: Iterable[Tensor] = ()
-) -> dict[int, Label]:
-    """The labels that outputs and recorded rows depend on, by their place in the table, each restricted to the rows
-    that are read."""
-    needed = torch.zeros(table.rows, dtype=torch.bool)
-    for rows in (*(o.rows for o in outputs if o is not None), *recorded):
-        needed[rows] = True
-    live: dict[int, Label] = {}
-    for place in reversed(range(len(table.labels))):
-        label = table.labels[place]
-        rows = needed[label.first : label.first + label.size]
-        if not bool(rows.any()):
+) -> dict[int, LabelTensor]:
+    """The label tensors that outputs and recorded labels depend on, by their place in the table, each restricted to the
+    labels that are read."""
+    needed = torch.zeros(table.size, dtype=torch.bool)
+    for ids in (*(o.ids for o in outputs if o is not None), *recorded):
+        needed[ids] = True
+    live: dict[int, LabelTensor] = {}
+    for place in reversed(range(len(table.tensors))):
+        label = table.tensors[place]
+        read = needed[label.first : label.first + label.size]
+        if not bool(read.any()):
             continue
-        live[place] = label = label.restricted(rows)
+        live[place] = label = label.restricted(read)
         for operand in label.operands:
             needed[operand.ids] = True
     return live
 
 
-def labels_of_the_mask(found: Propagation, live: Mapping[int, Label]) -> set[int]:
-    """The labels, by their place in the table, that follow from the mask and from parameters alone, so that samples
-    which share a mask share them too."""
-    varied = _varied(found.graph_module.graph)
+def labels_of_the_mask(propagation: Propagation, live: Mapping[int, LabelTensor]) -> set[int]:
+    """The label tensors, by their place in the table, that follow from the mask and parameters alone, so that samples
+    share them if they share a mask."""
+    varied = _varied(propagation.graph_module.graph)
     shared: set[int] = set()
     for place, label in sorted(live.items()):
-        owners = {int(p) for rows in label.operands for p in found.labels.owners(rows.ids).unique()}
+        owners = {int(p) for operand in label.operands for p in propagation.labels.owners(operand.ids).unique()}
         starts = any(isinstance(a, str) and a == MASK for a in label.args)
-        by_sample = label.by_sample or label.kwargs.get("split") is not None or not varied.isdisjoint(label.nodes)
+        by_sample = label.by_sample or label.kwargs.get("where") is not None or not varied.isdisjoint(label.nodes)
         if starts or (owners <= shared and not by_sample):
             shared.add(place)
     return shared
 
 
 def _varied(graph: Graph) -> set[Node]:
-    """Nodes that depend on what a model is called with, or on chance."""
+    """Nodes that depend on the arguments of the model, or on chance."""
     varied: set[Node] = set()
     for node in graph.nodes:
-        random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-        if node.op == "placeholder" or random or not varied.isdisjoint(node.all_input_nodes):
+        if node.op == "placeholder" or is_random(node) or not varied.isdisjoint(node.all_input_nodes):
             varied.add(node)
     return varied
 
 
 class _Writer:
-    """Writes labels into a copy of the captured graph."""
+    """Writes label tensors into a copy of the captured graph."""
 
-    def __init__(self, found: Propagation) -> None:
-        self.found = found
+    def __init__(self, propagation: Propagation) -> None:
+        self.propagation = propagation
         self.graph = Graph()
         self.copies: dict[Node, Node] = {}
-        self.graph.graph_copy(found.graph_module.graph, self.copies)
-        self.root = nn.Module()
-        self.live = read_labels(found.labels, found.outputs, found.recorded.rows.values())
-        self.shared = labels_of_the_mask(found, self.live)
-        self.position = torch.full((found.labels.rows,), -1)
+        self.graph.graph_copy(propagation.graph_module.graph, self.copies)
+        self.functions = FunctionCalls(propagation.regions, self.graph, self.copies)
+        self.innermost = self._copied_regions()
+        self.buffers: dict[str, Tensor] = {}
+        self.live = read_labels(propagation.labels, propagation.outputs, propagation.recorded.ids.values())
+        self.shared = labels_of_the_mask(propagation, self.live)
+        self.position = torch.full((propagation.labels.size,), -1)
         self.written: dict[int, Node] = {}
         self.known: dict[Hashable, Node] = {}
         self.constants: dict[Hashable, str] = {}
@@ -95,24 +118,38 @@ class _Writer:
         self.mask = self._add_mask()
 
     def write(self) -> GraphModule:
-        """Write all live labels, then the outputs."""
+        """Write all label tensors that are read, then the outputs."""
         for place, label in sorted(self.live.items()):
             self._write(place, label)
-        labels = tuple(self._output(o) if o is not None else None for o in self.found.outputs)
-        recorded = tuple(self._rows(rows, self._end(), for_each=True) for rows in self.found.recorded.rows.values())
-        outputs = self.found.graph_module.graph.output_node().args[0]
+        labels = tuple(self._output(o) if o is not None else None for o in self.propagation.outputs)
+        recorded = tuple(self._read(ids, self._end(), for_each=True) for ids in self.propagation.recorded.ids.values())
+        outputs = self.propagation.graph_module.graph.output_node().args[0]
         self.graph.output((map_arg(outputs, lambda n: self.copies[n]), labels + recorded))
         self.graph.lint()
         return self._module()
 
+    def regions(self) -> RegionTree:
+        """The regions of the written graph that are run as one."""
+        tree = self.propagation.regions.copied(self.graph, self.copies, self.innermost)
+        return tree.without(self.graph, {r for r in tree.regions if not r.runs_as_one})
+
+    def _copied_regions(self) -> dict[Node, Region]:
+        """The innermost captured region of each node of the copy; a call of an autograd function is a node itself."""
+        regions = self.propagation.regions
+        innermost: dict[Node, Region] = {}
+        for node, copy in self.copies.items():
+            region = regions.region_of(node)
+            if region is not None and regions.function_call_of(node) is None:
+                innermost[copy] = region
+        for call, nodes in self.functions.written.items():
+            if call.parent is not None:
+                innermost |= dict.fromkeys(nodes, call.parent)
+        return innermost
+
     def _module(self) -> GraphModule:
-        source = self.found.graph_module
-        for name, buffer in source.named_buffers(recurse=False):
-            self.root.register_buffer(name, buffer, persistent=False)
-        self.root._modules.update(source._modules)
-        module = GraphModule(self.root, self.graph, class_name=f"Aligned{type(source).__name__}")
-        module._modules = dict(source._modules)
-        return module
+        source = self.propagation.graph_module
+        buffers = {**dict(source.named_buffers(recurse=False)), **self.buffers}
+        return graph_module_of(self.graph, source._modules, buffers, f"Aligned{type(source).__name__}")
 
     def _add_mask(self) -> Node:
         inputs = [n for n in self.graph.nodes if n.op == "placeholder"]
@@ -122,84 +159,89 @@ class _Writer:
             self.last[node] = mask
         return mask
 
-    def _write(self, place: int, label: Label) -> None:
+    def _write(self, place: int, label: LabelTensor) -> None:
         assert label.after is not None
-        after = self.copies.get(label.after) or self._end()  # the output itself is written last
+        after = self.functions.end_of(label.after) or self.copies.get(label.after) or self._end()  # of the output node
+        for leaf in tree_leaves((label.args, label.kwargs)):
+            if isinstance(leaf, Node | ParameterFunction):
+                self.functions.check_read(label.after, leaf.node if isinstance(leaf, ParameterFunction) else leaf)
         self.position[label.first : label.first + label.size] = label.position()
         for_each = place not in self.shared
         args = tuple(self._operand(a, after, for_each) for a in label.args)
         kwargs = {k: self._operand(v, after, for_each) for k, v in label.kwargs.items()}
-        node = self._insert(after, label.function, args, kwargs, "both" if label.instead else "label")
-        self.written[place] = self._take_place(label.after, node) if label.instead else node
+        node = self._insert(after, label.function, args, kwargs, "both" if label.replaces_node else "label")
+        self.written[place] = self._replace(label.after, node) if label.replaces_node else node
 
-    def _take_place(self, original: Node, both: Node) -> Node:
-        """Put the first of two results in the place of a node; the second is the label."""
+    def _replace(self, original: Node, both: Node) -> Node:
+        """Replace a node by the first of two results; the second is the label tensor."""
         node = self.copies[original]
         value, label = (self._insert(node, operator.getitem, (both, i), {}, n) for i, n in enumerate(("own", "label")))
         value.meta, name = node.meta, node.name
         node.replace_all_uses_with(value)
         self.last[value] = self.last.pop(node)
         self.copies[original] = value
+        self.innermost.pop(node, None)
         self.graph.erase_node(node)
         value.name = name
         return label
 
     def _operand(self, value: Any, after: Node, for_each: bool) -> Any:
-        if isinstance(value, Rows):
-            return self._rows(value.ids, after, for_each)
-        if isinstance(value, Once):
-            return self._once(value, after)
+        if isinstance(value, Operand):
+            return self._read(value.ids, after, for_each)
+        if isinstance(value, ParameterFunction):
+            return self._of_parameter(value, after)
         if isinstance(value, Tensor):
             return self._constant(value, "weights", after)
         if isinstance(value, str) and value == MASK:
             return self.mask
         return tree_map(lambda v: self.copies[v] if isinstance(v, Node) else v, value)
 
-    def _once(self, value: Once, after: Node) -> Node:
-        """What is computed of a parameter, the first time it is read."""
+    def _of_parameter(self, value: ParameterFunction, after: Node) -> Node:
+        """A function of a parameter, computed where it is read first."""
         key = (value.function, value.node.target if value.node.op == "get_attr" else value.node)
         if key not in self.known:
-            self.known[key] = self._insert(after, value.function, (self.copies[value.node],), value.kwargs, "once")
-        return self.known[key]
-
-    def _rows(self, ids: Tensor, after: Node, for_each: bool) -> Node:
-        """Rows of labels in a shape: for each sample, or once for all that share a mask."""
-        key = ("rows", digest(ids), for_each)
-        if key not in self.known:
-            self.known[key] = self._read(ids, after, for_each)
+            self.known[key] = self._insert(
+                after, value.function, (self.copies[value.node],), value.kwargs, "of_parameter"
+            )
         return self.known[key]
 
     def _read(self, ids: Tensor, after: Node, for_each: bool) -> Node:
-        """A view of a label where its rows lie at regular distances, else a copy by index."""
-        owners = self.found.labels.owners(ids)
+        """The labels with these ids, in the shape of ``ids``: for each sample, or once for all that share a mask."""
+        key = ("labels", digest(ids), for_each)
+        if key not in self.known:
+            self.known[key] = self._view_or_copy(ids, after, for_each)
+        return self.known[key]
+
+    def _view_or_copy(self, ids: Tensor, after: Node, for_each: bool) -> Node:
+        """A view of a label tensor where strides can read the ids, else a copy by index."""
+        owners = self.propagation.labels.owners(ids)
         places = _in_order(owners.flatten())
-        offset = torch.zeros(len(self.found.labels.labels), dtype=torch.int64)
+        offset = torch.zeros(len(self.propagation.labels.tensors), dtype=torch.int64)
         offset[places] = torch.tensor([0, *itertools.accumulate(self.live[p].count for p in places[:-1])])
         index = self.position[ids] + offset[owners]
         labels = [self._spread(p, after) if for_each and p in self.shared else self.written[p] for p in places]
-        loops = regular(index)
+        strided = find_strides(index)
         if torch.equal(index.flatten(), torch.arange(sum(self.live[p].count for p in places))):
             if len(labels) == 1 and ids.dim() == 1:
                 return labels[0]
-            return self._insert(after, runtime.gather, (labels, None, tuple(ids.shape)), {}, "rows")
-        if len(labels) == 1 and loops is not None:
-            args = (labels[0], *loops, int(index.flatten()[0]), tuple(ids.shape))
-            return self._insert(after, runtime.view, args, {}, "rows")
-        return self._insert(after, runtime.gather, (labels, self._constant(index, "index", after)), {}, "rows")
+            return self._insert(after, runtime.gather, (labels, None, tuple(ids.shape)), {}, "labels")
+        if len(labels) == 1 and strided is not None:
+            args = (labels[0], *strided, int(index.flatten()[0]), tuple(ids.shape))
+            return self._insert(after, runtime.view, args, {}, "labels")
+        return self._insert(after, runtime.gather, (labels, self._constant(index, "index", after)), {}, "labels")
 
     def _spread(self, place: int, after: Node) -> Node:
         """A label that is the same for all samples of one mask, for each of them."""
         key = ("spread", place)
         if key not in self.known:
-            images = self.copies[self.found.images]
+            images = self.copies[self.propagation.images]
             self.known[key] = self._insert(after, runtime.spread, (self.written[place], images), {}, "label")
         return self.known[key]
 
     def _output(self, output: OutputLabel) -> Node:
         end = self._end()
-        rows = self._rows(output.rows, end, for_each=True)
-        where = output.where
-        return self._insert(end, runtime.output, (rows, where.axis, where.outer, where.inner), {}, "share")
+        labels = self._read(output.ids, end, for_each=True)
+        return self._insert(end, runtime.output, (labels, output.where), {}, "share")
 
     def _end(self) -> Node:
         node: Node = next(iter(reversed(self.graph.nodes)))
@@ -208,7 +250,8 @@ class _Writer:
     def _insert(self, after: Node, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Node:
         with self.graph.inserting_after(self.last.get(after, after)):
             node = self.graph.create_node("call_function", function, args, kwargs, name=name)
-        stay_in_regions(node, after)
+        if after in self.innermost:
+            self.innermost[node] = self.innermost[after]
         self.last[after] = node
         return node
 
@@ -216,8 +259,8 @@ class _Writer:
         """A tensor of the graph's own, one for all places that need the same."""
         key = digest(tensor)
         if key not in self.constants:
-            self.constants[key] = f"{name}_{len(self.root._buffers)}"
-            self.root.register_buffer(self.constants[key], tensor.to(self.found.device), persistent=False)
+            self.constants[key] = f"{name}_{len(self.buffers)}"
+            self.buffers[self.constants[key]] = tensor.to(self.propagation.device)
         with self.graph.inserting_after(self.last.get(after, after)):
             node = self.graph.get_attr(self.constants[key])
         self.last[after] = node

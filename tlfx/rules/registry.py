@@ -20,9 +20,16 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import nn
-from torch._library.custom_ops import CustomOpDef
-from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 
+from tlfx._torch import (
+    CustomOpDef,
+    HigherOrderOperator,
+    OpOverload,
+    OpOverloadPacket,
+    custom_op_name,
+    overload_name,
+    schema,
+)
 from tlfx.errors import InputError, RuleConflictError
 
 __all__ = ["REGISTRY", "Registry", "Rule", "rule"]
@@ -58,7 +65,8 @@ class Rule:
 
 
 class Registry:
-    """Rules by operator: one entry for each overload packet, overload, Python function or class of modules."""
+    """Rules by operator: one entry for each overload packet, overload, Python function, or class of modules or of
+    autograd functions."""
 
     def __init__(self) -> None:
         self._rules: dict[Any, Rule] = {}
@@ -98,10 +106,10 @@ class Registry:
         self.load()
         return next((self._rules[key] for key in _keys(operator) if key in self._rules), None)
 
-    def find_module(self, module: nn.Module) -> Rule | None:
-        """The rule for a module: that of its class, or of the nearest class it derives from."""
+    def find_class(self, kind: type) -> Rule | None:
+        """The rule for a class of modules or of autograd functions, or for the nearest class that it derives from."""
         self.load()
-        return next((self._rules[kind] for kind in type(module).__mro__ if kind in self._rules), None)
+        return next((self._rules[base] for base in kind.__mro__ if base in self._rules), None)
 
     def load(self) -> None:
         """Import every rule pack that is installed, once. One that cannot be imported is named in a warning and in
@@ -165,8 +173,9 @@ def rule(*operators: Any, override: bool = False) -> Callable[[F], F]:
     called with the operation (:class:`tlfx.propagate.OpContext`) and the operator's own arguments, a
     :class:`tlfx.propagate.Value` in place of each tensor.
 
-    A class of modules is an operator too: the module is then opaque, its inner graph is not followed, and the rule is
-    called with the operation, the module and the arguments of its forward.
+    A class of modules is an operator too: the module is then a leaf, its inner graph is not followed, and the rule is
+    called with the operation, the module and the arguments of its forward. So is a class of autograd functions
+    (:class:`torch.autograd.Function`): its rule is called with the operation, the class and the arguments of ``apply``.
 
     Raises RuleConflictError for a second rule, naming both, unless ``override`` is set, and InputError for what is no
     operator.
@@ -197,7 +206,7 @@ def operator_name(operator: Any) -> str:
     if isinstance(operator, OpOverload | OpOverloadPacket | HigherOrderOperator):
         return str(operator)
     if isinstance(operator, str | CustomOpDef):
-        return (operator if isinstance(operator, str) else operator._qualname).replace("::", ".")
+        return (operator if isinstance(operator, str) else custom_op_name(operator)).replace("::", ".")
     return getattr(operator, "__name__", str(operator))
 
 
@@ -211,7 +220,7 @@ def _keys(operator: Any) -> Iterator[Any]:
         return
     yield operator_name(operator)
     yield operator_name(operator.overloadpacket)
-    if operator._schema.is_mutable:
+    if schema(operator).is_mutable:
         functional = operator_name(operator.overloadpacket).removesuffix("_")
-        yield f"{functional}.{operator._overloadname}"
+        yield f"{functional}.{overload_name(operator)}"
         yield functional

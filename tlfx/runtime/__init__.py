@@ -1,23 +1,26 @@
-"""Label arithmetic at run time: the functions that an aligned graph calls beside the model's own operators.
+"""Label arithmetic at run time: the functions that an aligned graph calls between the model's own operators.
 
-Labels are float32 tensors (batch, rows, channels), rows summing to 1 over the classes that their channels stand for.
-Every function is a convex combination of rows, works outside autograd and autocast, and leaves its inputs alone.
-Arguments named ``rows`` are labels in a shape: (batch, *shape, channels).
+Labels are float32 tensors (batch, labels, channels); each sums to 1 over the classes that its channels stand for.
+Every function is a convex combination of labels, runs outside autograd and autocast, and does not modify its inputs.
+An argument named ``labels`` holds labels in a shape: (batch, *shape, channels).
 """
 
 from __future__ import annotations
 
-from tlfx.runtime.arithmetic import label_arithmetic, merge_batch, split_batch
-from tlfx.runtime.contraction import context, mix, settle
+from tlfx.runtime.arithmetic import label_arithmetic
+from tlfx.runtime.batch_axis import BatchAxis, merge_batch, split_batch
+from tlfx.runtime.contraction import Equation, context, finalize, mix
 from tlfx.runtime.convolution import convolve, convolve_at, filtered, kernel_weights, resample, resample_at
 from tlfx.runtime.fused_attention import attention_with_labels
-from tlfx.runtime.gather_scatter import moved, narrow, ordered, put
+from tlfx.runtime.gather_scatter import gather_by_output, gather_labels, narrow, scatter_labels
 from tlfx.runtime.labels import average, gather, output, pixels, scan, share, spread, uniform, view
-from tlfx.runtime.softmax_attention import attend_by, attention
-from tlfx.runtime.weighted import attention_by_norm, heads_by_norm, residual_by_gate, residual_by_norm, weighted
+from tlfx.runtime.softmax_attention import attend_by_operator, attention
+from tlfx.runtime.weighted import attention_by_norm, heads_by_norm, residual_by_norm, residual_by_scale, weighted
 
 __all__ = [
-    "attend_by",
+    "BatchAxis",
+    "Equation",
+    "attend_by_operator",
     "attention",
     "attention_by_norm",
     "attention_with_labels",
@@ -26,24 +29,24 @@ __all__ = [
     "convolve",
     "convolve_at",
     "filtered",
+    "finalize",
     "gather",
+    "gather_by_output",
+    "gather_labels",
     "heads_by_norm",
     "kernel_weights",
     "label_arithmetic",
     "merge_batch",
     "mix",
-    "moved",
     "narrow",
-    "ordered",
     "output",
     "pixels",
-    "put",
     "resample",
     "resample_at",
-    "residual_by_gate",
     "residual_by_norm",
+    "residual_by_scale",
     "scan",
-    "settle",
+    "scatter_labels",
     "share",
     "split_batch",
     "spread",

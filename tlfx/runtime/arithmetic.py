@@ -1,4 +1,4 @@
-"""What all label arithmetic shares: it runs outside autograd, normalises by mass, and knows where a batch lies."""
+"""Common to all label arithmetic: it runs outside autograd and autocast, and normalises by mass."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ from typing import Any, ParamSpec
 import torch
 from torch import Tensor
 
-__all__ = ["TINY", "Split", "by_mass", "label_arithmetic", "magnitude", "merge_batch", "split_batch", "with_mass"]
+__all__ = ["TINY", "by_mass", "label_arithmetic", "magnitude", "with_mass"]
 
 
 P = ParamSpec("P")
-Split = tuple[int, int, int]
-"""Where the batch lies in a value: (axis, outer, inner), the axis being of length outer · batch · inner."""
-
 TINY = 1e-20
 
 
@@ -38,35 +35,17 @@ def _device_type(args: Sequence[Any]) -> str:
     return next((a.device.type for a in args if isinstance(a, Tensor)), "cpu")
 
 
-def split_batch(value: Tensor, split: Split | None) -> Tensor:
-    """Bring the batch of a value to the front; ``split`` is (axis, outer, inner), None for a value without batch."""
-    if split is None:
-        return value[None]
-    axis, outer, inner = split
-    if outer == inner == 1:
-        return value.movedim(axis, 0)
-    parts: Tensor = value.unflatten(axis, (outer, -1, inner))
-    return parts.movedim(axis + 1, 0)
-
-
-def merge_batch(rows: Tensor, split: Split) -> Tensor:
-    """The inverse: the batch of labels (batch, *shape, channels) where the value has it; channels stay last."""
-    axis = split[0]
-    merged: Tensor = rows.movedim(0, axis + 1)
-    return merged.flatten(axis, axis + 2)
-
-
 def magnitude(weight: Tensor, signed: bool = False) -> Tensor:
     """|W|, or max(W, 0) if ``signed``; uniform where a whole row is zero, so that rows always sum to 1."""
     weight = weight.float()
     return (weight.clamp_min(0) if signed else weight.abs()) + TINY
 
 
-def with_mass(rows: Tensor) -> Tensor:
-    """Rows with their mass, 1, as a last channel."""
-    return torch.cat((rows, rows.new_ones(()).expand(*rows.shape[:-1], 1)), -1)
+def with_mass(labels: Tensor) -> Tensor:
+    """Labels with their mass, 1, as a last channel."""
+    return torch.cat((labels, labels.new_ones(()).expand(*labels.shape[:-1], 1)), -1)
 
 
-def by_mass(rows: Tensor) -> Tensor:
-    """Rows over their mass, the last channel."""
-    return rows[..., :-1] / rows[..., -1:]
+def by_mass(labels: Tensor) -> Tensor:
+    """Labels divided by their mass, the last channel."""
+    return labels[..., :-1] / labels[..., -1:]

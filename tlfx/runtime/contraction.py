@@ -1,74 +1,105 @@
-"""Spatial mixing by weights that the graph shows."""
+"""Spatial mixing by weights that the graph computes: W·Y and the two contractions of linear attention."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from tlfx.runtime.arithmetic import Split, by_mass, label_arithmetic, magnitude, split_batch, with_mass
+from tlfx.runtime.arithmetic import by_mass, label_arithmetic, magnitude, with_mass
+from tlfx.runtime.batch_axis import BatchAxis, split_batch
 
-__all__ = ["context", "contract", "mix", "select", "settle"]
+__all__ = ["Equation", "context", "contract", "finalize", "mix", "query_axis", "select"]
+
+QUERY = "q"
+"""The subscript of the one axis of queries."""
+
+
+class Equation(NamedTuple):
+    """An einsum of a weight and labels, a subscript for each axis without the batch and the label channels.
+
+    >>> Equation("hqm", "m", "q").heads
+    'h'
+    """
+
+    weight: str
+    labels: str
+    out: str
+
+    @property
+    def heads(self) -> str:
+        """Subscripts of the weight that neither labels nor output have: it is summed or averaged over them."""
+        return "".join(c for c in self.weight if c not in self.labels + self.out)
 
 
 @label_arithmetic
 def mix(
     weight: Tensor,
-    rows: Tensor,
-    equation: str,
-    split: Split | None = None,
+    labels: Tensor,
+    equation: Equation,
+    where: BatchAxis | None = None,
     queries: Sequence[int] | None = None,
-    stochastic: bool = False,
+    is_softmax: bool = False,
     mass: bool = False,
     signed: bool = False,
 ) -> Tensor:
-    """Spatial mixing, Y ← Norm(W)·Y (eq. 9), with |W| unless its rows already sum to 1 (``stochastic``).
+    """Spatial mixing, Y ← Norm(W)·Y (eq. 9), with |W| unless its rows sum to 1 already (``is_softmax``).
 
-    ``equation`` reads as in einsum, without the batch: ``"hqm,m->q"`` mixes rows m into rows q and averages the
-    weights over h. The letter q stands for the queries, which ``queries`` can restrict. Rows with ``mass`` come from
-    :func:`context`.
+    Args:
+        weight: any shape, its batch at ``where``; no batch if that is None.
+        labels: (batch, *shape, channels), float32; their last channel is their mass if ``mass``, as :func:`context`
+            leaves it.
+        equation: of the weight for one sample and the labels; weights are averaged over its heads.
+        queries: places along the query axis to compute; None for all.
     """
-    weight = split_batch(weight, split)
+    weight = weight[None] if where is None else split_batch(weight, where)
     if queries is not None:
-        weight = select(weight, equation.index("q") + 1, queries)
-    if stochastic:
-        mixed = contract(weight.float(), rows, equation, average=True)
+        weight = select(weight, query_axis(equation), queries)
+    if is_softmax:
+        mixed = contract(weight.float(), labels, equation, average=True)
     else:
-        mixed = by_mass(contract(magnitude(weight, signed), rows if mass else with_mass(rows), equation))
+        mixed = by_mass(contract(magnitude(weight, signed), labels if mass else with_mass(labels), equation))
     return mixed.reshape(len(mixed), -1, mixed.shape[-1])
 
 
 @label_arithmetic
-def context(weight: Tensor, rows: Tensor, equation: str, split: Split | None = None, signed: bool = False) -> Tensor:
+def context(
+    weight: Tensor, labels: Tensor, equation: Equation, where: BatchAxis | None = None, signed: bool = False
+) -> Tensor:
     """First contraction of a linear attention q(kᵀv): |k|·Y, with its mass |k|·1 as a last channel."""
-    mixed = contract(magnitude(split_batch(weight, split), signed), with_mass(rows), equation)
+    weight = weight[None] if where is None else split_batch(weight, where)
+    mixed = contract(magnitude(weight, signed), with_mass(labels), equation)
     return mixed.reshape(len(mixed), -1, mixed.shape[-1])
 
 
 @label_arithmetic
-def settle(rows: Tensor) -> Tensor:
-    """Labels of a context by itself: rows (batch, out, heads, channels + mass), summed over heads and normalised."""
-    return by_mass(rows.sum(2))
+def finalize(labels: Tensor) -> Tensor:
+    """Labels of a context that is used by itself: (batch, out, heads, channels + mass), normalised over heads."""
+    return by_mass(labels.sum(2))
 
 
-def contract(weight: Tensor, rows: Tensor, equation: str, average: bool = False) -> Tensor:
-    """Einsum of weight and rows, summed (or averaged) over the letters of the weight that occur nowhere else.
+def contract(weight: Tensor, labels: Tensor, equation: Equation, average: bool = False) -> Tensor:
+    """Einsum of a weight (batch, *shape) and labels, summed (or averaged) over the heads of the equation.
 
-    Those letters, the heads, are contracted last: as one batched product the sum costs no pass over the weights.
+    The heads are contracted last: as one batched product, the sum costs no pass over the weights.
     """
-    operands, out = equation.split("->")
-    of_weight, of_rows = operands.split(",")
-    heads = "".join(c for c in of_weight if c not in of_rows + out)
-    total = torch.einsum(f"B{of_weight},B{of_rows}K->B{heads}{out}K", weight, rows)
+    heads, out = equation.heads, equation.out
+    total = torch.einsum(f"B{equation.weight},B{equation.labels}K->B{heads}{out}K", weight, labels)
     if not heads:
         return total
     axes = tuple(range(1, 1 + len(heads)))
     return total.mean(axes) if average else total.sum(axes)
 
 
+def query_axis(equation: Equation) -> int:
+    """The axis of the queries in a weight (batch, *shape)."""
+    return equation.weight.index(QUERY) + 1
+
+
 def select(tensor: Tensor, axis: int, places: Sequence[int]) -> Tensor:
-    """Places along an axis, as a view where they follow one another."""
+    """Places along an axis, as a view where they are consecutive."""
     if places[-1] - places[0] == len(places) - 1:
         return tensor.narrow(axis, places[0], len(places))
     return tensor.index_select(axis, torch.tensor(places, device=tensor.device))

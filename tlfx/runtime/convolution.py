@@ -1,4 +1,4 @@
-"""Spatial mixing by operators that slide over a grid or sample it: run on the labels, over themselves run on ones."""
+"""Spatial mixing by operators that slide over a grid or sample it: run on labels, divided by the same run on ones."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ __all__ = ["convolve", "convolve_at", "filtered", "kernel_weights", "resample", 
 @label_arithmetic
 def convolve(
     operator: Callable[..., Tensor],
-    rows: Tensor,
+    labels: Tensor,
     kernel: Tensor,
     *args: Any,
     valid: Tensor | None = None,
 ) -> Tensor:
     """Spatial mixing by a convolution with a ``kernel`` (1, 1, *window) of weights, normalised over valid positions.
 
-    Rows have the shape (batch, lead, *size, channels); ``valid`` (lead, *size) tells the positions with content.
+    Labels have the shape (batch, lead, *size, channels); ``valid`` (lead, *size) marks the positions with content.
     """
-    return _over_ones(lambda maps: operator(maps, kernel, None, *args), rows, valid)
+    return _over_ones(lambda maps: operator(maps, kernel, None, *args), labels, valid)
 
 
 @label_arithmetic
@@ -38,15 +38,15 @@ def kernel_weights(kernel: Tensor, signed: bool = False) -> Tensor:
 
 @label_arithmetic
 def resample(
-    operator: Callable[..., Tensor], rows: Tensor, *args: Any, channel: bool = True, valid: Tensor | None = None
+    operator: Callable[..., Tensor], labels: Tensor, *args: Any, channel: bool = True, valid: Tensor | None = None
 ) -> Tensor:
-    """Resampling and pooling: the operator itself run on the label map, over itself run on ones."""
-    return _over_ones(lambda maps: operator(maps, *args), rows, valid, channel)
+    """Resampling and pooling: the operator itself run on the label map, divided by itself run on ones."""
+    return _over_ones(lambda maps: operator(maps, *args), labels, valid, channel)
 
 
 @label_arithmetic
 def filtered(
-    rows: Tensor,
+    labels: Tensor,
     operator: Callable[..., Tensor],
     filters: Sequence[Tensor],
     shape: Sequence[int],
@@ -55,9 +55,9 @@ def filtered(
     valid: Tensor | None = None,
     signed: bool = False,
 ) -> Tensor:
-    """Spatial mixing by a filter of frequencies, which is a circular convolution: |K| averaged over channels, K being
-    what the inverse transform ``operator`` makes of the product of ``filters``, broadcast to ``shape``."""
-    spectrum = torch.ones((), dtype=torch.complex128, device=rows.device)
+    """Spatial mixing by a filter of frequencies, which is a circular convolution: |K| averaged over channels, where
+    K is the inverse transform (``operator``) of the product of ``filters``, broadcast to ``shape``."""
+    spectrum = torch.ones((), dtype=torch.complex128, device=labels.device)
     for factor in filters:
         spectrum = spectrum * factor
     sizes, dims = (list(lengths), list(axes)) if len(axes) > 1 else (lengths[0], axes[0])
@@ -71,36 +71,37 @@ def filtered(
         convolved: Tensor = torch.fft.ifftn(torch.fft.fftn(maps, lengths, places) * kernel, dim=places)
         return convolved.real
 
-    return _over_ones(run, rows.double(), valid).float()
+    return _over_ones(run, labels.double(), valid).float()
 
 
 @label_arithmetic
-def resample_at(operator: Callable[..., Tensor], rows: Tensor, places: Tensor, *args: Any) -> Tensor:
-    """Resampling at run-time places (batch, *out, 2 or 3), over itself run on ones; uniform where it sees nothing."""
-    maps, places = rows.movedim(-1, 1), places.float()
+def resample_at(operator: Callable[..., Tensor], labels: Tensor, places: Tensor, *args: Any) -> Tensor:
+    """Resampling at run-time places (batch, *out, 2 or 3), divided by itself run on ones; uniform where it samples
+    nothing."""
+    maps, places = labels.movedim(-1, 1), places.float()
     return _over_seen(maps, operator(maps, places, *args), operator(torch.ones_like(maps[:, :1]), places, *args))
 
 
 @label_arithmetic
 def convolve_at(
     operator: Callable[..., Tensor],
-    rows: Tensor,
+    labels: Tensor,
     kernel: Tensor,
     places: Tensor,
-    gates: Tensor,
+    modulation: Tensor,
     copies: int,
     *args: Any,
     signed: bool = False,
 ) -> Tensor:
-    """Spatial mixing by a convolution at run-time places, |K| averaged over channels and times |gates|, over itself run
-    on ones; uniform where it sees nothing. ``copies`` of the labels meet the offsets of as many groups of channels."""
+    """Spatial mixing by a convolution at run-time places, over itself run on ones: |K| averaged over channels, times
+    |modulation|; uniform where it sees nothing. Each of ``copies`` of the labels has the offsets of a channel group."""
     weight = kernel_weights(kernel, signed).expand(1, copies, -1, -1)
-    places, gates, bias = places.float(), gates.float().abs(), weight.new_zeros(1)
+    places, modulation, bias = places.float(), modulation.float().abs(), weight.new_zeros(1)
 
     def run(maps: Tensor) -> Tensor:
-        return operator(maps.expand(-1, copies, -1, -1).contiguous(), weight, places, gates, bias, *args)
+        return operator(maps.expand(-1, copies, -1, -1).contiguous(), weight, places, modulation, bias, *args)
 
-    maps = rows.movedim(-1, 1)
+    maps = labels.movedim(-1, 1)
     over = torch.cat([run(channel) for channel in maps.split(1, 1)], 1)
     return _over_seen(maps, over, run(torch.ones_like(maps[:, :1])))
 
@@ -111,10 +112,10 @@ def _over_seen(maps: Tensor, over: Tensor, under: Tensor) -> Tensor:
     return torch.where(under > TINY, over / under.clamp_min(TINY), mean).flatten(2).transpose(1, 2)
 
 
-def _over_ones(run: Callable[[Tensor], Tensor], rows: Tensor, valid: Tensor | None, channel: bool = True) -> Tensor:
-    batch, lead, *size, k = rows.shape
-    ones = rows.new_ones(1, *size) if valid is None else valid.to(rows.dtype)
-    maps = rows.movedim(-1, 1)
+def _over_ones(run: Callable[[Tensor], Tensor], labels: Tensor, valid: Tensor | None, channel: bool = True) -> Tensor:
+    batch, lead, *size, k = labels.shape
+    ones = labels.new_ones(1, *size) if valid is None else valid.to(labels.dtype)
+    maps = labels.movedim(-1, 1)
     if valid is not None:
         maps = maps * ones
     maps = maps.flatten(0, 2)

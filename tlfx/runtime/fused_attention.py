@@ -1,5 +1,5 @@
-"""Attention and its labels in one pass: labels go through the model's own fused attention as further columns of the
-value, which costs a fraction of computing the weights a second time."""
+"""Attention and its labels in one pass: labels are extra columns of the value in the model's own fused attention, which
+costs a fraction of computing the weights a second time."""
 
 from __future__ import annotations
 
@@ -9,36 +9,40 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 
-from tlfx.runtime.arithmetic import Split, label_arithmetic, merge_batch, split_batch
-from tlfx.runtime.contraction import select
+from tlfx._torch import flash_attention, flash_attention_backward, fused_attention_choice
+from tlfx.runtime.arithmetic import label_arithmetic
+from tlfx.runtime.batch_axis import BatchAxis, merge_batch, split_batch
+from tlfx.runtime.contraction import Equation, select
 from tlfx.runtime.softmax_attention import attention, attention_bias
 
 __all__ = ["attention_with_labels"]
 
-_FLASH = 1  # torch.nn.attention.SDPBackend.FLASH_ATTENTION
+_FLASH = SDPBackend.FLASH_ATTENTION.value
 _MOST_COLUMNS = 0.25
-"""Label channels that may ride on a value, over its own: with more of them a second pass is cheaper."""
+"""Largest ratio of label channels to value channels; above it a second pass is cheaper."""
 
 _FEW_QUERIES = 0.125
-"""Queries whose labels are read, over all, for which a second pass is cheaper."""
+"""Largest share of queries whose labels are read for which a second pass is cheaper."""
 _BLOCK = 32
-"""The kernel takes queries in blocks, whose sizes are multiples of this."""
+"""The kernel processes queries in blocks whose sizes are multiples of this."""
 _VECTOR = 4
-"""Columns in 16 bytes: between values that are whole vectors, long products round as without columns."""
+"""Columns in 16 bytes: if the value has a multiple of this, long products round as they do without columns."""
 
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+_flash, _flash_backward = flash_attention(), flash_attention_backward()
+_MOST_SHAPES = 1024
 _fitting: dict[Hashable, int] = {}
+"""Columns to add for each combination of shapes that was tried; of more than ``_MOST_SHAPES`` the oldest go."""
 
 
 def attention_with_labels(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    rows: Tensor,
-    equation: str,
-    split: Split,
+    labels: Tensor,
+    equation: Equation,
+    where: BatchAxis,
     *,
     mask: Tensor | None = None,
     dropout: float = 0.0,
@@ -47,58 +51,61 @@ def attention_with_labels(
     grouped: bool = False,
     queries: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Scaled dot-product attention (batch, heads, n, d), bit for bit what the operator gives, and its labels as of
-    :func:`attention`, for rows (batch, m, channels) or, with windows in the batch, (batch, outer, inner, m, channels).
+    """Scaled dot-product attention (batch, heads, n, d), bit for bit the operator's output, and its labels, those of
+    :func:`attention`, for labels (batch, outer, inner, m, channels).
 
-    One pass gives both where the operator would take its fused CPU kernel in float32, and where that kernel has been
-    seen to give the same bits with the columns as without, or with zeros beside them: its rounding depends on shapes
-    and strides, not on numbers, so each combination is tried once. Anywhere else, and for few ``queries``, the labels
-    take a second pass.
+    One pass computes both where the operator would use its fused CPU kernel in float32, and where that kernel gives the
+    same bits with the columns (or with zeros beside them) as without. Its rounding depends on shapes and strides, not
+    on values, so each combination is tried once. Otherwise, and for few ``queries``, labels take a second pass.
     """
     options: dict[str, Any] = {"attn_mask": mask, "is_causal": causal, "scale": scale}
     few = queries is not None and len(queries) <= _FEW_QUERIES * query.shape[-2]
-    if not few and _is_flash(query, key, value, rows, dropout, grouped, options):
+    if not few and _is_flash(query, key, value, labels, dropout, grouped, options):
         options["attn_mask"] = attention_bias(query, key, mask)
-        columns = _columns(rows, split, key)
+        columns = _columns(labels, where, key)
         added = _fit(query, key, value, columns, options)
         if added:
             output, label = _Joint.apply(query, key, value, columns, added, options)
-            return output, _labels(label, split, queries)
+            return output, _labels(label, where, queries)
     output = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, enable_gqa=grouped, **options)
-    label = attention(query, key, rows, equation, split, mask, causal, scale, queries)
+    label = attention(query, key, labels, equation, where, mask, causal, scale, queries)
     return output, label
 
 
 def _is_flash(
-    query: Tensor, key: Tensor, value: Tensor, rows: Tensor, dropout: float, grouped: bool, options: dict[str, Any]
+    query: Tensor, key: Tensor, value: Tensor, labels: Tensor, dropout: float, grouped: bool, options: dict[str, Any]
 ) -> bool:
-    """Whether the operator takes the kernel that can carry labels, with room for their channels."""
+    """Whether the operator uses the kernel that can carry labels, and label channels are few enough."""
     if query.device.type != "cpu" or query.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return False
-    if grouped or query.dim() != 4 or torch.compiler.is_compiling() or rows.shape[-1] > _MOST_COLUMNS * value.shape[-1]:
+    if (
+        grouped
+        or query.dim() != 4
+        or torch.compiler.is_compiling()
+        or labels.shape[-1] > _MOST_COLUMNS * value.shape[-1]
+    ):
         return False
-    return bool(torch._fused_sdp_choice(query, key, value, dropout_p=dropout, **options) == _FLASH)
+    return bool(fused_attention_choice(query, key, value, dropout_p=dropout, **options) == _FLASH)
 
 
 @label_arithmetic
-def _columns(rows: Tensor, split: Split, key: Tensor) -> Tensor:
+def _columns(labels: Tensor, where: BatchAxis, key: Tensor) -> Tensor:
     """Labels as columns of the value: (batch, heads, m, channels)."""
-    merged = merge_batch(rows, split) if rows.dim() == 5 else rows
-    return merged.unsqueeze(1).expand(-1, key.shape[1], -1, -1)
+    return merge_batch(labels, where).unsqueeze(1).expand(-1, key.shape[1], -1, -1)
 
 
 @label_arithmetic
-def _labels(label: Tensor, split: Split, queries: Sequence[int] | None) -> Tensor:
-    """The mean over heads of (batch, heads, n, channels) at the queries that are read, as rows of each sample."""
+def _labels(label: Tensor, where: BatchAxis, queries: Sequence[int] | None) -> Tensor:
+    """The mean over heads of (batch, heads, n, channels) at the queries that are read, as labels of each sample."""
     if queries is not None:
         label = select(label, -2, queries)
-    label = label.transpose(1, 2).contiguous().mean(2)  # at once it would read them from between the values
-    return split_batch(label, split).flatten(1, -2)
+    label = label.transpose(1, 2).contiguous().mean(2)  # a mean over the strided columns would be slower than this copy
+    return split_batch(label, where).flatten(1, -2)
 
 
 def _fit(query: Tensor, key: Tensor, value: Tensor, columns: Tensor, options: dict[str, Any]) -> int:
-    """How many columns to add, so that the kernel gives the same bits as without, 0 if there is no such number; tried
-    once for each combination of shapes."""
+    """The number of columns to add so that the kernel gives the same bits as without, 0 if there is none; tried once
+    for each combination of shapes."""
     tensors = [t for t in (query, key, value, columns, options["attn_mask"]) if t is not None]
     layout = tuple((t.shape, t.stride(), t.data_ptr() % 64) for t in tensors[:3])
     rest = tuple(t.shape for t in tensors[3:])
@@ -106,6 +113,8 @@ def _fit(query: Tensor, key: Tensor, value: Tensor, columns: Tensor, options: di
     if place not in _fitting:
         channels = columns.shape[-1]
         tried = (channels, -(-channels // _VECTOR) * _VECTOR)
+        if len(_fitting) >= _MOST_SHAPES:
+            del _fitting[next(iter(_fitting))]
         _fitting[place] = next((n for n in tried if _keeps_bits(query, key, value, columns, n, options)), 0)
     return _fitting[place]
 
@@ -123,32 +132,32 @@ def _keeps_bits(
 def _forward(
     query: Tensor, key: Tensor, value: Tensor, columns: Tensor, added: int, options: dict[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Output, log-sum-exp and labels (batch, heads, n, channels). The kernel wants queries and keys as wide as values,
-    which zeros make them without a change to their products."""
+    """Output, log-sum-exp and labels (batch, heads, n, channels). The kernel requires queries and keys as wide as
+    values; zeros widen them without changing their products."""
     width = value.shape[-1]
     options = {**options, "scale": query.shape[-1] ** -0.5 if options["scale"] is None else options["scale"]}
     wide = (_widened(query, added), _widened(key, added), _widened(value, added, columns))
     both, weight = _flash(*wide, 0.0, **options)
-    output = both[..., :width].transpose(1, 2).contiguous().transpose(1, 2)  # as the kernel lays out its own
+    output = both[..., :width].transpose(1, 2).contiguous().transpose(1, 2)  # the layout of the kernel's own output
     if query.shape[-2] % _BLOCK == 1 and not options["is_causal"]:
-        # a last block of one query is a product of another kind, which rounds by the width of the value
+        # a last block of one query is a matrix-vector product, whose rounding depends on the width of the value
         output[:, :, -1:], weight[..., -1:] = _last(query, key, value, options)
     return output, weight, both[..., width : width + columns.shape[-1]]
 
 
 def _last(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Output and log-sum-exp of the last query; a whole block before it puts it where it lies in the full pass, since
-    the rounding depends on that too."""
-    rows = slice(-_BLOCK - 1, None)
+    """Output and log-sum-exp of the last query. A whole block before it keeps its position in the full pass, on which
+    rounding depends too."""
+    last = slice(-_BLOCK - 1, None)
     mask = options["attn_mask"]
-    options = {**options, "attn_mask": mask if mask is None or mask.shape[-2] == 1 else mask[..., rows, :]}
-    output, weight = _flash(query[:, :, rows], key, value, 0.0, **options)
+    options = {**options, "attn_mask": mask if mask is None or mask.shape[-2] == 1 else mask[..., last, :]}
+    output, weight = _flash(query[:, :, last], key, value, 0.0, **options)
     return output[:, :, -1:], weight[..., -1:]
 
 
 def _widened(tensor: Tensor, added: int, columns: Tensor | None = None) -> Tensor:
-    """A tensor (batch, heads, tokens, channels) with columns and zeros after its own, laid out as projections leave
-    it."""
+    """A tensor (batch, heads, tokens, channels) with columns and zeros appended, in the memory layout of a
+    projection."""
     batch, heads, tokens, width = tensor.shape
     given = [tensor] if columns is None else [tensor, columns]
     blank = width + added - sum(x.shape[-1] for x in given)
@@ -159,7 +168,7 @@ def _widened(tensor: Tensor, added: int, columns: Tensor | None = None) -> Tenso
 
 
 class _Joint(torch.autograd.Function):
-    """The fused attention with labels aboard; its gradient is that of the plain one, of the same numbers."""
+    """Fused attention with labels as extra columns; its backward is the kernel's own on the original tensors."""
 
     @staticmethod
     def forward(
@@ -175,7 +184,5 @@ class _Joint(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output, weight = ctx.saved_tensors
         options = {k: v for k, v in ctx.options.items() if k != "is_causal"}
-        found = _flash_backward(
-            gradients[0], query, key, value, output, weight, 0.0, ctx.options["is_causal"], **options
-        )
-        return (*found, None, None, None)
+        own = _flash_backward(gradients[0], query, key, value, output, weight, 0.0, ctx.options["is_causal"], **options)
+        return (*own, None, None, None)

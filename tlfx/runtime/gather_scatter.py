@@ -1,4 +1,4 @@
-"""Data-dependent movement: labels follow values by the indices that the model finds as it runs."""
+"""Data-dependent movement: labels follow values by indices that the model computes at run time."""
 
 from __future__ import annotations
 
@@ -9,39 +9,40 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from tlfx.runtime.arithmetic import TINY, Split, label_arithmetic, merge_batch, split_batch, with_mass
+from tlfx.runtime.arithmetic import TINY, label_arithmetic, with_mass
+from tlfx.runtime.batch_axis import BatchAxis, merge_batch, split_batch
 
-__all__ = ["moved", "narrow", "ordered", "put"]
+__all__ = ["gather_by_output", "gather_labels", "narrow", "scatter_labels"]
 
 
 @label_arithmetic
-def moved(
+def gather_labels(
     operator: Callable[..., Tensor],
-    rows: Tensor,
+    labels: Tensor,
     *args: Any,
-    split: Split,
-    split_out: Split | None = None,
+    where: BatchAxis,
+    where_out: BatchAxis | None = None,
     once: Sequence[int] = (),
 ) -> Tensor:
     """Data-dependent movement: labels move by the same run-time indices as the value.
 
-    ``operator`` takes the labels in the layout of the value, one channel at a time, then ``args``, of which one place
-    is enough along the axes ``once``. The batch of what comes out lies at ``split_out``, or where it was.
+    ``operator`` takes the labels in the layout of the value, one channel at a time, then ``args``; along the axes
+    ``once``, one place is computed for all. The batch of the output is at ``where_out``, by default ``where``.
     """
     args = narrow(args, once)
-    out = [operator(channel, *args) for channel in merge_batch(rows, split).unbind(-1)]
-    return split_batch(torch.stack(out, -1), split_out or split).flatten(1, -2)
+    out = [operator(channel, *args) for channel in merge_batch(labels, where).unbind(-1)]
+    return split_batch(torch.stack(out, -1), where_out or where).flatten(1, -2)
 
 
-def ordered(rows: Tensor, axis: int, outputs: Sequence[Tensor], **options: Any) -> Tensor:
-    """The same along an axis, by indices that an operator found itself: its second output."""
-    return moved(torch.gather, rows, axis, outputs[1], **options)
+def gather_by_output(labels: Tensor, axis: int, outputs: Sequence[Tensor], **options: Any) -> Tensor:
+    """The same along an axis, by the indices in the second output of an operator (sort, topk)."""
+    return gather_labels(torch.gather, labels, axis, outputs[1], **options)
 
 
 @label_arithmetic
-def put(
+def scatter_labels(
     operator: Callable[..., Tensor],
-    rows: Tensor,
+    labels: Tensor,
     valid: Tensor | int,
     source: Tensor,
     valid_source: Tensor | int,
@@ -49,32 +50,32 @@ def put(
     before: Sequence[Any],
     after: Sequence[Any],
     *,
-    split: Split,
+    where: BatchAxis,
     once: Sequence[int] = (),
     **options: Any,
 ) -> Tensor:
-    """Data-dependent writing (token merging): the operator, called as (labels, *before, labels, *after), over itself
-    run on ones, so that labels that meet are averaged; the image-level label where there is none.
+    """Data-dependent writes (token merging): the operator, called as (labels, *before, labels, *after), divided by
+    itself run on ones, so that labels at one place are averaged; the image-level label where there is none.
 
-    ``rows`` and ``source`` are labels, of which ``valid`` (one for each row) tells those with content, 1 if all have;
+    ``labels`` and ``source`` are labels, of which ``valid`` (one for each) marks those with content, 1 if all have;
     or values without content, ``valid`` being 0.
     """
     over, under = (
-        _masses(x, v, split) if isinstance(v, Tensor) or v else _no_masses(x, image.shape[-1] + 1, once)
-        for x, v in ((rows, valid), (source, valid_source))
+        _masses(x, v, where) if isinstance(v, Tensor) or v else _no_masses(x, image.shape[-1] + 1, once)
+        for x, v in ((labels, valid), (source, valid_source))
     )
     before, after = narrow((tuple(before), tuple(after)), once)
     channels = zip(over.unbind(-1), under.unbind(-1), strict=True)
     out = torch.stack([operator(one, *before, other, *after, **options) for one, other in channels], -1)
     mass = out[..., -1:]
-    merged = split_batch(torch.cat((out[..., :-1] / mass.clamp_min(TINY), mass), -1), split).flatten(1, -2)
+    merged = split_batch(torch.cat((out[..., :-1] / mass.clamp_min(TINY), mass), -1), where).flatten(1, -2)
     return torch.where(merged[..., -1:] > TINY, merged[..., :-1], image)
 
 
-def _masses(rows: Tensor, valid: Tensor | int, split: Split) -> Tensor:
+def _masses(labels: Tensor, valid: Tensor | int, where: BatchAxis) -> Tensor:
     """Labels and their mass in the layout of the value, both zero where there is no content."""
     known = valid[..., None] if isinstance(valid, Tensor) else valid
-    return merge_batch(with_mass(rows) * known, split)
+    return merge_batch(with_mass(labels) * known, where)
 
 
 def _no_masses(value: Tensor, channels: int, once: Sequence[int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Labels at the start and at the end, rows picked from them, and rows averaged one by one."""
+"""Labels at the start and at the end, labels picked from them, and labels averaged one by one."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tlfx.runtime.arithmetic import label_arithmetic, merge_batch
+from tlfx.runtime.arithmetic import label_arithmetic
+from tlfx.runtime.batch_axis import BatchAxis, merge_batch
 
 __all__ = ["average", "gather", "output", "pixels", "scan", "share", "spread", "uniform", "view"]
 
 
 @label_arithmetic
 def pixels(mask: Tensor, images: Tensor) -> Tensor:
-    """Start (eq. 5): one row for each pixel, from a mask (batch or 1, channels, *size) of shares; one for all samples
+    """Start (eq. 5): one label for each pixel, from a mask (batch or 1, channels, *size) of shares; one for all samples
     if they share a mask."""
     missing = images.dim() - mask.dim()
     mask = mask.float().reshape(*mask.shape[:2], *[1] * missing, *mask.shape[2:])
@@ -23,29 +24,29 @@ def pixels(mask: Tensor, images: Tensor) -> Tensor:
 
 @label_arithmetic
 def share(mask: Tensor, images: Tensor) -> Tensor:
-    """The image-level share λ, one row: the label of tokens without image content (eq. 5)."""
+    """The image-level share λ, one label: that of tokens without image content (eq. 5)."""
     return pixels(mask, images).mean(1, keepdim=True)
 
 
 @label_arithmetic
-def spread(rows: Tensor, images: Tensor) -> Tensor:
+def spread(labels: Tensor, images: Tensor) -> Tensor:
     """Labels of a mask that all samples share, for each of them."""
-    return rows.expand(images.shape[0], -1, -1)
+    return labels.expand(images.shape[0], -1, -1)
 
 
 @label_arithmetic
-def view(label: Tensor, sizes: Sequence[int], steps: Sequence[int], first: int, shape: Sequence[int]) -> Tensor:
-    """Rows of a label that nested loops of ``sizes`` and ``steps`` visit from the ``first`` on, in a shape: a view, or
-    a copy without an index where axes of windows are merged."""
-    batch, row, channel = label.stride()
-    strides = (batch, *(step * row for step in steps), channel)
-    found = (label[:, first:] if first else label).as_strided((len(label), *sizes, label.shape[-1]), strides)
-    return found.reshape(len(label), *shape, label.shape[-1])
+def view(label: Tensor, sizes: Sequence[int], strides: Sequence[int], first: int, shape: Sequence[int]) -> Tensor:
+    """Labels at regular distances, in a shape: a view of ``sizes`` and ``strides`` (in labels) from the ``first`` on,
+    or a copy without an index where axes of windows are merged."""
+    batch, step, channel = label.stride()
+    steps = (batch, *(stride * step for stride in strides), channel)
+    strided = (label[:, first:] if first else label).as_strided((len(label), *sizes, label.shape[-1]), steps)
+    return strided.reshape(len(label), *shape, label.shape[-1])
 
 
 @label_arithmetic
 def gather(labels: Sequence[Tensor], index: Tensor | None = None, shape: Sequence[int] | None = None) -> Tensor:
-    """Rows of one or several labels, all or those at ``index``, in a shape."""
+    """Labels of one or several label tensors, all or those at ``index``, in a shape."""
     label = labels[0] if len(labels) == 1 else torch.cat(tuple(labels), 1)
     if index is not None:
         return label[:, index]
@@ -59,23 +60,23 @@ def average(one: Tensor, other: Tensor) -> Tensor:
 
 
 @label_arithmetic
-def uniform(rows: Tensor, counts: Tensor | None = None) -> Tensor:
-    """Aggregation, Y ← Norm(Σ Yᵢ): rows (batch, out, in, channels) averaged over ``in``, weighted by how often each
+def uniform(labels: Tensor, counts: Tensor | None = None) -> Tensor:
+    """Aggregation, Y ← Norm(Σ Yᵢ): labels (batch, out, in, channels) averaged over ``in``, weighted by how often each
     occurs (``counts``, of shape (in,) or (out, in))."""
     if counts is None:
-        return rows.mean(2)
+        return labels.mean(2)
     weights = counts / counts.sum(-1, keepdim=True)
-    return (rows * weights[..., None]).sum(2)
+    return (labels * weights[..., None]).sum(2)
 
 
 @label_arithmetic
-def scan(rows: Tensor) -> Tensor:
-    """A recurrence: rows (batch, lead, steps, channels), each step uniform over the steps up to it."""
-    steps = torch.arange(1, rows.shape[2] + 1, device=rows.device, dtype=rows.dtype)
-    return (rows.cumsum(2) / steps[:, None]).flatten(1, 2)
+def scan(labels: Tensor) -> Tensor:
+    """A recurrence: labels (batch, lead, steps, channels), each step uniform over the steps up to it."""
+    steps = torch.arange(1, labels.shape[2] + 1, device=labels.device, dtype=labels.dtype)
+    return (labels.cumsum(2) / steps[:, None]).flatten(1, 2)
 
 
 @label_arithmetic
-def output(rows: Tensor, axis: int, outer: int, inner: int) -> Tensor:
-    """Labels of an output, its batch merged back to where the output has it; channels stay last."""
-    return merge_batch(rows, (axis, outer, inner))
+def output(labels: Tensor, where: BatchAxis) -> Tensor:
+    """Labels of an output, its batch merged back to the place it has in the output; channels stay last."""
+    return merge_batch(labels, where)

@@ -1,4 +1,4 @@
-"""Spatial mixing by attention whose weights the graph never shows."""
+"""Spatial mixing by fused attention, whose weights the graph does not compute."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tlfx.runtime.arithmetic import Split, label_arithmetic, merge_batch, split_batch
-from tlfx.runtime.contraction import contract, select
+from tlfx.runtime.arithmetic import label_arithmetic
+from tlfx.runtime.batch_axis import BatchAxis, merge_batch, split_batch
+from tlfx.runtime.contraction import Equation, contract, select
 
-__all__ = ["attend_by", "attention", "attention_bias", "repeat_groups"]
+__all__ = ["attend_by_operator", "attention", "attention_bias", "repeat_groups"]
 
 
 _PART = {"cpu": 2**20}
 _LARGE_PART = 2**26
-"""Bytes of attention weights at a time, by type of device: what a cache holds, or what costs a GPU no extra launch."""
+"""Bytes of attention weights at a time, by device type: those that fit a CPU cache, or few launches on a GPU."""
 
 
 @label_arithmetic
 def attention(
     query: Tensor,
     key: Tensor,
-    rows: Tensor,
-    equation: str,
-    split: Split | None = None,
+    labels: Tensor,
+    equation: Equation,
+    where: BatchAxis,
     mask: Tensor | None = None,
     causal: bool = False,
     scale: float | None = None,
@@ -39,17 +40,17 @@ def attention(
         bias = bias if bias is None or bias.shape[-2] == 1 else select(bias, -2, queries)
     key = repeat_groups(key, query).transpose(-2, -1)
     query = query * (query.shape[-1] ** -0.5 if scale is None else scale)
-    if split == (0, 1, 1) and query.dim() == key.dim() == 4:
-        return torch.cat(list(_attention_in_parts(query, key, bias, rows, equation)))
+    if where == BatchAxis(0) and query.dim() == key.dim() == 4:
+        return torch.cat(list(_attention_in_parts(query, key, bias, labels, equation)))
     scores = query @ key
     weight = torch.softmax(scores if bias is None else scores + bias, -1)
-    return contract(split_batch(weight, split), rows, equation, average=True).flatten(1, -2)
+    return contract(split_batch(weight, where), labels, equation, average=True).flatten(1, -2)
 
 
 def _attention_in_parts(
-    query: Tensor, key: Tensor, bias: Tensor | None, rows: Tensor, equation: str
+    query: Tensor, key: Tensor, bias: Tensor | None, labels: Tensor, equation: Equation
 ) -> Iterator[Tensor]:
-    """Some samples at a time, in one pair of buffers that stays in the cache: weights for all never exist."""
+    """A few samples at a time, in one pair of buffers that stays in the cache; no tensor holds the weights of all."""
     _, heads, count, _ = query.shape
     keys = key.shape[-1]
     step = max(1, _PART.get(query.device.type, _LARGE_PART) // (4 * heads * count * keys))
@@ -61,8 +62,8 @@ def _attention_in_parts(
         if bias is not None:
             scores[:some].unflatten(0, (-1, heads)).add_(bias[start : start + step] if _is_batched(bias) else bias)
         torch.softmax(scores[:some], -1, out=weight[:some])
-        split = weight[:some].unflatten(0, (-1, heads))
-        yield contract(split, rows[start : start + step], equation, average=True).flatten(1, -2)
+        part = split_batch(weight[:some].unflatten(0, (-1, heads)), BatchAxis(0))
+        yield contract(part, labels[start : start + step], equation, average=True).flatten(1, -2)
 
 
 def _is_batched(bias: Tensor) -> bool:
@@ -70,18 +71,18 @@ def _is_batched(bias: Tensor) -> bool:
 
 
 @label_arithmetic
-def attend_by(
-    operator: Callable[..., Any], query: Tensor, key: Tensor, rows: Tensor, *settings: Any, split: Split
+def attend_by_operator(
+    operator: Callable[..., Any], query: Tensor, key: Tensor, labels: Tensor, *settings: Any, where: BatchAxis
 ) -> Tensor:
-    """Spatial mixing by an attention whose weights the operator alone knows: the operator itself run on labels in place
-    of the values (batch, heads, tokens, channels), averaged over heads."""
-    labels = merge_batch(rows, split).unsqueeze(1).expand(-1, key.shape[1], -1, -1)
-    out = operator(query.float(), key.float(), labels, *settings)[0]
-    return split_batch(out.mean(1), split).flatten(1, -2)
+    """Spatial mixing by an attention operator that does not expose its weights: it runs with labels as its value
+    (batch, heads, tokens, channels), averaged over heads."""
+    value = merge_batch(labels, where).unsqueeze(1).expand(-1, key.shape[1], -1, -1)
+    out = operator(query.float(), key.float(), value, *settings)[0]
+    return split_batch(out.mean(1), where).flatten(1, -2)
 
 
 def attention_bias(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor | None:
-    """What a mask, bool or of numbers, adds to the scores: float32, -inf where a query does not see a key."""
+    """The bias that a boolean or additive mask stands for: float32, -inf where a query does not see a key."""
     if causal:
         mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
     if mask is None or mask.dtype != torch.bool:

@@ -1,4 +1,4 @@
-"""Label policies at run time: rows weighted by what the model computes, in place of the plain means of the paper."""
+"""Label policies at run time: labels weighted by values that the model computes, instead of the paper's means."""
 
 from __future__ import annotations
 
@@ -11,21 +11,19 @@ from torch import Tensor
 
 from tlfx.runtime.arithmetic import (
     TINY,
-    Split,
     by_mass,
     label_arithmetic,
     magnitude,
-    merge_batch,
-    split_batch,
     with_mass,
 )
-from tlfx.runtime.contraction import contract, select
+from tlfx.runtime.batch_axis import BatchAxis, merge_batch, split_batch
+from tlfx.runtime.contraction import Equation, contract, query_axis, select
 from tlfx.runtime.softmax_attention import attention_bias, repeat_groups
 
-__all__ = ["Gate", "attention_by_norm", "heads_by_norm", "residual_by_gate", "residual_by_norm", "weighted"]
+__all__ = ["BranchScale", "attention_by_norm", "heads_by_norm", "residual_by_norm", "residual_by_scale", "weighted"]
 
-Gate = tuple[Any, int, Split]
-"""A factor of a branch, the rank of the product, and where that has its batch."""
+BranchScale = tuple[Any, int, BatchAxis]
+"""A factor of a branch, the rank of the product, and the place of its batch."""
 
 
 @label_arithmetic
@@ -36,7 +34,7 @@ def residual_by_norm(
     b: Tensor,
     places: Tensor,
     *,
-    split: Split,
+    where: BatchAxis,
     over: Sequence[int],
     scales: Sequence[float] = (1, 1),
 ) -> Tensor:
@@ -44,49 +42,48 @@ def residual_by_norm(
 
     Norms are taken over the axes ``over`` of a sample, its batch axis split in two; ``places`` count the others.
     """
-    norms = [_norms(x, split, over).flatten(1)[:, places] for x in torch.broadcast_tensors(a, b)]
+    norms = [_norms(x, where, over).flatten(1)[:, places] for x in torch.broadcast_tensors(a, b)]
     return _between(one, other, *(n[..., None] * abs(s) for n, s in zip(norms, scales, strict=True)))
 
 
 @label_arithmetic
-def residual_by_gate(
+def residual_by_scale(
     one: Tensor,
     other: Tensor,
-    gates: Sequence[Gate],
-    other_gates: Sequence[Gate],
+    factors: Sequence[BranchScale],
+    other_factors: Sequence[BranchScale],
     *,
     scales: Sequence[float] = (1, 1),
 ) -> Tensor:
-    """Residual connection, each label weighted by the mean |factor| of the gates of its summand, sample by sample."""
-    sides = zip((gates, other_gates), scales, strict=True)
+    """Residual connection, each label weighted by the mean |factor| of its summand, sample by sample."""
+    sides = zip((factors, other_factors), scales, strict=True)
     return _between(one, other, *(_strength(g, one.new_full((1,), abs(s)))[:, None, None] for g, s in sides))
 
 
 @label_arithmetic
 def heads_by_norm(
     weight: Tensor,
-    rows: Tensor,
-    equation: str,
+    labels: Tensor,
+    equation: Equation,
     value: Tensor,
     of_value: str,
-    split: Split | None = None,
-    split_value: Split | None = None,
+    where: BatchAxis,
+    where_value: BatchAxis,
     queries: Sequence[int] | None = None,
     signed: bool = False,
 ) -> Tensor:
     """Spatial mixing by attention (eq. 9), the heads of each token weighted by the norms of its value in them.
 
-    ``equation`` as in :func:`mix`; ``of_value`` names the axes of the value likewise, without its batch, those that the
-    weight lacks being its channels.
-    """
-    weight, value = magnitude(split_batch(weight, split), signed), split_batch(value, split_value)
-    of_weight = equation.partition(",")[0]
+    ``equation`` as in :func:`mix`; ``of_value`` are the subscripts of the value for one sample; those that the weight
+    lacks are its channels."""
+    weight, value = magnitude(split_batch(weight, where), signed), split_batch(value, where_value)
+    of_weight = equation.weight
     if queries is not None:
-        weight = select(weight, equation.index("q") + 1, queries)
+        weight = select(weight, query_axis(equation), queries)
     kept = "".join(c for c in of_value if c in of_weight)
     norms = _norm(value, [i + 1 for i, c in enumerate(of_value) if c not in of_weight])
     weight = torch.einsum(f"B{of_weight},B{kept}->B{of_weight}", weight, norms + TINY)
-    mixed = by_mass(contract(weight, with_mass(rows), equation))
+    mixed = by_mass(contract(weight, with_mass(labels), equation))
     return mixed.reshape(len(mixed), -1, mixed.shape[-1])
 
 
@@ -95,9 +92,9 @@ def attention_by_norm(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    rows: Tensor,
+    labels: Tensor,
     heads: Sequence[int],
-    split: Split,
+    where: BatchAxis,
     mask: Tensor | None = None,
     causal: bool = False,
     scale: float | None = None,
@@ -105,31 +102,31 @@ def attention_by_norm(
 ) -> Tensor:
     """The same by scaled dot-product attention: the operator itself run on labels times norms, over norms.
 
-    Rows (batch, *lead, m, channels) have the axes of the value, its batch axis split in two, with size 1 along heads;
+    Labels (batch, *lead, m, channels) have the axes of the value, its batch axis split in two, with size 1 along heads;
     ``heads`` are the axes to sum over in (batch, *lead, n).
     """
     norms = value.abs().float().norm(dim=-1, keepdim=True) + TINY
-    labels = merge_batch(with_mass(rows), split) * norms
+    labels = merge_batch(with_mass(labels), where) * norms
     query, key, labels = query.float(), repeat_groups(key.float(), query), repeat_groups(labels, query)
     bias = attention_bias(query, key, mask, causal)
     if queries is not None:
         query = select(query, -2, queries)
         bias = bias if bias is None or bias.shape[-2] == 1 else select(bias, -2, queries)
     mixed = F.scaled_dot_product_attention(query, key, labels, bias, scale=scale)
-    mixed = _unmerged(mixed, split)
+    mixed = split_batch(mixed, where)
     return by_mass(mixed.sum(tuple(heads)) if heads else mixed).flatten(1, -2)
 
 
 @label_arithmetic
-def weighted(rows: Tensor, weight: Tensor, groups: Tensor, axes: Sequence[int], signed: bool = False) -> Tensor:
-    """Aggregation by a layer: rows (batch, out, in, channels), each weighted by what ``weight`` gives to its elements.
+def weighted(labels: Tensor, weight: Tensor, groups: Tensor, axes: Sequence[int], signed: bool = False) -> Tensor:
+    """Aggregation by a layer: labels (batch, out, in, channels), each weighted by the ``weight`` of its elements.
 
-    The weight is averaged over all but its ``axes``, along which ``groups`` tells the row that each place belongs to.
+    The weight is averaged over all but its ``axes``, along which ``groups`` gives the label that each place belongs to.
     """
     weight = magnitude(weight, signed).movedim(tuple(axes), tuple(range(len(axes))))
     by_place = weight.flatten(len(axes)).mean(-1) if weight.dim() > len(axes) else weight
-    by_row = by_place.new_zeros(rows.shape[2]).index_add(0, groups, by_place.flatten())
-    return torch.einsum("i,BoiK->BoK", by_row / by_row.sum(), rows)
+    by_row = by_place.new_zeros(labels.shape[2]).index_add(0, groups, by_place.flatten())
+    return torch.einsum("i,BoiK->BoK", by_row / by_row.sum(), labels)
 
 
 def _between(one: Tensor, other: Tensor, weight: Tensor, other_weight: Tensor) -> Tensor:
@@ -138,8 +135,8 @@ def _between(one: Tensor, other: Tensor, weight: Tensor, other_weight: Tensor) -
     return one * share + other * (1 - share)
 
 
-def _norms(value: Tensor, split: Split, over: Sequence[int]) -> Tensor:
-    return _norm(_unmerged(value, split), [axis + 1 for axis in over])
+def _norms(value: Tensor, where: BatchAxis, over: Sequence[int]) -> Tensor:
+    return _norm(split_batch(value, where), [axis + 1 for axis in over])
 
 
 def _norm(value: Tensor, axes: Sequence[int]) -> Tensor:
@@ -147,18 +144,11 @@ def _norm(value: Tensor, axes: Sequence[int]) -> Tensor:
     return torch.linalg.vector_norm(value, dim=tuple(axes)) if axes else value
 
 
-def _unmerged(value: Tensor, split: Split) -> Tensor:
-    """The batch at the front, the two axes (outer, inner) where it was."""
-    axis, outer, inner = split
-    parts: Tensor = value.unflatten(axis, (outer, -1, inner))
-    return parts.movedim(axis + 1, 0)
-
-
-def _strength(gates: Sequence[Gate], strength: Tensor) -> Tensor:
+def _strength(factors: Sequence[BranchScale], strength: Tensor) -> Tensor:
     """Product of the means of |factor| of each sample, (batch or 1)."""
-    for factor, rank, split in gates:
+    for factor, rank, where in factors:
         size = torch.as_tensor(factor, device=strength.device).abs().float()
         size = size.reshape(*[1] * (rank - size.dim()), *size.shape)
-        by_sample = _unmerged(size, split) if size.shape[split[0]] > 1 else size[None]
+        by_sample = split_batch(size, where) if size.shape[where.axis] > 1 else size[None]
         strength = strength * by_sample.flatten(1).mean(1)
     return strength

@@ -1,7 +1,7 @@
-"""For authors of rules: labels at every element of a value, and rules checked against what operators truly do."""
+"""Tools for authors of rules: labels at every element of a value, and a check of rules against their operators."""
 
 from tlfx.testing.check import check_rule
 from tlfx.testing.content import Content
-from tlfx.testing.probe import Probe
+from tlfx.testing.label_probe import LabelProbe
 
-__all__ = ["Content", "Probe", "check_rule"]
+__all__ = ["Content", "LabelProbe", "check_rule"]

@@ -1,4 +1,4 @@
-"""A rule against ground truth that the check derives itself, from what the operator does to its inputs."""
+"""A check of a rule against the true dependence of the operator's outputs on its inputs."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from tlfx.errors import InputError, WrongRuleError
 from tlfx.propagate.values import IMAGE, NONE, Value
 from tlfx.testing.content import Content, default_layout, from_pixels, to_pixels
 from tlfx.testing.influence import influence
-from tlfx.testing.probe import Probe
+from tlfx.testing.label_probe import LabelProbe
 
 __all__ = ["check_rule"]
 
 BATCH = 2
 _LAWS, _LESS, _MORE = 1e-4, 1e-12, 1e-6
-"""How far labels may be off, and shares that count as none."""
+"""Tolerance of the laws, and shares below which a token counts as absent or above which as present."""
 _REMEDIES = {
-    "leaves out": "Mend the rule, or say by less= why labels leave out what the output depends on.",
-    "counts": "Mend the rule: this token has never mattered, whatever the inputs.",
+    "leaves out": "Fix the rule, or state with less= why labels leave out inputs that the output depends on.",
+    "counts": "Fix the rule: the output did not depend on this token for any of the random inputs.",
 }
 
 
@@ -36,27 +36,28 @@ def check_rule(
     trials: int = 50,
     seed: int = 0,
 ) -> None:
-    """Check the rule of an operator, or of a module, against what the operator does.
+    """Check the rule of an operator or module against the dependence of its outputs on its inputs.
 
-    For random inputs the check finds which tokens every output depends on (by autograd, or for decisions by change) and
-    which tokens its label is made of, and raises WrongRuleError where they do not agree: where a label leaves out a
-    token that the output depends on, where it counts one that the output never depends on, and where the output
-    depends on other samples. It also holds the rule to the laws of all labels: rows are convex combinations, linear in
-    the mask, each sample's own.
+    For random inputs, the check determines the tokens that each output element depends on (by autograd, or by
+    perturbation if there is no gradient) and the tokens that its label contains. It raises WrongRuleError if a label
+    leaves out a token that the output depends on, if a label counts a token that the output never depends on, or if the
+    output depends on other samples. It also checks the laws of all labels: they are convex combinations, linear in the
+    mask, and independent of other samples.
 
     Args:
         operator: a function of tensors that calls the operator, the operator itself, or a module.
-        make_inputs: gives random arguments of the same shapes at every call: a tuple, a dict of keyword arguments or
-            one tensor, with a batch of 2. Wrap in :class:`Content` what has image content, and its layout; if nothing
-            is, the first floating-point tensor has, as (batch, tokens, channels) or images. Indices and masks are
-            taken from the first call.
-        less: why labels may leave out tokens that the output depends on (a gate, the statistics of a norm, scores), if
-            they may.
-        channels: axes of the outputs that hold channels of one token, which count together; else each element counts.
-        trials: how many random inputs to try at most; what a label counts must matter in one of them.
-        seed: of the random inputs.
+        make_inputs: returns random arguments, with the same shapes at every call and a batch of 2: a tuple, a dict of
+            keyword arguments or one tensor. Wrap values with image content in :class:`Content`, which states their
+            layout; without any, the first floating-point tensor has content, as (batch, tokens, channels) or images.
+            Indices and masks are taken from the first call only.
+        less: the reason why labels may leave out tokens that the output depends on (such as a sigmoid mask, statistics
+            of a norm, scores); empty if they may not.
+        channels: axes of the outputs that hold channels of one token, which are checked together; without, each element
+            is checked.
+        trials: maximum number of random inputs; each token that a label counts must matter for one of them.
+        seed: seed of the random inputs.
 
-    Raises WrongRuleError, and what capture and propagation raise.
+    Raises WrongRuleError, and the errors of capture and propagation.
 
     >>> check_rule(torch.nn.Conv1d(2, 3, 3, padding=1), lambda: Content(torch.randn(2, 2, 5), "bct"))
     """
@@ -76,8 +77,8 @@ def check_rule(
             output.conclude()
 
 
-def _probe(operator: Callable[..., Any], inputs: _Inputs) -> Probe:
-    """The operator as a function of images, its outputs in a list."""
+def _probe(operator: Callable[..., Any], inputs: _Inputs) -> LabelProbe:
+    """The operator as a probed function of images, with its outputs in a list."""
     parts: dict[str, Any] = {"operator": operator} if isinstance(operator, nn.Module) else {}
     parts |= {f"given_{i}": _as_part(x) for i, x in enumerate(inputs.others)}
 
@@ -85,13 +86,13 @@ def _probe(operator: Callable[..., Any], inputs: _Inputs) -> Probe:
         function = parts.pop("operator", operator)
         args, kwargs = inputs.call(from_pixels(images, inputs.contents), list(parts.values()))
         outputs = [x for x in tree_leaves(function(*args, **kwargs)) if isinstance(x, Tensor)]
-        return [*outputs, images]  # which have content, should no output have any
+        return [*outputs, images]  # propagation needs an output with content
 
-    return Probe(run, to_pixels(inputs.contents), parts)
+    return LabelProbe(run, to_pixels(inputs.contents), parts)
 
 
 class _Inputs:
-    """Arguments of an operator: values with content, other tensors, and everything else."""
+    """Arguments of an operator, split into values with content, other tensors, and the rest."""
 
     contents: list[Content]
     others: list[Tensor]
@@ -106,10 +107,10 @@ class _Inputs:
         self.contents = [x for x in self.leaves if isinstance(x, Content)]
         self.others = [x for x in self.leaves if isinstance(x, Tensor)]
         if any(c.batch != BATCH for c in self.contents):
-            raise InputError(f"inputs of a check have a batch of {BATCH}, got {[c.batch for c in self.contents]}")
+            raise InputError(f"expected inputs with a batch of {BATCH}, got {[c.batch for c in self.contents]}")
 
     def call(self, contents: Sequence[Tensor], others: Sequence[Tensor]) -> Any:
-        """The arguments with these tensors in place."""
+        """The arguments with their tensors replaced by these."""
         content, other = iter(contents), iter(others)
 
         def put(x: Any) -> Any:
@@ -121,7 +122,7 @@ class _Inputs:
 def _with_first_content(leaves: list[Any]) -> list[Any]:
     place = next((i for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.is_floating_point()), None)
     if place is None:
-        raise InputError("make_inputs gives no floating-point tensor: expected one that can hold image content")
+        raise InputError("make_inputs returns no floating-point tensor: expected one that can hold image content")
     content = Content(leaves[place], default_layout(leaves[place]))
     return [*leaves[:place], content, *leaves[place + 1 :]]
 
@@ -130,22 +131,22 @@ def _as_part(x: Tensor) -> Tensor:
     return nn.Parameter(x.clone(), requires_grad=False) if x.is_floating_point() else x
 
 
-def _give(probe: Probe, inputs: _Inputs) -> None:
-    """Set a probe to other inputs; indices and masks may be part of its graph and stay."""
+def _give(probe: LabelProbe, inputs: _Inputs) -> None:
+    """Set a probe to other inputs; indices and masks stay, since the graph may contain them as constants."""
     probe.images = to_pixels(inputs.contents)
     for i, x in enumerate(inputs.others):
         if x.is_floating_point():
             getattr(probe.net, f"given_{i}").copy_(x)
 
 
-def _labels(probe: Probe, mask: Tensor, seed: int) -> list[Tensor]:
+def _labels(probe: LabelProbe, mask: Tensor, seed: int) -> list[Tensor]:
     torch.manual_seed(seed)
     with torch.no_grad():
         return probe.labels(mask)
 
 
-def _check_laws(probe: Probe, outputs: Sequence[_Output], seed: int) -> None:
-    """Shares of every pixel, and the laws that hold for all labels."""
+def _check_laws(probe: LabelProbe, outputs: Sequence[_Output], seed: int) -> None:
+    """Compute the share of every pixel in every label, and check the laws of labels."""
     pixels = probe.images.shape[-1]
     unit = torch.eye(pixels)[None, :, None]
     alone = torch.cat((unit, torch.zeros_like(unit)))
@@ -157,19 +158,19 @@ def _check_laws(probe: Probe, outputs: Sequence[_Output], seed: int) -> None:
 
 
 class _Output:
-    """One output of an operator: what its labels are said to be made of, and what it truly depends on."""
+    """One output of an operator: the tokens in its labels, and the tokens that it depends on."""
 
     def __init__(self, place: int, value: Value, may_be_less: bool, channels: Sequence[int]) -> None:
         self.place, self.value, self.may_be_less, self.channels = place, value, may_be_less, channels
         ids = value.expanded()[0].flatten() if value.is_content else torch.full((_count(value),), NONE)
         self.known, self.sample = ids != NONE, ids % BATCH
         self.exempt = self.known & (ids.div(BATCH, rounding_mode="floor") == IMAGE)
-        """Elements with the label of the whole image, whatever they depend on."""
+        """Elements with the image-level label, which are not compared."""
         self.shares = torch.zeros(len(ids), 0)
         self.said = self.true = torch.zeros(len(ids), 1, dtype=torch.bool)
 
     def check_laws(self, shares: Tensor, split: Tensor, mixed: Tensor, mask: Tensor) -> None:
-        """Take shares (elements, pixels), and hold them to convexity, linearity and independence of samples."""
+        """Store shares (elements, pixels), and check convexity, linearity and independence of samples."""
         self.shares = shares
         self._hold("labels are convex combinations", (shares.sum(1) - 1)[self.known], shares.clamp_max(0))
         self._hold("labels are linear in the mask", (shares * mask[self.sample]).sum(1) - mixed)
@@ -178,10 +179,10 @@ class _Output:
     def _hold(self, law: str, *errors: Tensor) -> None:
         worst = max((float(e.abs().max()) for e in errors if e.numel()), default=0.0)
         if worst > _LAWS:
-            raise WrongRuleError(f"output {self.place}: {law}, but the rule breaks this by {worst:.1g}")
+            raise WrongRuleError(f"output {self.place}: {law}, but the rule violates this by {worst:.1g}")
 
-    def compare(self, probe: Probe, seed: int) -> None:
-        """Labels against the dependence in one trial."""
+    def compare(self, probe: LabelProbe, seed: int) -> None:
+        """Compare labels with the dependence in one trial."""
         net = deepcopy(probe.net).double()
 
         def run(images: Tensor) -> Tensor:
@@ -195,7 +196,9 @@ class _Output:
         if not self.value.is_content:
             own = own | others
         elif bool(others.any()) and not self.may_be_less:
-            raise WrongRuleError(f"output {self.place} depends on other samples of the batch, which has no label")
+            raise WrongRuleError(
+                f"output {self.place} depends on other samples of the batch, which labels cannot express"
+            )
         own = self._over_channels(own)
         shares = self.shares if self.value.is_content else torch.zeros_like(own, dtype=torch.float64)
         self.said, self.true = self.said | (shares > _MORE), self.true | own
@@ -204,7 +207,7 @@ class _Output:
             self._disagree("leaves out", lost)
 
     def _over_channels(self, depends: Tensor) -> Tensor:
-        """What elements (elements, pixels) depend on, those of one token together."""
+        """The dependence of elements (elements, pixels), joined over the channels of each token."""
         whole = depends.view(*self.value.shape, -1)
         for axis in self.channels:
             whole = whole.any(axis % len(self.value.shape), keepdim=True)
@@ -212,11 +215,11 @@ class _Output:
 
     @property
     def extra(self) -> Tensor:
-        """What labels count and what has not mattered in any trial so far."""
+        """Tokens that labels count and that no output depended on in any trial so far."""
         return self.said & ~self.true & ~self.exempt[:, None]
 
     def conclude(self) -> None:
-        """What labels count must have mattered in some trial."""
+        """WrongRuleError if a label counts a token that mattered in no trial."""
         if bool(self.extra.any()):
             self._disagree("counts", self.extra)
 
@@ -225,8 +228,8 @@ class _Output:
         index = tuple(int(i) for i in torch.unravel_index(torch.tensor(element), self.value.shape))
         raise WrongRuleError(
             f"output {self.place}, element {index}: its label {does} token {token}.\n"
-            f"  said by the rule: tokens {self.said[element].nonzero().flatten().tolist()}\n"
-            f"  it depends on:    tokens {self.true[element].nonzero().flatten().tolist()}\n" + _REMEDIES[does]
+            f"  in the label:      tokens {self.said[element].nonzero().flatten().tolist()}\n"
+            f"  output depends on: tokens {self.true[element].nonzero().flatten().tolist()}\n" + _REMEDIES[does]
         )
 
 

@@ -1,4 +1,4 @@
-"""Values with image content for a check, in any layout."""
+"""Values with image content in any layout, for checks of rules."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LAYOUTS = {2: "bc", 3: "btc", 4: "bctt", 5: "bcttt"}
 
 @dataclass(frozen=True)
 class Content:
-    """A tensor with image content, and what each of its axes is: b the batch, t tokens, c channels.
+    """A tensor with image content and the meaning of its axes: b for batch, t for tokens, c for channels.
 
     >>> Content(torch.rand(2, 4, 9, 8), "bctc").tokens
     9
@@ -30,8 +30,8 @@ class Content:
         fits = len(self.layout) == self.value.dim() and set(self.layout) <= set("btc") and self.layout.count("b") == 1
         if not fits:
             raise InputError(
-                f"Content of shape {tuple(self.value.shape)} with layout {self.layout!r}: expected a letter for each "
-                "axis, one b (batch) and else t (tokens) and c (channels)"
+                f"Content of shape {tuple(self.value.shape)} with layout {self.layout!r}: expected one letter per "
+                "axis: b (batch) once, t (tokens) and c (channels)"
             )
 
     @property
@@ -41,24 +41,24 @@ class Content:
 
     @property
     def tokens(self) -> int:
-        """Number of tokens of a sample."""
+        """Number of tokens per sample."""
         return _size(self.value.shape[a] for a in _axes(self.layout, "t"))
 
     @property
     def channels(self) -> int:
-        """Number of channels of a token."""
+        """Number of channels per token."""
         return _size(self.value.shape[a] for a in _axes(self.layout, "c"))
 
 
 def default_layout(value: Tensor) -> str:
-    """The layout of a tensor that a user of PyTorch would expect: (batch, tokens, channels), or images and clips."""
+    """The usual layout in PyTorch: (batch, tokens, channels), images (batch, channels, height, width), or clips."""
     if value.dim() not in LAYOUTS:
-        raise InputError(f"a tensor of shape {tuple(value.shape)} has no layout of its own: wrap it in Content")
+        raise InputError(f"a tensor of shape {tuple(value.shape)} has no default layout: wrap it in Content")
     return LAYOUTS[value.dim()]
 
 
 def to_pixels(contents: Sequence[Content]) -> Tensor:
-    """Images (batch, channels, 1, pixels) whose pixels are the tokens of all values, one value after the other."""
+    """Images (batch, channels, 1, pixels) whose pixels are the concatenated tokens of all values."""
     most = max(c.channels for c in contents)
     parts = [c.value.permute(_order(c.layout)).reshape(c.batch, c.channels, c.tokens).transpose(1, 2) for c in contents]
     padded = [torch.nn.functional.pad(p, (0, most - p.shape[2])) for p in parts]
@@ -66,7 +66,7 @@ def to_pixels(contents: Sequence[Content]) -> Tensor:
 
 
 def from_pixels(images: Tensor, contents: Sequence[Content]) -> list[Tensor]:
-    """The values again, from images that hold their tokens."""
+    """The values from images that hold their tokens, the inverse of `to_pixels`."""
     values, start = [], 0
     for c in contents:
         piece = images[:, : c.channels, 0, start : start + c.tokens]
@@ -83,7 +83,7 @@ def _order(layout: str) -> list[int]:
 
 
 def _axes(layout: str, letter: str) -> list[int]:
-    return [axis for axis, found in enumerate(layout) if found == letter]
+    return [axis for axis, meaning in enumerate(layout) if meaning == letter]
 
 
 def _size(sizes: object) -> int:

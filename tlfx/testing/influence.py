@@ -1,4 +1,4 @@
-"""What an operator truly does: which tokens each row of its outputs depends on, found without any rule."""
+"""The dependence of output elements on input tokens, by autograd or perturbation, without any rule."""
 
 from __future__ import annotations
 
@@ -10,44 +10,44 @@ from torch import Tensor
 __all__ = ["influence"]
 
 _CHANGE = 1e-9
-"""Relative change, in float64, from which on an output depends on a pixel."""
+"""Relative change in float64 above which an output depends on a pixel."""
 
 
 def influence(run: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """Which pixels each element of an output depends on: bool (elements, batch, pixels).
+    """The pixels that each element of an output depends on: bool (elements, batch, pixels).
 
-    By autograd where the output has a gradient anywhere, else (decisions, operators without a derivative) by what
-    changes with a pixel.
+    Uses autograd if any gradient is non-zero; otherwise (comparisons, operators without a derivative) it perturbs each
+    pixel and compares the outputs.
 
     Args:
-        run: the output (any shape) from images (batch, channels, 1, pixels), float64; the same at every call.
-        images: where to look.
+        run: a deterministic function from images (batch, channels, 1, pixels), float64, to an output of any shape.
+        images: the images at which the dependence is measured.
     """
     try:
-        found = _slopes(run, images.detach().requires_grad_())
-    except RuntimeError:  # no derivative is known; an error of the operator itself comes up below
-        found = None
-    return found if found is not None and bool(found.any()) else _changes(run, images.detach())
+        depends = _slopes(run, images.detach().requires_grad_())
+    except RuntimeError:  # no derivative; an error of the operator itself is raised again by _changes
+        depends = None
+    return depends if depends is not None and bool(depends.any()) else _changes(run, images.detach())
 
 
 def _slopes(run: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     out = run(images).flatten()
-    found = torch.zeros(len(out), images.shape[0], images.shape[-1], dtype=torch.bool)
+    depends = torch.zeros(len(out), images.shape[0], images.shape[-1], dtype=torch.bool)
     for element, value in enumerate(out if out.requires_grad else ()):
         (slope,) = torch.autograd.grad(value, images, retain_graph=True, allow_unused=True)
         if slope is not None:
-            found[element] = slope.abs().amax((1, 2)) > 0
-    return found
+            depends[element] = slope.abs().amax((1, 2)) > 0
+    return depends
 
 
 @torch.no_grad()
 def _changes(run: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     before = run(images).flatten()
-    found = torch.zeros(len(before), images.shape[0], images.shape[-1], dtype=torch.bool)
+    depends = torch.zeros(len(before), images.shape[0], images.shape[-1], dtype=torch.bool)
     scale = before.abs().amax() + 1
     for sample in range(images.shape[0]):
         for pixel in range(images.shape[-1]):
             other = images.clone()
             other[sample, ..., pixel] = torch.randn_like(other[sample, ..., pixel]) * 3
-            found[:, sample, pixel] = (run(other).flatten() - before).abs() > _CHANGE * scale
-    return found
+            depends[:, sample, pixel] = (run(other).flatten() - before).abs() > _CHANGE * scale
+    return depends

@@ -1,1 +1,1 @@
-"""Sweeps over many models: each in a process of its own, each a row of a CSV file."""
+"""Sweeps over many models: each model runs in a separate process and gives one row of a CSV file."""

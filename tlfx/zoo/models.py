@@ -1,14 +1,12 @@
-"""Models by name: timm, torchvision, or any factory that Python can import. Weights are never downloaded."""
+"""Models by name: from timm, torchvision, or any importable factory. Weights are never downloaded."""
 
-# torch, timm and torchvision are imported where they are used, so that the help of a command needs none of them.
+# torch, timm and torchvision are imported inside functions, so that the help of a command starts without them.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import difflib
 import importlib
-import json
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,53 +18,12 @@ from tlfx.errors import ModelError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["add_arguments", "add_input_size", "add_paths", "add_rules", "from_arguments", "load", "parse_size"]
+__all__ = ["add_paths", "load", "parse_size"]
 
 IMAGE = (3, 224, 224)
 CLIP_FRAMES = 16
 DYNAMIC = ("img_size", "dynamic_img_size", "strict_img_size")
-"""Arguments by which a timm model of a fixed image size is built for another one."""
-
-
-def add_arguments(parser: argparse.ArgumentParser, model: str = "model", several: bool = False) -> None:
-    """The arguments that name a model; ``model`` may be an option such as ``--missing`` instead of a position.
-
-    With ``several`` they name one or more, held as ``models``.
-    """
-    named: dict[str, Any] = {"dest": "model"} if model.startswith("-") else {}
-    if several:
-        model, named = "models", {"nargs": "+"}
-    parser.add_argument(
-        model,
-        metavar="MODEL",
-        help="a timm name (deit_small_patch16_224), torchvision:NAME, or an import path package.module:factory",
-        **named,
-    )
-    parser.add_argument("--kwargs", metavar="JSON", help="arguments of the model, such as '{\"num_classes\": 10}'")
-    parser.add_argument(
-        "--path", metavar="DIR", action="append", default=[], help="directory to import from; may be repeated"
-    )
-    add_rules(parser)
-    add_input_size(parser)
-
-
-def add_rules(parser: argparse.ArgumentParser) -> None:
-    """The option that names files of rules."""
-    parser.add_argument(
-        "--rules", metavar="FILE", action="append", default=[], help="Python file of rules; may be repeated"
-    )
-
-
-def add_input_size(parser: argparse.ArgumentParser) -> None:
-    """The option that gives the size of images."""
-    parser.add_argument("--input-size", metavar="SIZE", help="size of the images: H, HxW, CxHxW, or CxTxHxW for video")
-
-
-def from_arguments(args: argparse.Namespace, device: str = "cpu") -> tuple[nn.Module, Tensor]:
-    """The model that arguments name, and two example images. Raises ModelError."""
-    kwargs = None if args.kwargs is None else _parse_kwargs(args.kwargs)
-    size = None if args.input_size is None else parse_size(args.input_size)
-    return load(args.model, kwargs, args.path, size, device)
+"""Arguments that build a timm model of fixed image size for another size."""
 
 
 def load(
@@ -76,18 +33,18 @@ def load(
     input_size: Sequence[int] | None = None,
     device: str = "cpu",
 ) -> tuple[nn.Module, Tensor]:
-    """Build a model with random weights, and two example images (2, channels, height, width), or video clips.
+    """Build a model with random weights, and an example batch: images (2, channels, height, width) or video clips.
 
     Args:
         name: ``"deit_tiny_patch16_224"`` (timm), ``"torchvision:swin_t"`` or ``"package.module:factory"``.
         kwargs: arguments of the model.
-        paths: directories to import from, first of all.
+        paths: directories that are searched first when importing.
         input_size: (size,), (height, width), (channels, height, width) or (channels, frames, height, width); by
-            default what the model says of itself, else 224.
-        device: ``"meta"`` for a model without memory.
+            default the size in the model's configuration, else 224.
+        device: ``"meta"`` for a model without memory for its parameters.
 
-    Raises ModelError if the name is unknown (with names near to it), the model cannot be built, or it takes images of
-    another size.
+    Raises ModelError if the name is unknown (the message lists similar names), the model cannot be built, or it takes
+    only images of another size.
 
     >>> model, images = load("test_vit", {"num_classes": 10})
     >>> tuple(images.shape)
@@ -110,7 +67,7 @@ def load(
 
 
 def parse_size(text: str) -> tuple[int, ...]:
-    """Numbers joined by ``x``. Raises ModelError.
+    """A size from numbers joined by ``x``. Raises ModelError.
 
     >>> parse_size("3x224x192")
     (3, 224, 192)
@@ -124,18 +81,8 @@ def parse_size(text: str) -> tuple[int, ...]:
     return size
 
 
-def _parse_kwargs(text: str) -> dict[str, Any]:
-    try:
-        kwargs = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ModelError(f"--kwargs {text!r} is no JSON: {error}; expected such as '{{\"depth\": 4}}'") from error
-    if not isinstance(kwargs, dict):
-        raise ModelError(f"--kwargs {text!r}: expected a JSON object such as '{{\"depth\": 4}}'")
-    return kwargs
-
-
 Built = tuple["nn.Module", "tuple[int, ...]"]
-"""A model, and the size of its images unless it knows better."""
+"""A model, and its image size if its configuration has none."""
 
 
 def _timm(name: str, kwargs: dict[str, Any]) -> Callable[[], Built]:
@@ -153,7 +100,7 @@ def _torchvision(name: str, kwargs: dict[str, Any]) -> Callable[[], Built]:
     _check_no_weights(kwargs, "weights", "weights_backbone")
     builder = models.get_model_builder(name)
     dense = ("segmentation", "detection")
-    # Dense models download a backbone unless told otherwise.
+    # Detection and segmentation models download backbone weights by default.
     bare = {"weights_backbone": None} if any(f".{d}." in builder.__module__ for d in dense) else {}
     transforms = getattr(models.get_model_weights(name).DEFAULT, "transforms", None)
     crop = getattr(transforms, "keywords", {}).get("crop_size", IMAGE[-1])
@@ -165,19 +112,19 @@ def _torchvision(name: str, kwargs: dict[str, Any]) -> Callable[[], Built]:
 def _imported(module_name: str, path: str, kwargs: dict[str, Any]) -> Callable[[], Built]:
     name = f"{module_name}:{path}"
     try:
-        found: Any = importlib.import_module(module_name)
+        factory: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise ModelError(f"{name}: {error}; give the directory it lies in with --path DIR") from error
+        raise ModelError(f"{name}: {error}; pass the directory of the module with --path DIR") from error
     except Exception as error:
         raise ModelError(f"{name}: {module_name} cannot be imported: {_told(error)}") from error
     for part in path.split("."):
-        if not hasattr(found, part):
-            names = [n for n in dir(found) if not n.startswith("_")]
-            raise _unknown(f"attribute of {getattr(found, '__name__', module_name)}", part, names)
-        found = getattr(found, part)
-    if not callable(found):
-        raise ModelError(f"{name} is a {type(found).__name__}, expected a function or class that makes a model")
-    return lambda: (found(**kwargs), IMAGE)
+        if not hasattr(factory, part):
+            names = [n for n in dir(factory) if not n.startswith("_")]
+            raise _unknown(f"attribute of {getattr(factory, '__name__', module_name)}", part, names)
+        factory = getattr(factory, part)
+    if not callable(factory):
+        raise ModelError(f"{name} is a {type(factory).__name__}, expected a function or class that makes a model")
+    return lambda: (factory(**kwargs), IMAGE)
 
 
 def _built(name: str, build: Callable[[], Built], device: str) -> Built:
@@ -195,7 +142,7 @@ def _built(name: str, build: Callable[[], Built], device: str) -> Built:
 
 
 def _own_size(model: nn.Module, fallback: tuple[int, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
-    """The size of images that a model says it takes, or was built for."""
+    """The image size in the configuration of a model, or the one that it was built for."""
     config = getattr(model, "default_cfg", None)
     size = (config.get("input_size") if isinstance(config, dict) else None) or fallback
     square = getattr(model, "image_size", None)
@@ -205,7 +152,7 @@ def _own_size(model: nn.Module, fallback: tuple[int, ...], kwargs: dict[str, Any
 
 
 def _full_size(own: tuple[int, ...], given: Sequence[int] | None) -> tuple[int, ...]:
-    """The given size, with the model's own channels and frames where only height and width are given."""
+    """The given size, completed with the model's channels and frames if only height and width are given."""
     if given is None:
         return own
     if len(given) <= 2:
@@ -216,7 +163,7 @@ def _full_size(own: tuple[int, ...], given: Sequence[int] | None) -> tuple[int, 
 def _check_size(
     name: str, model: nn.Module, own: tuple[int, ...], size: tuple[int, ...], kwargs: dict[str, Any]
 ) -> None:
-    """Reject a size that a model is known not to take; any other shows itself when the model is captured."""
+    """ModelError if timm's configuration excludes a size; other wrong sizes show when the model is captured."""
     config = getattr(model, "default_cfg", None)
     fixed = isinstance(config, dict) and config.get("fixed_input_size") and not any(k in kwargs for k in DYNAMIC)
     if size[-2:] != own[-2:] and (fixed or hasattr(model, "image_size")):
@@ -236,12 +183,12 @@ def _images(size: tuple[int, ...], device: str) -> Tensor:
 
 
 def add_paths(paths: Iterable[str]) -> None:
-    """Import from these directories first. Raises ModelError for what is no directory."""
+    """Import from these directories first. Raises ModelError if a path is not a directory."""
     for path in reversed(list(paths)):
         if not Path(path).is_dir():
-            raise ModelError(f"--path {path!r} is no directory")
+            raise ModelError(f"--path {path!r} is not a directory")
         full = str(Path(path).resolve())
-        # They stay: code may import more of itself when it runs.
+        # Never removed: a model may import more of its package when it runs.
         if full not in sys.path:
             sys.path.insert(0, full)
 
@@ -257,17 +204,19 @@ def _library(module: str, name: str) -> Any:
 def _check_no_weights(kwargs: dict[str, Any], *names: str) -> None:
     for name in names:
         if kwargs.pop(name, None):
-            raise ModelError(f"{name}: weights are never downloaded, and neither classes nor invariants need them")
+            raise ModelError(
+                f"{name}: weights are never downloaded; remove the option, the analysis needs random weights only"
+            )
 
 
 def _unknown(kind: str, name: str, known: Sequence[str]) -> ModelError:
     near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
-    advice = f"did you mean {', '.join(near)}?" if near else "no known name is near it."
+    advice = f"did you mean {', '.join(near)}?" if near else "no known name is similar."
     return ModelError(f"unknown {kind} {name!r}; {advice}")
 
 
 def _told(error: Exception) -> str:
-    """An error and the line it comes from."""
+    """Text of an error with the source line that raised it."""
     text = str(error) or "no message"
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
     where = f"\n  source: {frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""

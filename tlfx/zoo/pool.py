@@ -1,4 +1,4 @@
-"""Workers: each model in a process of its own, so that one that crashes, hangs or swells harms no other."""
+"""Worker processes, one for each model, so that a crash, hang or excessive memory use affects only one model."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ __all__ = ["Task", "analyse", "sweep"]
 
 
 GRACE = 10
-"""Seconds after its time limit when a worker ends by itself, should the sweep be no more."""
+"""Seconds after its time limit at which a worker ends by itself, in case the sweep was killed."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is done with each model, and what it may use."""
+    """The analysis of each model, and its limits."""
 
     timeout: float
-    """Seconds."""
+    """Time limit in seconds."""
     memory: int = 0
-    """Bytes, 0 for no limit."""
+    """Memory limit in bytes, 0 for no limit."""
     check: bool = False
-    """Whether its invariants are measured too."""
+    """Whether to measure the invariants too."""
     input_size: str | None = None
-    """Size of the images where it is not the model's own."""
+    """Size of the images; None for the size of each model."""
     rules: tuple[str, ...] = ()
     """Files of rules."""
 
     @property
     def options(self) -> list[str]:
-        """The options of a worker."""
+        """Command-line options of a worker."""
         options = ["--memory", str(self.memory), "--seconds", str(math.ceil(self.timeout) + GRACE)]
         options += ["--check"] if self.check else []
         options += ["--input-size", self.input_size] if self.input_size is not None else []
@@ -45,7 +45,7 @@ class Task:
 
 
 def sweep(names: Iterable[str], task: Task, jobs: int) -> Iterator[Row]:
-    """The rows of models, as they come, ``jobs`` at a time; an interrupt ends those under way and starts no other."""
+    """Yield the rows of models as they finish, ``jobs`` in parallel; after an interrupt, no further model starts."""
     with ThreadPoolExecutor(jobs) as pool:
         running = [pool.submit(analyse, name, task) for name in names]
         try:
@@ -57,7 +57,7 @@ def sweep(names: Iterable[str], task: Task, jobs: int) -> Iterator[Row]:
 
 
 def analyse(name: str, task: Task) -> Row:
-    """The row of one model, from a process of its own. Nothing that the model does raises an error here."""
+    """The row of one model, from a separate process. Errors of the model become part of the row."""
     command = [sys.executable, "-m", "tlfx.zoo.worker", name, *task.options]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=task.timeout)
@@ -71,7 +71,7 @@ def analyse(name: str, task: Task) -> Row:
 
 
 def _cause(done: subprocess.CompletedProcess[str]) -> str:
-    """Why a process ended without a result."""
+    """The reason why a process ended without a result."""
     if done.returncode < 0:
         return f"killed by {signal.Signals(-done.returncode).name}"
     last = (done.stderr.strip().splitlines() or ["no message"])[-1]

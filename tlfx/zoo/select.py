@@ -1,4 +1,4 @@
-"""Which models a sweep covers: those that match patterns, or the smallest of each family."""
+"""The models of a sweep: those that match patterns, or the smallest of each family."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ TORCHVISION = "torchvision:"
 
 
 def select(patterns: Sequence[str]) -> dict[str, str]:
-    """The family of every model whose name matches any of the shell patterns, in the order of names.
+    """A mapping, sorted by name, from every model whose name matches one of the shell patterns to its family.
 
-    Patterns match timm names; those that begin with ``torchvision:`` match torchvision's. Raises InputError if there
-    is no such model.
+    Patterns match timm names; patterns with the prefix ``torchvision:`` match torchvision names. Raises InputError if
+    no model matches.
 
     >>> select(["test_vit?", "torchvision:swin_?"])["torchvision:swin_t"]
     'torchvision:swin_transformer'
@@ -28,10 +28,10 @@ def select(patterns: Sequence[str]) -> dict[str, str]:
     sources = (p for p in patterns if p.startswith(TORCHVISION)), (p for p in patterns if not p.startswith(TORCHVISION))
     vision, timm = map(list, sources)
     known = {**(_timm_families() if timm else {}), **(_torchvision_families() if vision else {})}
-    found = {name: family for name, family in known.items() if any(fnmatchcase(name, p) for p in patterns)}
-    if not found:
-        raise InputError(f"no model matches {' or '.join(patterns)}; patterns are such as 'vit_*' or 'torchvision:*'")
-    return dict(sorted(found.items()))
+    selected = {name: family for name, family in known.items() if any(fnmatchcase(name, p) for p in patterns)}
+    if not selected:
+        raise InputError(f"no model matches {' or '.join(patterns)}; use patterns such as 'vit_*' or 'torchvision:*'")
+    return dict(sorted(selected.items()))
 
 
 def families(selected: dict[str, str]) -> dict[str, list[str]]:
@@ -40,16 +40,16 @@ def families(selected: dict[str, str]) -> dict[str, list[str]]:
     >>> families({"test_vit": "vision_transformer"})
     {'vision_transformer': ['test_vit']}
     """
-    found: dict[str, list[str]] = {}
+    by_family: dict[str, list[str]] = {}
     for name, family in selected.items():
-        found.setdefault(family, []).append(name)
-    return dict(sorted(found.items()))
+        by_family.setdefault(family, []).append(name)
+    return dict(sorted(by_family.items()))
 
 
 def smallest(names: Iterable[str], done: Callable[[], None] = lambda: None) -> str | None:
     """The model with the fewest parameters, None if none can be built; ``done`` is called after each.
 
-    Models are built without memory, and only as far as they are smaller than the best before them.
+    Models are built on the meta device; building stops when a model is larger than the smallest one so far.
 
     >>> smallest(["vit_tiny_patch16_224", "test_vit"])
     'test_vit'
@@ -88,7 +88,7 @@ def size(name: str, limit: int | None = None) -> int | None:
 
 
 class _TooLargeError(Exception):
-    """A model that is being built has outgrown the limit."""
+    """A model under construction has more parameters than the limit."""
 
 
 def _timm_families() -> dict[str, str]:

@@ -1,8 +1,7 @@
-"""Weights from a file: a state_dict, checked name by name before it is loaded."""
+"""Loading weights: a state_dict whose names and shapes are checked before it is loaded."""
 
 from __future__ import annotations
 
-import argparse
 import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,28 +11,17 @@ from tlfx.errors import ModelError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["add_weights", "load_weights"]
+__all__ = ["load_weights"]
 
 SHOWN = 5
-"""Names of parameters that a message lists."""
-
-
-def add_weights(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    """The option that names a file of weights, or one for each model."""
-    more = "; once for each model, in order" if several else ""
-    parser.add_argument(
-        "--weights",
-        metavar="FILE",
-        action="append",
-        default=[],
-        help=f"state_dict saved by torch.save{more}; default: random weights",
-    )
+"""Number of parameter names that a message lists."""
 
 
 def load_weights(model: nn.Module, file: str | Path) -> None:
-    """Load a state_dict that ``torch.save`` wrote, nothing but tensors, into a model.
+    """Load a state_dict, which ``torch.save`` wrote and which holds only tensors, into a model.
 
-    Raises ModelError if the file is none, or names and shapes are not those of the model; the model is then untouched.
+    Raises ModelError if the file is not such a state_dict, or its names and shapes differ from the model's; the model
+    is then unchanged.
     """
     import torch
 
@@ -43,13 +31,13 @@ def load_weights(model: nn.Module, file: str | Path) -> None:
         state: Any = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise ModelError(
-            f"--weights {str(file)!r} cannot be read as tensors alone ({str(error).splitlines()[0]}); write it with "
+            f"--weights {str(file)!r} cannot be read as tensors ({str(error).splitlines()[0]}); write it with "
             "torch.save(model.state_dict(), file)"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         held = f"a dict of {_listed(list(state))}" if isinstance(state, dict) else f"a {type(state).__name__}"
         raise ModelError(
-            f"--weights {str(file)!r} holds {held}, expected a state_dict, names and tensors: save that part alone"
+            f"--weights {str(file)!r} holds {held}, expected a state_dict (names and tensors): save only that part"
         )
     _check(model, state, str(file))
     model.load_state_dict(state)
@@ -70,8 +58,8 @@ def _check(model: nn.Module, state: dict[str, Any], file: str) -> None:
     if any(problems.values()):
         told = "; ".join(f"{len(names)} {what}: {_listed(names)}" for what, names in problems.items() if names)
         raise ModelError(
-            f"--weights {file!r} does not fit {type(model).__name__}: {told}. Give the model it was saved from, with "
-            "the same --kwargs"
+            f"--weights {file!r} does not fit {type(model).__name__}: {told}. Name the model that it was saved from, "
+            "with the same --kwargs"
         )
 
 

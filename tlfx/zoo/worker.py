@@ -1,6 +1,6 @@
-"""One model of a sweep, analysed in a process of its own: ``python -m tlfx.zoo.worker NAME`` prints its row as JSON."""
+"""The worker process of a sweep: ``python -m tlfx.zoo.worker NAME`` analyses one model and prints its row as JSON."""
 
-# torch is imported only after the limit on memory is set.
+# torch is imported after the memory limit is set: its import counts towards the limit.
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ __all__ = ["main", "probe"]
 
 
 def main() -> None:
-    """Print the row of a model; whatever the model prints goes to stderr."""
+    """Print the row of a model to stdout; output of the model goes to stderr."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name")
     parser.add_argument("--memory", type=int, default=0, help="bytes, 0 for no limit")
-    parser.add_argument("--seconds", type=int, default=0, help="after which the process ends itself, 0 for no limit")
+    parser.add_argument("--seconds", type=int, default=0, help="time limit of the process, 0 for no limit")
     parser.add_argument("--check", action="store_true", help="measure the invariants too")
     parser.add_argument("--input-size", help="size of the images")
     parser.add_argument("--rules", action="append", default=[], help="file of rules")
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def probe(name: str, check: bool = False, input_size: str | None = None, rules: Sequence[str] = ()) -> dict[str, Any]:
-    """What a sweep records of a model; a failure is recorded with its reason, as far as the model got.
+    """The row of a model; for a failure, its reason and the columns that were known before it.
 
     >>> probe("test_vit")["status"]
     'ok'
@@ -75,25 +75,23 @@ def _fill(row: dict[str, Any], name: str, check: bool, input_size: str | None) -
 
 
 def _analyse(row: dict[str, Any], model: nn.Module, images: Tensor) -> None:
-    """Nodes of each class, all nodes, and how long it took, captured for any batch size as ``align`` does."""
-    from tlfx.capture.export import capture
-    from tlfx.propagate.propagator import propagate
-    from tlfx.rewrite.writer import rewrite
+    """Add the number of nodes in all and by class, and the times; captured for any batch size as in ``align``."""
+    from tlfx.trace import trace
 
     start = time.perf_counter()
-    captured = capture(model, type(model).forward, (images,), {}, images)
+    traced = trace(model, images)
     row["capture_seconds"] = round(time.perf_counter() - start, 2)
-    row["nodes"] = len(captured.graph_module.graph.nodes) - 1  # the output is no operator
+    row["nodes"] = len(traced.captured.graph_module.graph.nodes) - 1  # all but the output
     start = time.perf_counter()
-    found = propagate(captured.graph_module, captured.images)
-    rewrite(found)
+    operations = traced.propagation.operations
+    traced.rewrite()
     row["analysis_seconds"] = round(time.perf_counter() - start, 2)
-    counts = Counter(operation.value for operation in found.operations.values())
+    counts = Counter(operation.value for operation in operations.values())
     row |= {name: counts[name] for name in OPERATIONS}
 
 
 def _check(row: dict[str, Any], model: nn.Module, images: Tensor) -> None:
-    """Figures of the invariants; the model fails if any is broken."""
+    """Add the figures of the invariants; the status is failed if any is broken."""
     from tlfx.analysis.invariants import measure
 
     figures = measure(model, tuple(images.shape[1:]))
@@ -104,7 +102,7 @@ def _check(row: dict[str, Any], model: nn.Module, images: Tensor) -> None:
 
 
 def _limit_memory(limit: int) -> None:
-    """Let allocations fail beyond ``limit`` bytes of data, on systems that can."""
+    """Make allocations beyond ``limit`` bytes fail, on systems with resource limits."""
     if not limit:
         return
     try:
@@ -116,10 +114,10 @@ def _limit_memory(limit: int) -> None:
 
 
 def _status(error: Exception) -> str:
-    """``memory`` if that is what an error comes from, ``failed`` if tlfx says so itself, else ``crashed``."""
+    """``memory`` for an error caused by the memory limit, ``failed`` for an error of tlfx, else ``crashed``."""
     cause: BaseException | None = error
     while cause is not None:
-        # An allocator's refusal, and the loader's when the limit is too low to import torch at all.
+        # Messages of allocators, and of the loader if the limit is too low to import torch.
         if isinstance(cause, MemoryError) or re.search("allocate memory|failed to map segment", str(cause)):
             return "memory"
         cause = cause.__cause__ or cause.__context__
@@ -127,7 +125,7 @@ def _status(error: Exception) -> str:
 
 
 def _in_one_line(error: Exception) -> str:
-    """The first line of a message and the module it speaks of: no paths of this machine."""
+    """The first line of a message and the module that it names, without file paths."""
     lines = str(error).splitlines() or ["no message"]
     modules = (line.strip() for line in lines[1:] if line.strip().startswith("module:"))
     where = next(modules, "").removeprefix("module:").strip()

@@ -1,4 +1,4 @@
-"""The rules: against what operator and module do, and against their definitions written as loops."""
+"""The rules, compared with the operator and the module, and with their definitions written as loops."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tlfx_neighbourhood import Smoothing, attention, classifier
 from torch import Tensor
 
 import tlfx
-from tlfx.testing import Content, Probe, check_rule
+from tlfx.testing import Content, LabelProbe, check_rule
 
 LAYOUT = "bcttc"  # batch, heads, height, width, dim
 HEIGHT, WIDTH, SIZE = 4, 5, 3
@@ -33,14 +33,14 @@ def test_smoothing_depends_on_what_its_label_counts() -> None:
     check_rule(Smoothing(3), lambda: torch.randn(2, 6, 3))
 
 
-def test_attention_is_differentiated_rightly() -> None:
+def test_gradients_of_attention() -> None:
     inputs = [x.double().requires_grad_() for x in made()]
     torch.autograd.gradcheck(lambda *x: attention(*x, SIZE), inputs)
     torch.library.opcheck(attention, (*made(), SIZE))
 
 
 def test_labels_of_attention_equal_a_loop() -> None:
-    """Images whose pixels are the tokens: their mask is the label that goes in, read again at every token."""
+    """Images whose pixels are the tokens: their mask is the input label; the output label is read at every token."""
     query, key, _ = (torch.randn(2, 4, HEIGHT, WIDTH) for _ in range(3))
 
     def run(images: Tensor, **given: Any) -> Tensor:
@@ -48,7 +48,7 @@ def test_labels_of_attention_equal_a_loop() -> None:
         mixed: Tensor = attention(q, k, v, SIZE)
         return mixed
 
-    probe = Probe(run, torch.randn(2, 4, HEIGHT, WIDTH), {"query": query, "key": key})
+    probe = LabelProbe(run, torch.randn(2, 4, HEIGHT, WIDTH), {"query": query, "key": key})
     mask = torch.rand(2, 1, HEIGHT, WIDTH)
     found = probe.labels(mask)[0][:, 0, :, :, 0, 0]
     for sample in range(2):
@@ -72,22 +72,22 @@ def attention_label(query: Tensor, key: Tensor, label: Tensor, y: int, x: int) -
 
 def test_labels_of_smoothing_equal_a_loop() -> None:
     module = Smoothing(3)
-    probe = Probe(lambda images, module: module(images.flatten(2).mT), torch.randn(2, 3, 2, 3), {"module": module})
+    probe = LabelProbe(lambda images, module: module(images.flatten(2).mT), torch.randn(2, 3, 2, 3), {"module": module})
     mask = torch.rand(2, 1, 2, 3)
     found = probe.labels(mask)[0][:, :, 0, 0]
-    fading = [float(torch.sigmoid(r)) for r in module.rate.detach()]
+    decay = [float(torch.sigmoid(r)) for r in module.rate.detach()]
     for sample in range(2):
         label = mask[sample].flatten().tolist()
         for i in range(6):
-            weights = [sum(f ** abs(i - j) for f in fading) / 3 for j in range(6)]
+            weights = [sum(f ** abs(i - j) for f in decay) / 3 for j in range(6)]
             expected = sum(w * share for w, share in zip(weights, label, strict=True)) / sum(weights)
             assert float(found[sample, i]) == pytest.approx(expected, abs=1e-6)
 
 
 def test_smoothing_is_what_it_says() -> None:
     module, x = Smoothing(3), torch.randn(1, 6, 3)
-    fading = module.rate.sigmoid()
-    rows = [torch.stack([fading ** abs(i - j) * x[:, j] for j in range(6)]).sum(0) for i in range(6)]
+    decay = module.rate.sigmoid()
+    rows = [torch.stack([decay ** abs(i - j) * x[:, j] for j in range(6)]).sum(0) for i in range(6)]
     torch.testing.assert_close(module(x), torch.stack(rows, 1))
 
 

@@ -1,4 +1,4 @@
-"""Neighbourhood attention and exponential smoothing: an operator and a module that tlfx learns from their rules."""
+"""Neighbourhood attention and exponential smoothing: an operator and a module with rules for tlfx."""
 
 from tlfx_neighbourhood.model import Classifier, classifier
 from tlfx_neighbourhood.operator import attention

@@ -1,4 +1,4 @@
-"""A small image classifier of both mixers."""
+"""A small image classifier that uses both token mixers."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@ __all__ = ["attention"]
 
 @torch.library.custom_op("tlfx_neighbourhood::attention", mutates_args=())
 def attention(query: Tensor, key: Tensor, value: Tensor, size: int) -> Tensor:
-    """Each query attends to the size × size keys around it, as far as they lie in the image.
+    """Each query attends to the size × size keys around it that are inside the image.
 
-    query, key, value (batch, heads, height, width, dim); ``size`` is odd. A graph shows this one call and no weights.
+    query, key, value: (batch, heads, height, width, dim). ``size`` is odd. A graph has this one call, without weights.
     """
     return _attend(query, key, value, size)
 
@@ -28,7 +28,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, size: int) -> Tensor:
 
 
 def _around(x: Tensor, size: int) -> Tensor:
-    """The size × size places around each, zero beyond the image: (batch, heads, height, width, dim, size, size)."""
+    """The size × size neighbours of each position, zero outside: (batch, heads, height, width, dim, size, size)."""
     half = size // 2
     return pad(x, (0, 0, half, half, half, half)).unfold(2, size, 1).unfold(3, size, 1)
 
@@ -44,7 +44,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """The weights are computed again, as fused attention does."""
+    """Computes the weights again, as fused attention does."""
     with torch.enable_grad():
         query, key, value = (x.detach().requires_grad_() for x in ctx.saved_tensors)
         output = _attend(query, key, value, ctx.size)

@@ -9,9 +9,9 @@ __all__ = ["Smoothing"]
 
 
 class Smoothing(nn.Module):
-    """Each channel of a token is a sum over all tokens, by weights that fade with the distance at a learned rate.
+    """Each channel of a token is a sum over all tokens, with weights that decay with the distance at a learned rate.
 
-    A graph shows Fourier transforms, in which every token sees every other; how much of it, only the module knows.
+    The graph has Fourier transforms, where every token depends on all others; only the module knows the weights.
     """
 
     def __init__(self, channels: int) -> None:
@@ -19,14 +19,14 @@ class Smoothing(nn.Module):
         self.rate = nn.Parameter(torch.linspace(-2.0, 2.0, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens (batch, tokens, channels) to the same."""
+        """Maps tokens (batch, tokens, channels) to the same shape."""
         tokens = x.shape[1]
-        kernel = torch.cat((self.fading(tokens), self.fading(tokens + 1).flip(0)[:-1]))  # distances 0 … n-1, n … 1
+        kernel = torch.cat((self.decaying(tokens), self.decaying(tokens + 1).flip(0)[:-1]))  # distances 0 … n-1, n … 1
         product = torch.fft.rfft(kernel, dim=0) * torch.fft.rfft(x.float(), n=2 * tokens, dim=1)
         smooth: Tensor = torch.fft.irfft(product, n=2 * tokens, dim=1)
         return smooth[:, :tokens].to(x.dtype)
 
-    def fading(self, tokens: int) -> Tensor:
+    def decaying(self, tokens: int) -> Tensor:
         """Weights (tokens, channels) at the distances 0, 1, 2, …"""
         distances = torch.arange(tokens, device=self.rate.device)
         weights: Tensor = self.rate.sigmoid() ** distances[:, None]

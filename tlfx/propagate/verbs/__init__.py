@@ -1,12 +1,10 @@
-"""The verbs that rules speak: what an operator can do to provenance, one idea a file."""
+"""The verbs of rules: everything that an operator can do to provenance, one idea a file."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
-from tlfx.capture.leaf_modules import ModuleCall
+from tlfx.capture.regions import CallRegion
 from tlfx.graph.nodes import shapes
 from tlfx.propagate.state import PropagationState
 from tlfx.propagate.verbs.attend import Attention
@@ -14,28 +12,28 @@ from tlfx.propagate.verbs.frequency import Frequency
 from tlfx.propagate.verbs.indexed import Indexed
 from tlfx.propagate.verbs.own_weights import OwnWeights
 
-__all__ = ["ModuleContext", "OpContext"]
+__all__ = ["CallContext", "OpContext"]
 
 
 class OpContext(Attention, Frequency, Indexed, OwnWeights):
-    """One call of an operator: its shapes, and every verb a rule can use."""
+    """One call of an operator as its rule sees it: its shapes, and every verb that a rule can use."""
 
 
-class ModuleContext(OpContext):
-    """One call of a module, of which nothing but arguments and outputs is seen."""
+class CallContext(OpContext):
+    """One call of a module or autograd function as its rule sees it: arguments and outputs only."""
 
     def __init__(
-        self, call: ModuleCall, args: tuple[Any, ...], kwargs: dict[str, Any], state: PropagationState
+        self, call: CallRegion, args: tuple[Any, ...], kwargs: dict[str, Any], state: PropagationState
     ) -> None:
         super().__init__(call.last, args, kwargs, state)
         self.call = call
 
     @property
-    def target(self) -> nn.Module:
-        """The module itself."""
-        return self.call.module
+    def target(self) -> Any:
+        """The module itself, or the class of the function."""
+        return self.call.subject
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        """Shapes of all tensors that the module returns."""
-        return [shape for node in self.call.outputs for shape in shapes(node)]
+        """Shapes of all tensors that the call returns."""
+        return [shape for node in self.call.results for shape in shapes(node)]

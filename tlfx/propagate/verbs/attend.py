@@ -1,8 +1,9 @@
-"""Fused attention: weights that the graph never shows."""
+"""Fused attention: operators that do not expose their weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch.utils._pytree import tree_map
@@ -10,17 +11,45 @@ from torch.utils._pytree import tree_map
 from tlfx import runtime
 from tlfx.errors import InputError, RuleError
 from tlfx.operations import Operation
-from tlfx.propagate.labels import Rows
-from tlfx.propagate.values import BatchAxis, Value
+from tlfx.propagate.labels import Operand
+from tlfx.propagate.values import Value
 from tlfx.propagate.verbs.movement import with_image
-from tlfx.propagate.verbs.subscripts import LetteredRows, arrange, equation, split_letter
+from tlfx.propagate.verbs.subscripts import ContractionAxes, equation
 from tlfx.propagate.verbs.window import Window
+from tlfx.runtime import BatchAxis
 
 __all__ = ["Attention"]
 
 
+@dataclass(frozen=True)
+class _FusedAttention:
+    """One call of scaled dot-product attention, its axes classified by their part in weight · value."""
+
+    query: Value
+    key: Value
+    value: Value
+    axes: ContractionAxes
+    lead: list[str]
+    out: tuple[str, ...]
+    options: dict[str, Any]
+    """Mask, causality and scale, as :func:`tlfx.runtime.attention` takes them."""
+
+    @property
+    def of_weight(self) -> tuple[str, ...]:
+        """Subscripts of the weights."""
+        return (*self.lead, "n", "m")
+
+    def kept(self, labels: Sequence[str]) -> list[str]:
+        """Axes of the output along which its labels may vary, if those of the value vary along ``labels``."""
+        return [c for c in self.axes.out if c in labels or c == "n"]
+
+    def shape(self, kept: Sequence[str]) -> list[int]:
+        """Lengths of axes of the output."""
+        return [self.query.shape[-2] if c == "n" else self.axes.content.size_of(c) for c in kept]
+
+
 class Attention(Window):
-    """The verb of fused attention operators."""
+    """The verbs of fused attention operators."""
 
     def attend(
         self,
@@ -30,150 +59,153 @@ class Attention(Window):
         mask: Value | None = None,
         causal: bool = False,
         scale: float | None = None,
-        joint: Mapping[str, Any] | None = None,
+        replaced: Mapping[str, Any] | None = None,
     ) -> Value:
         """Spatial mixing, Y ← Norm(W)·Y (eq. 7, 9), with W = softmax(q·kᵀ·scale + mask) averaged over heads.
 
-        Query (*lead, n, d), key (*lead, m, d), value (*lead, m, e); the value may have fewer heads (grouped
-        queries). ``joint`` are options under which :func:`tlfx.runtime.attention_with_labels` gives just what the
-        operator gives, and so may stand in for it.
+        Query (*lead, n, d), key (*lead, m, d), value (*lead, m, e); key and value may have fewer heads (grouped
+        queries). ``replaced`` are options under which :func:`tlfx.runtime.attention_with_labels` returns exactly what
+        the operator returns, and so may replace it.
         """
         if not value.is_content:
             return self._of_constants(query, key)
         lead = [f"lead{i}" for i in range(len(self.shape) - 2)]
-        of_value, out, of_weight = [*lead, "m", "e"], (*lead, "n", "e"), (*lead, "n", "m")
-        found = LetteredRows.of(value, of_value)
-        if not self.contracted(found, out):
-            self.record(Operation.CHANNEL_MIX)
-            return self.from_rows(found.pick(split_letter(out, found.batch)), found.place_in(out))
-        if not self.state.layers.is_aligned(self.node):
-            return self._left_in_place(query, out)
-        options = {"mask": mask and mask.node, "causal": causal or None, "scale": scale}
-        rows, carrier = found.varying(found.letters), []
-        if joint is not None and self._joins(value, found, rows):
-            options |= {k: v or None for k, v in joint.items()}
-            rows, carrier = ["m"], [value.node]
-            if found.where != BatchAxis(0):
-                rows = [*split_letter([found.batch], found.batch), "m"]
-        grouped = [c for c in rows if c in lead and query.shape[lead.index(c)] != value.shape[lead.index(c)]]
-        if grouped or not (query.is_content or query.is_constant):
-            raise RuleError(f"attention whose heads {grouped} carry different labels")
-        self.record(Operation.SPATIAL_MIX)
-        options = {k: v for k, v in options.items() if v is not None}
-        kept = [c for c in split_letter(out, found.batch) if c in rows or c == "n"]
-        shape = [self.shape[-2] if c == "n" else _size(found, c) for c in kept]
-        if self.policy.heads == "norm":
-            return self._attend_by_norm(query, key, value, found, lead, kept, shape, options)
-        function: Callable[..., Any] = runtime.attention_with_labels if carrier else runtime.attention
-        ids = self.label(
-            function,
-            query.node,
-            key.node,
-            *carrier,
-            Rows(with_image(found.pick(rows)).expand([_size(found, c) for c in rows])),
-            equation(found.weight_letters(of_weight), rows, kept, ["n"]),
-            shape=shape,
-            kwargs={"split": found.split_of(of_weight), **options},
-            query_axis=kept.index("n"),
-            instead=bool(carrier),
-        )
-        return self.from_rows(arrange(ids, kept, split_letter(out, found.batch)), found.place_in(out))
-
-    def _joins(self, value: Value, found: LetteredRows, rows: list[str]) -> bool:
-        """Whether labels may go through the model's own attention: the value is (batch, heads, tokens, channels), its
-        labels are alike for heads and channels, and its weights alone decide where they go."""
-        batched = split_letter([found.batch], found.batch)
-        fits = len(value.shape) == 4 and found.where.axis == 0 and set(rows) <= {*batched, "m"}
-        return fits and self._on_cpu_kernel and self.policy.heads == "mean"
-
-    @property
-    def _on_cpu_kernel(self) -> bool:
-        """Whether labels may go through the model's own fused attention: on the CPU, whose kernel can carry them."""
-        return self.state.options.attention != "fused" and self.state.device.type == "cpu"
-
-    def _attend_by_norm(
-        self,
-        query: Value,
-        key: Value,
-        value: Value,
-        found: LetteredRows,
-        lead: list[str],
-        kept: list[str],
-        shape: list[int],
-        options: dict[str, Any],
-    ) -> Value:
-        """The same with heads weighted by the norms of the value, for rows that are the same in all its channels."""
-        if found.varying(["e"]):
-            raise RuleError("attention whose channels carry different labels has no norm for each label")
-        where, letters = found.where, split_letter([*lead, "m"], found.batch)
-        full = {f"{found.batch}<": where.outer, f"{found.batch}>": where.inner, "m": value.shape[-2]}
-        rows = with_image(found.pick(letters)).expand([full.get(c, -1) for c in letters])
-        ids = self.label(
-            runtime.attention_by_norm,
-            query.node,
-            key.node,
-            value.node,
-            Rows(rows),
-            [i + 1 for i, c in enumerate(letters) if c not in kept and c != "m"],
-            found.split_of(lead),
-            shape=shape,
-            kwargs=options,
-            query_axis=kept.index("n"),
-        )
         out = (*lead, "n", "e")
-        return self.from_rows(arrange(ids, kept, split_letter(out, found.batch)), found.place_in(out))
+        axes = self._axes(value, [*lead, "m", "e"], (*lead, "n", "m"), out)
+        if not axes.tokens:
+            self.record(Operation.CHANNEL_MIX)
+            return self._from_axes(axes.content.ids, axes.content.subscripts, axes, out)
+        if not self.state.layers.is_aligned(self.node):
+            return self._left_in_place(query)
+        options = {"mask": mask and mask.node, "causal": causal or None, "scale": scale}
+        given = {k: v for k, v in options.items() if v is not None}
+        call = _FusedAttention(query, key, value, axes, lead, out, given)
+        self._check_heads(call)
+        self.record(Operation.SPATIAL_MIX)
+        if self.policy.heads == "norm":
+            return self._attend_by_norm(call)
+        if replaced is not None and self._may_replace(call):
+            return self._attend_and_replace(call, replaced)
+        return self._attend_beside(call)
+
+    def _check_heads(self, call: _FusedAttention) -> None:
+        """Raise RuleError where keys of one head meet queries of several heads with different labels."""
+        lengths = zip(call.lead, call.query.shape, call.value.shape, strict=False)
+        grouped = [c for c, n, m in lengths if n != m and c in call.axes.varying]
+        if grouped or not (call.query.is_content or call.query.is_constant):
+            raise RuleError(f"attention whose heads {grouped} carry different labels")
+
+    def _attend_beside(self, call: _FusedAttention) -> Value:
+        """Labels by a second pass over query and key."""
+        labels = call.axes.varying
+        kept = call.kept(labels)
+        new = self.label(
+            runtime.attention,
+            call.query.node,
+            call.key.node,
+            Operand(with_image(call.axes.content.pick(labels))),
+            equation(call.axes.weight, labels, kept, ["n"]),
+            shape=call.shape(kept),
+            kwargs={"where": call.axes.content.where_in(call.of_weight), **call.options},
+            query_axis=kept.index("n"),
+        )
+        return self._from_axes(new, kept, call.axes, call.out)
+
+    def _attend_and_replace(self, call: _FusedAttention, replaced: Mapping[str, Any]) -> Value:
+        """Labels as columns of the value in the model's own pass, which a function replaces."""
+        content = call.axes.content
+        labels = [*content.split([content.batch]), "m"]
+        kept = call.kept(labels)
+        given = {k: v for k, v in replaced.items() if v}
+        ids = with_image(content.pick(labels)).expand([content.size_of(c) for c in labels[:-1]] + [-1])
+        new = self.label(
+            runtime.attention_with_labels,
+            call.query.node,
+            call.key.node,
+            call.value.node,
+            Operand(ids),
+            equation(call.axes.weight, labels, kept, ["n"]),
+            shape=call.shape(kept),
+            kwargs={"where": content.where_in(call.of_weight), **call.options, **given},
+            query_axis=kept.index("n"),
+            replaces_node=True,
+        )
+        return self._from_axes(new, kept, call.axes, call.out)
+
+    def _may_replace(self, call: _FusedAttention) -> bool:
+        """Whether labels may go through the model's own attention: on the CPU, whose kernel can carry them, for values
+        (batch, heads, tokens, channels) whose labels are the same for all heads and channels; not inside an autograd
+        function, which runs as a whole."""
+        if self.state.regions.function_call_of(self.node) is not None:
+            return False
+        on_cpu = self.state.options.attention != "fused" and self.state.device.type == "cpu"
+        content = call.axes.content
+        alike = set(call.axes.varying) <= {*content.split([content.batch]), "m"}
+        return on_cpu and alike and len(call.value.shape) == 4 and content.where.axis == 0
+
+    def _attend_by_norm(self, call: _FusedAttention) -> Value:
+        """The same with heads weighted by the norms of the value, for labels that are the same in all its channels."""
+        content = call.axes.content
+        if content.varying(["e"]):
+            raise RuleError("attention whose channels carry different labels has no norm for each label")
+        of_value, kept = content.split([*call.lead, "m"]), call.kept(call.axes.varying)
+        batch = content.split([content.batch])
+        full = [content.size_of(c) if c in (*batch, "m") else -1 for c in of_value]
+        new = self.label(
+            runtime.attention_by_norm,
+            call.query.node,
+            call.key.node,
+            call.value.node,
+            Operand(with_image(content.pick(of_value)).expand(full)),
+            [i + 1 for i, c in enumerate(of_value) if c not in kept and c != "m"],
+            content.where_in(call.lead),
+            shape=call.shape(kept),
+            kwargs=call.options,
+            query_axis=kept.index("n"),
+        )
+        return self._from_axes(new, kept, call.axes, call.out)
 
     def attend_by_itself(self, query: Value, key: Value, value: Value, *settings: Any) -> Value:
-        """The same by an operator whose weights no one else knows, called as (query, key, value, *settings), all of
-        them (batch, heads, tokens, channels): it is run on the labels themselves."""
+        """The same by an operator that does not expose its weights, called as (query, key, value, *settings), all of
+        them (batch, heads, tokens, channels): it runs on the labels themselves."""
         if not value.is_content:
             return self._of_constants(query, key)
-        where, rows = value.batch_axis, value.rows
-        if where.axis != 0 or rows.shape[2] > 1 or rows.shape[-1] > 1:
+        where, ids = value.batch_axis, value.ids
+        if where.axis != 0 or ids.shape[2] > 1 or ids.shape[-1] > 1:
             raise RuleError("attention whose heads or channels carry different labels")
-        if rows.shape[3] == 1:
+        if ids.shape[3] == 1:
             self.record(Operation.CHANNEL_MIX)
-            return self.from_rows(rows, where)
+            return self.from_ids(ids, where)
         if not self.state.layers.is_aligned(self.node):
-            return self._left_in_place(query, ())
+            return self._left_in_place(query)
         if self.policy.heads == "norm":
             raise InputError(
-                f"heads='norm' is not to be had for {self.node.name}, whose weights its operator alone knows: use "
+                f"heads='norm' is not supported for {self.node.name}, which does not expose its weights: use "
                 "heads='mean', or leave this attention out with layers="
             )
         self.record(Operation.SPATIAL_MIX)
-        full = with_image(rows[:, :, 0, :, 0]).expand(where.outer, where.inner, -1)
-        nodes = tree_map(lambda v: v.node if isinstance(v, Value) else v, settings)
-        split = (0, where.outer, where.inner)
-        shape = (where.outer, where.inner, self.shape[2])
-        ids = self.label(
-            runtime.attend_by,
+        new = self.label(
+            runtime.attend_by_operator,
             self.target,
             query.node,
             key.node,
-            Rows(full),
-            *nodes,
-            shape=shape,
-            kwargs={"split": split},
+            Operand(with_image(ids[:, :, 0, :, 0]).expand(where.outer, where.inner, -1)),
+            *tree_map(lambda v: v.node if isinstance(v, Value) else v, settings),
+            shape=(where.outer, where.inner, self.shape[2]),
+            kwargs={"where": BatchAxis(0, where.outer, where.inner)},
         )
-        return self.from_rows(ids[:, :, None, :, None], where)
+        return self.from_ids(new[:, :, None, :, None], where)
 
     def _of_constants(self, query: Value, key: Value) -> Value:
-        """Attention to learned values: what comes out belongs to the query."""
+        """Attention to learned values: the output has the labels of the query."""
         if query.is_content:
-            return self._left_in_place(query, tuple(str(i) for i in range(len(self.shape))))
+            return self._left_in_place(query)
         return self.weight() if not (query.is_constant and key.is_constant) else self.constant()
 
-    def _left_in_place(self, query: Value, out: tuple[str, ...]) -> Value:
+    def _left_in_place(self, query: Value) -> Value:
         """Each query keeps its label."""
         if not query.is_content:
             raise RuleError(f"{self.node.name} cannot be left out of the alignment: its queries have no label")
         self.record(Operation.SPATIAL_MIX)
         content = query.map
         return self.content(content if content.shape[-1] == 1 else content[..., :1])
-
-
-def _size(found: LetteredRows, letter: str) -> int:
-    """Length of an axis of a value for one sample."""
-    windows = dict(zip(split_letter([found.batch], found.batch), (found.where.outer, found.where.inner), strict=True))
-    return windows.get(letter) or found.rows.shape[found.letters.index(letter)]

@@ -1,4 +1,4 @@
-"""What every verb builds on: the operation under way, its output shapes, and new values and labels."""
+"""The base of all verbs: the operator that is applied, its output shapes, and new values and labels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from tlfx.graph.nodes import shapes
 from tlfx.operations import Operation
 from tlfx.policy import Policy
 from tlfx.propagate.state import PropagationState
-from tlfx.propagate.values import NONE, BatchAxis, Role, Value, compact, merge_batch
+from tlfx.propagate.values import NONE, Role, Value, compact, map_of_ids
+from tlfx.runtime import BatchAxis
 
 __all__ = ["Verbs"]
 
@@ -59,7 +60,7 @@ class Verbs:
         return shapes(self.node) if self._shapes is None else self._shapes
 
     def step(self: V, shape: Sequence[int]) -> V:
-        """One of several steps that the operator consists of, with an output of its own."""
+        """One of several steps that the operator consists of, with this output shape."""
         step = copy(self)
         step._shapes, step._whole = [tuple(shape)], self
         return step
@@ -80,7 +81,7 @@ class Verbs:
         return {"signed": True} if self.policy.weights == "signed" else {}
 
     def record(self, operation: Operation) -> None:
-        """Note what the operator turned out to be; of several, the one that does most to the labels stands."""
+        """Record the operation of the operator; of several, the one that changes labels most counts."""
         if _PRECEDENCE.index(operation) > _PRECEDENCE.index(self.operation):
             self.operation = operation
         if self._whole is not None:
@@ -91,7 +92,7 @@ class Verbs:
         return Value(self.node, tuple(self.shape if shape is None else shape), self.batch)
 
     def content(self, *maps: Tensor, role: Role = Role.CONTENT, shape: Sequence[int] | None = None) -> Value:
-        """A value with maps; one whose map holds no row at all is a constant."""
+        """A value with maps; one whose map holds no label at all is a constant."""
         shape = tuple(self.shape if shape is None else shape)
         for m in maps:
             if m.dim() != len(shape) or any(a not in (1, b) for a, b in zip(m.shape, shape, strict=True)):
@@ -105,12 +106,12 @@ class Verbs:
         """A mixing weight or another value that depends on the image and carries no label."""
         return self.content(*maps, role=Role.WEIGHT, shape=shape)
 
-    def from_rows(self, rows: Tensor, where: BatchAxis, shape: Sequence[int] | None = None) -> Value:
-        """Content from the rows of one sample and the place of the batch in the output."""
-        return self.content(merge_batch(rows, self.batch, where), shape=shape)
+    def from_ids(self, ids: Tensor, where: BatchAxis, shape: Sequence[int] | None = None) -> Value:
+        """Content from the label ids of one sample and the place of the batch in the output."""
+        return self.content(map_of_ids(ids, self.batch, where), shape=shape)
 
     def label(self, function: Callable[..., Any], *args: Any, shape: Sequence[int], **options: Any) -> Tensor:
-        """New label rows computed by a function of :mod:`tlfx.runtime`; returns their numbers, in ``shape``."""
+        """New labels computed by a function of :mod:`tlfx.runtime`; returns their ids, in ``shape``."""
         return self.state.labels.add(function, *args, shape=tuple(shape), **{"after": self.node, **options})
 
     def resolve(self, x: Value) -> Value:
@@ -124,27 +125,27 @@ class Verbs:
         return [self.resolve(v) if isinstance(v, Value) else v for v in values]
 
     def concrete(self, x: Any) -> Any:
-        """What a constant holds: indices and masks that do not depend on the image or on chance.
+        """The tensor of a constant: indices and masks that depend neither on the image nor on chance.
 
         Raises ProvenanceError if the value does.
         """
         if not isinstance(x, Value):
             return x
-        found = self.state.constants.evaluate(x.node) if x.is_constant else None
-        if found is None:
+        known = self.state.constants.evaluate(x.node) if x.is_constant else None
+        if known is None:
             raise ProvenanceError(f"{x.node.name} depends on the image or on chance, so it is not known at capture")
-        return found
+        return known
 
     def is_known(self, x: Any) -> bool:
-        """Whether :meth:`concrete` can tell what a value holds."""
+        """Whether :meth:`concrete` can evaluate a value."""
         return not isinstance(x, Value) or (x.is_constant and self.state.constants.evaluate(x.node) is not None)
 
 
-def varying(rows: Tensor, axes: Sequence[int]) -> list[int]:
-    """Those of ``axes`` along which compact rows vary."""
-    return [a for a in axes if rows.shape[a] > 1]
+def varying(ids: Tensor, axes: Sequence[int]) -> list[int]:
+    """Those of ``axes`` along which compact ids vary."""
+    return [a for a in axes if ids.shape[a] > 1]
 
 
-def numbered(where: BatchAxis, axis: int) -> int:
-    """Where an axis of a value stands in its rows, whose batch axis is split in two."""
+def axis_of_ids(where: BatchAxis, axis: int) -> int:
+    """The axis of the ids of a value, whose batch axis is split in two, by the axis of the value."""
     return axis if axis < where.axis else axis + 1

@@ -1,4 +1,4 @@
-"""Fourier transforms: uniform over what they see, but a filter between two of them is a convolution."""
+"""Fourier transforms: uniform over all positions, except that a filter between two of them is a convolution."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from dataclasses import replace
 
 from tlfx import runtime
 from tlfx.operations import Operation
-from tlfx.propagate.values import BatchAxis, Spectrum, Value
+from tlfx.propagate.values import Spectrum, Value
 from tlfx.propagate.verbs.window import Window
+from tlfx.runtime import BatchAxis
 
 __all__ = ["Frequency"]
 
 
 class Frequency(Window):
-    """Verbs of operators that go to frequencies and back."""
+    """Verbs of Fourier transforms and their inverses."""
 
     def to_frequencies(self, x: Value, axes: Sequence[int], lengths: Sequence[int] | None = None) -> Value:
-        """Every frequency sees every position along ``axes``; ``lengths`` are those of the transform, by default those
-        of the value."""
+        """Every frequency depends on every position along ``axes``; ``lengths`` are those of the transform, by default
+        those of the value."""
         axes = [a % len(x.shape) for a in axes]
         out = self.spread(x, axes)
         sizes = [x.shape[a] for a in axes] if lengths is None else list(lengths)
@@ -27,8 +28,8 @@ class Frequency(Window):
         return replace(out, spectrum=Spectrum(x, tuple(axes), tuple(sizes)))
 
     def from_frequencies(self, x: Value, axes: Sequence[int]) -> Value:
-        """Back from filtered frequencies: a circular convolution by |K|, averaged over channels, K being what the
-        operator makes of the filters. Back from any others: every position sees every frequency."""
+        """The inverse transform. Of filtered frequencies: a circular convolution by |K| averaged over channels, where K
+        is the inverse transform of the filters. Of any others: every position depends on every frequency."""
         axes = [a % len(x.shape) for a in axes]
         spectrum = x.spectrum
         if spectrum is None or not self._fits(spectrum, x, axes):
@@ -36,16 +37,16 @@ class Frequency(Window):
         source = spectrum.source
         where = source.batch_axis
         self.record(Operation.SPATIAL_MIX)
-        # rows (lead, *grid), the grid being what was transformed
+        # ids (lead, *grid), where the grid is the transformed axes
         rest = [a for a in range(len(source.shape)) if a not in (where.axis, *axes)]
-        rows = source.rows.squeeze(where.axis).movedim(where.axis, 0).squeeze(0)
+        ids = source.ids.squeeze(where.axis).movedim(where.axis, 0).squeeze(0)
         order = [a - (a > where.axis) for a in (*rest, *axes)]
-        rows = rows.permute(order)
-        rows = rows.expand(*rows.shape[: len(rest)], *(source.shape[a] for a in axes))
+        ids = ids.permute(order)
+        ids = ids.expand(*ids.shape[: len(rest)], *(source.shape[a] for a in axes))
         shape = [1 if a == where.axis else size for a, size in enumerate(x.shape)]
         mixed = self._slide(
             runtime.filtered,
-            rows,
+            ids,
             len(axes),
             lambda ones: ones.flatten(1).sum(1).view(-1, *[1] * (len(axes) + 1)).expand(-1, 1, *spectrum.lengths),
             (),
@@ -53,10 +54,10 @@ class Frequency(Window):
             dict(self.signed),
         )
         back = mixed.permute([order.index(i) for i in range(len(order))])
-        return self.from_rows(back.unsqueeze(where.axis).unsqueeze(where.axis), where)
+        return self.from_ids(back.unsqueeze(where.axis).unsqueeze(where.axis), where)
 
     def _fits(self, spectrum: Spectrum, x: Value, axes: Sequence[int]) -> bool:
-        """Whether this operator undoes the transform, and filters are the same for every sample."""
+        """Whether this operator inverts the transform, and filters are the same for every sample."""
         where = spectrum.source.batch_axis
         filters = all(len(f.shape) < len(x.shape) - where.axis or f.shape[where.axis - len(x.shape)] == 1
                       for f in spectrum.filters)  # fmt: skip

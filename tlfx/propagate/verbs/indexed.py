@@ -1,4 +1,5 @@
-"""Movement by indices. Known ones move maps; where the image or chance decide, labels move as the model runs."""
+"""Data movement by indices. Constant indices move maps; indices that depend on the image or chance move labels at run
+time."""
 
 from __future__ import annotations
 
@@ -12,10 +13,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 from tlfx import runtime
 from tlfx.errors import ProvenanceError
 from tlfx.operations import Operation
-from tlfx.propagate.labels import Rows
-from tlfx.propagate.values import IMAGE, NONE, BatchAxis, Value, find_batch_axis, split_batch
-from tlfx.propagate.verbs.base import numbered, varying
+from tlfx.propagate.labels import Operand
+from tlfx.propagate.values import IMAGE, NONE, Value, find_batch_axis, ids_of_sample
+from tlfx.propagate.verbs.base import axis_of_ids, varying
 from tlfx.propagate.verbs.movement import Movement, with_image
+from tlfx.runtime import BatchAxis
 
 __all__ = ["Indexed"]
 
@@ -28,22 +30,24 @@ class Indexed(Movement):
     ) -> Value:
         """Elements of ``x`` at indices along ``axes``: ``function(x, *args)``.
 
-        ``aligned`` tells that the indices have the axes of ``x`` (gather), so that one of them that is expanded along
+        ``aligned`` means that the indices have the axes of ``x`` (gather), so that indices that are expanded along
         channels need not be followed channel by channel.
         """
         if all(self.is_known(a) for a in tree_leaves(args)):
             return self.remap(x, lambda m: function(m, *tree_map(self.concrete, args)))
-        return self._taken(x, function, args, axes, aligned, (runtime.moved, function), _nodes(args))
+        return self._taken(x, function, args, axes, aligned, (runtime.gather_labels, function), _nodes(args))
 
     def take_own(self, x: Value, axis: int) -> list[Value]:
-        """Elements of ``x`` in an order that the operator itself finds along an axis (sort, topk), and their places."""
+        """Elements of ``x`` in an order that the operator computes along an axis (sort, topk), and their indices."""
         places = Value(self.node, self.shapes[1], self.batch)
-        values = self._taken(x, torch.gather, (axis, places), [axis], True, (runtime.ordered,), (axis, self.node))
+        values = self._taken(
+            x, torch.gather, (axis, places), [axis], True, (runtime.gather_by_output,), (axis, self.node)
+        )
         return [values, self.decide(x, axis)]
 
     def decide(self, x: Value, axis: int | None, keepdim: bool = True) -> Value:
-        """Where something lies along an axis: over channels it has the label of its token; over tokens it is a
-        decision without label."""
+        """An index along an axis (argmax): over channels it has the label of its token; over tokens it is a decision
+        without label."""
         x = self.resolve(x)
         if axis is None or not x.is_content or axis % len(x.shape) == x.batch_axis.axis or x.map.shape[axis] > 1:
             return self.weight()
@@ -76,17 +80,17 @@ class Indexed(Movement):
         if adds:
             self.record(Operation.AGGREGATION)
         once = self._once((x, source), axes, settings) if aligned else []
-        ids = self.label(
-            runtime.put,
+        new = self.label(
+            runtime.scatter_labels,
             function,
             *self._labels_of(x, once),
             *self._labels_of(source, once),
-            Rows(torch.tensor([IMAGE])),
+            Operand(torch.tensor([IMAGE])),
             *_nodes(settings),
             shape=_without(known.batch_axis.split(self.shape), known.batch_axis, once),
-            kwargs={"split": _as_split(known.batch_axis), **({"once": tuple(once)} if once else {}), **options},
+            kwargs={"where": known.batch_axis, **({"once": tuple(once)} if once else {}), **options},
         )
-        return self.from_rows(ids, known.batch_axis)
+        return self.from_ids(new, known.batch_axis)
 
     def _overlaid(
         self,
@@ -97,7 +101,7 @@ class Indexed(Movement):
         after: Sequence[Any],
         options: dict[str, Any],
     ) -> Value:
-        """Known places: the operator runs on the two maps."""
+        """Constant indices: the operator runs on the two maps."""
         if not (x.is_content or source.is_content):
             return self.weight()
         one, other = (
@@ -122,34 +126,34 @@ class Indexed(Movement):
         anywhere = tree_map(self._anywhere, args)
         moved = function(x.expanded()[0], *anywhere)
         place = self._place_of(moved)
-        if not varying(x.rows, [numbered(where, a) for a in axes if a != where.axis]):
+        if not varying(x.ids, [axis_of_ids(where, a) for a in axes if a != where.axis]):
             return self.content(moved)
         once = self._once([x], axes, args if aligned else ())
         options: dict[str, Any] = {"once": tuple(once)} if once and aligned else {}
         if place != where:
-            options["split_out"] = _as_split(place)
+            options["where_out"] = place
         indices = runtime.narrow(anywhere, once) if aligned else anywhere
         shape = function(runtime.narrow(x.expanded()[0], once), *indices).shape
-        ids = self.label(
+        new = self.label(
             *call,
-            Rows(with_image(x.rows.expand(_without(where.split(x.shape), where, once)))),
+            Operand(with_image(x.ids.expand(_without(where.split(x.shape), where, once)))),
             *nodes,
             shape=place.split(shape),
-            kwargs={"split": _as_split(where), **options},
+            kwargs={"where": where, **options},
         )
-        return self.from_rows(ids, place)
+        return self.from_ids(new, place)
 
     def _anywhere(self, arg: Any) -> Any:
-        """An argument with some index in place of those that are not known: it tells shapes and samples apart."""
+        """An argument, or zeros as indices if it is not constant: enough for shapes and for the order of samples."""
         if self.is_known(arg):
             return self.concrete(arg)
         return torch.zeros(arg.shape, dtype=torch.int64)
 
     def _place_of(self, moved: Tensor) -> BatchAxis:
-        """Where the batch lies in a moved map. Raises ProvenanceError if samples do not stay where they were."""
+        """The place of the batch in a moved map. Raises ProvenanceError if samples change places."""
         try:
             place = find_batch_axis(moved, self.batch)
-            split_batch(moved, self.batch, place)
+            ids_of_sample(moved, self.batch, place)
         except ProvenanceError as error:
             raise ProvenanceError(_ACROSS.format(self.node.name)) from error
         return place
@@ -161,7 +165,7 @@ class Indexed(Movement):
             raise ProvenanceError(_ACROSS.format(self.node.name))
 
     def _once(self, moved: Sequence[Value], axes: Sequence[int], indices: Any) -> list[int]:
-        """Axes not indexed, along which neither labels nor indices vary: one place stands for all."""
+        """Axes that are not indexed and along which neither labels nor indices vary: one place is computed for all."""
         contents = [v for v in moved if v.is_content]
         known = contents[0]
         indexed = [known.batch_axis.axis, *(a % len(known.shape) for a in axes)]
@@ -176,12 +180,13 @@ class Indexed(Movement):
         ]
 
     def _labels_of(self, x: Value, once: Sequence[int]) -> tuple[Any, Any]:
-        """The rows of a value and which of them hold content, 1 for all; the value itself and 0 if none do."""
+        """The ids of a value and a mask of those with content, 1 for all; the value itself and 0 if it has no
+        content."""
         if not x.is_content:
             return x.node, 0
-        rows = x.rows.expand(_without(x.batch_axis.split(x.shape), x.batch_axis, once))
-        known = rows != NONE
-        return Rows(with_image(rows)), 1 if bool(known.all()) else known.float()
+        ids = x.ids.expand(_without(x.batch_axis.split(x.shape), x.batch_axis, once))
+        known = ids != NONE
+        return Operand(with_image(ids)), 1 if bool(known.all()) else known.float()
 
 
 _ACROSS = (
@@ -191,20 +196,16 @@ _ACROSS = (
 
 
 def _nodes(args: Any) -> Any:
-    """Arguments as the graph has them."""
+    """Arguments with nodes instead of values."""
     return tree_map(lambda v: v.node if isinstance(v, Value) else v, args)
-
-
-def _as_split(where: BatchAxis) -> tuple[int, int, int]:
-    return where.axis, where.outer, where.inner
 
 
 def _without(split: list[int], where: BatchAxis, once: Sequence[int]) -> list[int]:
     """A shape, its batch axis split, with size 1 along ``once``."""
-    return [1 if a in [numbered(where, o) for o in once] else size for a, size in enumerate(split)]
+    return [1 if a in [axis_of_ids(where, o) for o in once] else size for a, size in enumerate(split)]
 
 
 def _repeats(index: Value, axis: int) -> bool:
-    """Whether indices are the same all along an axis, as far as their memory layout tells."""
+    """Whether indices are constant along an axis, by their strides."""
     example = index.node.meta["val"]
     return index.shape[axis] == 1 or (isinstance(example, Tensor) and example.stride(axis) == 0)

@@ -1,4 +1,4 @@
-"""Data movement: the operator itself is run on the map, so that no rule describes an operator again."""
+"""Data movement: the operator itself runs on the map, so that no rule repeats what an operator does."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["Movement"]
 
 
 class Movement(Verbs):
-    """Verbs of operators that move elements and change none."""
+    """Verbs of operators that move elements without changing them."""
 
     def same(self, x: Value) -> Value:
         """The value itself under another name, type, device or memory layout."""
-        return Value(self.node, self.shape, self.batch, x.role, x.maps, x.stochastic)
+        return Value(self.node, self.shape, self.batch, x.role, x.maps, x.softmax_dim)
 
     def move(self) -> Value:
         """Run the operator on the map of its one value with content; indices are evaluated."""
@@ -43,7 +43,7 @@ class Movement(Verbs):
         return x
 
     def _run_on(self, full: Tensor) -> Any:
-        """The operator on a map in place of its value with content."""
+        """The operator on a map instead of its value with content."""
 
         def swap(value: Any) -> Any:
             return full if isinstance(value, Value) and not value.is_constant else self.concrete(value)
@@ -58,16 +58,17 @@ class Movement(Verbs):
 
     def _moved(self, x: Value, maps: Sequence[Tensor], move: Callable[[Tensor], Tensor] | None) -> Value:
         out = self.content(*maps, role=x.role, shape=maps[0].shape)
-        if x.stochastic is None or move is None:
+        if x.softmax_dim is None or move is None:
             return out
-        along = torch.arange(x.shape[x.stochastic]).view([-1 if a == x.stochastic else 1 for a in range(len(x.shape))])
+        dim, rank = x.softmax_dim, len(x.shape)
+        along = torch.arange(x.shape[dim]).view([-1 if a == dim else 1 for a in range(rank)])
         left = compact(_run(move, along.expand(x.shape)))
-        axes = [a for a, size in enumerate(left.shape) if size == x.shape[x.stochastic] > 1]
-        return replace(out, stochastic=axes[0] if left.numel() == x.shape[x.stochastic] and axes else None)
+        axes = [a for a, size in enumerate(left.shape) if size == x.shape[dim] > 1]
+        return replace(out, softmax_dim=axes[0] if left.numel() == x.shape[dim] and axes else None)
 
     def join(self, values: Sequence[Value], axis: int) -> Value:
-        """Concatenate along an axis. What holds no content gets the image-level label where it joins as tokens
-        (eq. 5), and stays without label where it joins as channels of the same tokens."""
+        """Concatenate along an axis. A value without content gets the image-level label if it joins as tokens (eq. 5),
+        and stays without label if it joins as channels of the same tokens."""
         values = self.resolve_all(*values)
         axis = axis % len(self.shape)
         known = next((v for v in values if v.is_content), None)
@@ -87,7 +88,7 @@ class Movement(Verbs):
         return Value(x.node, shape, x.batch, x.role, tuple(m.unsqueeze(axis) for m in x.maps))
 
     def output(self, x: Any, node: Node | None = None) -> Any:
-        """One of the outputs of an operator that has several, as the value of a node of its own."""
+        """One of several outputs of an operator, as the value of a separate node."""
         return replace(x, node=node or self.node) if isinstance(x, Value) else x
 
     def halves(self, x: Value, axis: int) -> tuple[Value, Value]:
@@ -109,17 +110,18 @@ class Movement(Verbs):
         )
 
     def erase(self, x: Value, gone: Tensor) -> Value:
-        """Point-wise but for numbers in place of known elements (bool): those hold no content."""
+        """Point-wise, except that constant elements (``gone``, bool) are overwritten by numbers: those hold no
+        content."""
         self.record(Operation.WEIGHT if x.role is Role.WEIGHT else Operation.POINTWISE)
         if not x.is_content:
-            return replace(x, node=self.node, shape=self.shape, stochastic=None)
+            return replace(x, node=self.node, shape=self.shape, softmax_dim=None)
         return self.content(torch.where(gone, NONE, x.map))
 
     def _joins_channels(self, known: Value, axis: int) -> bool:
         where = known.batch_axis
         if axis == where.axis or known.map.shape[axis] > 1:
             return False
-        return known.shape[axis] > 1 or known.rows.numel() > 1
+        return known.shape[axis] > 1 or known.ids.numel() > 1
 
     def _map_beside(self, x: Value, known: Value, blank: int) -> Tensor:
         if x.is_content:
@@ -131,13 +133,13 @@ class Movement(Verbs):
         return content.expand(x.shape)
 
 
-def with_image(rows: Tensor) -> Tensor:
-    """Rows in which elements without content have the image-level label (eq. 5)."""
-    return torch.where(rows == NONE, IMAGE, rows)
+def with_image(ids: Tensor) -> Tensor:
+    """Ids in which elements without content have the image-level label (eq. 5)."""
+    return torch.where(ids == NONE, IMAGE, ids)
 
 
 def _run(move: Callable[[Tensor], Tensor], full: Tensor) -> Tensor:
-    """Run a movement on a map; operators that know no integers are given it as float64, exact up to 2⁵³."""
+    """Run data movement on a map; operators that do not support integers get it as float64, exact up to 2⁵³."""
     try:
         return move(full)
     except (RuntimeError, NotImplementedError):

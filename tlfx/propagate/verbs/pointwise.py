@@ -10,49 +10,51 @@ import torch
 from torch import Tensor
 
 from tlfx import runtime
-from tlfx.capture.leaf_modules import sources_of
+from tlfx._torch import schema
 from tlfx.errors import InputError
 from tlfx.graph.residuals import content_graph, skip_of
 from tlfx.operations import Operation
-from tlfx.propagate.labels import Rows, by_first_occurrence
-from tlfx.propagate.values import NONE, BatchAxis, Role, Spectrum, Value, compact, split_batch
+from tlfx.propagate.labels import Operand, by_first_occurrence
+from tlfx.propagate.values import NONE, Role, Spectrum, Value, compact, ids_of_sample
 from tlfx.propagate.verbs.base import Verbs
+from tlfx.runtime import BatchAxis
+from tlfx.runtime.weighted import BranchScale
 
 __all__ = ["Pointwise"]
 
 
 class Pointwise(Verbs):
-    """Verbs of operators that work on each element by itself."""
+    """Verbs of element-wise operators."""
 
     def pointwise(self, x: Value) -> Value:
-        """Point-wise transformation, Y ← Y: of one value, whatever constants it is combined with."""
+        """Point-wise transformation, Y ← Y, of one value, alone or combined with constants."""
         self.record(Operation.WEIGHT if x.role is Role.WEIGHT else Operation.POINTWISE)
         return self._shaped(x)
 
     def dropout(self, x: Value) -> Value:
-        """Point-wise; but mixing weights are read before dropout (eq. 9)."""
+        """Point-wise, except that mixing weights are read before dropout (eq. 9)."""
         out = self.pointwise(x)
-        if x.stochastic is None:
+        if x.softmax_dim is None:
             return out
-        in_place = self.target._schema.is_mutable
-        return replace(out, node=out.node if in_place else x.node, stochastic=None if in_place else x.stochastic)
+        in_place = schema(self.target).is_mutable
+        return replace(out, node=out.node if in_place else x.node, softmax_dim=None if in_place else x.softmax_dim)
 
     def softmax(self, x: Value, axis: int) -> Value:
-        """Point-wise; over tokens it makes mixing weights, over a context kᵀv likewise."""
+        """Point-wise; over tokens, or of a context kᵀv, the output is a mixing weight."""
         axis = axis % len(x.shape)
         if x.role is Role.CONTEXT:
             self.state.contexts.reclassify(x.node)
-            return replace(self.weight(), stochastic=axis)
+            return replace(self.weight(), softmax_dim=axis)
         out = self.pointwise(x)
         over_tokens = x.role is Role.WEIGHT or x.map.shape[axis] > 1
-        return replace(out, stochastic=axis if over_tokens else None)
+        return replace(out, softmax_dim=axis if over_tokens else None)
 
     def residual(self, a: Value, b: Value, scales: Sequence[float] | None = (1, 1)) -> Value:
-        """Sum of two values: residual connection, Y ← Norm(Y + g(Y)) (eq. 11), the average of differing labels, or what
-        the policy makes of them.
+        """Sum of two values: residual connection, Y ← Norm(Y + g(Y)) (eq. 11), the average of differing labels unless
+        the policy says otherwise.
 
-        Point-wise where one of the two is a constant, or a statistic broadcast along channels. ``scales`` are what the
-        operator multiplies the two with, None if that is not known at capture.
+        Point-wise where one of the two is a constant, or a statistic broadcast along channels. ``scales`` are the
+        factors by which the operator multiplies the two, None if they are not known at capture.
         """
         a, b = self._beside_content(a, b)
         pair = self._one_of(a, b, keep=Role.WEIGHT)
@@ -70,7 +72,7 @@ class Pointwise(Verbs):
         a, b = self._beside_content(a, b)
         pair = self._one_of(a, b, keep=Role.CONTENT)
         if pair is not None:
-            self._note_gate(a, b)
+            self._note_branch_scale(a, b)
             return replace(pair, spectrum=_filtered(a, b) or _filtered(b, a))
         self.record(Operation.POINTWISE)
         smaller_a, smaller_b = a.shape != self.shape, b.shape != self.shape
@@ -88,8 +90,8 @@ class Pointwise(Verbs):
         return self.pointwise(b if a.is_constant else a)
 
     def either(self, a: Value, b: Value, first: Tensor | None = None) -> Value:
-        """Element-wise choice between two values (maximum, where): the average of differing labels, unless it is known
-        where the ``first`` is chosen (bool)."""
+        """Element-wise choice between two values (maximum, where): the average of differing labels, unless ``first``
+        (bool) says where the first is chosen."""
         a, b = self._beside_content(a, b)
         pair = self._one_of(a, b, keep=Role.CONTENT)
         if pair is not None:
@@ -100,7 +102,7 @@ class Pointwise(Verbs):
         return self._averaged(a, b)
 
     def _one_of(self, a: Value, b: Value, keep: Role) -> Value | None:
-        """The result where one of two operands decides: beside constants, among weights, or weight beside content."""
+        """The result where one of two operands decides: with a constant, of two weights, or of a weight and content."""
         if a.is_constant or b.is_constant:
             return self.pointwise(b if a.is_constant else a)
         if Role.CONTEXT in (a.role, b.role):
@@ -112,7 +114,7 @@ class Pointwise(Verbs):
         return self.pointwise(weight if as_weight else content)
 
     def _beside_content(self, a: Value, b: Value) -> tuple[Value, Value]:
-        """A context that meets a full value with content is content itself."""
+        """A context combined with a value with content of the full shape is content itself."""
         full = any(v.is_content and v.shape == self.shape for v in (a, b))
         return (self.resolve(a), self.resolve(b)) if full else (a, b)
 
@@ -130,30 +132,29 @@ class Pointwise(Verbs):
         return None
 
     def _shaped(self, x: Value) -> Value:
-        """The value in the shape of the output, which it is broadcast to."""
+        """The value broadcast to the shape of the output."""
         lead = len(self.shape) - len(x.shape)
         maps = tuple(m.reshape([1] * lead + list(m.shape)) if lead else m for m in x.maps)
         return Value(self.node, self.shape, self.batch, x.role, maps)
 
-    def _note_gate(self, a: Value, b: Value) -> None:
+    def _note_branch_scale(self, a: Value, b: Value) -> None:
         for content, factor in ((a, b), (b, a)):
             if content.is_content and factor.is_constant and content.shape == self.shape:
                 self._note_scale(content, factor.node)
 
     def _note_scale(self, x: Value, factor: Any) -> None:
-        """Note what a branch is multiplied with; the product has the layout of ``x``."""
+        """Note the factor of a branch; the product has the layout of ``x``."""
         if self.policy.residual == "gated":
             self.state.scales.note(self.node, x.node, factor, layout=x)
 
-    def _scales_of(self, x: Value) -> Iterator[tuple[Any, int, tuple[int, int, int]]]:
-        """The scales of a summand for :func:`tlfx.runtime.residual_by_gate`: factor, rank of the product, its batch."""
+    def _scales_of(self, x: Value) -> Iterator[BranchScale]:
+        """The scales of a summand, as :func:`tlfx.runtime.residual_by_scale` takes them."""
         for factor, layout in self.state.scales.of(x.node):
-            where: BatchAxis = layout.batch_axis
-            yield factor, len(layout.shape), (where.axis, where.outer, where.inner)
+            yield factor, len(layout.shape), layout.batch_axis
 
     def _is_branch(self, a: Value, b: Value) -> bool:
         """Whether the first of two summands is the branch g of a residual connection, not its skip path."""
-        graph = content_graph(self.state.operations, sources_of)
+        graph = content_graph(self.state.operations, self.state.regions.sources_of)
         skip = skip_of(graph, [v.node for v in (a, b) if v.node in graph])
         return b.node not in skip[1] if skip else a.node not in graph
 
@@ -173,42 +174,41 @@ class Pointwise(Verbs):
         weights = {} if tuple(scales) == (1, 1) else {"scales": tuple(scales)}
         if residual == "norm":
             return self._by_norm(a, b, weights)
-        gates = [list(self._scales_of(v)) for v in (a, b)]
-        if not weights and not any(gates):
+        scales_of = [list(self._scales_of(v)) for v in (a, b)]
+        if not weights and not any(scales_of):
             return self._averaged(a, b)
-        return self._averaged(a, b, runtime.residual_by_gate, gates, weights)
+        return self._averaged(a, b, runtime.residual_by_scale, scales_of, weights)
 
     def _averaged(self, a: Value, b: Value, function: Any = runtime.average, *options: Any) -> Value:
-        """Rows that agree stay; each distinct pair of differing rows becomes one new row."""
+        """Labels that agree stay; each distinct pair of differing labels becomes one new label."""
         where, ids_a, ids_b = self._side_by_side(a, b)
-        return self.from_rows(compact(self._pairs(ids_a, ids_b, function, *options)), where)
+        return self.from_ids(compact(self._pairs(ids_a, ids_b, function, *options)), where)
 
     def _side_by_side(self, a: Value, b: Value) -> tuple[BatchAxis, Tensor, Tensor]:
-        """Rows of two values in one shape, and where the batch lies in their sum."""
+        """Ids of two values in one shape, and the place of the batch in their sum."""
         a, b = self._shaped(a), self._shaped(b)
         where = a.batch_axis
-        ids_a, ids_b = torch.broadcast_tensors(*(split_batch(v.map, v.batch, where) for v in (a, b)))
+        ids_a, ids_b = torch.broadcast_tensors(*(ids_of_sample(v.map, v.batch, where) for v in (a, b)))
         return where, ids_a, ids_b
 
     def _by_norm(self, a: Value, b: Value, weights: dict[str, Any]) -> Value:
-        """Differing rows by the norms of the two values, each place by itself."""
+        """Differing ids by the norms of the two values, each place by itself."""
         where, ids_a, ids_b = self._side_by_side(a, b)
         merged, differ = _merged(ids_a, ids_b)
-        split = (where.axis, where.outer, where.inner)
         channels = [axis for axis, size in enumerate(differ.shape) if size == 1]
         new = self.label(
             runtime.residual_by_norm,
-            Rows(ids_a[differ]),
-            Rows(ids_b[differ]),
+            Operand(ids_a[differ]),
+            Operand(ids_b[differ]),
             a.node,
             b.node,
             differ.flatten().nonzero().flatten(),
             shape=(int(differ.sum()),),
             elementwise=True,
-            after=self.node.prev,  # a sum in place writes over one of them
-            kwargs={"split": split, "over": channels, **weights},
+            after=self.node.prev,  # an in-place sum overwrites one of them
+            kwargs={"where": where, "over": channels, **weights},
         )
-        return self.from_rows(compact(merged.masked_scatter(differ, new)), where)
+        return self.from_ids(compact(merged.masked_scatter(differ, new)), where)
 
     def _of_branch(self, a: Value, b: Value) -> Value:
         """The label of the branch g, and of the skip path where g has none."""
@@ -225,13 +225,13 @@ class Pointwise(Verbs):
         one, other = a[differ], b[differ]
         pairs, place = torch.stack((one, other)).unique(dim=1, return_inverse=True)
         order = by_first_occurrence(place, pairs.shape[1])
-        rows = [Rows(ids) for ids in pairs[:, order]]
-        new = self.label(function, *rows, *args, shape=(len(order),), elementwise=True, kwargs=options or {})
+        ids = [Operand(ids) for ids in pairs[:, order]]
+        new = self.label(function, *ids, *args, shape=(len(order),), elementwise=True, kwargs=options or {})
         return merged.masked_scatter(differ, new[order.argsort()[place]])
 
 
 def _merged(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of either where the other has none, and where both have rows that differ."""
+    """Ids of either where the other has none, and the places at which both have ids that differ."""
     return torch.where(a == NONE, b, a), (a != b) & (a != NONE) & (b != NONE)
 
 

@@ -1,4 +1,4 @@
-"""Reductions: sums, means and extremes over axes, recurrences and transforms, all uniform over what they see."""
+"""Reductions: sums, means and extremes over axes, recurrences and transforms, all uniform over their inputs."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from torch import Tensor
 
 from tlfx import runtime
 from tlfx.operations import Operation
-from tlfx.propagate.labels import Rows
-from tlfx.propagate.values import NONE, BatchAxis, Role, Value, fill_none
-from tlfx.propagate.verbs.base import numbered, varying
+from tlfx.propagate.labels import Operand
+from tlfx.propagate.values import NONE, Role, Value, fill_none
+from tlfx.propagate.verbs.base import axis_of_ids, varying
 from tlfx.propagate.verbs.movement import Movement
+from tlfx.runtime import BatchAxis
 
 __all__ = ["Reduction"]
 
 
 class Reduction(Movement):
-    """Verbs of operators that sum over axes without weights."""
+    """Verbs of operators that reduce axes without weights."""
 
     def reduce(self, x: Value, axes: Sequence[int] | int | None = None, keepdim: bool = False) -> Value:
         """Aggregation, Y ← Norm(Σ Yᵢ), over axes along which labels vary; channel mixing over the others."""
@@ -31,64 +32,65 @@ class Reduction(Movement):
         where = x.batch_axis
         if where.axis in gone:
             return self.weight()
-        rows = self.uniform_over(x.rows, [numbered(where, a) for a in gone])
+        ids = self.uniform_over(x.ids, [axis_of_ids(where, a) for a in gone])
         if not keepdim:
-            rows = rows.squeeze([numbered(where, a) for a in gone])
+            ids = ids.squeeze([axis_of_ids(where, a) for a in gone])
             where = BatchAxis(where.axis - sum(a < where.axis for a in gone), where.outer, where.inner)
-        return self.from_rows(rows, where)
+        return self.from_ids(ids, where)
 
-    def sum_to(self, x: Value, letters: str, out: str) -> Value:
-        """An einsum of one operand: a permutation, then a sum over the letters that ``out`` lacks."""
-        order = [letters.index(c) for c in (*out, *(c for c in letters if c not in out))]
+    def sum_to(self, x: Value, subscripts: Sequence[str], out: Sequence[str]) -> Value:
+        """An einsum of one operand: a permutation, then a sum over the subscripts that ``out`` lacks."""
+        order = [subscripts.index(c) for c in (*out, *(c for c in subscripts if c not in out))]
         shape = tuple(x.shape[i] for i in order)
         x = Value(x.node, shape, x.batch, x.role, tuple(m.permute(order) for m in x.maps))
-        if len(out) == len(letters):
+        if len(out) == len(subscripts):
             return self.content(*x.maps, role=x.role)
-        return self.reduce(x, list(range(len(out), len(letters))))
+        return self.reduce(x, list(range(len(out), len(subscripts))))
 
-    def uniform_over(self, rows: Tensor, axes: Sequence[int]) -> Tensor:
-        """Rows of one sample with ``axes`` reduced to size 1: the mean over whatever they hold, each element once."""
-        rows = fill_none(rows, axes)
-        over = varying(rows, axes)
+    def uniform_over(self, ids: Tensor, axes: Sequence[int]) -> Tensor:
+        """Ids of one sample with ``axes`` reduced to size 1: the mean over their elements, each counted once."""
+        ids = fill_none(ids, axes)
+        over = varying(ids, axes)
         if not over:
             self.record(Operation.CHANNEL_MIX)
-            return rows
+            return ids
         self.record(Operation.AGGREGATION)
-        kept = [a for a in range(rows.dim()) if a not in over]
-        table = rows.permute(*kept, *over).reshape(-1, int(torch.Size(rows.shape[a] for a in over).numel()))
-        shape = [1 if a in over else rows.shape[a] for a in range(rows.dim())]
+        kept = [a for a in range(ids.dim()) if a not in over]
+        table = ids.permute(*kept, *over).reshape(-1, int(torch.Size(ids.shape[a] for a in over).numel()))
+        shape = [1 if a in over else ids.shape[a] for a in range(ids.dim())]
         return self._mean_of(table).view(shape)
 
     def _mean_of(self, table: Tensor) -> Tensor:
-        """New rows (out,), each the mean of a row of ``table`` (out, in) over its elements with content."""
+        """Ids (out,) of new labels, each the mean over the elements with content in one row of ``table`` (out, in)."""
         table, counts = table.unique(dim=1, return_counts=True)
         weights = counts * (table != NONE)
         known = weights.sum(1) > 0
         even = bool((weights == weights[0, 0]).all())
         args = () if even else (weights[known].float(),)
         new = self.label(
-            runtime.uniform, Rows(table[known].clamp_min(0)), *args, shape=(int(known.sum()),), elementwise=True
+            runtime.uniform, Operand(table[known].clamp_min(0)), *args, shape=(int(known.sum()),), elementwise=True
         )
         return torch.full((len(table),), NONE).masked_scatter(known, new)
 
     def spread(self, x: Value, axes: Sequence[int]) -> Value:
-        """Every position sees all others along ``axes`` (Fourier transforms, two-way recurrences): uniform."""
+        """Every position depends on all others along ``axes`` (Fourier transforms, bidirectional recurrences):
+        uniform."""
         where = x.batch_axis
-        across = [numbered(where, a % len(x.shape)) for a in axes]
-        if varying(x.rows, across):
+        across = [axis_of_ids(where, a % len(x.shape)) for a in axes]
+        if varying(x.ids, across):
             self.record(Operation.SPATIAL_MIX)
-        return self.from_rows(self.uniform_over(x.rows, across), where)
+        return self.from_ids(self.uniform_over(x.ids, across), where)
 
     def scan(self, x: Value, axis: int) -> Value:
-        """Every position sees those up to it (recurrences, cumulative sums): uniform."""
-        where, axis = x.batch_axis, numbered(x.batch_axis, axis % len(x.shape))
-        if x.rows.shape[axis] == 1:
+        """Every position depends on those up to it (recurrences, cumulative sums): uniform."""
+        where, axis = x.batch_axis, axis_of_ids(x.batch_axis, axis % len(x.shape))
+        if x.ids.shape[axis] == 1:
             self.record(Operation.POINTWISE)
-            return self.from_rows(x.rows, where)
+            return self.from_ids(x.ids, where)
         self.record(Operation.SPATIAL_MIX)
-        rows = fill_none(x.rows, [axis]).clamp_min(0).movedim(axis, -1)
-        ids = self.label(runtime.scan, Rows(rows.flatten(0, -2)), shape=rows.shape)
-        return self.from_rows(ids.movedim(-1, axis), where)
+        ids = fill_none(x.ids, [axis]).clamp_min(0).movedim(axis, -1)
+        new = self.label(runtime.scan, Operand(ids.flatten(0, -2)), shape=ids.shape)
+        return self.from_ids(new.movedim(-1, axis), where)
 
     def _reduce_weight(self, x: Value, gone: Sequence[int], keepdim: bool) -> Value:
         """A weight summed over one of its two sides is content of the other; over heads it stays a weight."""

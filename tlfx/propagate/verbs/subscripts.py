@@ -1,79 +1,132 @@
-"""Axes by letter, as in an einsum equation: the bookkeeping under contractions."""
+"""Axes by subscript, as in an einsum equation: the bookkeeping of contractions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
-from tlfx.propagate.values import BatchAxis, Value
+from tlfx.propagate.values import Value
+from tlfx.runtime import BatchAxis, Equation
+from tlfx.runtime.contraction import QUERY
 
-__all__ = ["LetteredRows", "arrange", "equation", "split_letter"]
+__all__ = ["ContractionAxes", "SubscriptedIds", "Subscripts", "arrange", "equation", "letters_of", "split_subscripts"]
 
-Letters = tuple[str, ...]
+Subscripts = tuple[str, ...]
 
 
-def split_letter(letters: Iterable[str], batch: str) -> Letters:
-    """Letters of a value whose batch axis is split into (outer, inner)."""
-    return tuple(part for c in letters for part in ((f"{c}<", f"{c}>") if c == batch else (c,)))
+def split_subscripts(subscripts: Iterable[str], batch: str) -> Subscripts:
+    """Subscripts of a value whose batch axis is split into (outer, inner)."""
+    return tuple(part for c in subscripts for part in ((f"{c}<", f"{c}>") if c == batch else (c,)))
 
 
 @dataclass(frozen=True)
-class LetteredRows:
-    """The rows of one sample with a letter for each axis, and where the batch was."""
+class SubscriptedIds:
+    """The label ids of one sample with a subscript for each axis, and the subscript and place of the batch."""
 
-    rows: Tensor
-    letters: Letters
+    ids: Tensor
+    subscripts: Subscripts
     batch: str
     where: BatchAxis
 
     @classmethod
-    def of(cls, x: Value, letters: Sequence[str]) -> LetteredRows:
-        """Rows of a content value whose axes go by ``letters``."""
-        batch = letters[x.batch_axis.axis]
-        return cls(x.rows, split_letter(letters, batch), batch, x.batch_axis)
+    def of(cls, x: Value, subscripts: Sequence[str]) -> SubscriptedIds:
+        """The ids of a content value with these subscripts."""
+        batch = subscripts[x.batch_axis.axis]
+        return cls(x.ids, split_subscripts(subscripts, batch), batch, x.batch_axis)
 
-    def varying(self, letters: Iterable[str]) -> list[str]:
-        """Those of ``letters`` along which the rows vary."""
-        return [c for c in letters if c in self.letters and self.rows.shape[self.letters.index(c)] > 1]
+    def varying(self, subscripts: Iterable[str]) -> list[str]:
+        """Those of ``subscripts`` along which the ids vary."""
+        return [c for c in subscripts if c in self.subscripts and self.ids.shape[self.subscripts.index(c)] > 1]
 
-    def pick(self, letters: Sequence[str]) -> Tensor:
-        """Rows with just the axes of ``letters``, in that order; all others must be constant."""
-        return arrange(self.rows, self.letters, letters)
+    def pick(self, subscripts: Sequence[str]) -> Tensor:
+        """The ids with only the axes of ``subscripts``, in that order; all others must be constant."""
+        return arrange(self.ids, self.subscripts, subscripts)
 
-    def weight_letters(self, letters: Sequence[str]) -> Letters:
-        """Letters of a weight once its batch is at the front: where the batch axis holds nothing else, none is left."""
-        if self.where.outer == self.where.inner == 1:
-            return tuple(c for c in letters if c != self.batch)
-        return split_letter(letters, self.batch)
+    def split(self, subscripts: Sequence[str]) -> Subscripts:
+        """The subscripts of another value of the contraction for one sample."""
+        return split_subscripts(subscripts, self.batch)
 
-    def split_of(self, letters: Sequence[str]) -> tuple[int, int, int] | None:
-        """How to bring the batch of a tensor with these letters to the front."""
-        if self.batch not in letters:
-            return None
-        return (tuple(letters).index(self.batch), self.where.outer, self.where.inner)
+    def where_in(self, subscripts: Sequence[str]) -> BatchAxis:
+        """The place of the batch in a value with these subscripts, which it has."""
+        return BatchAxis(tuple(subscripts).index(self.batch), self.where.outer, self.where.inner)
 
-    def place_in(self, letters: Sequence[str]) -> BatchAxis:
-        """Where the batch lies in a value with these letters."""
-        return BatchAxis(tuple(letters).index(self.batch), self.where.outer, self.where.inner)
+    def size_of(self, subscript: str) -> int:
+        """Length of an axis for one sample, also where the ids are constant along the batch's own axes."""
+        parts = dict(zip(split_subscripts([self.batch], self.batch), self.where[1:], strict=True))
+        return parts.get(subscript) or self.ids.shape[self.subscripts.index(subscript)]
 
 
-def arrange(rows: Tensor, letters: Sequence[str], out: Sequence[str]) -> Tensor:
-    """Axes permuted to ``out``: new letters get size 1, and letters that are left out must be constant (index 0)."""
-    kept = [c for c in letters if c in out]
-    for axis in reversed(range(len(letters))):
-        if letters[axis] not in out:
-            rows = rows.select(axis, 0)
-    rows = rows.permute([kept.index(c) for c in out if c in kept])
-    return rows[tuple(slice(None) if c in kept else None for c in out)]
+@dataclass(frozen=True)
+class ContractionAxes:
+    """The axes of a contraction of content with a weight, each classified once by its part in it.
+
+    All are subscripts for one sample, the batch axis being split into (outer, inner).
+    """
+
+    content: SubscriptedIds
+    weight: Subscripts
+    out: Subscripts
+
+    @classmethod
+    def of(cls, content: SubscriptedIds, of_weight: Sequence[str], out: Sequence[str]) -> ContractionAxes:
+        """The axes by the subscripts of the weight and of the output as they are in the graph."""
+        return cls(content, content.split(of_weight), content.split(out))
+
+    @cached_property
+    def varying(self) -> list[str]:
+        """Axes of the content along which labels vary."""
+        return self.content.varying(self.content.subscripts)
+
+    @cached_property
+    def contracted(self) -> list[str]:
+        """Axes of the content that the output lacks."""
+        return [c for c in self.content.subscripts if c not in self.out]
+
+    @cached_property
+    def tokens(self) -> list[str]:
+        """Contracted axes along which labels vary (the keys of attention); a sum over the others keeps labels."""
+        return [c for c in self.contracted if c in self.varying]
+
+    @cached_property
+    def queries(self) -> list[str]:
+        """Axes of the output that only the weight has."""
+        return [c for c in self.out if c not in self.content.subscripts and c in self.weight]
+
+    @cached_property
+    def heads(self) -> list[str]:
+        """Axes of weight, content and output along which labels are the same, but weights may differ."""
+        return [c for c in self.weight if c in self.content.subscripts and c in self.out and c not in self.varying]
+
+    @cached_property
+    def kept(self) -> list[str]:
+        """Axes of the output along which its labels may vary."""
+        return [c for c in self.out if c in self.varying or c in self.queries]
 
 
-def equation(weight: Sequence[str], rows: Sequence[str], out: Sequence[str], queries: Sequence[str]) -> str:
-    """An equation for :func:`tlfx.runtime.mix`, in which a single query axis goes by the letter q."""
-    names: dict[str, str] = {queries[0]: "q"} if len(queries) == 1 else {}
-    free = iter("mnhabcdefgijklopqrstuvwxyzACDEFGHIJLMNOPQRSTUVWXYZ")
-    for c in (*rows, *weight, *out):
-        if c not in names:
-            names[c] = next(x for x in free if x not in names.values())
-    return f"{''.join(names[c] for c in weight)},{''.join(names[c] for c in rows)}->{''.join(names[c] for c in out)}"
+def arrange(ids: Tensor, subscripts: Sequence[str], out: Sequence[str]) -> Tensor:
+    """Axes permuted to ``out``: new subscripts get size 1; ids must be constant along the axes that are left out."""
+    kept = [c for c in subscripts if c in out]
+    for axis in reversed(range(len(subscripts))):
+        if subscripts[axis] not in out:
+            ids = ids.select(axis, 0)
+    ids = ids.permute([kept.index(c) for c in out if c in kept])
+    return ids[tuple(slice(None) if c in kept else None for c in out)]
+
+
+def letters_of(subscripts: Iterable[str], queries: Sequence[str]) -> dict[str, str]:
+    """A letter for each distinct subscript, as einsum wants them; a single query axis has the letter of queries."""
+    letters = {queries[0]: QUERY} if len(queries) == 1 else {}
+    unused = iter("mnhabcdefgijklopqrstuvwxyzACDEFGHIJLMNOPQRSTUVWXYZ".replace(QUERY, ""))
+    for c in subscripts:
+        if c not in letters:
+            letters[c] = next(unused)
+    return letters
+
+
+def equation(weight: Sequence[str], labels: Sequence[str], out: Sequence[str], queries: Sequence[str]) -> Equation:
+    """The equation for :func:`tlfx.runtime.mix` of a weight and labels with these subscripts."""
+    letters = letters_of((*labels, *weight, *out), queries)
+    return Equation(*("".join(letters[c] for c in subscripts) for subscripts in (weight, labels, out)))

@@ -1,4 +1,4 @@
-"""Sliding windows: convolutions, pools and resampling, seen through the operator itself run on ones."""
+"""Sliding windows: convolutions, pooling and resampling, by the operator itself run on labels and on ones."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from torch import Tensor
 from tlfx import runtime
 from tlfx.errors import ProvenanceError
 from tlfx.operations import Operation
-from tlfx.propagate.labels import Once, Rows
-from tlfx.propagate.values import NONE, BatchAxis, Role, Value, compact
+from tlfx.propagate.labels import Operand, ParameterFunction
+from tlfx.propagate.values import NONE, Role, Value, compact
 from tlfx.propagate.verbs.base import varying
 from tlfx.propagate.verbs.contraction import Contraction
 from tlfx.propagate.verbs.movement import with_image
+from tlfx.runtime import BatchAxis
 
 __all__ = ["Window"]
 
@@ -46,7 +47,7 @@ class Window(Contraction):
             spatial,
             lambda ones: self.target(ones, kernel, None, *args),
             (self.target,),
-            (Once(runtime.kernel_weights, weight.node, self.signed), *args),
+            (ParameterFunction(runtime.kernel_weights, weight.node, self.signed), *args),
         )
 
     def patchify(self, x: Value, operator: Callable[..., Tensor], weight: Value, *args: Any, groups: int = 1) -> Value:
@@ -73,8 +74,8 @@ class Window(Contraction):
         return self.contract(x, len(x.shape) - 1 - len(stride), weight)
 
     def pool(self, x: Value, operator: Callable[..., Tensor], *args: Any, spatial: int) -> Value:
-        """Pooling: uniform over valid positions, by an averaging ``operator`` with the pool's arguments. It mixes
-        tokens where it keeps their grid, and is aggregation else."""
+        """Pooling: uniform over valid positions, by an averaging ``operator`` with the pool's arguments. It is
+        spatial mixing if it keeps the token grid, aggregation otherwise."""
         if not x.is_content:
             return self.pointwise_like(x)
         same_grid = self.shape[-spatial:] == x.shape[-spatial:]
@@ -93,11 +94,22 @@ class Window(Contraction):
         """Resampling at places that may depend on the image: operator(maps, places, *args)."""
         return self._at_places(runtime.resample_at, x, spatial, operator, where.node, *args)
 
-    def convolve_by_data(self, x: Value, weight: Value, places: Value, gates: Value, copies: int, *args: Any) -> Value:
+    def convolve_by_data(
+        self, x: Value, weight: Value, places: Value, modulation: Value, copies: int, *args: Any
+    ) -> Value:
         """A convolution over two axes at places that may depend on the image, the operator called as (maps, kernel,
-        places, gates, bias, *args): spatial mixing by |K|, averaged over channels."""
+        places, modulation, bias, *args): spatial mixing by |K|, averaged over channels."""
         return self._at_places(
-            runtime.convolve_at, x, 2, self.target, weight.node, places.node, gates.node, copies, *args, **self.signed
+            runtime.convolve_at,
+            x,
+            2,
+            self.target,
+            weight.node,
+            places.node,
+            modulation.node,
+            copies,
+            *args,
+            **self.signed,
         )
 
     def _at_places(
@@ -111,28 +123,29 @@ class Window(Contraction):
     ) -> Value:
         if not x.is_content:
             return self.pointwise_like(x)
-        rows = _full(x.rows, x, spatial)
-        if x.batch_axis != BatchAxis(0) or rows[0, 0].numel() != rows[0, 0, 0].numel():
+        ids = _full(x.ids, x, spatial)
+        if x.batch_axis != BatchAxis(0) or ids[0, 0].numel() != ids[0, 0, 0].numel():
             raise ProvenanceError(f"{self.node.name} samples a value whose channels carry different labels")
         self.record(Operation.SPATIAL_MIX)
-        on_grid = Rows(with_image(rows[0, 0, 0]))
+        on_grid = Operand(with_image(ids[0, 0, 0]))
         shape = self.shape[2:]
-        ids = self.label(function, operator, on_grid, *args, shape=shape, kwargs=options, by_sample=True)
-        return self.from_rows(ids[None, None, None], BatchAxis(0))
+        new = self.label(function, operator, on_grid, *args, shape=shape, kwargs=options, by_sample=True)
+        return self.from_ids(new[None, None, None], BatchAxis(0))
 
     def overlap_add(self, x: Value, operator: Callable[..., Tensor], kernel: Sequence[int], *args: Any) -> Value:
-        """Folding of patches (batch, channels · kernel, patches) back to an image, averaged where they overlap."""
+        """Folding of patches (batch, channels · kernel, patches) to an image; labels are averaged where patches
+        overlap."""
         size = int(torch.Size(kernel).numel())
         where = x.batch_axis
-        by_kernel = x.rows.expand(*x.rows.shape[:2], x.shape[1], x.shape[2]).unflatten(2, (-1, size))
+        by_kernel = x.ids.expand(*x.ids.shape[:2], x.shape[1], x.shape[2]).unflatten(2, (-1, size))
         if not bool((by_kernel == by_kernel[:, :, :1]).all()):
-            raise ProvenanceError("a fold of patches whose channels carry different labels has no label of its own")
+            raise ProvenanceError("a fold of patches whose channels carry different labels is not supported")
         self.record(Operation.SPATIAL_MIX)
-        rows = self._resampled(by_kernel[:, :, 0], 2, operator, *args, channel=False)
-        return self.from_rows(rows.unsqueeze(2), where)
+        ids = self._resampled(by_kernel[:, :, 0], 2, operator, *args, channel=False)
+        return self.from_ids(ids.unsqueeze(2), where)
 
     def pointwise_like(self, x: Value) -> Value:
-        """What a sliding window makes of a weight: a weight."""
+        """A sliding window over a weight gives a weight."""
         return self.weight() if x.role is Role.WEIGHT else self.constant()
 
     def _resample(
@@ -140,58 +153,58 @@ class Window(Contraction):
     ) -> Value:
         if x.batch_axis.axis >= len(x.shape) - spatial:
             raise ProvenanceError(f"{self.node.name} slides over the batch; labels belong to one sample each")
-        if not varying(x.rows, range(x.rows.dim() - spatial, x.rows.dim())):
+        if not varying(x.ids, range(x.ids.dim() - spatial, x.ids.dim())):
             self.record(Operation.CHANNEL_MIX)
-            return self.from_rows(x.rows, x.batch_axis)
+            return self.from_ids(x.ids, x.batch_axis)
         self.record(operation)
-        return self.from_rows(self._resampled(_full(x.rows, x, spatial), spatial, operator, *args), x.batch_axis)
+        return self.from_ids(self._resampled(_full(x.ids, x, spatial), spatial, operator, *args), x.batch_axis)
 
     def _resampled(
-        self, rows: Tensor, spatial: int, operator: Callable[..., Tensor], *args: Any, channel: bool = True
+        self, ids: Tensor, spatial: int, operator: Callable[..., Tensor], *args: Any, channel: bool = True
     ) -> Tensor:
         def run(ones: Tensor) -> Tensor:
             return operator(ones, *args) if channel else operator(ones.squeeze(1), *args).squeeze(1)
 
         options = {} if channel else {"channel": False}
-        return self._slide(runtime.resample, rows, spatial, run, (operator,), args, options)
+        return self._slide(runtime.resample, ids, spatial, run, (operator,), args, options)
 
     def _slide(
         self,
         function: Callable[..., Tensor],
-        rows: Tensor,
+        ids: Tensor,
         spatial: int,
         run: Callable[[Tensor], Tensor],
         before: tuple[Any, ...],
         after: tuple[Any, ...],
         options: dict[str, Any] | None = None,
     ) -> Tensor:
-        """New rows on the grid that ``run`` makes of ones; positions that see no content have none."""
-        lead, size = rows.shape[:-spatial], rows.shape[-spatial:]
-        grid = rows.reshape(-1, *size)
+        """Ids of new labels on the grid of ``run(ones)``; positions without content in their window have none."""
+        lead, size = ids.shape[:-spatial], ids.shape[-spatial:]
+        grid = ids.reshape(-1, *size)
         valid = (grid != NONE).float()
         seen = run(valid.unsqueeze(1)).squeeze(1) > 0
         kwargs = dict(options or {})
         if not bool(valid.all()):
             kwargs["valid"] = valid
-        ids = self.label(function, *before, Rows(grid.clamp_min(0)), *after, shape=seen.shape, kwargs=kwargs)
-        return torch.where(seen, ids, NONE).reshape(*lead, *seen.shape[1:])
+        new = self.label(function, *before, Operand(grid.clamp_min(0)), *after, shape=seen.shape, kwargs=kwargs)
+        return torch.where(seen, new, NONE).reshape(*lead, *seen.shape[1:])
 
     def _channels(self, x: Value, groups: int) -> Tensor:
-        """Rows of one sample with the channels of each group averaged: axes (outer, inner, groups or 1, *size)."""
+        """Ids of one sample with the channels of each group averaged: axes (outer, inner, groups or 1, *size)."""
         if x.batch_axis.axis != 0:
             raise ProvenanceError(f"{self.node.name} takes its batch on axis {x.batch_axis.axis}, not 0")
-        if x.rows.shape[2] == 1:
-            return x.rows
-        by_group = x.rows.unflatten(2, (groups, -1))
+        if x.ids.shape[2] == 1:
+            return x.ids
+        by_group = x.ids.unflatten(2, (groups, -1))
         return compact(self.uniform_over(by_group, [3]).squeeze(3))
 
-    def _by_channel(self, rows: Tensor, x: Value) -> Value:
-        """Content from rows by group: each group's rows go to all of its output channels."""
-        if rows.shape[2] > 1:
-            rows = rows.repeat_interleave(self.shape[1] // rows.shape[2], 2)
-        return self.from_rows(rows, BatchAxis(0, x.batch_axis.outer, x.batch_axis.inner))
+    def _by_channel(self, ids: Tensor, x: Value) -> Value:
+        """Content from ids by channel group: all output channels of a group have its ids."""
+        if ids.shape[2] > 1:
+            ids = ids.repeat_interleave(self.shape[1] // ids.shape[2], 2)
+        return self.from_ids(ids, BatchAxis(0, x.batch_axis.outer, x.batch_axis.inner))
 
 
-def _full(rows: Tensor, x: Value, spatial: int) -> Tensor:
-    """Rows with the axes slid over in full, also where labels are constant along one of them."""
-    return rows.expand(*rows.shape[:-spatial], *x.shape[-spatial:])
+def _full(ids: Tensor, x: Value, spatial: int) -> Tensor:
+    """Ids with the axes slid over in full, also where labels are constant along one of them."""
+    return ids.expand(*ids.shape[:-spatial], *x.shape[-spatial:])

@@ -9,18 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
-from torch.utils._pytree import tree_map
 
-from tlfx.capture.export import capture
+from tlfx._torch import pytree
 from tlfx.operations import Operation
-from tlfx.propagate.options import Options
 from tlfx.propagate.outputs import OutputLabel
-from tlfx.propagate.propagator import Propagator
 from tlfx.propagate.values import NONE, Value
 from tlfx.propagate.verbs import OpContext
 from tlfx.rewrite.writer import rewrite
+from tlfx.trace import trace
 
-__all__ = ["Probe"]
+__all__ = ["LabelProbe"]
 
 
 class _Net(nn.Module):
@@ -38,7 +36,7 @@ class _Net(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         outputs = self.function(images, **{name: getattr(self, name) for name in self.names})
-        return tree_map(_as_real, outputs)
+        return pytree.tree_map(_as_real, outputs)
 
 
 def _as_real(output: Tensor) -> Tensor:
@@ -46,7 +44,7 @@ def _as_real(output: Tensor) -> Tensor:
     return output if output.is_floating_point() or output.is_complex() else output.float()
 
 
-class Probe:
+class LabelProbe:
     """A captured function ``function(images, **parts)``, its labels readable at every element of its outputs.
 
     Args:
@@ -56,7 +54,7 @@ class Probe:
 
     Raises what capture and propagation raise.
 
-    >>> probe = Probe(lambda images: images.mean((2, 3)), torch.rand(2, 3, 4, 4))
+    >>> probe = LabelProbe(lambda images: images.mean((2, 3)), torch.rand(2, 3, 4, 4))
     >>> probe.labels(torch.full((2, 1, 4, 4), 0.25))[0].shape
     torch.Size([2, 3, 1])
     """
@@ -64,15 +62,15 @@ class Probe:
     def __init__(self, function: Callable[..., Any], images: Tensor, parts: Mapping[str, Any] | None = None) -> None:
         self.net = _Net(function, parts or {})
         self.images = images
-        captured = capture(self.net, _Net.forward, (images,), {}, images)
-        propagator = Propagator(captured.graph_module, captured.images, Options())
-        self.found = propagator.run()
-        end = self.found.graph_module.graph.output_node()
+        traced = trace(self.net, images)
+        propagator = traced.propagator()
+        self.propagation = propagator.run()
+        end = self.propagation.graph_module.graph.output_node()
         values = [propagator.values[n] for n in end.args[0] if isinstance(n, Node)]  # type: ignore[union-attr]
         self.values: list[Value] = OpContext(end, (), {}, propagator.state).resolve_all(*values)
-        """What each output is."""
+        """The value of each output."""
         outputs = [_elements(v) if v.is_content else None for v in self.values]
-        self.graph_module = rewrite(replace(self.found, outputs=outputs))
+        self.graph_module = rewrite(replace(self.propagation, outputs=outputs)).graph_module
 
     def labels(self, mask: Tensor) -> list[Tensor]:
         """The label (*shape, channels) at every element of each output with content, NaN where an element has none.
@@ -84,8 +82,8 @@ class Probe:
 
     def operation(self, *names: str) -> Operation:
         """The operation of the last call of an operator, by its name without overload (``"linear"``)."""
-        nodes = [n for n in self.found.graph_module.graph.nodes if n.op == "call_function" and _name(n) in names]
-        return self.found.operations[nodes[-1]]
+        nodes = [n for n in self.propagation.graph_module.graph.nodes if n.op == "call_function" and _name(n) in names]
+        return self.propagation.operations[nodes[-1]]
 
     def code(self) -> str:
         """Code of the aligned graph."""
@@ -95,7 +93,7 @@ class Probe:
         where = value.batch_axis
         channels = share.shape[-1]
         full = [*where.split(value.shape, len(self.images)), channels]
-        blank = (value.rows == NONE).unsqueeze(where.axis + 1).unsqueeze(-1).expand(full)
+        blank = (value.ids == NONE).unsqueeze(where.axis + 1).unsqueeze(-1).expand(full)
         return share.double().view(full).masked_fill(blank, torch.nan).flatten(where.axis, where.axis + 2)
 
 
@@ -106,5 +104,5 @@ def _name(node: Node) -> str:
 
 def _elements(value: Value) -> OutputLabel:
     """The label of an output at every element, its class axis being no axis at all."""
-    rows = value.rows.clamp_min(0).expand(value.batch_axis.split(value.shape))
+    rows = value.ids.clamp_min(0).expand(value.batch_axis.split(value.shape))
     return OutputLabel(rows, value.batch_axis, rows.dim())

@@ -1,4 +1,4 @@
-"""Calls of leaf modules: modules with a rule, whose inner graph labels do not follow."""
+"""Calls with a rule: of modules and of autograd functions, whose inner graph labels do not follow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tlfx.capture.leaf_modules import ModuleCall
+from tlfx.capture.regions import CallRegion
 from tlfx.errors import RuleError
 from tlfx.graph.aliasing import storage_of
 from tlfx.graph.nodes import describe, shapes
@@ -16,15 +16,15 @@ from tlfx.operations import Operation
 from tlfx.propagate.rule_calls import call_rule, operation_of
 from tlfx.propagate.state import PropagationState
 from tlfx.propagate.values import Value
-from tlfx.propagate.verbs import ModuleContext
+from tlfx.propagate.verbs import CallContext
 from tlfx.propagate.writes import InPlaceWrites
 from tlfx.rules.registry import REGISTRY
 
-__all__ = ["ModuleCalls"]
+__all__ = ["RuledCalls"]
 
 
-class ModuleCalls:
-    """Applies the rules of leaf modules to the values of a propagation."""
+class RuledCalls:
+    """Applies the rules of modules and autograd functions to the values of a propagation."""
 
     def __init__(
         self,
@@ -38,43 +38,43 @@ class ModuleCalls:
         self._writes = writes
         self._state = state
 
-    def apply(self, call: ModuleCall) -> None:
-        """Give the outputs of a call the values that the module's rule returns; nothing if no argument has content."""
+    def apply(self, call: CallRegion) -> None:
+        """Give the outputs of a call the values that its rule returns; nothing if no argument has content."""
         args, kwargs = tree_map(lambda a: self._values.get(a) if isinstance(a, Node) else a, call.arguments)
         if all(v.is_constant for v in tree_leaves((args, kwargs)) if isinstance(v, Value)):
             return
-        op = ModuleContext(call, args, kwargs, self._state)
-        rule = REGISTRY.find_module(call.module)
+        op = CallContext(call, args, kwargs, self._state)
+        rule = REGISTRY.find_class(call.kind)
         assert rule is not None
-        out = call_rule(rule, op, call.module, *args, **kwargs)
+        out = call_rule(rule, op, call.subject, *args, **kwargs)
         values = [v for v in tree_leaves(out) if isinstance(v, Value)]
-        if len(values) != len(call.outputs):
+        if len(values) != len(call.results):
             raise RuleError(
-                f"the rule {rule.origin} gives {len(values)} values for a module that returns {len(call.outputs)} "
+                f"the rule {rule.origin} gives {len(values)} values for {call.noun} that returns {len(call.results)} "
                 f"tensors\n{describe(call.last)}"
             )
         self._write_back(call, values)
-        for node, value in zip(call.outputs, values, strict=True):
-            if node in call.inner:
+        for node, value in zip(call.results, values, strict=True):
+            if node in call.nodes:
                 self._values[node] = op.output(value, node)
                 self._operations[node] = operation_of(op, value)
 
-    def _write_back(self, call: ModuleCall, values: Sequence[Value]) -> None:
-        """Where a module writes to its arguments, all views of them follow the output that shares their storage."""
+    def _write_back(self, call: CallRegion, values: Sequence[Value]) -> None:
+        """Where a call writes to its arguments, all views of them follow the output that shares their storage."""
         self._writes.add(call.last)
-        changed = self._writes.written_by(call.inner)
+        changed = self._writes.written_by(call.nodes)
         lost = [
             node
-            for node in self._with_content([*changed, *call.inner])
-            if node not in call.outputs and any(self._is_read_by(user) for user in node.users)
+            for node in self._with_content([*changed, *call.nodes])
+            if node not in call.results and any(self._is_read_by(user) for user in node.users)
         ]
-        for node, value in zip(call.outputs, values, strict=True):
+        for node, value in zip(call.results, values, strict=True):
             if storage_of(node) in changed.values():
                 self._writes.write(node, value)
                 lost = [n for n in lost if storage_of(n) != storage_of(node)]
         if lost:
             raise RuleError(
-                f"{type(call.module).__name__} is a leaf module (it has a rule), and {lost[0].name}, which it computes "
+                f"{call.name} is {call.as_ruled}, and {lost[0].name}, which it computes "
                 f"or writes to and does not return, is read after it: no rule can tell its label\n{describe(call.last)}"
             )
 

@@ -1,4 +1,4 @@
-"""Which target a mixed batch is trained against: that of the area, of TransMix, or the aligned one."""
+"""The training target of a mixed batch by one of three methods: area, TransMix, or TL-Align."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ METHODS = ("plain", "transmix", "aligned")
 
 @dataclass(frozen=True)
 class TargetAssigner:
-    """The way from a mixed batch to outputs and the targets to train them against, so that one flag can switch it.
+    """Computes the outputs of a mixed batch and their soft targets by a method that one option selects.
 
     | method     | target                                                                                   |
     |------------|------------------------------------------------------------------------------------------|
-    | "plain"    | the area of each image, as CutMix and MixUp have it                                      |
-    | "transmix" | half the area, half what the class token attends to in the last layer (arXiv 2111.09833) |
-    | "aligned"  | what reaches the output through all layers (TL-Align, arXiv 2210.06455)                  |
+    | "plain"    | labels weighted by the area of each image, as in CutMix and MixUp                        |
+    | "transmix" | average of the area and the last attention of the class token (arXiv 2111.09833)         |
+    | "aligned"  | the labels that reach the output through all layers (TL-Align, arXiv 2210.06455)         |
 
-    TransMix is `tlfx.align(model, layers=[-1])`: labels stay in place up to the last attention, whose residual then
-    averages the class token's own label, the area, with what it attends to, as the authors' code does. Two things are
-    otherwise: the class token attends to itself too, with the area as its label, and patches that hold both images
-    count in part.
-    A model without a class token has the average over its tokens instead.
+    TransMix is `tlfx.align(model, layers=[-1])`: labels stay in place up to the last attention. Its residual averages
+    the label of the class token (the area) with the labels that the class token attends to, as the authors' code does.
+    Two details differ from that code: the class token also attends to itself, with the area as its label, and a patch
+    that holds both images counts for both in proportion. A model without a class token gets the average over its
+    tokens.
 
-    InputError for an unknown method; at the first call for "transmix" and a model without attention.
+    InputError for an unknown method, and at the first call for "transmix" with a model without attention.
 
     >>> import torch
     >>> from tlfx.mix import CutMix
@@ -62,11 +62,11 @@ class TargetAssigner:
         return align(model, layers=[-1] if self.method == "transmix" else None)
 
     def __call__(self, model: nn.Module, images: Any, target: Any, **arguments: Any) -> tuple[Any, Any]:
-        """Output of the model and its soft target, float32 (B, num_classes).
+        """The output of the model and its soft target, float32 (B, num_classes).
 
-        The target is a `MixedTarget`, or int64 labels (B,) or soft labels (B, num_classes), which come back soft.
-        Several outputs have as many targets in the same structure. "plain" knows no positions: of a dense output too,
-        the target is (B, num_classes). TargetError for a target that does not fit.
+        The target is a `MixedTarget`, int64 labels (B,) or soft labels (B, num_classes). Several outputs get targets in
+        the same structure. With "plain", the target is (B, num_classes) for dense outputs too. TargetError for a target
+        that does not fit the images or classes.
         """
         if self.method != "plain":
             output, soft = model(images, target=target, **arguments)
@@ -78,7 +78,7 @@ class TargetAssigner:
 
 
 def _plain(output: Any, target: Any) -> Tensor | None:
-    """The target of one output, None for what no loss is taken of."""
+    """The target of one output; None for an output other than floating logits (B, …)."""
     if not isinstance(output, Tensor) or not output.is_floating_point() or output.dim() < 2:
         return None
     if isinstance(target, MixedTarget):

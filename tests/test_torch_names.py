@@ -1,0 +1,259 @@
+"""Every private name of torch that tlfx uses is there and does what tlfx takes it for; a test fails by its name."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx import Graph
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from tlfx import _torch
+
+LINEAR = torch.ops.aten.linear.default
+
+
+def hooks() -> None:
+    assert all(isinstance(vars(nn.Linear(1, 1))[name], dict) for name in _torch.HOOKS)
+    module = nn.Linear(1, 1)
+    module.register_forward_pre_hook(print)
+    module.register_forward_hook(print)
+    module.register_full_backward_pre_hook(print)
+    module.register_full_backward_hook(print)
+    assert all(list(vars(module)[name].values()) == [print] for name in _torch.HOOKS)
+
+
+def compiled() -> None:
+    module = nn.Linear(1, 1)
+    before = set(vars(module))
+    module.compile()
+    assert {*vars(module)} - before <= set(_torch.COMPILED)
+
+
+def module_dictionaries() -> None:
+    assert all(type(vars(nn.Linear(1, 1))[name]) is dict for name in ("_parameters", "_buffers", "_modules"))
+
+
+def disable_dynamo() -> None:
+    assert _torch.disable_dynamo(lambda x: x + 1)(1) == 2
+
+
+def autocast() -> None:
+    mode = _torch.enter_autocast("cpu", torch.bfloat16, True, True)
+    assert torch.is_autocast_enabled("cpu")
+    _torch.exit_autocast(mode)
+    assert not torch.is_autocast_enabled("cpu")
+
+
+class Modes(nn.Module):
+    """Regions of other modes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = x * 2
+        with torch.autocast("cpu", torch.bfloat16):
+            return x @ y
+
+
+def wraps() -> None:
+    graph = torch.export.export(Modes(), (torch.ones(2, 2),), strict=False).module().graph
+    targets = {node.target for node in graph.nodes}
+    assert {_torch.wrap_with_autocast(), _torch.wrap_with_set_grad_enabled()} <= targets
+
+
+def call_with_hooks() -> None:
+    module, seen = nn.Identity(), []
+    module.register_forward_hook(lambda *_: seen.append(1))
+    assert _torch.call_with_hooks(module, 3) == 3
+    assert seen == [1]
+
+
+def fully_sharded() -> None:
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+    from torch.distributed.fsdp._fully_shard import _fsdp_state
+
+    class Sharded(FSDPModule, nn.Module):
+        def __new__(cls) -> Sharded:
+            return nn.Module.__new__(cls)  # FSDPModule.__new__ makes the class that was sharded
+
+    module = Sharded()
+    assert _torch.is_fully_sharded(module)
+    assert not _torch.is_fully_sharded(nn.Module())
+    state = _fsdp_state.FSDPState()
+    state._mp_policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    module._get_fsdp_state = lambda: state
+    assert "_get_fsdp_state" in vars(FSDPModule)
+    assert "_mp_policy" in inspect.getsource(_fsdp_state.FSDPState)
+    assert _torch.fsdp_policy(module).param_dtype is torch.bfloat16
+
+
+def attention() -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(torch.randn(2, 2, 40, 8, generator=torch.Generator().manual_seed(i)) for i in range(3))  # type: ignore
+
+
+def fused_attention_choice() -> None:
+    query, key, value = attention()
+    for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH):
+        with sdpa_kernel(backend):
+            choice = _torch.fused_attention_choice(query, key, value, attn_mask=None, is_causal=False, scale=None)
+            assert choice == backend.value
+
+
+def flash_attention() -> None:
+    query, key, value = (x.requires_grad_() for x in attention())
+    expected = F.scaled_dot_product_attention(query, key, value)
+    expected.sum().backward()
+    with torch.no_grad():
+        output, weight = _torch.flash_attention()(query, key, value, 0.0, attn_mask=None, is_causal=False, scale=None)
+        gradients = _torch.flash_attention_backward()(
+            torch.ones_like(output), query, key, value, output, weight, 0.0, False, attn_mask=None, scale=None
+        )
+    assert torch.equal(output, expected)
+    assert all(torch.equal(g, x.grad) for g, x in zip(gradients, (query, key, value), strict=True))
+
+
+def checkpoint_generator() -> None:
+    generator = getattr(_torch.checkpointing, _torch.checkpoint_generator_name())
+    assert inspect.isgeneratorfunction(generator)
+    assert {"preserve_rng_state", "context_fn"} <= set(inspect.signature(generator).parameters)
+
+
+def checkpoint_function() -> None:
+    parameters = list(inspect.signature(_torch.checkpointing.CheckpointFunction.forward).parameters)
+    assert parameters == ["ctx", "run_function", "preserve_rng_state", "args"]
+
+
+def without_vmap() -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def note(x: Tensor) -> Tensor:
+        seen.append(tuple(_torch.without_vmap(x).shape))
+        return x
+
+    torch.vmap(note)(torch.ones(3, 2))
+    assert seen == [(3, 2)]
+
+
+def outside_transforms() -> None:
+    def double(x: Tensor) -> Tensor:
+        with _torch.outside_transforms():
+            assert not torch._C._functorch.is_functorch_wrapped_tensor(torch.ones(2) * 2)
+        return (x * 2).sum()
+
+    assert torch.equal(torch.func.grad(double)(torch.ones(2)), torch.full((2,), 2.0))
+
+
+def storage_key() -> None:
+    x = torch.ones(3)
+    assert _torch.storage_key(x) == _torch.storage_key(x[1:]) != _torch.storage_key(x.clone())
+
+
+def operators() -> None:
+    assert isinstance(LINEAR, _torch.OpOverload)
+    assert isinstance(torch.ops.aten.linear, _torch.OpOverloadPacket)
+    assert isinstance(torch.ops.higher_order.cond, _torch.HigherOrderOperator)
+
+
+def schema() -> None:
+    arguments = _torch.schema(torch.ops.aten.add_.Tensor).arguments
+    assert arguments[0].alias_info.is_write
+    assert _torch.schema(torch.ops.aten.add_.Tensor).is_mutable
+    assert not _torch.schema(LINEAR).is_mutable
+
+
+def overload_name() -> None:
+    assert _torch.overload_name(torch.ops.aten.add.Tensor) == "Tensor"
+
+
+def custom_op() -> None:
+    @torch.library.custom_op("tlfx_names::same", mutates_args=())
+    def same(x: Tensor) -> Tensor:
+        return x.clone()
+
+    assert isinstance(same, _torch.CustomOpDef)
+    assert _torch.custom_op_name(same) == "tlfx_names::same"
+
+
+def version() -> None:
+    x = torch.ones(2)
+    before = _torch.version(x)
+    x.add_(1)
+    assert _torch.version(x) == before + 1
+
+
+def rename() -> None:
+    graph = Graph()
+    one, other = graph.placeholder("x"), graph.placeholder("y")
+    _torch.rename(other, "x")
+    assert one.name == "x"
+    assert other.name == "x_1"
+
+
+def pytree() -> None:
+    leaves, spec = _torch.pytree.tree_flatten(((1, {"a": 2}), {}))
+    assert leaves == [1, 2]
+    assert _torch.pytree.tree_unflatten(leaves, spec) == ((1, {"a": 2}), {})
+    assert _torch.pytree.tree_map(str, [1]) == ["1"]
+    assert _torch.pytree.tree_leaves(None, is_leaf=lambda x: x is None) == [None]
+    assert isinstance(spec, _torch.pytree.TreeSpec)
+
+
+def sample_dirichlet() -> None:
+    drawn = torch._sample_dirichlet(torch.ones(4, 3, dtype=torch.float64), torch.Generator().manual_seed(0))
+    assert torch.allclose(drawn.sum(1), torch.ones(4, dtype=torch.float64))
+
+
+NAMES: dict[str, Callable[[], None]] = {
+    "Module._forward_pre_hooks, _forward_hooks, _backward_pre_hooks, _backward_hooks": hooks,
+    "Module._is_torch_compile, _compiled_call_impl": compiled,
+    "Module._parameters, _buffers, _modules": module_dictionaries,
+    "torch._compile._disable_dynamo": disable_dynamo,
+    "torch.amp.autocast_mode._enter_autocast, _exit_autocast": autocast,
+    "torch.ops.higher_order.wrap_with_autocast, wrap_with_set_grad_enabled": wraps,
+    "Module._call_impl": call_with_hooks,
+    "FSDPModule._get_fsdp_state, FSDPState._mp_policy": fully_sharded,
+    "torch._fused_sdp_choice": fused_attention_choice,
+    "aten._scaled_dot_product_flash_attention_for_cpu, _backward": flash_attention,
+    "torch.utils.checkpoint._checkpoint_without_reentrant_generator": checkpoint_generator,
+    "torch.utils.checkpoint.CheckpointFunction": checkpoint_function,
+    "torch._C._functorch.is_functorch_wrapped_tensor, get_unwrapped": without_vmap,
+    "torch._functorch.pyfunctorch.temporarily_clear_interpreter_stack": outside_transforms,
+    "UntypedStorage._cdata": storage_key,
+    "torch._ops.OpOverload, OpOverloadPacket, HigherOrderOperator": operators,
+    "OpOverload._schema": schema,
+    "OpOverload._overloadname": overload_name,
+    "torch._library.custom_ops.CustomOpDef, _qualname": custom_op,
+    "Tensor._version": version,
+    "Node._rename": rename,
+    "torch.utils._pytree": pytree,
+    "torch._sample_dirichlet": sample_dirichlet,
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_private_name_of_torch(name: str) -> None:
+    try:
+        NAMES[name]()
+    except Exception as error:
+        pytest.fail(f"torch {torch.__version__} has changed {name}, see tlfx/_torch.py: {error!r}")
+
+
+def test_help_does_not_import_torch() -> None:
+    code = "\n".join(
+        (
+            "import sys",
+            "from tlfx.commands.cli import main",
+            "try:",
+            "    main(['--help'])",
+            "except SystemExit:",
+            "    print('torch' in sys.modules)",
+        )
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == "False"

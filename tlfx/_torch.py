@@ -1,0 +1,157 @@
+"""Every private name of torch that tlfx uses, each with its reason and the public name that would replace it.
+
+``tests/test_torch_names.py`` has a test for each, which fails with the name when torch changes it. Names of ATen
+operators that begin with an underscore (``aten._softmax``) are not listed: graphs contain them, and a rule for an
+operator that torch does not have is never read. Nor are ``_parameters``, ``_buffers`` and ``_modules``, which
+torch.nn.Module documents for subclasses. tlfx.mix depends on nothing else in tlfx: its one private name,
+``torch._sample_dirichlet`` (torch.distributions.Dirichlet takes no generator), is in tlfx/mix/draws.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._compile import _disable_dynamo
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch._library.custom_ops import CustomOpDef
+from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
+from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+from torch.utils import checkpoint as checkpointing
+
+__all__ = [
+    "COMPILED",
+    "HOOKS",
+    "CustomOpDef",
+    "HigherOrderOperator",
+    "OpOverload",
+    "OpOverloadPacket",
+    "call_with_hooks",
+    "checkpoint_generator_name",
+    "checkpointing",
+    "custom_op_name",
+    "disable_dynamo",
+    "enter_autocast",
+    "exit_autocast",
+    "flash_attention",
+    "flash_attention_backward",
+    "fsdp_policy",
+    "fused_attention_choice",
+    "is_fully_sharded",
+    "outside_transforms",
+    "overload_name",
+    "pytree",
+    "rename",
+    "schema",
+    "storage_key",
+    "version",
+    "without_vmap",
+    "wrap_with_autocast",
+    "wrap_with_set_grad_enabled",
+]
+
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+"""The dictionaries of a module's hooks: only ``register_*`` is public, and nothing public lists what is registered."""
+
+COMPILED = ("_is_torch_compile", "_compiled_call_impl")
+"""What torch.compile leaves on a module: a forward does not depend on it. torch has no public list of such names."""
+
+disable_dynamo = _disable_dynamo
+"""As torch.compiler.disable, which imports dynamo (a second) when it decorates and not when it is called."""
+
+enter_autocast, exit_autocast = _enter_autocast, _exit_autocast
+"""torch.autocast as two functions, which a graph can call; torch.autocast itself is a context manager only."""
+
+
+def wrap_with_autocast() -> Any:
+    """The operator that torch.export makes of ``with torch.autocast``: no public name; None where torch has none."""
+    return getattr(torch.ops.higher_order, "wrap_with_autocast", None)
+
+
+def wrap_with_set_grad_enabled() -> Any:
+    """The operator that torch.export makes of ``with torch.no_grad()``: no public name; None where torch has none."""
+    return getattr(torch.ops.higher_order, "wrap_with_set_grad_enabled", None)
+
+
+def call_with_hooks(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Call a module with its hooks, not through the ``__call__`` of its class or of torch.compile; no public name."""
+    return nn.Module._call_impl(module, *args, **kwargs)
+
+
+def is_fully_sharded(module: nn.Module) -> bool:
+    """Whether fully_shard was applied to a module. The class is public, but to import it takes long."""
+    loaded = sys.modules.get("torch.distributed.fsdp")
+    return loaded is not None and isinstance(module, loaded.FSDPModule)
+
+
+def fsdp_policy(module: nn.Module) -> Any:
+    """The MixedPrecisionPolicy of a module under fully_shard; FSDPModule has no public attribute for it."""
+    return module._get_fsdp_state()._mp_policy  # type: ignore[operator]
+
+
+def fused_attention_choice(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> int:
+    """The backend that scaled_dot_product_attention takes, a value of torch.nn.attention.SDPBackend; no public name."""
+    return int(torch._fused_sdp_choice(query, key, value, **options))
+
+
+def flash_attention() -> Any:
+    """The CPU's fused attention with its log-sum-exp, which scaled_dot_product_attention does not return."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+def flash_attention_backward() -> Any:
+    """The gradient of :func:`flash_attention`; no public name."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def checkpoint_generator_name() -> str:
+    """The generator in torch.utils.checkpoint around a checkpointed call (renamed in 2.9): there is no public hook."""
+    names = ("_checkpoint_without_reentrant_generator_impl", "_checkpoint_without_reentrant_generator")
+    return next(name for name in names if hasattr(checkpointing, name))
+
+
+def outside_transforms() -> AbstractContextManager[Any]:
+    """A context outside torch.func.grad and torch.vmap, whatever it is entered in; torch.func has no public one."""
+    return temporarily_clear_interpreter_stack()
+
+
+def without_vmap(tensor: Tensor) -> Tensor:
+    """The tensor inside the wrappers of torch.vmap; torch.func has no public name to look inside."""
+    while torch._C._functorch.is_batchedtensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def storage_key(tensor: Tensor) -> int:
+    """A number for the storage of a tensor: ``data_ptr()`` is refused by fake tensors."""
+    return int(without_vmap(tensor).untyped_storage()._cdata)
+
+
+def schema(operator: OpOverload) -> Any:
+    """The schema of an operator: which arguments it has, and which it writes to; no public name."""
+    return operator._schema
+
+
+def overload_name(operator: OpOverload) -> str:
+    """The part of an operator's name after its last dot; public names give both parts as one string."""
+    return operator._overloadname
+
+
+def custom_op_name(operator: CustomOpDef) -> str:
+    """The qualified name of what torch.library.custom_op makes; no public name."""
+    return operator._qualname
+
+
+def version(tensor: Tensor) -> int:
+    """How often a tensor was written to in place (torch documents it in its notes on autograd, under this name)."""
+    return tensor._version
+
+
+def rename(node: Node, name: str) -> None:
+    """Give a node a name that is free in its graph; the public setter does not make it unique."""
+    node._rename(name)

@@ -1,0 +1,42 @@
+"""Models that cannot be aligned as they are, refused with the order in which it works."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from tlfx.errors import InputError
+
+__all__ = ["check_alignable"]
+
+_ORDER = {
+    ("torch.nn.parallel", "DistributedDataParallel"): "DistributedDataParallel(tlfx.align(model))",
+    ("torch.nn.parallel", "DataParallel"): (
+        "torch.nn.parallel.DistributedDataParallel(tlfx.align(model)), one process for each device"
+    ),
+    ("torch.distributed.fsdp", "FullyShardedDataParallel"): (
+        "tlfx.align(model), then torch.distributed.fsdp.fully_shard(model), which takes its place"
+    ),
+    ("torch._dynamo", "OptimizedModule"): "torch.compile(tlfx.align(model))",
+}
+"""What to write, by module and name of classes around a model; of those not imported there is no instance."""
+
+
+def check_alignable(model: Any) -> None:
+    """Raise InputError for what is not a module, or is a wrapper that has to be put around the aligned model."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"align takes a torch.nn.Module, got {type(model).__name__}")
+    for (module, name), order in _ORDER.items():
+        if isinstance(model, getattr(sys.modules.get(module), name, ())):
+            raise InputError(f"{name} runs the model that it wraps and cannot be aligned itself: use {order}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(f"{type(model).__name__} is scripted, and its forward is fixed: align the model before that")
+    if isinstance(model, GraphModule):
+        raise InputError(
+            f"{type(model).__name__} is a torch.fx.GraphModule, whose class is rewritten whenever its graph is: align "
+            "the model it was traced from, or a module that holds it, such as torch.nn.Sequential(model)"
+        )

@@ -1,0 +1,153 @@
+"""Hooks: calls of modules with hooks are regions, and so is each run of a hook while the model is captured.
+
+Capture runs through hooks as through any other code. A hook whose results the graph reads, such as one that changes
+what its module returns, is a part of the computation, and labels follow it; any other hook fires at every aligned call.
+Hooks of torch.distributed, which gather parameters, never run while a model is captured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+from torch import nn
+from torch.fx import Graph, Node
+from torch.utils._pytree import tree_flatten, tree_leaves
+
+from tlfx.capture.marks import Recorder
+from tlfx.capture.regions import FORWARD_HOOKS, HOOKS, HookedCall, HookRun, RegionTree
+from tlfx.capture.sharding import casts_of
+from tlfx.errors import CaptureError
+from tlfx.graph.aliasing import storage_of, written_storages
+
+__all__ = ["is_changed", "keep_hooks_that_compute", "recorded_hooks"]
+
+_BACKWARD_HOOKS = HOOKS[len(FORWARD_HOOKS) :]
+
+
+def is_changed(result: Any, given: tuple[Any, ...]) -> bool:
+    """Whether a hook returned a value other than those it was given."""
+    known = {id(x) for x in tree_leaves(given)}
+    return result is not None and any(id(x) not in known for x in tree_leaves(result))
+
+
+class _HookRecorder:
+    """Records calls of modules with hooks, and the hooks that run in them."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.calls: list[HookedCall] = []
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before all hooks of a module."""
+        leaves, spec = tree_flatten((args, kwargs))
+        self.calls.append(HookedCall(subject=module, spec=spec))
+        self.recorder.begin(self.calls[-1], leaves)
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        """After all hooks of a module."""
+        outputs, self.calls[-1].out_spec = tree_flatten(output)
+        self.recorder.end(self.calls.pop(), outputs)
+
+    def recorded(self, number: int, hook: Callable[..., Any]) -> Callable[..., Any]:
+        """A hook that is recorded as a region."""
+
+        def recorded(module: nn.Module, *given: Any) -> Any:
+            call, result = self.calls[-1], None
+            run = HookRun(call=call, number=number)
+            self.recorder.begin(run)
+            try:
+                result = hook(module, *given)
+            except Exception as error:  # it reads values, which are not there yet, and may well look on at run time
+                call.failed[number] = f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
+            run.changes = is_changed(result, given)
+            self.recorder.end(run)
+            return result
+
+        return recorded
+
+
+@contextlib.contextmanager
+def recorded_hooks(model: nn.Module, recorder: Recorder) -> Iterator[None]:
+    """While the context is open, calls of modules with hooks are recorded. The hooks of the model itself are left out:
+    its own call runs them."""
+    hooks = _HookRecorder(recorder)
+    with contextlib.ExitStack() as stack:
+        for module in {m: None for m in model.modules() if m is not model}:
+            if any(vars(module)[kind] for kind in HOOKS):
+                stack.enter_context(_recorded_hooks_of(module, hooks))
+        yield
+
+
+@contextlib.contextmanager
+def _recorded_hooks_of(module: nn.Module, hooks: _HookRecorder) -> Iterator[None]:
+    kept = {kind: dict(vars(module)[kind]) for kind in HOOKS}
+    for kind in FORWARD_HOOKS:
+        for number, hook in kept[kind].items():
+            vars(module)[kind][number] = _idle(module, kind) if _is_distributed(hook) else hooks.recorded(number, hook)
+    for kind in _BACKWARD_HOOKS:
+        vars(module)[kind].clear()
+    first = module.register_forward_pre_hook(hooks.enter, with_kwargs=True, prepend=True)
+    last = module.register_forward_hook(hooks.leave)
+    try:
+        yield
+    finally:
+        first.remove()
+        last.remove()
+        for kind, before in kept.items():
+            vars(module)[kind].clear()
+            vars(module)[kind].update(before)
+
+
+def _is_distributed(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith("torch.distributed")
+
+
+def _idle(module: nn.Module, kind: str) -> Callable[..., Any]:
+    """What a hook of torch.distributed does to types, without what it does to parameters."""
+    given, made = casts_of(module)
+    if kind == "_forward_pre_hooks":
+        return lambda module, args, kwargs=None: given(args) if kwargs is None else (given(args), given(kwargs))
+    return lambda *given: made(given[-1])
+
+
+def keep_hooks_that_compute(graph: Graph, tree: RegionTree) -> RegionTree:
+    """Take hooks that only look on out of a graph, and note those that it computes; the tree without runs of hooks.
+
+    Raises CaptureError for a hook that changes what is computed and could not be captured.
+    """
+    runs = [r for r in tree.regions if isinstance(r, HookRun)]
+    for run in runs:
+        _judge(run, graph)
+    return tree.without(graph, set(runs))
+
+
+def _judge(run: HookRun, graph: Graph) -> None:
+    """A hook that the graph depends on is a part of it; of any other nothing is left in it."""
+    alive = set(graph.nodes)
+    nodes = [node for node in run.nodes if node in alive]
+    own = set(nodes)
+    read = any(_is_read(n, own) for n in nodes) or _writes_beyond(nodes, own, graph)
+    if not read and not run.changes:
+        for node in reversed(nodes):
+            graph.erase_node(node)
+        return
+    if run.number in run.call.failed:
+        raise CaptureError(
+            f"a hook of {run.call.name} changes what the module computes, and cannot be captured as "
+            f"a graph ({run.call.failed[run.number]}): write it without reading values of tensors (an if, .item()), "
+            "or remove it"
+        )
+    run.call.computed.add(run.number)
+
+
+def _is_read(node: Node, own: Collection[Node]) -> bool:
+    """Whether a node is read outside of those that a hook owns."""
+    return any(user not in own for user in node.users)
+
+
+def _writes_beyond(nodes: list[Node], own: Collection[Node], graph: Graph) -> bool:
+    """Whether a hook writes in place to memory that is read outside of it."""
+    written = written_storages(nodes)
+    return bool(written) and any(n not in own and storage_of(n) in written and _is_read(n, own) for n in graph.nodes)

@@ -1,0 +1,83 @@
+"""All kinds of regions at once: recorded while a model is captured, then built into the tree of its graph."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from torch import nn
+from torch.autograd import Function
+from torch.fx import Graph, Node
+
+from tlfx.capture.autograd_functions import FunctionRecorder, check_function_calls, hoist_sizes, recorded_functions
+from tlfx.capture.checkpoints import recorded_checkpoints
+from tlfx.capture.hooks import keep_hooks_that_compute, recorded_hooks
+from tlfx.capture.leaf_modules import recorded_leaf_modules
+from tlfx.capture.marks import Recorder, collect_regions
+from tlfx.capture.regions import FunctionCall, Region, RegionTree
+
+__all__ = ["Recording", "build_tree", "recorded_regions"]
+
+
+class Recording(Recorder):
+    """The regions of one capture, and the errors that forwards of autograd functions raised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.functions = FunctionRecorder(self)
+
+    def function_that_raised(self, error: BaseException | None) -> type[Function] | None:
+        """The innermost autograd function whose forward raised an error, or what the error came from."""
+        while error is not None:
+            for raised, function in self.functions.errors:
+                if raised is error:
+                    return function
+            error = error.__cause__ or error.__context__
+        return None
+
+
+@contextlib.contextmanager
+def recorded_regions(model: nn.Module, recording: Recording) -> Iterator[None]:
+    """While the context is open, what a model runs through hooks, checkpoints, modules and functions is recorded."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(recorded_hooks(model, recording))
+        stack.enter_context(recorded_leaf_modules(model, recording))  # inside of the hooks of a module
+        stack.enter_context(recorded_checkpoints(recording))
+        stack.enter_context(recorded_functions(recording.functions))
+        yield
+
+
+def build_tree(graph: Graph, recording: Recording) -> RegionTree:
+    """The regions of a captured graph.
+
+    Marks, hooks that only look on, checks of sizes, and nodes that neither an output nor a region needs are erased.
+    """
+    tree = keep_hooks_that_compute(graph, RegionTree(graph, collect_regions(graph, recording.regions)))
+    tree = tree.without(graph, {r for r in tree.regions if not r.has_rule and not _runs(r)})
+    for node in list(graph.nodes):
+        if node.op == "call_function" and not node.users and "_assert_" in str(node.target):
+            graph.erase_node(node)
+    kept = {x for r in tree.regions if _runs(r) for x in (*r.inputs, *r.outputs) if isinstance(x, Node)}
+    graph.eliminate_dead_code(lambda node: bool(node.is_impure()) or node in kept)
+    tree = tree.without(graph, ())
+    moved = hoist_sizes(tree)
+    if moved:
+        tree = RegionTree(graph, _outside_functions(graph, tree, moved))
+    check_function_calls(tree)
+    return tree
+
+
+def _runs(region: Region) -> bool:
+    """Whether the aligned graph runs a region as one: nothing does inside of an autograd function, which runs whole."""
+    return region.runs_as_one and not any(isinstance(r, FunctionCall) for r in list(region.ancestors)[1:])
+
+
+def _outside_functions(graph: Graph, tree: RegionTree, moved: set[Node]) -> dict[Node, Region]:
+    """The innermost region of each operator, where some were moved out of calls of autograd functions."""
+    innermost: dict[Node, Region] = {}
+    for node in graph.nodes:
+        call = tree.function_call_of(node)
+        region = call.parent if call is not None and node in moved else tree.region_of(node)
+        if region is not None:
+            innermost[node] = region
+    return innermost

@@ -1,0 +1,62 @@
+"""Contexts around a capture: gradient and autocast modes, no output, model and random states as before."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import random
+import warnings
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import nn
+
+__all__ = ["capture_mode", "quiet", "state_kept"]
+
+
+@contextlib.contextmanager
+def capture_mode(device: str) -> Iterator[None]:
+    """Gradients on, so that regions without are seen; autocast as it is, without a cache that would outlive capture."""
+    device = "cpu" if device == "meta" else device  # which has no autocast of its own
+    autocast = torch.autocast(
+        device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device), cache_enabled=False
+    )
+    with torch.inference_mode(False), torch.enable_grad(), autocast:
+        yield
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without what export prints of a graph that it cannot finish: the error tells it in one line."""
+    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = log.level
+    log.setLevel(max(log.getEffectiveLevel(), logging.ERROR))
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
+@contextlib.contextmanager
+def state_kept(model: nn.Module) -> Iterator[Callable[[], bool]]:
+    """Leave the random states of torch, NumPy and Python as they were found, and no new attributes or hooks on modules.
+
+    Gives a function that tells whether a forward has drawn from Python or NumPy.
+    """
+    places = [vars(m) for m in model.modules()]
+    places += [v for place in places for k, v in place.items() if k.endswith("_hooks") and isinstance(v, dict)]
+    known = [(place, set(place)) for place in places]
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield lambda: random.getstate() != python or not all(map(np.array_equal, np.random.get_state(), numpy))
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        for now, before in known:
+            for name in now.keys() - before:
+                del now[name]

@@ -1,0 +1,63 @@
+"""Atomic file writes: readers see the old file or the complete new one, never a part."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+__all__ = ["write_atomically"]
+
+
+def write_atomically(path: str | Path, fill: Callable[[IO[bytes]], object]) -> None:
+    """Write a file under a temporary name in the same folder, flush it to the disk, and rename it to ``path``.
+
+    If ``fill`` or the disk fails, or the process is killed, the previous file stays as it was. A replaced file keeps
+    its permissions, a symbolic link keeps pointing at the file that is replaced. Pipes and devices (``/dev/stdout``)
+    cannot be replaced and are written directly.
+
+    Args:
+        path: the file to write.
+        fill: called with a binary file object; writes the content to it.
+
+    Raises OSError if the file cannot be written, and whatever ``fill`` raises.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "report.txt"
+    >>> write_atomically(file, lambda raw: raw.write(b"done"))
+    >>> file.read_text()
+    'done'
+    """
+    target = Path(path)
+    if target.exists() and not target.is_file():
+        with target.open("wb") as file:
+            fill(file)
+        return
+    target = target.resolve()  # os.replace would replace a symbolic link itself
+    new = target.with_name(f"{target.name}.new")
+    try:
+        with new.open("wb") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileNotFoundError):  # there is no previous file
+            shutil.copymode(target, new)
+        os.replace(new, target)
+    except BaseException:
+        with suppress(OSError):  # the first error is the one to show
+            new.unlink()
+        raise
+    _flush_folder(target.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Flush the rename to the disk, on systems that let a folder be opened."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

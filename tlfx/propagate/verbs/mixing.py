@@ -1,0 +1,136 @@
+"""Spatial mixing by a weight that the graph computes, and aggregation by the weights of a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from tlfx import runtime
+from tlfx.errors import ProvenanceError, RuleError
+from tlfx.operations import Operation
+from tlfx.propagate.labels import Operand
+from tlfx.propagate.values import Value
+from tlfx.propagate.verbs.movement import with_image
+from tlfx.propagate.verbs.pointwise import Pointwise
+from tlfx.propagate.verbs.reduction import Reduction
+from tlfx.propagate.verbs.subscripts import (
+    ContractionAxes,
+    SubscriptedIds,
+    Subscripts,
+    arrange,
+    equation,
+    letters_of,
+)
+
+__all__ = ["Mixing", "Term", "with_image_labels"]
+
+Term = tuple[Value, Subscripts]
+"""A value, and a subscript for each of its axes."""
+
+
+class Mixing(Pointwise, Reduction):
+    """Steps of contractions: content under a weight, its axes classified."""
+
+    def _axes(self, x: Value, of_x: Sequence[str], of_w: Sequence[str], out: Sequence[str]) -> ContractionAxes:
+        """The axes of a contraction of ``x`` with a weight. Raises ProvenanceError if it sums over the batch."""
+        content = SubscriptedIds.of(x, of_x)
+        if content.batch not in out:
+            raise ProvenanceError("this contraction sums over the batch; labels belong to one sample each")
+        return ContractionAxes.of(content, of_w, out)
+
+    def _from_axes(self, ids: Tensor, subscripts: Sequence[str], axes: ContractionAxes, out: Subscripts) -> Value:
+        """Content of the output from ids with subscripts; its labels are constant along all other axes."""
+        return self.from_ids(arrange(ids, subscripts, axes.out), axes.content.where_in(out))
+
+    def _aggregate(self, w: Value, of_w: Subscripts, axes: ContractionAxes, out: Subscripts) -> Value:
+        """Aggregation by the weights of a layer; elements of the same token are counted together."""
+        self.record(Operation.AGGREGATION)
+        self._check_weight(w)
+        kept = axes.content.varying(axes.out)
+        ids = with_image(axes.content.pick([*kept, *axes.tokens]))
+        columns, groups = ids.reshape(ids.shape[: len(kept)].numel(), -1).unique(dim=1, return_inverse=True)
+        along = [of_w.index(c) for c in axes.tokens]
+        shape = ids.shape[: len(kept)]
+        new = self.label(runtime.weighted, Operand(columns), w.node, groups, along, shape=shape, kwargs=self.signed)
+        return self._from_axes(new, kept, axes, out)
+
+    def _mix(
+        self, w: Value, of_w: Subscripts, axes: ContractionAxes, out: Subscripts, value: Term | None = None
+    ) -> Value:
+        """Spatial mixing; if ``value`` is given, its norms weight the heads."""
+        self.record(Operation.SPATIAL_MIX)
+        is_softmax = w.softmax_dim is not None and [of_w[w.softmax_dim]] == axes.tokens
+        axes = with_image_labels(axes)
+        if value is not None:
+            ids = self._mixed(runtime.heads_by_norm, w, of_w, axes, axes.kept, self.signed, value)
+        else:
+            options = {"is_softmax": True} if is_softmax else self.signed
+            ids = self._mixed(runtime.mix, w, of_w, axes, axes.kept, options)
+        return self._from_axes(ids, axes.kept, axes, out)
+
+    def _mixed(
+        self,
+        function: Callable[..., Tensor],
+        w: Value,
+        of_w: Subscripts,
+        axes: ContractionAxes,
+        kept: Sequence[str],
+        options: dict[str, Any],
+        value: Term | None = None,
+    ) -> Tensor:
+        """Ids, with the subscripts ``kept``, of labels mixed by a weight, and by the norms of ``value`` if given."""
+        self._check_weight(w)
+        content, labels = axes.content, axes.varying
+        sizes = dict(zip(axes.weight, _shape_of_sample(w, of_w, content), strict=True))
+        sizes |= {c: content.size_of(c) for c in labels}
+        queries = [c for c in kept if c not in content.subscripts]
+        args: tuple[Any, ...] = (w.node, Operand(content.pick(labels)), equation(axes.weight, labels, kept, queries))
+        options = {"where": _where_in_weight(content, of_w), **options}
+        if value is not None:
+            x, of_x = value
+            self._check_weight(x)
+            letters = letters_of((*labels, *axes.weight, *kept, *content.split(of_x)), queries)
+            args += (x.node, "".join(letters[c] for c in content.split(of_x)))
+            options |= {"where_value": content.where_in(of_x)}
+        return self.label(
+            function,
+            *args,
+            shape=[sizes[c] for c in kept],
+            kwargs=options,
+            query_axis=kept.index(queries[0]) if len(queries) == 1 and function is not runtime.context else None,
+        )
+
+    def _check_weight(self, w: Value) -> None:
+        if w.node is self.node:
+            raise RuleError(
+                f"{self.node.name} computes its own mixing weights, which no node of the graph holds: write it as two "
+                "operators"
+            )
+
+    def in_place(self, w: Value, of_w: Subscripts, tokens: list[str], out: Subscripts) -> Value:
+        """A mixing that is left out of the alignment: each query keeps its label."""
+        for content in w.maps:
+            if all(content.shape[of_w.index(c)] == 1 for c in tokens):
+                return self.content(arrange(content, of_w, out))
+        raise ProvenanceError(f"{self.node.name} cannot be left out of the alignment: its queries have no label")
+
+
+def with_image_labels(axes: ContractionAxes) -> ContractionAxes:
+    """The axes of content in which elements without content have the image-level label."""
+    return replace(axes, content=replace(axes.content, ids=with_image(axes.content.ids)))
+
+
+def _where_in_weight(content: SubscriptedIds, of_w: Subscripts) -> runtime.BatchAxis | None:
+    """The place of the batch in a weight, None if all samples share the weight."""
+    return content.where_in(of_w) if content.batch in of_w else None
+
+
+def _shape_of_sample(w: Value, of_w: Subscripts, content: SubscriptedIds) -> list[int]:
+    """Shape of a weight for one sample."""
+    shape: list[int] = []
+    for c, size in zip(of_w, w.shape, strict=True):
+        shape.extend(content.where[1:] if c == content.batch else (size,))
+    return shape

@@ -62,26 +62,34 @@ def _is_empty(value: Any) -> bool:
 
 
 class _Description:
-    """Describes one value, and collects the containers in it."""
+    """Describes one value, and collects the containers in it.
 
-    def __init__(self) -> None:
+    Values may share objects, or refer to one another in circles: each object is described once.
+    """
+
+    def __init__(self, outer: _Description | None = None) -> None:
         self.containers: list[Any] = []
         self.is_data = True
-        self.count = 0
-        self._inside: set[int] = set()
+        self._known: dict[int, tuple[Any, bool]] = {} if outer is None else outer._known
+        self._order: dict[int, int] = {} if outer is None else outer._order
 
     def of(self, value: Any) -> Any:
         """The description of a value; IGNORED if it holds a tensor."""
-        self.count += 1
         if isinstance(value, ATOMS):
             return type(value), value
         if isinstance(value, Tensor):
             return IGNORED
-        if id(value) in self._inside:
+        if id(value) in self._known:
+            described, is_data = self._known[id(value)]
+            self.is_data &= is_data
+            return described if described is IGNORED else ("again", self._order[id(value)])
+        if id(value) in self._order or len(self._order) > _MANY:  # in a circle, or too large to be compared by content
             return self._identity(value)
-        self._inside.add(id(value))
+        self._order[id(value)] = len(self._order)
+        before, self.is_data = self.is_data, True
         described = self._of_compound(value)
-        self._inside.discard(id(value))
+        self._known[id(value)] = described, self.is_data
+        self.is_data &= before
         return described
 
     def _of_compound(self, value: Any) -> Any:
@@ -104,11 +112,9 @@ class _Description:
         return type(value), tuple(described)
 
     def _of_object(self, value: Any) -> Any:
-        inner = _Description()
-        inner._inside = self._inside
+        inner = _Description(self)
         attributes = {name: inner.of(x) for name, x in vars(value).items()}
-        self.count += inner.count
-        if not inner.is_data or self.count > _MANY:
+        if not inner.is_data:
             return self._identity(value)
         if any(x is IGNORED for x in attributes.values()):
             return IGNORED
@@ -121,5 +127,7 @@ class _Description:
 
 
 def _may_be_data(value: Any) -> bool:
-    """Whether a value is an object with attributes other than a module, a class or a function."""
-    return hasattr(value, "__dict__") and not isinstance(value, nn.Module | type) and not callable(value)
+    """Whether a value is an object with attributes, of a class other than a module or a class of torch (the state of
+    fully_shard refers to thousands of objects)."""
+    own = type(value).__module__.partition(".")[0] != "torch"
+    return own and hasattr(value, "__dict__") and not isinstance(value, nn.Module | type) and not callable(value)

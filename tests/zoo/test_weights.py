@@ -39,7 +39,7 @@ def test_names_and_shapes_that_do_not_fit(tmp_path: Path) -> None:
         load_weights(untouched, tmp_path / "w.pt")
     assert str(raised.value) == (
         f"--weights '{tmp_path / 'w.pt'}' does not fit Sequential: 1 missing: 0.bias; 1 unexpected: head.weight; "
-        "1 of another shape: 0.weight (5, 3), not (4, 3). Give the model it was saved from, with the same --kwargs"
+        "1 of another shape: 0.weight (5, 3), not (4, 3). Name the model that it was saved from, with the same --kwargs"
     )
     assert torch.equal(untouched[1].running_mean, before)
 
@@ -56,7 +56,7 @@ def test_files_that_hold_no_state_dict(tmp_path: Path) -> None:
         load_weights(model(), file)
     torch.save({"epoch": 3, "state_dict": model().state_dict()}, file)
     with pytest.raises(
-        ModelError, match=r"holds a dict of epoch, state_dict, expected a state_dict, .* save only that part"
+        ModelError, match=r"holds a dict of epoch, state_dict, expected a state_dict .* save only that part"
     ):
         load_weights(model(), file)
     torch.save([torch.zeros(1)], file)

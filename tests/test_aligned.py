@@ -327,7 +327,7 @@ def test_targets_have_the_structure_of_the_output(name: str) -> None:
     share_of_image = mixture().mask.mean((1, 2, 3))
     patches = mixture().mask.unfold(2, 4, 4).unfold(3, 4, 4).mean((1, 4, 5))
     logits = torch.stack((share_of_image, 1 - share_of_image), 1)
-    expected = made(logits, torch.stack((patches, 1 - patches), 1))
+    expected = made(logits, torch.stack((patches, 1 - patches), 1))  # type: ignore[no-untyped-call]
     expected = tree_map(lambda leaf: leaf if isinstance(leaf, Tensor) else None, expected)
     assert tree_map(type, soft) == tree_map(type, expected)
     for one, other in zip(tree_leaves(soft), tree_leaves(expected), strict=True):
@@ -623,8 +623,8 @@ def replace_module(model: nn.Module) -> None:
 
 
 CHANGES: dict[str, Callable[[nn.Module], Any]] = {
-    "load": lambda m: m.load_state_dict(deepcopy(STATE)),
-    "assign": lambda m: m.load_state_dict(deepcopy(STATE), assign=True),
+    "load": lambda m: m.load_state_dict(deepcopy(STATE)),  # type: ignore[has-type]
+    "assign": lambda m: m.load_state_dict(deepcopy(STATE), assign=True),  # type: ignore[has-type]
     "parameter": replace_parameter,
     "module": replace_module,
     "classes": reset(7, "token"),
@@ -655,7 +655,7 @@ def test_an_optimiser_made_before_aligning() -> None:
     for optimiser in optimisers:
         optimiser.step()
     assert_same(list(aligned.parameters()), list(plain.parameters()))
-    plain.zero_grad(), aligned.zero_grad()
+    plain.zero_grad(), aligned.zero_grad()  # type: ignore[func-returns-value]
     assert_same_step(plain, aligned, pictures())
 
 
@@ -688,7 +688,7 @@ def test_copies_are_aligned_and_apart(name: str) -> None:
     plain = tlfx.unalign(deepcopy(copy))
     assert_same_step(plain, copy, pictures())
     assert_same(share(copy, pictures(), mixture().mask), labels)
-    assert not torch.equal(aligned.head.bias, copy.head.bias)
+    assert not torch.equal(aligned.head.bias, copy.head.bias)  # type: ignore[arg-type]
 
 
 def test_state_dicts_go_between_plain_and_aligned_models() -> None:

@@ -41,7 +41,7 @@ class Net(nn.Module):
 class Chooses(Net):
     def __init__(self) -> None:
         super().__init__()
-        self.forward = self.forward_max
+        self.forward = self.forward_max  # type: ignore[method-assign]
 
 
 class ChoosesWithoutOne(nn.Module):
@@ -59,7 +59,7 @@ class ChoosesWithoutOne(nn.Module):
 class Partial(Net):
     def __init__(self) -> None:
         super().__init__()
-        self.forward = functools.partial(self.forward_max, scale=2.0)
+        self.forward = functools.partial(self.forward_max, scale=2.0)  # type: ignore[method-assign]
 
 
 def doubled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -73,19 +73,19 @@ def doubled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 class Decorated(Net):
     def __init__(self) -> None:
         super().__init__()
-        self.forward = doubled(self.forward)
+        self.forward = doubled(self.forward)  # type: ignore[method-assign]
 
 
 class DecoratedTwice(Net):
     def __init__(self) -> None:
         super().__init__()
-        self.forward = doubled(torch.no_grad()(doubled(self.forward_max)))
+        self.forward = doubled(torch.no_grad()(doubled(self.forward_max)))  # type: ignore[method-assign]
 
 
 class Closure(Net):
     def __init__(self) -> None:
         super().__init__()
-        self.forward = lambda x: self.forward_max(x, 3.0)
+        self.forward = lambda x: self.forward_max(x, 3.0)  # type: ignore[method-assign]
 
 
 class DecoratedInTheClass(Net):
@@ -96,7 +96,7 @@ class DecoratedInTheClass(Net):
 
 def patched() -> nn.Module:
     model = Net()
-    model.forward = model.forward
+    model.forward = model.forward  # type: ignore[method-assign]
     return model
 
 
@@ -206,7 +206,7 @@ def test_functional_call(captured: bool, leaves: bool) -> None:
         logits = output[0] if model is aligned else output
         results.append([logits, *torch.autograd.grad(logits.square().sum(), list(given.values()))])
     assert all(map(torch.equal, *results))
-    assert torch.equal(aligned.norm.running_mean, plain.norm.running_mean)
+    assert torch.equal(aligned.norm.running_mean, plain.norm.running_mean)  # type: ignore[arg-type]
     torch.manual_seed(0)
     output, _ = aligned(images, target)
     torch.manual_seed(0)

@@ -138,7 +138,7 @@ def test_a_scripted_model() -> None:
 @pytest.fixture
 def one_process(tmp_path: Path) -> Iterator[None]:
     """A process group of this process alone."""
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)  # type: ignore[attr-defined]
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
@@ -154,7 +154,7 @@ WRAPPERS: dict[str, tuple[Callable[[nn.Module], nn.Module], str]] = {
         lambda model: FullyShardedDataParallel(model, device_id=torch.device("cpu")),
         r"use tlfx.align\(model\), then torch.distributed.fsdp.fully_shard\(model\)",
     ),
-    "OptimizedModule": (torch.compile, r"use torch.compile\(tlfx.align\(model\)\)"),
+    "OptimizedModule": (torch.compile, r"use torch.compile\(tlfx.align\(model\)\)"),  # type: ignore[dict-item]
 }
 
 

@@ -17,7 +17,7 @@ import tlfx
 
 ROOT = Path(__file__).parents[1] / "tlfx"
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "operations", "policy", "files"),
+    ("errors", "files", "operations", "policy"),
     ("_torch",),
     ("mix",),
     ("runtime",),
@@ -30,8 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("plans",),
     ("aligned",),
     ("recording",),
-    ("assign",),
-    ("losses",),
+    ("assign", "losses"),
     ("report",),
     ("analysis",),
     ("testing",),

@@ -13,7 +13,7 @@ from test_twins import TOLERANCE, inputs, rectangles, soft_rows, target
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear
-from twins.families import CLASSES, randomise, small_convnext, small_mixer, small_swin, unfused
+from twins.families import CLASSES, randomise, small_convnext, small_mixer, small_swin, unfused  # type: ignore[attr-defined]
 from twins.policies import aligned_share
 
 import tlfx
@@ -196,7 +196,7 @@ def test_gates_of_samples_and_windows() -> None:
         def forward(self, x: Tensor, depth: Any = None) -> Tensor:
             return join(x * 1, self.conv(x), depth)
 
-    model, images, mask = Dropped(join), torch.randn(BATCH, 3, 8, 8), rectangles(BATCH, 8)
+    model, images, mask = Dropped(join), torch.randn(BATCH, 3, 8, 8), rectangles(BATCH, 8)  # type: ignore[arg-type]
     aligned = tlfx.align(deepcopy(model), policy=tlfx.Policy(residual="gated"))
     found = labels_of(aligned, (images, depth), mask)[1]
     expected = summed(model, mask, lambda x, y: (1.0, 2.0 * depth.double().view(-1, 1, 1, 1)), images)

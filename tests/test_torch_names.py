@@ -45,9 +45,9 @@ def disable_dynamo() -> None:
 
 
 def autocast() -> None:
-    mode = _torch.enter_autocast("cpu", torch.bfloat16, True, True)
+    mode = _torch.enter_autocast("cpu", torch.bfloat16, True, True)  # type: ignore[no-untyped-call]
     assert torch.is_autocast_enabled("cpu")
-    _torch.exit_autocast(mode)
+    _torch.exit_autocast(mode)  # type: ignore[no-untyped-call]
     assert not torch.is_autocast_enabled("cpu")
 
 
@@ -87,7 +87,7 @@ def fully_sharded() -> None:
     assert not _torch.is_fully_sharded(nn.Module())
     state = _fsdp_state.FSDPState()
     state._mp_policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
-    module._get_fsdp_state = lambda: state
+    module._get_fsdp_state = lambda: state  # type: ignore[method-assign]
     assert "_get_fsdp_state" in vars(FSDPModule)
     assert "_mp_policy" in inspect.getsource(_fsdp_state.FSDPState)
     assert _torch.fsdp_policy(module).param_dtype is torch.bfloat16
@@ -115,7 +115,7 @@ def flash_attention() -> None:
             torch.ones_like(output), query, key, value, output, weight, 0.0, False, attn_mask=None, scale=None
         )
     assert torch.equal(output, expected)
-    assert all(torch.equal(g, x.grad) for g, x in zip(gradients, (query, key, value), strict=True))
+    assert all(torch.equal(g, x.grad) for g, x in zip(gradients, (query, key, value), strict=True))  # type: ignore[arg-type]
 
 
 def checkpoint_generator() -> None:

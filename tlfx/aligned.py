@@ -1,4 +1,4 @@
-"""Aligned models: the same module, of a class that also takes a target and returns the label that arrives."""
+"""Aligned models: the same module, of a class whose forward also takes a target and returns the aligned target."""
 
 from __future__ import annotations
 
@@ -36,38 +36,38 @@ def align(
 ) -> M:
     """Align a model in place and return it: the same object with the same parameters, of a subclass of its class.
 
-    ``model(images)`` stays what it was, in training and evaluation. ``model(images, target)`` returns
+    ``model(images)`` does not change, in training and evaluation. ``model(images, target)`` returns
     ``(output, soft_target)``: the model's own output, bit for bit, and the target that reaches it (TL-Align, arXiv
     2210.06455), a detached float32 tensor (batch, classes) with rows that sum to 1. A dense output (batch, channels,
     height, width) gets (batch, classes, height, width); tuples, lists, dicts and dataclasses of outputs get the same
-    structure of targets, with None for what carries no image content or is no floating-point tensor.
+    structure of targets, with None for outputs without image content or of a type other than floating point.
 
     The target is a :class:`tlfx.MixedTarget`, anywhere among the arguments or as ``target=``; integer labels (batch,)
     and soft labels (batch, classes) are taken as ``target=`` too and come back as plain soft targets. All other
-    arguments go to the model's own forward. The first call of its kind captures the model (some seconds); calls with
-    other image sizes, types, devices or modes capture it again, other batch sizes do not.
+    arguments are passed to the model's own forward. The first call captures the model (some seconds). Calls with other
+    image sizes, types, devices or modes capture it again; calls with other batch sizes do not. A model keeps the graphs
+    of its 16 most recently used kinds of call.
 
     Args:
         model: any module with images (batch, channels, height, width) among its inputs; video (batch, channels,
-            frames, height, width) likewise.
+            frames, height, width) is supported too.
         example: images, a tuple of arguments or a dict of keyword arguments to capture now.
-        layers: align attention only in these modules (glob patterns such as ``"blocks.[0-5]"``) or these attentions
-            (numbers in order of execution, −1 for the last); elsewhere it leaves labels in place (Table 8).
-        policy: rules to combine labels by in place of the paper's, see :class:`tlfx.Policy`.
-        on_unknown: ``"error"``, or ``"pointwise"`` to let labels pass operators without a rule that keep the shape.
-
-        attention: how the labels of fused attention (``scaled_dot_product_attention``) are computed. ``"fused"``: by a
-            second pass without autograd over some samples at a time, so that no tensor (batch, heads, queries, keys)
-            lives. ``"reuse"``: as further columns of the value in the model's own pass, where that is known to leave
-            its bits alone, which is the CPU's float32 kernel at the shapes where it rounds alike with the columns and
-            without; elsewhere as ``"fused"``. ``"auto"``: ``"reuse"`` on the CPU, ``"fused"`` on other devices.
-            Attention whose weights are in the graph is always reused. Outputs are the same bits in all cases.
+        layers: attention layers to align: glob patterns of modules such as ``"blocks.[0-5]"``, or numbers in order of
+            execution (−1 for the last). All others leave labels in place (Table 8).
+        policy: how labels are combined, by default as in the paper; see :class:`tlfx.Policy`. on_unknown: ``"error"``,
+        or ``"pointwise"`` to treat operators without a rule as point-wise if they keep the shape. attention: how the
+        labels of fused attention (``scaled_dot_product_attention``) are computed. ``"fused"``: by a
+            second pass without autograd over a few samples at a time, so that no tensor (batch, heads, queries, keys)
+            is allocated. ``"reuse"``: as extra columns of the value in the model's own pass, where this does not change
+            a bit of its output (the CPU's float32 kernel, at shapes where it rounds the same with and without the
+            columns); otherwise as ``"fused"``. ``"auto"``: ``"reuse"`` on the CPU, ``"fused"`` on other devices.
+            Attention weights that the graph computes are always reused. Outputs are bit-equal in all cases.
 
     Raises:
-        InputError: the model is no module, an option is unknown, or images have the wrong rank or type.
+        InputError: the model is not a module, an option is unknown, or images have the wrong rank or type.
         TargetError: the target does not fit the images or the classes.
         CaptureError: the model cannot be captured as a graph.
-        UnknownOperatorError: an operator that touches image content has no rule.
+        UnknownOperatorError: an operator that receives image content has no rule.
         NoContentError: no output carries image content.
 
     >>> model = align(nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)))
@@ -91,7 +91,7 @@ def align(
 
 
 def unalign(model: M) -> M:
-    """Make an aligned model what it was before, in place, and return it; any other model is returned as it is.
+    """Undo :func:`align` in place and return the model; a model that is not aligned is returned unchanged.
 
     >>> type(unalign(align(nn.Identity())))
     <class 'torch.nn.modules.linear.Identity'>
@@ -106,7 +106,7 @@ def unalign(model: M) -> M:
 
 
 def _plain_class(kind: type[nn.Module]) -> type[nn.Module]:
-    """A class without alignment; one that was derived from an aligned class, as fully_shard does, is derived anew."""
+    """The class without alignment; a class derived from an aligned class (by fully_shard) is derived from its base."""
     if "_tlfx_base" in vars(kind):
         base: type[nn.Module] = vars(kind)["_tlfx_base"]
         return base
@@ -116,7 +116,7 @@ def _plain_class(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 def aligned_code(model: nn.Module, example: Any = None) -> str:
-    """Python code of the aligned graph that ran last, or of the one for ``example`` (as in :func:`align`).
+    """Python code of the aligned graph that ran last, or of the graph for ``example`` (as in :func:`align`).
 
     Raises InputError if the model is not aligned, or has not been captured and no example is given.
     """
@@ -128,19 +128,19 @@ def aligned_code(model: nn.Module, example: Any = None) -> str:
 
 
 class Aligned(nn.Module):
-    """Base of the classes that :func:`align` makes: ``isinstance(model, Aligned)`` tells whether a model is aligned."""
+    """Base of all aligned classes: ``isinstance(model, Aligned)`` tells whether a model is aligned."""
 
     _tlfx_base: type[nn.Module]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's hooks and forward; those of fully_shard in mixed precision are not to round a target."""
+        """The model's hooks and forward; hooks of fully_shard in mixed precision must not cast a target."""
         if casts_arguments(self):
             args = tuple(_Sealed(a) if isinstance(a, MixedTarget) else a for a in args)
             kwargs = {k: _Sealed(v) if isinstance(v, MixedTarget) or k == "target" else v for k, v in kwargs.items()}
         return super().__call__(*args, **kwargs)
 
     def forward(self, *args: Any, target: Any = None, **kwargs: Any) -> Any:
-        """The model's own forward, or ``(output, soft_target)`` where a target is among the arguments."""
+        """The model's own forward, or ``(output, soft_target)`` if a target is among the arguments."""
         args, target, kwargs = tuple(map(_opened, args)), _opened(target), {k: _opened(v) for k, v in kwargs.items()}
         targets = [a for a in (*args, *kwargs.values()) if isinstance(a, MixedTarget)]
         args = tuple(a for a in args if not isinstance(a, MixedTarget))
@@ -156,29 +156,29 @@ class Aligned(nn.Module):
         return planner_of(self).run(self, Call.of(*args, **kwargs), targets[0])
 
     def _get_name(self) -> str:
-        """What printing shows; the class has the name of its base, which libraries write into checkpoints."""
+        """The name that printing shows; ``__name__`` is that of the base, which libraries write into checkpoints."""
         return type(self).__qualname__
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Copies and pickles hold the model and the options; graphs are captured anew."""
+        """Copies and pickles hold the model and the options; graphs are captured again."""
         state = {k: v for k, v in self.__dict__.items() if k != "_tlfx"}
         return _rebuilt, (self._tlfx_base, planner_of(self).options), state
 
 
 def _takes_target(model: nn.Module) -> bool:
-    """Whether the model's own forward has a parameter named target, which then takes all but mixed targets."""
+    """Whether the model's own forward has a parameter named target, which receives every target but a mixed one."""
     return any(parameter.name == "target" for parameter in own_parameters(model))
 
 
 class _Sealed:
-    """A target that no hook looks into, as it would into a dictionary or dataclass."""
+    """Wraps a target so that hooks do not recurse into it, as they do into dictionaries and dataclasses."""
 
     def __init__(self, content: Any) -> None:
         self.content = content
 
 
 def _opened(argument: Any) -> Any:
-    """An argument as it was given, out of its seal, or a target of which a hook has made a dictionary."""
+    """The original argument: unwrapped, or a target again if a hook has rebuilt it as a plain dictionary."""
     if isinstance(argument, _Sealed):
         return argument.content
     is_target = type(argument) is dict and argument.keys() >= {"mask", "num_classes", "smoothing"}
@@ -193,7 +193,7 @@ def _rebuilt(base: type[nn.Module], options: Options) -> nn.Module:
 
 
 def _aligned_class(base: type[nn.Module]) -> type[nn.Module]:
-    """The subclass of a module's class whose forward takes a target, the same one each time."""
+    """The subclass of a module's class whose forward takes a target, made once."""
     kind = _CLASSES.get(base)
     if kind is None:
         kind = _CLASSES[base] = _make_class(base)
@@ -227,7 +227,7 @@ def _make_class(base: type[nn.Module]) -> type[nn.Module]:
 
 
 def planner_of(model: nn.Module) -> Planner:
-    """What an aligned model keeps. Raises InputError for any other model."""
+    """The planner of an aligned model. Raises InputError for any other model."""
     if not isinstance(model, Aligned):
         raise InputError(f"{type(model).__name__} is not aligned: call tlfx.align(model) first")
     planner: Planner = model.__dict__["_tlfx"]
@@ -244,5 +244,7 @@ def _options(layers: Sequence[str | int] | None, policy: Policy | None, on_unkno
     if isinstance(layers, str | int):
         layers = (layers,)
     if layers is not None and not all(isinstance(x, str | int) for x in layers):
-        raise InputError(f"layers={layers!r}: expected module patterns such as 'blocks.0' or numbers of attentions")
+        raise InputError(
+            f"layers={layers!r}: expected module patterns such as 'blocks.0' or numbers of attention layers"
+        )
     return Options(None if layers is None else tuple(layers), check_policy(policy), on_unknown, attention)

@@ -1,4 +1,4 @@
-"""What an aligned model keeps: an aligned graph for each kind of call, and how a call is run through it."""
+"""Plans of an aligned model: an aligned graph for each kind of call, and how a call runs through it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tlfx.trace import trace
 __all__ = ["MOST_PLANS", "Capture", "Plan", "Planner"]
 
 MOST_PLANS = 16
-"""Plans that a model keeps; the one that was used least recently goes first."""
+"""Most plans that a model keeps; the least recently used plan is dropped first."""
 _FEW_CHANGES = 4
 """Captures because of one attribute before a warning says so."""
 _LOG = logging.getLogger("tlfx")
@@ -38,7 +38,7 @@ _LOG = logging.getLogger("tlfx")
 
 @dataclass(frozen=True, eq=False)
 class Capture:
-    """A captured graph, and what it depends on in the rules, the call and the model."""
+    """A captured graph, and the rules, the kind of call and the settings of the model that it was captured for."""
 
     captured: Captured
     rules: object
@@ -46,7 +46,7 @@ class Capture:
     settings: Settings
 
     def fits(self, model: nn.Module, call: Call) -> bool:
-        """Whether it is what a capture for this call would be."""
+        """Whether a new capture for this call would give the same graph."""
         return self.is_like(call) and self.settings.are_current(model)
 
     def is_like(self, call: Call) -> bool:
@@ -56,14 +56,14 @@ class Capture:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """An aligned graph, and what its outputs and observed labels are."""
+    """An aligned graph, and the labels of its outputs and of observed modules."""
 
     graph_module: GraphModule
     captured: Captured
     outputs: list[OutputLabel | None]
     observed: ObservedLabels
     program: GraphModule
-    """The graph as it is run: parts that must go through modules or be checkpointed are segments."""
+    """The graph as it runs: regions are segments, which run through modules or under a checkpoint."""
     capture: Capture
     record: tuple[str, ...]
 
@@ -75,14 +75,14 @@ class Plan:
         return self.structured(outputs), list(shares[:count]), list(shares[count:])
 
     def structured(self, leaves: Iterable[Any]) -> Any:
-        """One thing for each output, in the structure of the model's output."""
+        """A flat list with one item for each output, in the structure of the model's output."""
         return pytree.tree_unflatten(list(leaves), self.captured.out_spec)
 
 
 class Planner:
-    """What an aligned model keeps beside its own state: options, a plan for each kind of call, and open recorders.
+    """The options of an aligned model, a plan for each kind of call, and open recorders.
 
-    At most :data:`MOST_PLANS` plans are kept, the last used last.
+    At most :data:`MOST_PLANS` plans are kept, in the order of their last use.
     """
 
     def __init__(self, options: Options) -> None:
@@ -122,7 +122,7 @@ class Planner:
         plan = self._find(model, call, record) or self._make(model, call, record)
         if self.latest is not plan:
             self.latest = plan
-            if not torch.compiler.is_compiling():  # a list that changes at a call would be compiled again at each call
+            if not torch.compiler.is_compiling():  # torch.compile guards on the list and would recompile at each change
                 self._put_last(plan)
         return plan
 
@@ -133,19 +133,19 @@ class Planner:
         return None
 
     def _put_last(self, plan: Plan) -> None:
-        """Put a plan and its capture last, and drop those beyond the limit."""
+        """Move a plan and its capture to the end, and drop those beyond the limit."""
         self.plans = [*(p for p in self.plans if p is not plan), plan][-MOST_PLANS:]
         self.captures[:] = [*(c for c in self.captures if c is not plan.capture), plan.capture][-MOST_PLANS:]
 
     @disable_dynamo
     def _make(self, model: nn.Module, call: Call, record: tuple[str, ...]) -> Plan:
         """A new plan, of a new capture if there is none for calls like this one."""
-        with outside_transforms():  # inside torch.func.grad even constants would be wrapped
+        with outside_transforms():  # torch.func.grad would wrap even constants
             return self._make_outside(model, call, record)
 
     def _make_outside(self, model: nn.Module, call: Call, record: tuple[str, ...]) -> Plan:
         REGISTRY.load()
-        plan = self._find(model, call, record)  # a compiled call may not have seen that it fits
+        plan = self._find(model, call, record)  # a compiled call may not have found it
         if plan is not None:
             return plan
         kept = next((c for c in reversed(self.captures) if c.fits(model, call)), None) or self._capture(model, call)
@@ -160,12 +160,12 @@ class Planner:
     def _capture(self, model: nn.Module, call: Call) -> Capture:
         self._tell(model, call)
         kept = Capture(capture(model, call), REGISTRY.generation, call.key, Settings(model))
-        self.captures.append(kept)  # even if no plan comes of it, such as for a pattern that matches nothing
+        self.captures.append(kept)  # kept even if planning fails, as it does for a pattern that matches nothing
         del self.captures[:-MOST_PLANS]
         return kept
 
     def _tell(self, model: nn.Module, call: Call) -> None:
-        """Say in the log why the model is captured, and warn once if it is captured over and over for one attribute."""
+        """Log why the model is captured, and warn once if the same attribute keeps causing captures."""
         last = next((c for c in reversed(self.captures) if c.is_like(call)), None)
         name = None if last is None else last.settings.change()
         if name is None:

@@ -216,9 +216,9 @@ ERRORS: dict[str, tuple[Callable[[], Fidelity], type[Exception], str]] = {
         tlfx.InputError,
         "enable mixing in the mixer, and pass an unexhausted loader",
     ),
-    "no model": (lambda: fidelity("vit", []), tlfx.InputError, "fidelity takes a torch.nn.Module, got a str"),
+    "no model": (lambda: fidelity("vit", []), tlfx.InputError, "fidelity takes a torch.nn.Module, got a str"),  # type: ignore[arg-type]
     "no labels": (
-        lambda: fidelity(Mean(), [PICTURES]),
+        lambda: fidelity(Mean(), [PICTURES]),  # type: ignore[list-item]
         tlfx.InputError,
         r"the loader yielded a Tensor, expected two tensors \(images, labels\)",
     ),
@@ -258,7 +258,7 @@ ERRORS: dict[str, tuple[Callable[[], Fidelity], type[Exception], str]] = {
         r"policies=\[\]: expected a list of tlfx.Policy, such as \[tlfx.Policy\(\)\]",
     ),
     "policies by name": (
-        lambda: fidelity(Mean(), [], policies=["skip"]),
+        lambda: fidelity(Mean(), [], policies=["skip"]),  # type: ignore[list-item]
         tlfx.InputError,
         "policy='skip': expected a tlfx.Policy such as",
     ),

@@ -66,7 +66,7 @@ def test_mixing_ratios_by_hand(measured: tuple[Any, list[Figures]]) -> None:
 def test_the_image_and_the_output(measured: tuple[Any, list[Figures]]) -> None:
     first, *_, last_block, output = measured[1][:5]
     assert (first.aligned, first.moved, first.similarity, first.transmix) == (first.area, 0.0, None, None)
-    assert (first.presence.least, first.presence.most, first.presence.faded) == (1.0, 1.0, 0.0)  # type: ignore[union-attr]
+    assert (first.presence.least, first.presence.most, first.presence.faded) == (1.0, 1.0, 0.0)
     assert output.aligned == pytest.approx(last_block.aligned, abs=1e-6)
     assert output.transmix == last_block.transmix
     assert (output.height, output.width, output.fixed, output.moved) == (1, 1, None, None)

@@ -260,8 +260,8 @@ def test_in_a_module_under_checkpoint(reentrant: bool) -> None:
 def test_in_a_module_with_hooks() -> None:
     net = Net(lambda s, x: s.act(x).flip(1), act=Activation())
     calls: list[str] = []
-    net.act.register_forward_hook(lambda *_: calls.append("forward"))  # type: ignore[union-attr,operator]
-    net.act.register_full_backward_hook(lambda *_: calls.append("backward"))  # type: ignore[union-attr,operator]
+    net.act.register_forward_hook(lambda *_: calls.append("forward"))
+    net.act.register_full_backward_hook(lambda *_: calls.append("backward"))
     plain, aligned = net, align(deepcopy(net))
     three_steps(plain, IMAGES, aligned=False)
     assert calls == ["forward", "backward"] * 3

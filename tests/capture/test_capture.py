@@ -562,7 +562,7 @@ def test_a_forward_that_needs_to_know_the_batch_size() -> None:
     for batch in (3, 2, 5, 1, 3):
         soft = assert_same_step(plain, aligned, pictures(batch))
         torch.testing.assert_close(soft, free(pictures(batch), mixture(batch))[1], **LABEL)
-    assert sorted(captured_batches(aligned)) == [1, 2, 3, 5]
+    assert sorted(captured_batches(aligned)) == [1, 2, 3, 5]  # type: ignore[type-var]
     assert captured_batches(free) == [None]
 
 

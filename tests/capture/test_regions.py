@@ -67,7 +67,7 @@ class Repeated(nn.Module):
 def test_hooks_see_sizes_as_numbers() -> None:
     net = Net(lambda s, x: s.part(x, x.shape[0])[0], part=Repeated())
     seen: list[Any] = []
-    net.part.register_forward_hook(lambda module, args, output: seen.append((args[1], output[1])))  # type: ignore[union-attr,operator]
+    net.part.register_forward_hook(lambda module, args, output: seen.append((args[1], output[1])))
     aligned = align(net)
     torch.testing.assert_close(share(aligned, IMAGES, MASK), PIXELS.flip(1), rtol=0, atol=1e-6)
     del seen[:]

@@ -186,7 +186,7 @@ def test_settings_keep_no_replaced_tensor() -> None:
     settings = Settings(module)
     replaced = [weakref.ref(module[0].linear.weight), weakref.ref(module[0].mask), weakref.ref(module[0].seen[0])]
     module[0].linear.weight = nn.Parameter(torch.ones(3, 3))
-    module[0].mask = module[0].seen = None
+    module[0].mask = module[0].seen = None  # type: ignore[assignment]
     gc.collect()
     assert [reference() for reference in replaced] == [None] * 3
     assert not settings.are_current(module)
@@ -226,10 +226,10 @@ def test_a_recapture_names_what_changed(caplog: pytest.LogCaptureFixture) -> Non
     images = torch.rand(2, 3, 4, 4)
     with caplog.at_level(logging.INFO, "tlfx"):
         model(images, target())
-        model[0].temperature = 2.0
+        model[0].temperature = 2.0  # type: ignore[assignment]
         output, _ = model(images, target())
         model(images, target())
-        model[0].temperature = 1.0
+        model[0].temperature = 1.0  # type: ignore[assignment]
         model(images, target())
     assert torch.equal(output, model[0].conv(images).mul(2.0).mean((2, 3)))
     assert [r.getMessage() for r in caplog.records if r.name == "tlfx"] == [

@@ -199,9 +199,9 @@ def assert_close_runs(folder: Path, single: Path) -> None:
                 assert float(ours[column]) == pytest.approx(float(theirs[column]), rel=1e-5), column
     ours, theirs = last(folder), last(single)
     for name in ("state_dict", "state_dict_ema"):
-        for key, tensor in theirs[name].items():
+        for key, tensor in theirs[name].items():  # type: ignore[attr-defined]
             torch.testing.assert_close(ours[name][key], tensor, atol=2e-6, rtol=1e-5)
-    assert ours["settings"]["processes"] == 2
+    assert ours["settings"]["processes"] == 2  # type: ignore[comparison-overlap]
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ def peak(image: Tensor) -> tuple[int, int]:
     """The most salient pixel, by OpenCV, of an image of three colours and any range."""
     low, high = image.float().min(), image.float().max()
     pixels = ((image.float() - low) * (255 / (high - low))).byte().numpy()[::-1].transpose(1, 2, 0)
-    _, saliency = cv2.saliency.StaticSaliencyFineGrained_create().computeSaliency(np.ascontiguousarray(pixels))
+    _, saliency = cv2.saliency.StaticSaliencyFineGrained_create().computeSaliency(np.ascontiguousarray(pixels))  # type: ignore[attr-defined]
     return divmod(int(saliency.argmax()), image.shape[-1])
 
 
@@ -115,7 +115,7 @@ def test_a_backbone_of_timm_attends_and_an_aligned_model_learns() -> None:
     backbone = timm.create_model("test_resnet", num_classes=0).eval()
     model = tlfx.align(timm.create_model("test_vit", img_size=64, num_classes=CLASSES))
     images, labels = batch(3, 64, 64)
-    images, target = AttentiveCutMix(backbone.forward_features, patches=2, num_classes=CLASSES)(images, labels)
+    images, target = AttentiveCutMix(backbone.forward_features, patches=2, num_classes=CLASSES)(images, labels)  # type: ignore[arg-type]
     assert not images.requires_grad
     assert len(target.mask.flatten(1).unique(dim=0)) == 3
     logits, soft = model(images, target)

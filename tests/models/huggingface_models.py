@@ -40,9 +40,9 @@ def build(kind: str, task: str, attention: str | None = None, **config: Any) -> 
 
 def upernet() -> nn.Module:
     """A segmenter over a pyramid of a backbone's maps."""
-    backbone = hf.SwinConfig(**{**SWIN, "image_size": 64}, out_features=["stage1", "stage2"])
+    backbone = hf.SwinConfig(**{**SWIN, "image_size": 64}, out_features=["stage1", "stage2"])  # type: ignore[call-arg]
     return hf.UperNetForSemanticSegmentation(
-        hf.UperNetConfig(backbone_config=backbone, hidden_size=16, auxiliary_in_channels=32, auxiliary_loss_weight=0.4,
+        hf.UperNetConfig(backbone_config=backbone, hidden_size=16, auxiliary_in_channels=32, auxiliary_loss_weight=0.4,  # type: ignore[call-arg]
                          use_auxiliary_head=False, num_labels=5)
     )  # fmt: skip
 

@@ -74,7 +74,7 @@ def test_json_has_the_documented_form(report_of: ReportOf) -> None:
     assert list(data["summary"]) == CLASSES == list(data["flops_by_class"])
     for node in data["nodes"]:
         assert list(node) == list(NODE_KEYS)
-        assert all(isinstance(node[k], kind) for k, kind in NODE_KEYS.items())
+        assert all(isinstance(node[k], kind) for k, kind in NODE_KEYS.items())  # type: ignore[arg-type]
         assert node["class"] in CLASSES
     assert sum(data["summary"].values()) == len(data["nodes"])
     assert sum(data["flops_by_class"].values()) == data["flops"] == sum(n["flops"] for n in data["nodes"])
@@ -236,7 +236,7 @@ def test_an_index_without_data_is_followed() -> None:
 
 def test_a_mask_without_data_is_explained() -> None:
     def write(tokens: Tensor, model: nn.Module) -> Any:
-        return tokens.masked_scatter(model.mask, tokens[..., :8])
+        return tokens.masked_scatter(model.mask, tokens[..., :8])  # type: ignore[arg-type]
 
     assert inspect(Shuffle(write), input_size=SIZE).counts["aggregation"] == 1
     with torch.device("meta"):

@@ -33,7 +33,7 @@ def printed(view: Any, width: int, **options: Any) -> str:
 @pytest.mark.parametrize("name", MODELS)
 def test_the_tree_reads_as_it_did(name: str, report_of: ReportOf) -> None:
     model, kwargs = MODELS[name]
-    text = printed(report_of(model, **kwargs), 100)
+    text = printed(report_of(model, **kwargs), 100)  # type: ignore[arg-type]
     file = GOLDEN / f"{name}.txt"
     if os.environ.get("TLFX_GOLDEN"):
         file.write_text(text, encoding="utf-8")

@@ -57,7 +57,7 @@ def unfused(build: Callable[[], nn.Module]) -> nn.Module:
     model = build()
     for module in model.modules():
         if hasattr(module, "fused_attn"):
-            module.fused_attn = False
+            module.fused_attn = False  # type: ignore[assignment]
     return model
 
 

@@ -1,4 +1,4 @@
-"""Models that cannot be aligned as they are, refused with the order in which it works."""
+"""Models that cannot be aligned: they are refused with the order of calls that works."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ORDER = {
         "torch.nn.parallel.DistributedDataParallel(tlfx.align(model)), one process for each device"
     ),
     ("torch.distributed.fsdp", "FullyShardedDataParallel"): (
-        "tlfx.align(model), then torch.distributed.fsdp.fully_shard(model), which takes its place"
+        "tlfx.align(model), then torch.distributed.fsdp.fully_shard(model), which replaces it"
     ),
     ("torch._dynamo", "OptimizedModule"): "torch.compile(tlfx.align(model))",
 }
@@ -27,7 +27,7 @@ _ORDER = {
 
 
 def check_alignable(model: Any) -> None:
-    """Raise InputError for what is not a module, or is a wrapper that has to be put around the aligned model."""
+    """Raise InputError for an object other than a module, and for a wrapper that must be applied after alignment."""
     if not isinstance(model, nn.Module):
         raise InputError(f"align takes a torch.nn.Module, got {type(model).__name__}")
     for (module, name), order in _ORDER.items():

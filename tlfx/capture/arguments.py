@@ -1,4 +1,4 @@
-"""A call of a model: its arguments, the images among them, and what a capture depends on in them."""
+"""A call of a model: its arguments, the images among them, and the key of captures for it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["Call", "is_channels_last"]
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """The arguments of one call, looked at once.
+    """The arguments of one call, flattened once.
 
     Attributes:
-        args, kwargs: as they were given.
+        args, kwargs: the arguments, unchanged.
         leaves, spec: all arguments as a flat list, and their structure.
         tensors: the tensors among the leaves, in the order in which a captured graph takes them.
         images: the first tensor with a height and a width.
@@ -58,7 +58,8 @@ class Call:
 
     @property
     def key(self) -> Hashable:
-        """What a capture depends on in a call: all but the batch size and the values of tensors, and autocast."""
+        """The part of a call that a capture depends on: all but the batch size and the values of tensors; and
+        autocast."""
         known: Hashable = self.__dict__.get("_key")
         if known is None:
             known = self.__dict__["_key"] = self._make_key()
@@ -84,7 +85,8 @@ def _images_of(tensors: list[Tensor]) -> Tensor:
 
 
 def _key_of(x: Any, batch: int) -> Hashable:
-    """Of a tensor its type, device, layout and shape, but for a first axis as long as the batch; else the value."""
+    """Type, device, layout and shape of a tensor (without a first axis as long as the batch); any other argument
+    itself."""
     if not isinstance(x, Tensor):
         return type(x), x if isinstance(x, Hashable) else repr(x)
     batched = x.dim() > 0 and x.shape[0] == batch
@@ -92,5 +94,5 @@ def _key_of(x: Any, batch: int) -> Hashable:
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether a tensor (batch, channels, height, width) lies in memory with its channels last."""
+    """Whether a tensor (batch, channels, height, width) has the channels-last memory format."""
     return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()

@@ -1,7 +1,7 @@
-"""Autograd functions: calls of a user's torch.autograd.Function are regions, so that their backward stays the user's.
+"""Autograd functions: calls of a user's torch.autograd.Function are regions, so that their own backward runs.
 
-Capture runs through the forward of the function, so that labels follow it; an aligned graph calls the function itself.
-Calls are recorded in ``forward``, not in ``apply``, of which a module may hold a bound copy (``swish = Swish.apply``).
+Capture traces the forward of the function, so that labels follow it; an aligned graph calls the function itself. Calls
+are recorded in ``forward``, not in ``apply``, because a module may hold a bound ``apply`` (``swish = Swish.apply``).
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class FunctionRecorder:
         self._kept: dict[type[Function], Any] = {}
 
     def patch(self, function: type[Function]) -> None:
-        """Record what goes through ``apply`` of a function, until :meth:`restore`."""
-        if function in self._kept:  # it derives from several
+        """Record calls of a function through ``apply``, until :meth:`restore`."""
+        if function in self._kept:  # reached before through another base
             return
         self._kept[function] = vars(function).get("forward")
         function.forward = staticmethod(self._recorded(function, function.forward))  # type: ignore[method-assign]
 
     def restore(self) -> None:
-        """Give all functions back their own forward."""
+        """Restore the forward of all functions."""
         for function, forward in self._kept.items():
             if forward is None:
                 del function.forward
@@ -65,7 +65,7 @@ class FunctionRecorder:
 
     def _run(self, function: type[Function], given: tuple[Any, Any], run: Callable[[], Any]) -> Any:
         leaves, spec = tree_flatten(given)
-        if any(isinstance(x, SymFloat | SymBool) for x in leaves):  # captured again with a fixed batch, it is a number
+        if any(isinstance(x, SymFloat | SymBool) for x in leaves):  # the retry with a fixed batch makes it a number
             raise RuntimeError(f"{function.__name__} is given a number that is computed from the batch size")
         if "<locals>" in function.__qualname__:
             _check_closures(function)
@@ -73,7 +73,7 @@ class FunctionRecorder:
         self.recorder.begin(call, leaves)
         versions = {id(x): x._version for x in leaves if isinstance(x, Tensor)}
         try:
-            with torch._C.DisableTorchFunction():  # modes that are set inside end with the call: the graph has none
+            with torch._C.DisableTorchFunction():  # modes set inside end with the call: not for the graph
                 result = _distinct(run(), versions)
         except Exception as error:
             self.errors.append((error, function))
@@ -84,8 +84,7 @@ class FunctionRecorder:
 
 @contextlib.contextmanager
 def recorded_functions(functions: FunctionRecorder) -> Iterator[None]:
-    """While the context is open, calls of autograd functions other than torch's own are recorded, those of classes that
-    are made in it among them."""
+    """Record calls of autograd functions other than torch's own, including those of classes defined in the context."""
     before = vars(Function).get("__init_subclass__")
 
     def patch_new(cls: type[Function], /, **kwargs: Any) -> None:
@@ -106,7 +105,7 @@ def recorded_functions(functions: FunctionRecorder) -> Iterator[None]:
 
 
 def _subclasses(kind: type[Function]) -> Iterator[type[Function]]:
-    """The classes that derive from a function, except torch's own; a class comes after those that derive from it."""
+    """The subclasses of a function class, except torch's own; a class comes after its own subclasses."""
     for derived in kind.__subclasses__():
         yield from _subclasses(derived)
         if derived.__module__.partition(".")[0] != "torch":
@@ -139,7 +138,7 @@ def _distinct(result: Any, versions: dict[int, int]) -> Any:
 
 
 def _check_closures(function: type[Function]) -> None:
-    """Raise CaptureError for a class that is made in a forward and holds tensors or sizes of this one call."""
+    """Raise CaptureError for a class that is defined in a forward and holds tensors or sizes of that call."""
     for name in ("forward", "backward", "setup_context"):
         code = inspect.unwrap(getattr(function, name))
         for variable, value in inspect.getclosurevars(code).nonlocals.items() if inspect.isfunction(code) else ():
@@ -152,7 +151,7 @@ def _check_closures(function: type[Function]) -> None:
 
 
 def hoist_sizes(tree: RegionTree) -> set[Node]:
-    """Move arithmetic on sizes out of calls of autograd functions, whose inside the aligned graph leaves out; returns
+    """Move arithmetic on sizes out of calls of autograd functions, since the aligned graph omits their inside; returns
     the nodes that were moved."""
     moved: set[Node] = set()
     for call in tree.function_calls:
@@ -175,8 +174,8 @@ def _is_size(node: Node) -> bool:
 
 
 def check_function_calls(tree: RegionTree) -> None:
-    """Raise CaptureError where a call of an autograd function depends on more than its arguments, or gives more than it
-    returns."""
+    """Raise CaptureError where a call of an autograd function reads tensors other than its arguments, or other nodes
+    read tensors that it does not return."""
     for call in tree.function_calls:
         inside, given, returned = set(call.nodes), set(call.inputs), set(call.results)
         for node in call.nodes:

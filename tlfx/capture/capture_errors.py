@@ -60,7 +60,7 @@ def explain(
 
 
 def check_vmap(kind: str, graph: Graph) -> None:
-    """Raise CaptureError if a vmap stands in a graph: what begins and ends it is lost."""
+    """Raise CaptureError if a graph contains a vmap: export drops the calls that begin and end it."""
     for node in graph.nodes:
         if "_functorch" in str(getattr(node.target, "__module__", "")):
             raise CaptureError(
@@ -97,6 +97,6 @@ def _line_of(error: Exception) -> str:
 
 
 def _is_library(filename: str) -> bool:
-    """Whether a source file is torch's, generated, or machinery around a forward."""
+    """Whether a source file belongs to torch, is generated, or belongs to contextlib."""
     torch_folder = str(inspect.getsourcefile(torch)).rsplit("/", 1)[0]
     return filename.startswith((torch_folder, "<")) or filename == contextlib.__file__

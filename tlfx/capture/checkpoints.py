@@ -1,4 +1,4 @@
-"""Checkpoints: calls under torch.utils.checkpoint are regions, whichever of its two kinds they use."""
+"""Checkpoints: calls under torch.utils.checkpoint, reentrant or not, are regions."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["recorded_checkpoints"]
 
 @contextlib.contextmanager
 def recorded_checkpoints(recorder: Recorder) -> Iterator[None]:
-    """While the context is open, calls under torch.utils.checkpoint are recorded, and run without it."""
+    """Record calls under torch.utils.checkpoint, which run without it in the context."""
     names = ("_checkpoint_without_reentrant_generator_impl", "_checkpoint_without_reentrant_generator")
     name = next(n for n in names if hasattr(checkpointing, n))
     generator, function = getattr(checkpointing, name), checkpointing.CheckpointFunction
-    try:  # where the functions that everyone calls look them up
+    try:  # torch.utils.checkpoint.checkpoint looks both up in its module
         setattr(checkpointing, name, _recorded(generator, recorder))
         checkpointing.CheckpointFunction = SimpleNamespace(apply=_recorded_reentrant(recorder))  # type: ignore[misc,assignment]
         yield
@@ -32,7 +32,7 @@ def recorded_checkpoints(recorder: Recorder) -> Iterator[None]:
 
 
 def _recorded(original: Callable[..., Any], recorder: Recorder) -> Callable[..., Any]:
-    """In place of the generator that checkpoints what runs between its steps."""
+    """Replaces the generator that checkpoints the code between its two steps."""
     signature = inspect.signature(original)
 
     def recorded(*args: Any, **kwargs: Any) -> Iterator[None]:
@@ -47,7 +47,7 @@ def _recorded(original: Callable[..., Any], recorder: Recorder) -> Callable[...,
 
 
 def _recorded_reentrant(recorder: Recorder) -> Callable[..., Any]:
-    """In place of the autograd function that runs without gradients first."""
+    """Replaces the autograd function of reentrant checkpoints."""
 
     def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
         region = Checkpoint(options={"preserve_rng_state": preserve_rng_state})

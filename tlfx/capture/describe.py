@@ -1,4 +1,4 @@
-"""Attributes of a module as values that can be compared: data by content, everything else by identity."""
+"""Attributes of a module as comparable values: data by content, everything else by identity."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ INTERNAL = frozenset(vars(nn.Module())) - {"training"} | {*COMPILED, "_tlfx"}
 
 
 def describe(value: Any) -> Any:
-    """What a value is, to be compared by ``==`` without calling the ``__eq__`` of tensors, arrays or user's classes.
+    """A description of a value that ``==`` compares without calling ``__eq__`` of tensors, arrays or user classes.
 
     An object is described by its attributes if all of them are data, else by its identity.
 
@@ -37,7 +37,8 @@ def describe(value: Any) -> Any:
 
 
 def describe_attributes(held: dict[str, Any]) -> dict[str, Any]:
-    """Descriptions of the attributes of a module that count, by name; an empty list counts once it holds anything."""
+    """Descriptions of the relevant attributes of a module, by name; an empty container counts once it holds
+    anything."""
     named = {n: describe(value) for n, value in held.items() if n not in INTERNAL and not _is_empty(value)}
     return {name: described for name, described in named.items() if described is not IGNORED}
 
@@ -48,7 +49,7 @@ def is_ignored(name: str, value: Any) -> bool:
 
 
 def containers_in(name: str, value: Any) -> list[Any]:
-    """The lists, sets and dictionaries that an attribute of a module consists of, those of plain objects among them."""
+    """The lists, sets and dictionaries in an attribute of a module, including those of plain objects."""
     if type(value) in _PLAIN or name in INTERNAL:
         return []
     description = _Description()

@@ -44,14 +44,14 @@ class Captured:
 
 
 class _ForwardRecord:
-    """What the captured forward does: an object that export passes by, as it would not a tensor or a list."""
+    """What the captured forward does; torch.export ignores an object of a plain class."""
 
     out_spec: pytree.TreeSpec
     assigned: list[str]
 
 
 class _Entry(nn.Module):
-    """The model's forward as a function of flat tensors; everything else in the call is fixed."""
+    """The model's forward as a function of flat tensors; all other arguments are fixed."""
 
     def __init__(self, model: nn.Module, call: Call) -> None:
         super().__init__()
@@ -74,12 +74,12 @@ class _Entry(nn.Module):
 def capture(model: nn.Module, call: Call, any_batch: bool = True) -> Captured:
     """Capture the model's own forward for a call, in the model's present mode, for any batch size if it can be.
 
-    Without ``any_batch`` it is captured for the size at hand alone, which takes half the time.
+    Without ``any_batch`` it is captured for the batch size of the call only, which takes half the time.
 
-    The model, its buffers and the global random state stay as they are. Raises CaptureError with the reason, the source
+    The model, its buffers and the global random state are unchanged. Raises CaptureError with the reason, the source
     line and the remedy.
     """
-    REGISTRY.load()  # what is wrong with rules is not to be taken for a failure of the model
+    REGISTRY.load()  # an error in a rule must not look like a failure of the model
     entry, recording = _Entry(model, call), Recording()
     batched = [x.dim() > 0 and x.shape[0] == call.batch for x in call.tensors]
     try:
@@ -102,7 +102,7 @@ def capture(model: nn.Module, call: Call, any_batch: bool = True) -> Captured:
 
 
 def _run(model: nn.Module, call: Call) -> None:
-    """Run a forward and leave no trace of it in buffers, attributes or random states."""
+    """Run a forward, and restore buffers, attributes and random states."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         with state_kept(model), torch.no_grad():
@@ -133,7 +133,7 @@ def _export(entry: nn.Module, tensors: list[Tensor], dynamic: list[bool] | None,
     ):
         example = tuple(_example(x, bool(dynamic and dynamic[i])) for i, x in enumerate(tensors))
         program = torch.export.export(entry, example, dynamic_shapes=shapes, strict=False)
-        if has_drawn():  # a graph would repeat for ever what was drawn once
+        if has_drawn():  # the graph would repeat the same numbers at every call
             raise RuntimeError("the forward draws from the random generator of Python or NumPy: use torch's instead")
         unchecked = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
         return program.module(**unchecked)
@@ -147,7 +147,7 @@ def _cleaned(
     batch: int | None,
     recording: Recording,
 ) -> Captured:
-    """A graph module of our own: flat inputs and outputs, no checks, parameters read from the model itself."""
+    """The captured graph module: flat inputs and outputs, no checks, parameters read from the model itself."""
     graph = Graph()
     outputs = pytree.tree_leaves(graph.graph_copy(program.graph, {}), is_leaf=lambda x: x is None)
     split = len(outputs) - len(entry.record.assigned)
@@ -179,7 +179,7 @@ def _attribute(module: nn.Module, path: str) -> Any:
 
 
 def _assign_buffers(graph: Graph, assigned: dict[str, Node]) -> None:
-    """Nodes that give the model the buffers its forward assigns."""
+    """Nodes that assign buffers to the model, as its forward does."""
     with graph.inserting_before(graph.output_node()):
         for path, value in assigned.items():
             parent, _, name = f"{MODEL}.{path}".rpartition(".")
@@ -187,7 +187,7 @@ def _assign_buffers(graph: Graph, assigned: dict[str, Node]) -> None:
 
 
 def assign_buffer(module: nn.Module, name: str, value: Tensor) -> None:
-    """Give a module a buffer, as its forward does."""
+    """Assign a buffer to a module, as its forward does."""
     setattr(module, name, value)
 
 
@@ -195,7 +195,7 @@ torch.fx.node.has_side_effect(assign_buffer)
 
 
 def _is_own(model: nn.Module, path: str) -> bool:
-    """Whether a path of the graph leads to something of the model, not to a constant that capture lifted out of it."""
+    """Whether a path of the graph leads to a part of the model, not to a constant that torch.export lifted."""
     root, _, rest = path.partition(".")
     try:
         return root == MODEL and isinstance(_attribute(model, rest) if rest else model, Tensor | nn.Module)
@@ -204,7 +204,7 @@ def _is_own(model: nn.Module, path: str) -> bool:
 
 
 def _strip_entry(node: Node, kind: str) -> None:
-    """Paths of modules as the model itself has them, the model itself of class ``kind`` being at the empty path."""
+    """Paths of modules relative to the model; the model itself, of class ``kind``, has the empty path."""
     stack = node.meta.get("nn_module_stack")
     if stack:
         node.meta["nn_module_stack"] = {
@@ -213,21 +213,21 @@ def _strip_entry(node: Node, kind: str) -> None:
 
 
 def _names(call: Call, model: nn.Module) -> list[str]:
-    """Names of the tensors of a call, as the model's own forward has them."""
+    """Names of the tensors of a call in the model's own forward."""
     positional = [parameter.name for parameter in own_parameters(model)]
     given = (*zip(positional, call.args, strict=False), *call.kwargs.items())
     return [name for name, value in given for x in pytree.tree_leaves(value) if isinstance(x, Tensor)]
 
 
 def _rename(placeholders: list[Node], names: list[str]) -> None:
-    """Inputs go by the names of the model's own forward."""
+    """Name the inputs as the model's own forward does."""
     for node, name in zip(placeholders, names, strict=False):
         rename(node, name)
         node.target = node.name
 
 
 def _flatten(output: Any) -> tuple[list[Any], pytree.TreeSpec]:
-    """Leaves and structure of an output; torch is told how to take apart the dataclasses that it does not know."""
+    """Leaves and structure of an output; dataclasses that torch does not know are registered as pytrees."""
     leaves, spec = pytree.tree_flatten(output)
     unknown = {type(x) for x in leaves if dataclasses.is_dataclass(x) and not isinstance(x, type)}
     for kind in unknown:

@@ -1,9 +1,8 @@
 """Hooks: calls of modules with hooks are regions, and so is each run of a hook while the model is captured.
 
-Capture runs through hooks as through any other code. A hook whose results the graph reads, such as one that changes
-what its module returns, is a part of the computation, and labels follow it; any other hook fires at every aligned call.
-Hooks of torch.distributed, which gather parameters, never run while a model is captured.
-"""
+Capture traces hooks like any other code. A hook whose results the graph reads, such as one that changes the output of
+its module, is a part of the computation, and labels follow it; any other hook fires at every aligned call. Hooks of
+torch.distributed, which gather parameters, never run while a model is captured."""
 
 from __future__ import annotations
 
@@ -40,13 +39,13 @@ class _HookRecorder:
         self.calls: list[HookedCall] = []
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before all hooks of a module."""
+        """Runs before all hooks of a module."""
         leaves, spec = tree_flatten((args, kwargs))
         self.calls.append(HookedCall(subject=module, spec=spec))
         self.recorder.begin(self.calls[-1], leaves)
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        """After all hooks of a module."""
+        """Runs after all hooks of a module."""
         outputs, self.calls[-1].out_spec = tree_flatten(output)
         self.recorder.end(self.calls.pop(), outputs)
 
@@ -59,7 +58,7 @@ class _HookRecorder:
             self.recorder.begin(run)
             try:
                 result = hook(module, *given)
-            except Exception as error:  # it reads values, which are not there yet, and may well look on at run time
+            except Exception as error:  # it reads values, which fake tensors lack; it may still only observe
                 call.failed[number] = f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
             run.changes = is_changed(result, given)
             self.recorder.end(run)
@@ -70,8 +69,7 @@ class _HookRecorder:
 
 @contextlib.contextmanager
 def recorded_hooks(model: nn.Module, recorder: Recorder) -> Iterator[None]:
-    """While the context is open, calls of modules with hooks are recorded. The hooks of the model itself are left out:
-    its own call runs them."""
+    """Record calls of modules with hooks, except the model itself, whose own call runs its hooks."""
     hooks = _HookRecorder(recorder)
     with contextlib.ExitStack() as stack:
         for module in {m: None for m in model.modules() if m is not model}:
@@ -105,7 +103,7 @@ def _is_distributed(hook: Any) -> bool:
 
 
 def _idle(module: nn.Module, kind: str) -> Callable[..., Any]:
-    """What a hook of torch.distributed does to types, without what it does to parameters."""
+    """A hook that casts as a hook of torch.distributed does, without touching parameters."""
     given, made = casts_of(module)
     if kind == "_forward_pre_hooks":
         return lambda module, args, kwargs=None: given(args) if kwargs is None else (given(args), given(kwargs))
@@ -113,7 +111,7 @@ def _idle(module: nn.Module, kind: str) -> Callable[..., Any]:
 
 
 def keep_hooks_that_compute(graph: Graph, tree: RegionTree) -> RegionTree:
-    """Take hooks that only look on out of a graph, and note those that it computes; the tree without runs of hooks.
+    """Remove hooks that only observe from a graph, and note those that it computes; returns the tree without hook runs.
 
     Raises CaptureError for a hook that changes what is computed and could not be captured.
     """
@@ -124,7 +122,7 @@ def keep_hooks_that_compute(graph: Graph, tree: RegionTree) -> RegionTree:
 
 
 def _judge(run: HookRun, graph: Graph) -> None:
-    """A hook that the graph depends on is a part of it; of any other nothing is left in it."""
+    """Keep the nodes of a hook if the graph depends on them, else erase them."""
     alive = set(graph.nodes)
     nodes = [node for node in run.nodes if node in alive]
     own = set(nodes)

@@ -18,8 +18,7 @@ __all__ = ["recorded_leaf_modules"]
 
 @contextlib.contextmanager
 def recorded_leaf_modules(model: nn.Module, recorder: Recorder) -> Iterator[None]:
-    """While the context is open, calls of modules with a rule are recorded, from the end of their pre-hooks to the
-    beginning of their forward hooks."""
+    """Record calls of modules with a rule, from the end of their pre-hooks to the start of their forward hooks."""
     calls: list[LeafCall] = []
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Marks: while a model is captured, an operator in the graph tells where each region begins and ends."""
+"""Marks: an operator that a capture puts into the graph where a region begins and ends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Recorder", "collect_regions"]
     "tlfx::mark", mutates_args=(), schema="(Tensor[] values, SymInt[] sizes, int region, bool begins) -> ()"
 )
 def _mark(values: Sequence[Tensor], sizes: Sequence[int], region: int, begins: bool) -> None:
-    """Tells a graph that a region begins or ends, and with which values."""
+    """Marks the begin or the end of a region, with the values that go in or come out."""
 
 
 @_mark.register_fake
@@ -53,9 +53,9 @@ class Recorder:
 
 
 def collect_regions(graph: Graph, regions: Sequence[Region]) -> dict[Node, Region]:
-    """The innermost region that each operator lies in; marks are taken out of the graph.
+    """The innermost region of each operator; marks are erased from the graph.
 
-    A region that does not end counts as none: an autograd function raised an error, which the model caught.
+    A region without an end is dropped: its autograd function raised an error, which the model caught.
     """
     open_regions: list[Region] = []
     inside: dict[Node, tuple[Region, ...]] = {}
@@ -83,7 +83,7 @@ def collect_regions(graph: Graph, regions: Sequence[Region]) -> dict[Node, Regio
 
 
 def _name(leaves: list[Any], values: Sequence[Node], sizes: Sequence[Any]) -> None:
-    """Nodes in place of the tensors and sizes among leaves; None in place of symbolic floats, which no mark holds."""
+    """Replace tensors and sizes among leaves by nodes, and symbolic floats, which a mark cannot hold, by None."""
     tensors, numbers = iter(values), iter(sizes)
     for place, leaf in enumerate(leaves):
         if isinstance(leaf, Tensor):

@@ -1,4 +1,4 @@
-"""Inlining of the sub-graphs that capture leaves for regions of another autocast or gradient mode."""
+"""Inlining of the sub-graphs that torch.export makes for code under another autocast or gradient mode."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["inline_subgraphs"]
 
 
 def inline_subgraphs(graph: Graph, held: dict[str, GraphModule]) -> None:
-    """Replace each call of a sub-graph by its nodes, between nodes that enter and leave its mode."""
+    """Replace each call of a sub-graph by its nodes, between nodes that enter and exit its mode."""
     autocast, set_grad = wrap_with_autocast(), wrap_with_set_grad_enabled()
     while calls := [n for n in graph.nodes if n.op == "call_function" and n.target in (autocast, set_grad)]:
         for node in calls:

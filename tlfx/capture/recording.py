@@ -1,4 +1,4 @@
-"""All kinds of regions at once: recorded while a model is captured, then built into the tree of its graph."""
+"""All kinds of regions, recorded while a model is captured, then built into the tree of its graph."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Recording(Recorder):
         self.functions = FunctionRecorder(self)
 
     def function_that_raised(self, error: BaseException | None) -> type[Function] | None:
-        """The innermost autograd function whose forward raised an error, or what the error came from."""
+        """The innermost autograd function whose forward raised an error or its cause."""
         while error is not None:
             for raised, function in self.functions.errors:
                 if raised is error:
@@ -38,7 +38,7 @@ class Recording(Recorder):
 
 @contextlib.contextmanager
 def recorded_regions(model: nn.Module, recording: Recording) -> Iterator[None]:
-    """While the context is open, what a model runs through hooks, checkpoints, modules and functions is recorded."""
+    """Record all calls of a model that are regions: of hooks, checkpoints, leaf modules and autograd functions."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(recorded_hooks(model, recording))
         stack.enter_context(recorded_leaf_modules(model, recording))  # inside of the hooks of a module
@@ -50,7 +50,7 @@ def recorded_regions(model: nn.Module, recording: Recording) -> Iterator[None]:
 def build_tree(graph: Graph, recording: Recording) -> RegionTree:
     """The regions of a captured graph.
 
-    Marks, hooks that only look on, checks of sizes, and nodes that neither an output nor a region needs are erased.
+    Erases marks, hooks that only observe, checks of sizes, and nodes that neither an output nor a region needs.
     """
     tree = keep_hooks_that_compute(graph, RegionTree(graph, collect_regions(graph, recording.regions)))
     tree = tree.without(graph, {r for r in tree.regions if not r.has_rule and not _runs(r)})
@@ -68,12 +68,12 @@ def build_tree(graph: Graph, recording: Recording) -> RegionTree:
 
 
 def _runs(region: Region) -> bool:
-    """Whether the aligned graph runs a region as one: nothing does inside of an autograd function, which runs whole."""
+    """Whether the aligned graph runs a region as one call: never inside an autograd function, which runs as a whole."""
     return region.runs_as_one and not any(isinstance(r, FunctionCall) for r in list(region.ancestors)[1:])
 
 
 def _outside_functions(graph: Graph, tree: RegionTree, moved: set[Node]) -> dict[Node, Region]:
-    """The innermost region of each operator, where some were moved out of calls of autograd functions."""
+    """The innermost region of each operator, after some were moved out of calls of autograd functions."""
     innermost: dict[Node, Region] = {}
     for node in graph.nodes:
         call = tree.function_call_of(node)

@@ -1,10 +1,9 @@
 """Regions: the parts of a captured graph that stand for one call, as a tree.
 
 A region is a call of a module with hooks (those that fully_shard gives a module among them), a call under
-torch.utils.checkpoint, a call of a module that has a rule, or a call of a torch.autograd.Function. Propagation asks the
-tree for calls that have a rule, rewriting asks where a label belongs, and segments run a region through the thing that
-it stands for.
-"""
+torch.utils.checkpoint, a call of a module that has a rule, or a call of a torch.autograd.Function. Propagation reads
+the calls that have a rule, rewriting reads the region that a label belongs to, and segments run each region as the call
+that it stands for."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ HOOKS = (*FORWARD_HOOKS, "_backward_pre_hooks", "_backward_hooks")
 
 @dataclass(eq=False, kw_only=True)
 class Region:
-    """A part of a graph: the flat values that go in and come out, nodes in place of tensors and sizes."""
+    """A part of a graph: its flat inputs and outputs, with nodes for tensors and sizes."""
 
     inputs: list[Any] = field(default_factory=list)
     outputs: list[Any] = field(default_factory=list)
@@ -36,7 +35,7 @@ class Region:
 
     @property
     def ancestors(self) -> Iterator[Region]:
-        """The region itself and those that it lies in, the innermost first."""
+        """The region itself and all regions around it, the innermost first."""
         region: Region | None = self
         while region is not None:
             yield region
@@ -49,7 +48,7 @@ class Region:
 
     @property
     def runs_as_one(self) -> bool:
-        """Whether the aligned graph runs what the region stands for, so that its inputs and outputs must be there."""
+        """Whether the aligned graph runs the region as one call, so that all its inputs and outputs are needed."""
         return False
 
 
@@ -87,7 +86,7 @@ class CallRegion(Region):
 
     @property
     def last(self) -> Node:
-        """The last node that the call computes: what follows it can read all of its outputs."""
+        """The last node of the call: nodes after it can read all outputs."""
         return self.nodes[-1]
 
 
@@ -205,22 +204,22 @@ class RegionTree:
 
     @property
     def function_calls(self) -> list[FunctionCall]:
-        """The calls of autograd functions that lie in no other such call."""
+        """The calls of autograd functions that are not inside another such call."""
         calls = [r for r in self.regions if isinstance(r, FunctionCall)]
         return [c for c in calls if not any(isinstance(r, FunctionCall) for r in list(c.ancestors)[1:])]
 
     def sources_of(self, node: Node) -> list[Node]:
-        """What a node is computed from; of a node in a call with a rule, the arguments of the call."""
+        """The inputs of a node; for a node in a call with a rule, the arguments of the call."""
         call = self.ruled_call_of(node)
         return node.all_input_nodes if call is None else [x for x in call.inputs if isinstance(x, Node)]
 
     def reader_of(self, node: Node) -> Node:
-        """The node at which the reads of a node count: of a node in a call with a rule, the end of the call."""
+        """The node at which the reads of a node count; for a node in a call with a rule, the last node of the call."""
         call = self.ruled_call_of(node)
         return node if call is None else call.last
 
     def without(self, graph: Graph, dropped: Collection[Region]) -> RegionTree:
-        """The tree of a graph's nodes without some regions; what lies in those lies in the next outer region."""
+        """The tree without some regions; their nodes belong to the next outer region."""
 
         def kept(region: Region | None) -> Region | None:
             return next((r for r in region.ancestors if r not in dropped), None) if region is not None else None
@@ -231,8 +230,8 @@ class RegionTree:
         return RegionTree(graph, {node: region for node, region in innermost.items() if region is not None})
 
     def copied(self, graph: Graph, copies: Mapping[Node, Node], innermost: Mapping[Node, Region]) -> RegionTree:
-        """The tree of another graph; ``copies`` gives the nodes that stand for inputs and outputs, ``innermost`` the
-        region of this tree that each node of the other graph lies in."""
+        """The tree of a copy of the graph: ``copies`` maps inputs and outputs to its nodes, ``innermost`` maps its
+        nodes to regions of this tree."""
         made = {region: copy(region) for region in self.regions}
         for region in made.values():
             region.parent = None if region.parent is None else made[region.parent]

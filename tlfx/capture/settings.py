@@ -1,7 +1,7 @@
-"""What a capture depends on in a model: the settings of its modules, and the types of its parameters and buffers.
+"""The settings of a model that a capture depends on: attributes of its modules, types of its parameters and buffers.
 
-The dictionaries of all modules are compared with copies made at capture. Dictionary equality looks for identical
-objects first, so that this takes a fraction of a millisecond for hundreds of modules.
+The dictionaries of all modules are compared with copies made at capture. Dictionary equality compares identities first,
+so that this takes a fraction of a millisecond for hundreds of modules.
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ __all__ = ["Settings"]
 
 
 class Settings:
-    """The settings of a model as they are now, to be compared with what they are later.
+    """A snapshot of the settings of a model.
 
-    They are: every attribute of every module, lists, dictionaries and plain objects among them included; classes,
-    parts, hooks and modes of modules; shapes, types, devices and sharing of parameters and buffers, but not their
-    values. Attributes that hold tensors are results that a forward left there, and do not count. An object that holds
-    modules, functions or other objects that are not plain data counts as changed only if another object takes its
-    place.
+    Settings are: every attribute of every module, including lists, dictionaries and plain objects; classes, submodules,
+    hooks and modes of modules; shapes, types, devices and sharing of parameters and buffers, but not their values.
+    Attributes that hold tensors are results of a forward, and do not count. An object that holds modules, functions or
+    other objects than plain data counts as changed only if another object replaces it.
 
     >>> model = nn.Sequential(nn.Dropout(0.1))
     >>> settings = Settings(model)
@@ -49,7 +48,7 @@ class Settings:
         self._copy()
 
     def are_current(self, model: nn.Module) -> bool:
-        """Whether ``model`` is the one that was captured, or a shallow copy of it, and nothing in it has changed."""
+        """Whether ``model`` is the captured model or a shallow copy of it, with equal settings."""
         if vars(model)["_modules"] is not self._own_parts:
             return False
         if torch.compiler.is_compiling():
@@ -57,18 +56,18 @@ class Settings:
         return (self._same_dictionaries() or self.change() is None) and self._tensors.are_current()
 
     def change(self) -> str | None:
-        """The first attribute that differs, as ``path.name``, None if all are the same."""
+        """The first attribute that differs, as ``path.name``; None if all are equal."""
         for module, before in self._described.items():
             name = _difference(before, _describe(module))
             if name is not None:
                 return f"{self._paths[module]}.{name}".lstrip(".")
-        self._copy()  # equal, but not the same objects: the next comparison is fast with those that are there now
+        self._copy()  # equal, but other objects: copying them makes the next comparison fast
         return self._tensors.change(self._paths)
 
     def _copy(self) -> None:
         """Copy what the fast comparison needs."""
         held, results = _containers(self._modules)
-        self._empty = [x for x in held if not x]  # hooks, mostly: to see that they still are takes less than to compare
+        self._empty = [x for x in held if not x]  # mostly hooks: testing for emptiness is cheaper than comparing
         self._held = [x for x in held if x]
         self._copies = [x.copy() for x in self._held]
         self._results = results
@@ -85,9 +84,9 @@ class Settings:
         self._traced = list(map(TracedSettings, self._modules))
 
     def _same_dictionaries(self) -> bool:
-        """Whether all dictionaries and lists hold what they held; False also if that cannot be told in this way.
+        """Whether all dictionaries and lists are equal to their copies; False also if ``==`` cannot tell.
 
-        What holds tensors is compared without them: ``==`` of tensors computes and waits for devices.
+        Tensors are not compared: ``==`` of tensors computes, and waits for devices.
         """
         try:
             return (
@@ -99,7 +98,7 @@ class Settings:
                 and list(map(type, map(operator.getitem, *self._numbers))) == self._number_types  # 1 == True == 1.0
                 and all(map(operator.is_, map(operator.getitem, *self._tuples), self._tuple_values))
             )
-        except Exception:  # an __eq__ that gives no bool, such as NumPy's
+        except Exception:  # an __eq__ that does not return a bool, such as NumPy's
             return False
 
     def _same_beside_results(self) -> bool:
@@ -113,7 +112,7 @@ _NUMBERS = (int, float, bool)
 
 
 def _describe(module: nn.Module) -> dict[str, Any]:
-    """Everything of a module but its tensors, by name."""
+    """Descriptions of all attributes of a module except tensors, by name."""
     held = vars(module)
     parts = {f"_modules[{name!r}]": (i, id(part)) for i, (name, part) in enumerate(held["_modules"].items())}
     hooks = {f"{kind}[{key}]": id(hook) for kind in HOOKS for key, hook in held[kind].items()}

@@ -1,4 +1,4 @@
-"""Parameters as capture needs them: whole under fully_shard, without gathering any, and real under functional_call."""
+"""Parameters as torch.export needs them: unsharded under fully_shard, and nn.Parameter under functional_call."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = ["casts_arguments", "casts_of", "whole_parameters"]
 
 @contextlib.contextmanager
 def whole_parameters(model: nn.Module) -> Iterator[None]:
-    """While the context is open, every module has in place of a sharded parameter one of its whole shape and of the
-    type it is computed in, without memory: to be captured, not to be computed with; in place of another tensor, as
-    torch.func.functional_call puts there, a parameter like it, since torch.export takes nothing else.
+    """Replace parameters in the context: a sharded parameter by one of its full shape and compute type, without memory
+    (for capture, not for computation); a tensor that torch.func.functional_call has put in its place by a parameter,
+    which torch.export requires.
 
     Raises CaptureError for parameters that are sharded by anything but fully_shard.
     """
@@ -53,7 +53,8 @@ def _like(tensor: Tensor) -> nn.Parameter:
 
 def _whole(parameter: Tensor, owner: nn.Module) -> nn.Parameter:
     dtype = fsdp_policy(owner).param_dtype if parameter.is_floating_point() else None
-    kind = parameter.device_mesh.device_type  # type: ignore[attr-defined]  # where it is gathered; parts may be offloaded
+    # the device it is gathered on; shards may be offloaded
+    kind = parameter.device_mesh.device_type  # type: ignore[attr-defined]
     device = parameter.device if parameter.device.type == kind else kind
     made = torch.empty_strided(parameter.shape, parameter.stride(), dtype=dtype or parameter.dtype, device=device)
     made.untyped_storage().resize_(0)
@@ -61,7 +62,7 @@ def _whole(parameter: Tensor, owner: nn.Module) -> nn.Parameter:
 
 
 def _owner(model: nn.Module, path: str, name: str) -> nn.Module:
-    """The module under fully_shard, nearest to a parameter, that gathers it."""
+    """The nearest module under fully_shard, which gathers the parameter."""
     parts = path.split(".") if path else []
     for end in range(len(parts), -1, -1):
         module = model.get_submodule(".".join(parts[:end]))
@@ -75,7 +76,8 @@ def _owner(model: nn.Module, path: str, name: str) -> nn.Module:
 
 
 def casts_arguments(module: nn.Module) -> bool:
-    """Whether fully_shard casts all floating-point tensors among the arguments of a module, in dictionaries too."""
+    """Whether fully_shard casts the floating-point tensors among the arguments of a module, also inside
+    dictionaries."""
     return is_fully_sharded(module) and bool(
         fsdp_policy(module).cast_forward_inputs and fsdp_policy(module).param_dtype
     )

@@ -1,4 +1,4 @@
-"""Contexts around a capture: gradient and autocast modes, no output, model and random states as before."""
+"""Contexts of a capture: gradient and autocast modes, no output, restored model and random states."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ __all__ = ["capture_mode", "quiet", "state_kept"]
 
 @contextlib.contextmanager
 def capture_mode(device: str) -> Iterator[None]:
-    """Gradients on, so that regions without are seen; autocast as it is, without a cache that would outlive capture."""
-    device = "cpu" if device == "meta" else device  # which has no autocast of its own
+    """Gradients on, so that regions without gradients are visible; autocast unchanged, without its cache of weights,
+    which would outlive the capture."""
+    device = "cpu" if device == "meta" else device  # the meta device has no autocast
     autocast = torch.autocast(
         device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device), cache_enabled=False
     )
@@ -29,7 +30,7 @@ def capture_mode(device: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without what export prints of a graph that it cannot finish: the error tells it in one line."""
+    """Suppress the output of torch.export about a failed capture: the error says it in one line."""
     log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     level = log.level
     log.setLevel(max(log.getEffectiveLevel(), logging.ERROR))
@@ -43,9 +44,9 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def state_kept(model: nn.Module) -> Iterator[Callable[[], bool]]:
-    """Leave the random states of torch, NumPy and Python as they were found, and no new attributes or hooks on modules.
+    """Restore the random states of torch, NumPy and Python, and remove new attributes and hooks of modules.
 
-    Gives a function that tells whether a forward has drawn from Python or NumPy.
+    Yields a function that tells whether a forward has drawn random numbers from Python or NumPy.
     """
     places = [vars(m) for m in model.modules()]
     places += [v for place in places for k, v in place.items() if k.endswith("_hooks") and isinstance(v, dict)]

@@ -1,4 +1,4 @@
-"""Types of the parameters and buffers of a model, and which of them are shared."""
+"""Types and sharing of the parameters and buffers of a model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TensorTypes:
         self._note()
 
     def _note(self) -> None:
-        """Note which tensors are there, by weak references: those that are replaced are to be freed."""
+        """Keep weak references to the tensors, so that replaced ones are freed."""
         held = [vars(m)[kind] for m in self._modules for kind in ("_parameters", "_buffers")]
         self._without: list[dict[str, Tensor | None]] = [x for x in held if not x]
         self._held: list[dict[str, Tensor | None]] = [x for x in held if x]
@@ -37,7 +37,7 @@ class TensorTypes:
         self._empty = self._known.count(_nothing)
 
     def are_current(self) -> bool:
-        """Whether all are as they were; the same tensors are seen to be so at once."""
+        """Whether all types and the sharing are unchanged; identical tensors are recognised at once."""
         return self._are_identical() or self.change({}) is None
 
     def _are_identical(self) -> bool:
@@ -47,7 +47,7 @@ class TensorTypes:
             and list(map(len, self._held)) == self._counts
             and list(chain.from_iterable(self._held)) == self._names
             and all(map(operator.is_, known, _values(self._held)))
-            and sum(map(operator.is_, known, repeat(None))) == self._empty  # none of them has died
+            and sum(map(operator.is_, known, repeat(None))) == self._empty  # no tensor was freed
         )
 
     def change(self, paths: Mapping[nn.Module, str]) -> str | None:
@@ -60,12 +60,12 @@ class TensorTypes:
         if _shared(self._modules) != self._shared:
             return "tensors that modules share"
         if not torch.compiler.is_compiling():
-            self._note()  # of the same types, but not the same tensors
+            self._note()  # other tensors of the same types
         return None
 
 
 def _nothing() -> None:
-    """In place of a reference to a parameter that is None."""
+    """Replaces a weak reference to a parameter that is None."""
 
 
 def _values(held: Iterable[dict[str, Tensor | None]]) -> Iterable[Tensor | None]:
@@ -78,7 +78,7 @@ def _describe(module: nn.Module) -> dict[str, Any]:
 
 
 def _shared(modules: Iterable[nn.Module]) -> tuple[int, ...]:
-    """For each tensor the number of the first that is the same one; nothing if all differ."""
+    """For each tensor the number of its first occurrence; empty if all differ."""
     first: dict[Tensor, int] = {}
     held = (x for m in modules for x in (*m._parameters.values(), *m._buffers.values()) if x is not None)
     places = tuple([first.setdefault(x, i) for i, x in enumerate(held)])

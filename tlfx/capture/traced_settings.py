@@ -1,4 +1,4 @@
-"""The settings of a module, compared in steps that dynamo can follow."""
+"""The settings of a module, compared by operations that dynamo can trace."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["TracedSettings"]
 
 
 class TracedSettings:
-    """The attributes, parts and hooks of a module as they are now.
+    """A snapshot of the attributes, submodules and hooks of a module.
 
-    torch.compile guards what the comparison reads: numbers, names, flags and lists of them by value, everything else by
-    identity. What changes inside an object is not seen in a compiled call.
+    torch.compile guards what the comparison reads: numbers, strings, flags and lists of them by value, everything else
+    by identity. A compiled call does not notice changes inside an object.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -31,7 +31,7 @@ class TracedSettings:
         self.hooks = tuple(tuple(held[kind]) for kind in HOOKS)
 
     def is_current(self) -> bool:
-        """Whether all are as they were; False also for what this cannot tell."""
+        """Whether all are unchanged; False also if this cannot tell."""
         held = vars(self.module)
         if type(self.module) is not self.kind or tuple(tuple(held[kind]) for kind in HOOKS) != self.hooks:
             return False

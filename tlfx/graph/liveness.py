@@ -1,4 +1,4 @@
-"""Lifetimes: after which node of a graph nothing reads a value any more."""
+"""Liveness: the node of a graph that reads a value for the last time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a node of a graph comes from: the module, the source line and the shapes, for messages and reports."""
+"""The origin of a node: module, source line and shapes, for messages and reports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["describe", "hint", "module_path", "shapes", "sizes"]
 
 
 def shapes(node: Node) -> list[tuple[int, ...]]:
-    """Shapes of the tensors that a node gives, at the batch size of the example."""
+    """Shapes of the tensors that a node computes, at the batch size of the example."""
     return [tuple(int(s) for s in size) for size in sizes(node)]
 
 
@@ -34,7 +34,7 @@ def module_path(node: Node) -> str:
 
 
 def describe(node: Node) -> str:
-    """Where a node comes from: its name, module, source line and the shapes that go in and out."""
+    """The origin of a node: its name, module, source line, and the shapes of its inputs and outputs."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     module = f"{stack[-1][0] or 'the model itself'} ({_class_name(stack[-1][1])})" if stack else "unknown"
     given = ", ".join(str(s) for n in node.all_input_nodes for s in sizes(n))

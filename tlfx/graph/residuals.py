@@ -1,4 +1,4 @@
-"""Skip connections: from which node a residual skips, and the operators of its branch g."""
+"""Residual branches: the node at which a skip connection starts, and the nodes of its branch g."""
 
 from __future__ import annotations
 

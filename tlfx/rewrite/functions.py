@@ -1,4 +1,4 @@
-"""Autograd functions in an aligned graph: each call is one node, in place of the operators that capture saw in it."""
+"""Autograd functions in an aligned graph: each call is one node, which replaces the operators captured inside it."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class FunctionCalls:
         return None if call is None else self.written[call][-1]
 
     def check_read(self, after: Node, node: Node) -> None:
-        """Raise RuleError if a label that belongs after a captured node cannot read another, because that is inside of
-        a call or written to by it."""
+        """Raise RuleError if a label after one captured node cannot read another node, because that is inside a call or
+        overwritten by it."""
         call = self.regions.function_call_of(node)
         if call is not None and node not in call.results:
             raise RuleError(
@@ -51,7 +51,7 @@ class FunctionCalls:
             )
 
     def _write(self, call: FunctionCall) -> list[Node]:
-        """Put one node for the call, and one for each tensor that it returns, in place of its inside."""
+        """Replace the inside of the call by one node for the call, and one for each tensor that it returns."""
         inside = {node: self.copies.pop(node) for node in call.nodes}
         inputs = tuple(self.copies[x] for x in call.inputs if isinstance(x, Node))
         places = [i for i, x in enumerate(call.outputs) if isinstance(x, Node)]
@@ -77,7 +77,7 @@ def _remedy(call: FunctionCall) -> str:
 
 
 def _applied(call: FunctionCall, places: list[int]) -> Callable[..., Any]:
-    """A function of the tensors and sizes among the arguments of a call that gives the tensors it returns."""
+    """The call as a function of the tensors and sizes among its arguments; it returns the tensors of its output."""
     function, spec = call.subject, call.spec
     is_given = [isinstance(x, Node) for x in call.inputs]
     fixed = [None if given else x for given, x in zip(is_given, call.inputs, strict=True)]

@@ -1,10 +1,8 @@
-"""Segments: each region of an aligned graph in a graph of its own, run as the model runs it.
+"""Segments: each region of an aligned graph in a separate graph, which runs as the model runs the region.
 
-A call of a module with hooks goes through that module, so that its hooks fire, and fully_shard gathers its parameters
-just before they are read and frees them after. A region under torch.utils.checkpoint is checkpointed again, always
-without re-entering autograd. Regions lie in one another as they do in the model. A graph without regions stays one
-piece.
-"""
+A call of a module with hooks runs through that module: its hooks fire, and fully_shard gathers its parameters just
+before they are read and frees them afterwards. A region under torch.utils.checkpoint is checkpointed again, always with
+use_reentrant=False. Segments nest as regions do. A graph without regions is not cut."""
 
 from __future__ import annotations
 
@@ -49,7 +47,7 @@ class _Cutter:
         begun: set[Region] = set()
         for node in self.nodes:
             for region in regions.path_of(node):
-                if region not in begun:  # hooks see what goes in and comes out, whether the graph reads it or not
+                if region not in begun:  # hooks receive all inputs and outputs, whether the graph reads them or not
                     self.reads[node] += _nodes(region.inputs) + _nodes(region.outputs)
                 begun.add(region)
         self.readers: dict[Node, set[Node]] = defaultdict(set)
@@ -71,7 +69,7 @@ class _Cutter:
             copies.setdefault(node, graph.placeholder(node.name))
 
         def copy_of(node: Node) -> Node:
-            if node.op == "get_attr" and node not in copies:  # read here, where its owner has gathered it
+            if node.op == "get_attr" and node not in copies:  # read in the segment, where fully_shard gathered it
                 copies[node] = graph.node_copy(node)
             return copies[node]
 
@@ -91,7 +89,7 @@ class _Cutter:
         return self.module_of(graph, parts)
 
     def segment_of(self, region: Region, nodes: list[Node], depth: int) -> tuple[list[Node], list[Node], nn.Module]:
-        """The values that a region takes, those that it gives, and the module that makes these of those."""
+        """The inputs of a region, its outputs, and the module that computes them."""
         inside, given, shown = set(nodes), _nodes(region.inputs), _nodes(region.outputs)
         free = [x for n in nodes for x in self.reads[n] if x not in inside and x.op != "get_attr" and x not in given]
         inputs = [*given, *dict.fromkeys(free)]
@@ -109,7 +107,7 @@ class _Cutter:
         return path.startswith(f"{MODEL}.") and isinstance(found, Tensor) and not isinstance(found, nn.Parameter)
 
     def module_of(self, graph: Graph, parts: dict[str, nn.Module]) -> GraphModule:
-        """A graph module that holds what the source holds, and segments."""
+        """A graph module with the modules and buffers of the source, and segments."""
         graph.lint()
         modules = {**self.source._modules, **parts}
         return graph_module_of(graph, modules, self.source._buffers, type(self.source).__name__)
@@ -129,7 +127,7 @@ class _Through(nn.Module):
         self.body = body
 
     def forward(self, *values: Any) -> tuple[Any, ...]:
-        """The tensors that the module returns, and what else of the graph is read after it."""
+        """The tensors that the module returns, and the other values that later nodes read."""
         region = self.region
         more: list[Any] = []
 
@@ -149,7 +147,7 @@ class _Through(nn.Module):
 
 @contextlib.contextmanager
 def _running(region: HookedCall, forward: Callable[..., Any]) -> Iterator[None]:
-    """The module of a region with another forward, and without the hooks that are computed in it."""
+    """The module of a region with a replaced forward, and without the hooks that the graph computes."""
     own = vars(region.subject)
     kept = {k: own[k] for k in ("forward", *FORWARD_HOOKS) if k in own}
     for kind in FORWARD_HOOKS:
@@ -164,7 +162,7 @@ def _running(region: HookedCall, forward: Callable[..., Any]) -> Iterator[None]:
 
 
 def _watched(hook: Callable[..., Any], failed: str) -> Callable[..., Any]:
-    """A hook that could not be captured, and so may change nothing."""
+    """A hook that could not be captured, and so must not change anything."""
 
     def watched(module: nn.Module, *given: Any) -> Any:
         tensors = [x for x in tree_leaves(given) if isinstance(x, Tensor) and not x.is_inference()]
@@ -182,7 +180,7 @@ def _watched(hook: Callable[..., Any], failed: str) -> Callable[..., Any]:
 
 
 class _Checkpointed(nn.Module):
-    """Runs a graph under torch.utils.checkpoint; buffers that it writes to are written once, not again in backward."""
+    """Runs a graph under torch.utils.checkpoint; the recomputation in backward does not write to buffers again."""
 
     def __init__(self, region: Checkpoint, body: GraphModule, buffers: Sequence[str]) -> None:
         super().__init__()
@@ -191,19 +189,19 @@ class _Checkpointed(nn.Module):
         self.options = dict(region.options)
 
     def forward(self, *values: Any) -> Any:
-        """What of the graph is read after it."""
-        writes = self.buffers_of_model and not torch.compiler.is_compiling()  # which writes them once by itself
+        """The values that later nodes read."""
+        writes = self.buffers_of_model and not torch.compiler.is_compiling()  # torch.compile writes them once
         options = {**self.options, "context_fn": self.contexts} if writes else self.options
         return checkpoint(self.body, *values, use_reentrant=False, **options)[1]
 
     def contexts(self) -> tuple[Any, Any]:
-        """Around the function and around its recomputation."""
+        """The contexts around the function and around its recomputation."""
         first, again = self.options.get("context_fn", noop_context_fn)()
         return first, self.kept(again)
 
     @contextlib.contextmanager
     def kept(self, around: Any) -> Iterator[None]:
-        """A context in which buffers are as they were found when it ends."""
+        """A context that restores the buffers at its end."""
         buffers = [operator.attrgetter(path)(self.body) for path in self.buffers_of_model]
         before = [buffer.detach().clone() for buffer in buffers]
         try:

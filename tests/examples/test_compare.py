@@ -31,7 +31,6 @@ import tlfx
 TINY = ["--epochs", "1", "--train", "32", "--test", "20", "--mix-prob", "1", "--device", "cpu"]
 TINY += ["--architectures", "mixer", "--batch-size", "16", "--lr", "0.002"]
 TIMEOUT = 300
-pytestmark = pytest.mark.xdist_group("compare")  # one worker makes what the tests read
 
 
 def start(*arguments: str | Path) -> subprocess.Popen[str]:

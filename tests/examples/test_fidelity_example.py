@@ -19,7 +19,6 @@ from scipy import stats  # type: ignore[import-untyped]
 
 from tlfx.analysis import Fidelity, fidelity
 
-pytestmark = pytest.mark.xdist_group("fidelity")  # one worker makes what the tests read
 RULES = ("area", "paper", "residual=skip", "residual=norm", "heads=norm")
 
 

@@ -19,7 +19,6 @@ from tlfx.commands.cli import main
 PLUGIN = Path(__file__).parents[2] / "examples" / "plugin"
 MODEL = "tlfx_neighbourhood:classifier"
 OPERATOR = "tlfx_neighbourhood.attention"
-pytestmark = pytest.mark.xdist_group("plugin")
 BUILT = shutil.ignore_patterns("build", "*.egg-info", "__pycache__")
 
 

@@ -15,7 +15,6 @@ import torch
 from helpers import EXAMPLES
 from imagefolder import SMALL, write_folders, write_pictures
 
-pytestmark = pytest.mark.xdist_group("imagenet")  # one worker makes what the tests read
 SCRIPT = EXAMPLES / "train_imagenet.py"
 TIMEOUT = 300
 MIXED = ["--mixup", "0.8", "--cutmix", "1", "--drop-path", "0.1", "--clip-grad", "5", "--warmup-epochs", "1"]

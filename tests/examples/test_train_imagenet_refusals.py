@@ -11,7 +11,6 @@ import pytest
 import torch
 from imagefolder import SMALL, write_folders, write_pictures
 
-pytestmark = pytest.mark.xdist_group("refusals")  # one worker makes what the tests read
 RUN = ["--batch-size", "8", "--epochs", "1", "--cutmix", "1", "--no-align"]
 
 

@@ -18,8 +18,6 @@ import tlfx
 from tlfx.integrations.huggingface import Trainer
 from tlfx.mix import CutMix
 
-pytestmark = pytest.mark.xdist_group("huggingface")  # one worker makes what the tests read
-
 
 def small_model() -> nn.Module:
     torch.manual_seed(0)

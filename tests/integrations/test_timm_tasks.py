@@ -18,7 +18,6 @@ from tlfx.integrations.timm import ClassificationTask, MultiLabelClassificationT
 from tlfx.mix import CutMix, Mixup
 
 vit = partial(helpers.vit, qkv_std=1.0, num_classes=3)
-pytestmark = pytest.mark.xdist_group("timm")  # one worker makes what the tests read
 ALIGNED = tlfx.align(vit())  # one for all tests, so that it is captured once
 
 

@@ -14,7 +14,6 @@ import tlfx
 from parallel import steps
 from parallel.steps import PROCESSES, Result, Transformer
 
-pytestmark = pytest.mark.xdist_group("parallel")  # one worker makes what the tests read
 ROUNDING: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
 """Gradients are summed in another order."""
 

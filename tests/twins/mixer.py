@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from timm.models.mlp_mixer import MixerBlock
-from torch import Tensor, nn
+from torch import Tensor
 
 from twins.arithmetic import absolute_rows, convolution, mix, residual, start
 
@@ -21,6 +21,6 @@ def aligned_share(model: Any, images: Tensor, mask: Tensor) -> Tensor:
     return labels.mean(1)
 
 
-def token_mixing(block: Any) -> list[nn.Linear]:
+def token_mixing(block: Any) -> list[Any]:
     """The linear layers that run along the tokens: two in a Mixer block, one in a ResMLP block."""
     return [block.mlp_tokens.fc1, block.mlp_tokens.fc2] if isinstance(block, MixerBlock) else [block.linear_tokens]  # type: ignore[list-item]

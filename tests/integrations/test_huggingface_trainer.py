@@ -22,7 +22,10 @@ from tlfx.mix import CutMix
 def small_model() -> nn.Module:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {
+        "image_size": 16,
+        "patch_size": 4,
         "num_labels": 3,
+        "initializer_range": 0.3,
         "hidden_size": 16,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,

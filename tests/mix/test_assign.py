@@ -146,7 +146,7 @@ def test_the_last_attention_is_found(build: Callable[[], nn.Module], last: int) 
 
 
 def test_more_attentions_than_there_are() -> None:
-    with pytest.raises(InputError, match=r"layers holds -9, but .* number 3: expected numbers from -3 to 2"):
+    with pytest.raises(InputError, match=r"layers contains -9, but this model has 3 .*: expected numbers from -3 to 2"):
         tlfx.align(vit(), layers=[-9, 0], example=mixed()[0])
 
 

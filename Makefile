@@ -4,8 +4,8 @@ BIN := .venv/bin
 # one thread for each process; a whole file to each process, since the tests of a file share what is slow to prepare
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
-FAST := tests/capture tests/graph tests/mix tests/propagate tests/rewrite tests/runtime tests/test_layers.py \
-	tests/test_losses.py tests/test_operations.py tests/rules/test_attention.py tests/rules/test_contraction.py
+FAST := tests/capture tests/graph tests/propagate tests/rewrite tests/runtime tests/test_layers.py \
+	tests/test_operations.py tests/rules/test_attention.py tests/rules/test_contraction.py
 
 .PHONY: demo test test-fast lint format slow clean
 

@@ -22,7 +22,6 @@ class Entry:
     """What it is refused with; None for a model that must be aligned."""
     reason: str = ""
     """Words of the message of a refusal, as a pattern."""
-    slow: bool = False
     rounding: float = 0.0
     """How far outputs may be from those without alignment, where the library itself computes otherwise when traced."""
 

@@ -17,12 +17,40 @@ from tlfx.analysis.invariants import measure, rectangles, target
 TOLERANCE = 1e-5
 README = Path(__file__).parents[2] / "rules" / "README.md"
 ALIGNED = {name: entry for name, entry in CATALOGUE.items() if entry.error is None}
+EVERY_RUN = {
+    "torch: MultiheadAttention, weights asked for, batch first",
+    "torch: TransformerEncoder, norm first",
+    "torch: flex attention, no gradients",
+    "torch: elu linear",
+    "torch: causal linear",
+    "torch: scan by cumsum",
+    "torch: LSTM over tokens",
+    "torch: GFNet",
+    "torch: grid_sample (spatial transformer)",
+    "torch: deformable attention (DAT)",
+    "torch: max_unpool2d (SegNet)",
+    "user code: EViT, the rest fused",
+    "user code: ToMe, by size",
+    "user code: soft mixture of slots",
+    "torchvision: deform_conv2d, modulated",
+    "torchvision: stochastic depth by rows",
+    "torchvision: r3d (one block a stage)",
+    "torchvision: swin_v2 (small)",
+    "timm: features of test_vit",
+    "transformers: ViT",
+    "transformers: BEiT",
+    "transformers: Swin v2",
+    "transformers: SegFormer",
+    "vit-pytorch: CaiT",
+    "vit-pytorch: XCiT",
+    "vit-pytorch: CvT",
+    "vit-pytorch: T2T",
+}
+"""One model of each way to mix tokens; the others are tested by ``make slow``."""
 REFUSED = {name: entry for name, entry in CATALOGUE.items() if entry.error is not None}
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if entry.slow else []) for n, entry in ALIGNED.items()]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in EVERY_RUN else pytest.mark.slow) for n in ALIGNED])
 def test_invariants(name: str) -> None:
     entry = ALIGNED[name]
     figures = measure(entry.model(), entry.size)
@@ -44,6 +72,10 @@ def test_refused_by_name(name: str) -> None:
     for words in (tlfx.unalign(model).__class__.__name__, "source: ", "align the part of the model without it"):
         assert words in str(raised.value)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_the_models_of_every_run_are_in_the_catalogue() -> None:
+    assert set(ALIGNED) >= EVERY_RUN
 
 
 def test_only_known_models_may_differ_by_rounding() -> None:

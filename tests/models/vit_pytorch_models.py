@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -130,7 +129,6 @@ ENTRIES = {
             local_window_size=2,
         ),
         (3, 64, 64),
-        slow=True,
     ),
     "MaxViT": Entry(
         "vit-pytorch",
@@ -150,17 +148,15 @@ ENTRIES = {
             depths=(1, 1, 1),
         ),
         (3, 64, 64),
-        slow=True,
     ),
-    "SepViT": replace(staged("sep_vit", "SepViT", side=224), slow=True),
-    "ScalableViT": replace(
-        staged("scalable_vit", "ScalableViT", reduction_factor=(8, 4, 2, 1), window_size=(16, 8, None, None)), slow=True
+    "SepViT": staged("sep_vit", "SepViT", side=224),
+    "ScalableViT": staged(
+        "scalable_vit", "ScalableViT", reduction_factor=(8, 4, 2, 1), window_size=(16, 8, None, None)
     ),
     "RegionViT": Entry(
         "vit-pytorch",
         partial(build, "regionvit", "RegionViT", dim=(16, 32, 32, 64), depth=1, window_size=2, num_classes=5),
         (3, 64, 64),
-        slow=True,
     ),
     "LookViT": Entry(
         "vit-pytorch",

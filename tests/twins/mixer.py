@@ -23,4 +23,4 @@ def aligned_share(model: Any, images: Tensor, mask: Tensor) -> Tensor:
 
 def token_mixing(block: Any) -> list[Any]:
     """The linear layers that run along the tokens: two in a Mixer block, one in a ResMLP block."""
-    return [block.mlp_tokens.fc1, block.mlp_tokens.fc2] if isinstance(block, MixerBlock) else [block.linear_tokens]  # type: ignore[list-item]
+    return [block.mlp_tokens.fc1, block.mlp_tokens.fc2] if isinstance(block, MixerBlock) else [block.linear_tokens]

@@ -70,6 +70,7 @@ def align(
         UnknownOperatorError: an operator that receives image content has no rule.
         NoContentError: no output carries image content.
 
+    >>> import torch
     >>> model = align(nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)))
     >>> mask = torch.ones(1, 1, 8, 8)
     >>> mask[..., :4] = 0

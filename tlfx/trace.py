@@ -82,7 +82,7 @@ def trace(
     >>> import torch
     >>> traced = trace(nn.Conv2d(3, 8, 4, 4), torch.zeros(2, 3, 8, 8))
     >>> [operation.value for operation in traced.propagation.operations.values()]
-    ['aggregation']
+    ['constant', 'constant', 'layout', 'aggregation']
     """
     if captured is None:
         call = example if isinstance(example, Call) else Call.from_example(example)

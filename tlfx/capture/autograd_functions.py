@@ -18,6 +18,7 @@ from torch.autograd import Function
 from torch.fx import Node
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
+from tlfx._torch import version
 from tlfx.capture.marks import Recorder
 from tlfx.capture.regions import FunctionCall, RegionTree
 from tlfx.errors import CaptureError
@@ -71,7 +72,7 @@ class FunctionRecorder:
             _check_closures(function)
         call = FunctionCall(subject=function, spec=spec, ruled=REGISTRY.find_class(function) is not None)
         self.recorder.begin(call, leaves)
-        versions = {id(x): x._version for x in leaves if isinstance(x, Tensor)}
+        versions = {id(x): version(x) for x in leaves if isinstance(x, Tensor)}
         try:
             with torch._C.DisableTorchFunction():  # modes set inside end with the call: not for the graph
                 result = _distinct(run(), versions)
@@ -127,7 +128,7 @@ def _distinct(result: Any, versions: dict[int, int]) -> Any:
     def own(x: Any) -> Any:
         if not isinstance(x, Tensor):
             return x
-        if id(x) in known and x._version == versions.get(id(x), x._version):
+        if id(x) in known and version(x) == versions.get(id(x), version(x)):
             return x.view_as(x)
         known.add(id(x))
         made_with_gradient = x.grad_fn is not None and id(x) not in versions and not x._is_view()

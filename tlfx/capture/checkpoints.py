@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
-from torch.utils import checkpoint as checkpointing
-
+from tlfx._torch import checkpoint_generator_name, checkpointing
 from tlfx.capture.marks import Recorder
 from tlfx.capture.regions import Checkpoint
 
@@ -19,8 +18,7 @@ __all__ = ["recorded_checkpoints"]
 @contextlib.contextmanager
 def recorded_checkpoints(recorder: Recorder) -> Iterator[None]:
     """Record calls under torch.utils.checkpoint, which run without it in the context."""
-    names = ("_checkpoint_without_reentrant_generator_impl", "_checkpoint_without_reentrant_generator")
-    name = next(n for n in names if hasattr(checkpointing, n))
+    name = checkpoint_generator_name()
     generator, function = getattr(checkpointing, name), checkpointing.CheckpointFunction
     try:  # torch.utils.checkpoint.checkpoint looks both up in its module
         setattr(checkpointing, name, _recorded(generator, recorder))

@@ -14,8 +14,9 @@ from torch import nn
 from torch.fx import Graph, Node
 from torch.utils._pytree import tree_flatten, tree_leaves
 
+from tlfx._torch import HOOKS
 from tlfx.capture.marks import Recorder
-from tlfx.capture.regions import FORWARD_HOOKS, HOOKS, HookedCall, HookRun, RegionTree
+from tlfx.capture.regions import FORWARD_HOOKS, HookedCall, HookRun, RegionTree
 from tlfx.capture.sharding import casts_of
 from tlfx.errors import CaptureError
 from tlfx.graph.aliasing import storage_of, written_storages

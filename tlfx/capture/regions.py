@@ -17,10 +17,11 @@ from torch import nn
 from torch.fx import Graph, Node
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
+from tlfx._torch import HOOKS
+
 __all__ = ["CallRegion", "Checkpoint", "FunctionCall", "HookRun", "HookedCall", "LeafCall", "Region", "RegionTree"]
 
-FORWARD_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
-HOOKS = (*FORWARD_HOOKS, "_backward_pre_hooks", "_backward_hooks")
+FORWARD_HOOKS = HOOKS[:2]
 
 
 @dataclass(eq=False, kw_only=True)

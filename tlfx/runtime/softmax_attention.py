@@ -12,7 +12,7 @@ from tlfx.runtime.arithmetic import label_arithmetic
 from tlfx.runtime.batch_axis import BatchAxis, merge_batch, split_batch
 from tlfx.runtime.contraction import Equation, contract, select
 
-__all__ = ["attend_by_operator", "attention", "attention_bias", "repeat_groups"]
+__all__ = ["attend_by_operator", "attention", "attention_bias", "repeat_groups", "select_queries"]
 
 
 _PART = {"cpu": 2**20}
@@ -35,9 +35,7 @@ def attention(
     """Spatial mixing by scaled dot-product attention (eq. 7, 9), averaged over heads, weights before dropout."""
     query, key = query.float(), key.float()
     bias = attention_bias(query, key, mask, causal)
-    if queries is not None:
-        query = select(query, -2, queries)
-        bias = bias if bias is None or bias.shape[-2] == 1 else select(bias, -2, queries)
+    query, bias = select_queries(query, bias, queries)
     key = repeat_groups(key, query).transpose(-2, -1)
     query = query * (query.shape[-1] ** -0.5 if scale is None else scale)
     if where == BatchAxis(0) and query.dim() == key.dim() == 4:
@@ -88,6 +86,13 @@ def attention_bias(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool
     if mask is None or mask.dtype != torch.bool:
         return None if mask is None else mask.float()
     return torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, float("-inf"))
+
+
+def select_queries(query: Tensor, bias: Tensor | None, queries: Sequence[int] | None) -> tuple[Tensor, Tensor | None]:
+    """Some of the queries with their rows of the bias, all for None."""
+    if queries is None:
+        return query, bias
+    return select(query, -2, queries), bias if bias is None or bias.shape[-2] == 1 else select(bias, -2, queries)
 
 
 def repeat_groups(key: Tensor, query: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from tlfx.runtime.arithmetic import (
 )
 from tlfx.runtime.batch_axis import BatchAxis, merge_batch, split_batch
 from tlfx.runtime.contraction import Equation, contract, query_axis, select
-from tlfx.runtime.softmax_attention import attention_bias, repeat_groups
+from tlfx.runtime.softmax_attention import attention_bias, repeat_groups, select_queries
 
 __all__ = ["BranchScale", "attention_by_norm", "heads_by_norm", "residual_by_norm", "residual_by_scale", "weighted"]
 
@@ -109,9 +109,7 @@ def attention_by_norm(
     labels = merge_batch(with_mass(labels), where) * norms
     query, key, labels = query.float(), repeat_groups(key.float(), query), repeat_groups(labels, query)
     bias = attention_bias(query, key, mask, causal)
-    if queries is not None:
-        query = select(query, -2, queries)
-        bias = bias if bias is None or bias.shape[-2] == 1 else select(bias, -2, queries)
+    query, bias = select_queries(query, bias, queries)
     mixed = F.scaled_dot_product_attention(query, key, labels, bias, scale=scale)
     mixed = split_batch(mixed, where)
     return by_mass(mixed.sum(tuple(heads)) if heads else mixed).flatten(1, -2)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import Function
 from torch.fx import Graph
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from tlfx import _torch
 
@@ -118,6 +123,48 @@ def flash_attention() -> None:
     assert all(torch.equal(g, x.grad) for g, x in zip(gradients, (query, key, value), strict=True))  # type: ignore[arg-type]
 
 
+class Noted(Function):
+    """A function that notes whether ``forward`` is given its context."""
+
+    seen: list[bool] = []  # noqa: RUF012
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        Noted.seen += [_torch.is_context_of(ctx, Noted), _torch.is_context_of(x, Noted)]
+        return x.clone()
+
+
+def context_of_a_function() -> None:
+    Noted.seen.clear()
+    Noted.apply(torch.ones(1))
+    assert Noted.seen == [True, False]
+
+
+def view() -> None:
+    x = torch.ones(2)
+    assert _torch.is_view(x[1:])
+    assert not _torch.is_view(x)
+
+
+class Calls(TorchFunctionMode):
+    """Counts the calls of functions inside."""
+
+    count = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def without_function_modes() -> None:
+    x = torch.ones(1)
+    with Calls() as calls:
+        torch.exp(x)
+        with _torch.without_function_modes():
+            torch.exp(x)
+    assert calls.count == 1
+
+
 def checkpoint_generator() -> None:
     generator = getattr(_torch.checkpointing, _torch.checkpoint_generator_name())
     assert inspect.isgeneratorfunction(generator)
@@ -196,12 +243,12 @@ def rename() -> None:
 
 
 def pytree() -> None:
-    leaves, spec = _torch.pytree.tree_flatten(((1, {"a": 2}), {}))
+    leaves, spec = _torch.tree_flatten(((1, {"a": 2}), {}))
     assert leaves == [1, 2]
-    assert _torch.pytree.tree_unflatten(leaves, spec) == ((1, {"a": 2}), {})
-    assert _torch.pytree.tree_map(str, [1]) == ["1"]
-    assert _torch.pytree.tree_leaves(None, is_leaf=lambda x: x is None) == [None]
-    assert isinstance(spec, _torch.pytree.TreeSpec)
+    assert _torch.tree_unflatten(leaves, spec) == ((1, {"a": 2}), {})
+    assert _torch.tree_map(str, [1]) == ["1"]
+    assert _torch.tree_leaves(None, is_leaf=lambda x: x is None) == [None]
+    assert isinstance(spec, _torch.TreeSpec)
 
 
 def sample_dirichlet() -> None:
@@ -220,6 +267,9 @@ NAMES: dict[str, Callable[[], None]] = {
     "FSDPModule._get_fsdp_state, FSDPState._mp_policy": fully_sharded,
     "torch._fused_sdp_choice": fused_attention_choice,
     "aten._scaled_dot_product_flash_attention_for_cpu, _backward": flash_attention,
+    "Function._backward_cls": context_of_a_function,
+    "Tensor._is_view": view,
+    "torch._C.DisableTorchFunction": without_function_modes,
     "torch.utils.checkpoint._checkpoint_without_reentrant_generator": checkpoint_generator,
     "torch.utils.checkpoint.CheckpointFunction": checkpoint_function,
     "torch._C._functorch.is_functorch_wrapped_tensor, get_unwrapped": without_vmap,
@@ -242,6 +292,46 @@ def test_a_private_name_of_torch(name: str) -> None:
         NAMES[name]()
     except Exception as error:
         pytest.fail(f"torch {torch.__version__} has changed {name}, see tlfx/_torch.py: {error!r}")
+
+
+def private_names(source: str, own: frozenset[str] = frozenset()) -> list[str]:
+    """The private names of torch that a source reads: imported from torch, or attributes that are not in ``own``."""
+    known = own | {"_parameters", "_buffers", "_modules"}
+
+    def is_private(node: ast.Attribute) -> bool:
+        private = node.attr[0] == "_" and node.attr[:2] != "__" and node.attr not in known
+        return private and not ast.unparse(node.value).endswith("aten")
+
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torch"):
+            found += [name for a in node.names for name in f"{node.module}.{a.name}".split(".") if name[0] == "_"]
+        elif isinstance(node, ast.Attribute) and is_private(node):
+            found.append(node.attr)
+    return found
+
+
+def own_names(source: str) -> set[str]:
+    """The names that a source defines: functions, classes, variables and attributes."""
+    nodes = list(ast.walk(ast.parse(source)))
+    stored = [n for n in nodes if isinstance(n, ast.Name | ast.Attribute) and isinstance(n.ctx, ast.Store)]
+    defined = [n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+    return {*defined, *(n.id if isinstance(n, ast.Name) else n.attr for n in stored)}
+
+
+def test_private_names_are_all_in_one_file() -> None:
+    root = Path(_torch.__file__).parent
+    sources = {f: f.read_text(encoding="utf-8") for f in root.rglob("*.py") if f.name != "_torch.py"}
+    own = frozenset().union(*map(own_names, sources.values()))
+    found = {str(f.relative_to(root)): names for f, source in sources.items() if (names := private_names(source, own))}
+    assert found == {"mix/draws.py": ["_sample_dirichlet"]}
+
+
+def test_private_names_are_found_wherever_they_are_read() -> None:
+    source = (
+        "from torch._ops import OpOverload\nfrom torch.fx import _x, Node\ntorch._C.f(x._y, aten._z, x.__w__, x._v)"
+    )
+    assert private_names(source, frozenset({"_v"})) == ["_ops", "_x", "_y", "_C"]
 
 
 def test_help_does_not_import_torch() -> None:

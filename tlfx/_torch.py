@@ -20,9 +20,10 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._library.custom_ops import CustomOpDef
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
+from torch.autograd import Function
 from torch.fx import Node
-from torch.utils import _pytree as pytree
 from torch.utils import checkpoint as checkpointing
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 __all__ = [
     "COMPILED",
@@ -31,6 +32,7 @@ __all__ = [
     "HigherOrderOperator",
     "OpOverload",
     "OpOverloadPacket",
+    "TreeSpec",
     "call_with_hooks",
     "checkpoint_generator_name",
     "checkpointing",
@@ -42,18 +44,26 @@ __all__ = [
     "flash_attention_backward",
     "fsdp_policy",
     "fused_attention_choice",
+    "is_context_of",
     "is_fully_sharded",
+    "is_view",
     "outside_transforms",
     "overload_name",
-    "pytree",
     "rename",
     "schema",
     "storage_key",
+    "tree_flatten",
+    "tree_leaves",
+    "tree_map",
+    "tree_unflatten",
     "version",
+    "without_function_modes",
     "without_vmap",
     "wrap_with_autocast",
     "wrap_with_set_grad_enabled",
 ]
+
+# torch.utils._pytree and torch._ops: the structures and operators of exported graphs; no public names
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 """The dictionaries of a module's hooks: only ``register_*`` is public, and nothing public lists what is registered."""
@@ -107,6 +117,21 @@ def flash_attention() -> Any:
 def flash_attention_backward() -> Any:
     """The gradient of :func:`flash_attention`; no public name."""
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def without_function_modes() -> AbstractContextManager[Any]:
+    """A context in which no mode or tensor subclass sees calls of functions (``torch.overrides`` has no public one)."""
+    return torch._C.DisableTorchFunction()
+
+
+def is_context_of(value: Any, function: type[Function]) -> bool:
+    """Whether a value is the ``ctx`` of a call of an autograd function: the class of a ``ctx`` has no public name."""
+    return isinstance(value, function._backward_cls)
+
+
+def is_view(tensor: Tensor) -> bool:
+    """Whether a tensor is a view that autograd follows; no public name."""
+    return tensor._is_view()
 
 
 def checkpoint_generator_name() -> str:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from tlfx._torch import tree_map
 from tlfx.aligned import align
 from tlfx.errors import InputError, TargetError
 from tlfx.mix.target import MixedTarget, check_labels, hard_or_soft
@@ -74,7 +74,7 @@ class TargetAssigner:
         if isinstance(target, MixedTarget):
             target.check(len(images), values=not images.is_cuda)
         output = model(images, **arguments)
-        return output, pytree.tree_map(lambda leaf: _plain(leaf, target), output)
+        return output, tree_map(lambda leaf: _plain(leaf, target), output)
 
 
 def _plain(output: Any, target: Any) -> Tensor | None:

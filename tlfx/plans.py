@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from tlfx._torch import disable_dynamo, outside_transforms, pytree
+from tlfx._torch import disable_dynamo, outside_transforms, tree_flatten, tree_unflatten
 from tlfx.capture.arguments import Call
 from tlfx.capture.export import Captured, capture
 from tlfx.capture.model_class import class_name, own_forward
-from tlfx.capture.settings import Settings
+from tlfx.capture.settings import ModelSettings
 from tlfx.errors import TargetError
 from tlfx.mix.target import MixedTarget, check_labels
 from tlfx.propagate.observer import LabelRecorder, ObservedLabels
@@ -43,7 +43,7 @@ class Capture:
     captured: Captured
     rules: object
     call: Hashable
-    settings: Settings
+    settings: ModelSettings
 
     def fits(self, model: nn.Module, call: Call) -> bool:
         """Whether a new capture for this call would give the same graph."""
@@ -76,7 +76,7 @@ class Plan:
 
     def structured(self, leaves: Iterable[Any]) -> Any:
         """A flat list with one item for each output, in the structure of the model's output."""
-        return pytree.tree_unflatten(list(leaves), self.captured.out_spec)
+        return tree_unflatten(list(leaves), self.captured.out_spec)
 
 
 class Planner:
@@ -111,11 +111,11 @@ class Planner:
         _check_plain(target, call.batch)
         plan = self.plan(model, call)
         output = own_forward(model)(model, *call.args, **call.kwargs)
-        leaves, spec = pytree.tree_flatten(output)
+        leaves, spec = tree_flatten(output)
         soft = [
             None if o is None else _soft_plain(target, leaf, o) for leaf, o in zip(leaves, plan.outputs, strict=True)
         ]
-        return output, pytree.tree_unflatten(soft, spec)
+        return output, tree_unflatten(soft, spec)
 
     def plan(self, model: nn.Module, call: Call, record: tuple[str, ...] = ()) -> Plan:
         """The plan for a call like this one that reads the labels ``record``, made now if there is none."""
@@ -159,7 +159,7 @@ class Planner:
 
     def _capture(self, model: nn.Module, call: Call) -> Capture:
         self._tell(model, call)
-        kept = Capture(capture(model, call), REGISTRY.generation, call.key, Settings(model))
+        kept = Capture(capture(model, call), REGISTRY.generation, call.key, ModelSettings(model))
         self.captures.append(kept)  # kept even if planning fails, as it does for a pattern that matches nothing
         del self.captures[:-MOST_PLANS]
         return kept

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import tlfx
 from tlfx.aligned import planner_of
 from tlfx.capture.arguments import Call
-from tlfx.capture.settings import Settings
+from tlfx.capture.settings import ModelSettings
 from tlfx.plans import MOST_PLANS
 
 
@@ -116,13 +116,13 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_what_a_capture_depends_on(name: str) -> None:
     module = model()
-    settings = Settings(module)
+    settings = ModelSettings(module)
     assert settings.are_current(module)
     CHANGES[name](module[1])
     assert not settings.are_current(module)
     assert not settings.are_current(module)
     assert settings.change() is not None
-    assert Settings(module).are_current(module)
+    assert ModelSettings(module).are_current(module)
 
 
 SAME: dict[str, Callable[[Any], Any]] = {
@@ -148,7 +148,7 @@ SAME: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("name", SAME)
 def test_what_it_does_not_depend_on(name: str) -> None:
     module = model()
-    settings = Settings(module)
+    settings = ModelSettings(module)
     SAME[name](module[1])
     assert settings.are_current(module)
     assert settings.change() is None
@@ -173,7 +173,7 @@ def test_no_tensor_is_compared() -> None:
     module = model()
     block: Any = module[0]
     block.results, block.seen, block.mask = [tensor()], {"a": tensor()}, tensor()
-    settings = Settings(module)
+    settings = ModelSettings(module)
     for _ in range(2):
         block.results, block.seen, block.mask = [tensor()], {"a": tensor()}, tensor()
         block.linear.weight = nn.Parameter(torch.ones(3, 3))
@@ -183,7 +183,7 @@ def test_no_tensor_is_compared() -> None:
 
 def test_settings_keep_no_replaced_tensor() -> None:
     module = model()
-    settings = Settings(module)
+    settings = ModelSettings(module)
     replaced = [weakref.ref(module[0].linear.weight), weakref.ref(module[0].mask), weakref.ref(module[0].seen[0])]
     module[0].linear.weight = nn.Parameter(torch.ones(3, 3))
     module[0].mask = module[0].seen = None  # type: ignore[assignment]
@@ -197,7 +197,7 @@ def test_a_module_that_holds_itself() -> None:
     module: Any = model()
     module[0].again = module
     module[0].rates.append(module[0].rates)
-    assert Settings(module).are_current(module)
+    assert ModelSettings(module).are_current(module)
 
 
 # plans

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tlfx._torch import pytree
+from tlfx._torch import tree_leaves
 from tlfx.errors import InputError
 
 __all__ = ["Classifier", "last_weighted"]
@@ -50,7 +50,7 @@ class Classifier:
         seen: list[Tensor] = []
 
         def note(_: nn.Module, args: Any, kwargs: Any) -> None:
-            seen.extend([x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)][:1])
+            seen.extend([x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)][:1])
 
         hook = self.model.get_submodule(self.path).register_forward_pre_hook(note, with_kwargs=True)
         try:

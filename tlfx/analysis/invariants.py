@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
+from tlfx._torch import tree_leaves
 from tlfx.aligned import align
 from tlfx.analysis.figures import INVARIANTS, Figures, Invariant
 from tlfx.errors import TlfxError

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.fx import Node
 
-from tlfx._torch import HigherOrderOperator, OpOverload, pytree, schema
+from tlfx._torch import HigherOrderOperator, OpOverload, schema, tree_leaves
 from tlfx.errors import TlfxError
 from tlfx.graph.nodes import module_path, shapes
 from tlfx.propagate.options import Options
@@ -106,7 +106,7 @@ def _without_rule(propagator: Propagator) -> Iterator[Node]:
             continue
         if propagator.regions.ruled_call_of(node) is not None:
             continue
-        operands = [v for n in node.all_input_nodes for v in pytree.tree_leaves(propagator.values.get(n))]
+        operands = [v for n in node.all_input_nodes for v in tree_leaves(propagator.values.get(n))]
         if node not in propagator.values or any(isinstance(v, Value) and not v.is_constant for v in operands):
             yield node
 

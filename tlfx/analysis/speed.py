@@ -13,8 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
+from tlfx._torch import tree_leaves
 from tlfx.aligned import align, planner_of
 from tlfx.analysis.invariants import rectangles
 from tlfx.analysis.published import published

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tlfx._torch import pytree
+from tlfx._torch import TreeSpec, tree_flatten
 from tlfx.errors import InputError
 
 __all__ = ["Call", "is_channels_last"]
@@ -33,14 +33,14 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     leaves: list[Any]
-    spec: pytree.TreeSpec
+    spec: TreeSpec
     tensors: list[Tensor]
     images: Tensor
 
     @staticmethod
     def of(*args: Any, **kwargs: Any) -> Call:
         """A call with these arguments. Raises InputError without floating-point images among them."""
-        leaves, spec = pytree.tree_flatten((args, kwargs))
+        leaves, spec = tree_flatten((args, kwargs))
         tensors = [x for x in leaves if isinstance(x, Tensor)]
         return Call(args, kwargs, leaves, spec, tensors, _images_of(tensors))
 

@@ -16,9 +16,8 @@ import torch
 from torch import SymBool, SymFloat, SymInt, Tensor
 from torch.autograd import Function
 from torch.fx import Node
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
-from tlfx._torch import version
+from tlfx._torch import is_context_of, is_view, tree_flatten, tree_leaves, tree_map, version, without_function_modes
 from tlfx.capture.marks import Recorder
 from tlfx.capture.regions import FunctionCall, RegionTree
 from tlfx.errors import CaptureError
@@ -74,7 +73,7 @@ class FunctionRecorder:
         self.recorder.begin(call, leaves)
         versions = {id(x): version(x) for x in leaves if isinstance(x, Tensor)}
         try:
-            with torch._C.DisableTorchFunction():  # modes set inside end with the call: not for the graph
+            with without_function_modes():  # modes set inside end with the call: not for the graph
                 result = _distinct(run(), versions)
         except Exception as error:
             self.errors.append((error, function))
@@ -116,7 +115,7 @@ def _subclasses(kind: type[Function]) -> Iterator[type[Function]]:
 def _is_applied(function: type[Function], args: Sequence[Any], with_context: bool) -> bool:
     """Whether forward runs inside apply of this class, not by itself or from a derived class."""
     if with_context:
-        return bool(args) and isinstance(args[0], function._backward_cls)
+        return bool(args) and is_context_of(args[0], function)
     return not torch.is_grad_enabled()  # apply turns gradients off
 
 
@@ -131,7 +130,7 @@ def _distinct(result: Any, versions: dict[int, int]) -> Any:
         if id(x) in known and version(x) == versions.get(id(x), version(x)):
             return x.view_as(x)
         known.add(id(x))
-        made_with_gradient = x.grad_fn is not None and id(x) not in versions and not x._is_view()
+        made_with_gradient = x.grad_fn is not None and id(x) not in versions and not is_view(x)
         return x.detach_() if made_with_gradient else x
 
     with torch.no_grad():

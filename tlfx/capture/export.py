@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.fx import Graph, GraphModule, Node
 
-from tlfx._torch import pytree, rename
+from tlfx._torch import TreeSpec, rename, tree_flatten, tree_leaves, tree_unflatten
 from tlfx.capture.arguments import Call, is_channels_last
 from tlfx.capture.capture_errors import check_sizes, check_vmap, explain
 from tlfx.capture.model_class import class_name, own_forward, own_parameters
@@ -36,7 +36,7 @@ class Captured:
 
     graph_module: GraphModule
     images: str
-    out_spec: pytree.TreeSpec
+    out_spec: TreeSpec
     batch: int | None
     """The batch size, where the model could not be captured for any other."""
     regions: RegionTree
@@ -46,7 +46,7 @@ class Captured:
 class _ForwardRecord:
     """What the captured forward does; torch.export ignores an object of a plain class."""
 
-    out_spec: pytree.TreeSpec
+    out_spec: TreeSpec
     assigned: list[str]
 
 
@@ -62,7 +62,7 @@ class _Entry(nn.Module):
     def forward(self, *tensors: Tensor) -> Any:
         given = iter(tensors)
         leaves = [next(given) if isinstance(x, Tensor) else x for x in self.call.leaves]
-        args, kwargs = pytree.tree_unflatten(leaves, self.call.spec)
+        args, kwargs = tree_unflatten(leaves, self.call.spec)
         model: nn.Module = getattr(self, MODEL)
         before = dict(model.named_buffers())
         outputs, self.record.out_spec = _flatten(own_forward(model)(model, *args, **kwargs))
@@ -149,7 +149,7 @@ def _cleaned(
 ) -> Captured:
     """The captured graph module: flat inputs and outputs, no checks, parameters read from the model itself."""
     graph = Graph()
-    outputs = pytree.tree_leaves(graph.graph_copy(program.graph, {}), is_leaf=lambda x: x is None)
+    outputs = tree_leaves(graph.graph_copy(program.graph, {}), is_leaf=lambda x: x is None)
     split = len(outputs) - len(entry.record.assigned)
     graph.output(tuple(outputs[:split]))
     held = {str(n.target): _attribute(program, str(n.target)) for n in graph.nodes if n.op == "get_attr"}
@@ -216,7 +216,7 @@ def _names(call: Call, model: nn.Module) -> list[str]:
     """Names of the tensors of a call in the model's own forward."""
     positional = [parameter.name for parameter in own_parameters(model)]
     given = (*zip(positional, call.args, strict=False), *call.kwargs.items())
-    return [name for name, value in given for x in pytree.tree_leaves(value) if isinstance(x, Tensor)]
+    return [name for name, value in given for x in tree_leaves(value) if isinstance(x, Tensor)]
 
 
 def _rename(placeholders: list[Node], names: list[str]) -> None:
@@ -226,9 +226,9 @@ def _rename(placeholders: list[Node], names: list[str]) -> None:
         node.target = node.name
 
 
-def _flatten(output: Any) -> tuple[list[Any], pytree.TreeSpec]:
+def _flatten(output: Any) -> tuple[list[Any], TreeSpec]:
     """Leaves and structure of an output; dataclasses that torch does not know are registered as pytrees."""
-    leaves, spec = pytree.tree_flatten(output)
+    leaves, spec = tree_flatten(output)
     unknown = {type(x) for x in leaves if dataclasses.is_dataclass(x) and not isinstance(x, type)}
     for kind in unknown:
         torch.export.register_dataclass(kind)

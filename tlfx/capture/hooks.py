@@ -12,9 +12,8 @@ from typing import Any
 
 from torch import nn
 from torch.fx import Graph, Node
-from torch.utils._pytree import tree_flatten, tree_leaves
 
-from tlfx._torch import HOOKS
+from tlfx._torch import HOOKS, tree_flatten, tree_leaves
 from tlfx.capture.marks import Recorder
 from tlfx.capture.regions import FORWARD_HOOKS, HookedCall, HookRun, RegionTree
 from tlfx.capture.sharding import casts_of

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
-from torch.utils._pytree import tree_flatten, tree_leaves
 
+from tlfx._torch import tree_flatten, tree_leaves
 from tlfx.capture.marks import Recorder
 from tlfx.capture.regions import LeafCall
 from tlfx.rules.registry import REGISTRY

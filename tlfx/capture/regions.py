@@ -15,9 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 from torch.fx import Graph, Node
-from torch.utils._pytree import TreeSpec, tree_unflatten
 
-from tlfx._torch import HOOKS
+from tlfx._torch import HOOKS, TreeSpec, tree_unflatten
 
 __all__ = ["CallRegion", "Checkpoint", "FunctionCall", "HookRun", "HookedCall", "LeafCall", "Region", "RegionTree"]
 

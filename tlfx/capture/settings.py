@@ -19,10 +19,10 @@ from tlfx.capture.describe import IGNORED, containers_in, describe, describe_att
 from tlfx.capture.tensors import TensorTypes
 from tlfx.capture.traced_settings import TracedSettings
 
-__all__ = ["Settings"]
+__all__ = ["ModelSettings"]
 
 
-class Settings:
+class ModelSettings:
     """A snapshot of the settings of a model.
 
     Settings are: every attribute of every module, including lists, dictionaries and plain objects; classes, submodules,
@@ -31,7 +31,7 @@ class Settings:
     other objects than plain data counts as changed only if another object replaces it.
 
     >>> model = nn.Sequential(nn.Dropout(0.1))
-    >>> settings = Settings(model)
+    >>> settings = ModelSettings(model)
     >>> settings.are_current(model)
     True
     >>> model[0].p = 0.2

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tlfx._torch import fsdp_policy, is_fully_sharded, pytree
+from tlfx._torch import fsdp_policy, is_fully_sharded, tree_map
 from tlfx.errors import CaptureError
 from tlfx.graph.constants import is_sharded
 
@@ -93,4 +93,4 @@ def _cast_to(dtype: torch.dtype | None) -> Callable[[Any], Any]:
     def cast(x: Any) -> Any:
         return x.to(dtype) if dtype is not None and isinstance(x, Tensor) and x.is_floating_point() else x
 
-    return lambda values: pytree.tree_map(cast, values)
+    return lambda values: tree_map(cast, values)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.utils._pytree import tree_map
+
+from tlfx._torch import tree_map
 
 __all__ = ["Constants", "is_random", "is_sharded"]
 

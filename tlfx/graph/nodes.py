@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import SymBool, SymFloat, SymInt, Tensor
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves
+
+from tlfx._torch import tree_leaves
 
 __all__ = ["describe", "hint", "module_path", "shapes", "sizes"]
 

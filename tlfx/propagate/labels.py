@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves
+
+from tlfx._torch import tree_leaves
 
 __all__ = ["MASK", "LabelTable", "LabelTensor", "Operand", "ParameterFunction", "by_first_occurrence", "digest"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves
 
+from tlfx._torch import tree_leaves
 from tlfx.errors import NoContentError
 from tlfx.propagate.values import Value
 from tlfx.propagate.verbs import OpContext

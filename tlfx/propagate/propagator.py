@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import SymBool, SymFloat, SymInt, Tensor
 from torch.fx import GraphModule, Node
-from torch.utils._pytree import tree_leaves, tree_map
 
 from tlfx import runtime
+from tlfx._torch import tree_leaves, tree_map
 from tlfx.capture.export import Captured
 from tlfx.capture.regions import RegionTree
 from tlfx.graph.aliasing import written_argument

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves
 
+from tlfx._torch import tree_leaves
 from tlfx.errors import RuleError, TlfxError, UnknownOperatorError
 from tlfx.graph.nodes import describe
 from tlfx.operations import Operation

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves, tree_map
 
+from tlfx._torch import tree_leaves, tree_map
 from tlfx.capture.regions import CallRegion
 from tlfx.errors import RuleError
 from tlfx.graph.aliasing import storage_of

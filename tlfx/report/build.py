@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves
 
+from tlfx._torch import tree_leaves
 from tlfx.capture.export import MODEL
 from tlfx.graph.nodes import module_path, shapes
 from tlfx.graph.residuals import content_graph, skip_of

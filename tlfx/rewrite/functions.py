@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from torch.fx import Graph, Node
-from torch.utils._pytree import tree_leaves, tree_unflatten
 
+from tlfx._torch import tree_leaves, tree_unflatten
 from tlfx.capture.autograd_functions import source_of
 from tlfx.capture.regions import FunctionCall, RegionTree
 from tlfx.errors import RuleError

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
-from torch.utils._pytree import tree_leaves, tree_unflatten
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 
-from tlfx._torch import call_with_hooks, version
+from tlfx._torch import call_with_hooks, tree_leaves, tree_unflatten, version
 from tlfx.capture.export import MODEL
 from tlfx.capture.hooks import is_changed
 from tlfx.capture.regions import FORWARD_HOOKS, Checkpoint, HookedCall, Region, RegionTree

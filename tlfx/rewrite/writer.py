@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
-from torch.utils._pytree import tree_leaves, tree_map
 
 from tlfx import runtime
+from tlfx._torch import tree_leaves, tree_map
 from tlfx.capture.regions import Region, RegionTree
 from tlfx.graph.constants import is_random
 from tlfx.graph.shells import graph_module_of

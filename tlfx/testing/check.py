@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
+from tlfx._torch import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 from tlfx.errors import InputError, WrongRuleError
 from tlfx.propagate.values import IMAGE, NONE, Value
 from tlfx.testing.content import Content, default_layout, from_pixels, to_pixels

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from tlfx._torch import pytree
+from tlfx._torch import tree_map
 from tlfx.operations import Operation
 from tlfx.propagate.outputs import OutputLabel
 from tlfx.propagate.values import NONE, Value
@@ -36,7 +36,7 @@ class _Net(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         outputs = self.function(images, **{name: getattr(self, name) for name in self.names})
-        return pytree.tree_map(_as_real, outputs)
+        return tree_map(_as_real, outputs)
 
 
 def _as_real(output: Tensor) -> Tensor:

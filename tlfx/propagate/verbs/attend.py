@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch.utils._pytree import tree_map
-
 from tlfx import runtime
+from tlfx._torch import tree_map
 from tlfx.errors import InputError, RuleError
 from tlfx.operations import Operation
 from tlfx.propagate.labels import Operand

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
-from torch.utils._pytree import tree_map
 
+from tlfx._torch import tree_map
 from tlfx.operations import Operation
 from tlfx.propagate.values import IMAGE, NONE, Role, Value, compact, image_map
 from tlfx.propagate.verbs.base import Verbs

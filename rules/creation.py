@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from tlfx.capture.export import assign_buffer
+from tlfx.capture.stored import store
+from tlfx.capture.tensor_calls import call_tensor
 from tlfx.propagate.values import Value
 from tlfx.propagate.verbs import OpContext
 from tlfx.rules import rule
@@ -53,9 +54,14 @@ def overwrite(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value:
     return op.constant()
 
 
-@rule(assign_buffer)
-def assign(op: OpContext, module: Any, name: str, value: Value) -> None:
-    """A buffer that the model's forward assigns."""
+@rule(store)
+def store_state(op: OpContext, stored: Any, number: int, name: str, values: Any) -> None:
+    """State that the model's forward changes."""
+
+
+@rule(call_tensor)
+def hook(op: OpContext, calls: Any, number: int, x: Value, held: Any) -> None:
+    """A gradient hook, or another call that does not change values."""
 
 
 @rule(aten.sym_size)

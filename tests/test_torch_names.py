@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from tlfx import _torch
+from tlfx.capture.modes import without_mode_passes
 
 LINEAR = torch.ops.aten.linear.default
 
@@ -56,6 +57,13 @@ def autocast() -> None:
     assert not torch.is_autocast_enabled("cpu")
 
 
+def set_grad_mode() -> None:
+    _torch.set_grad_mode(False)
+    assert not torch.is_grad_enabled()
+    _torch.set_grad_mode(True)
+    assert torch.is_grad_enabled()
+
+
 class Modes(nn.Module):
     """Regions of other modes."""
 
@@ -66,10 +74,11 @@ class Modes(nn.Module):
             return x @ y
 
 
-def wraps() -> None:
-    graph = torch.export.export(Modes(), (torch.ones(2, 2),), strict=False).module().graph
+def mode_passes() -> None:
+    with without_mode_passes():
+        graph = torch.export.export(Modes(), (torch.ones(2, 2),), strict=False).module().graph
     targets = {node.target for node in graph.nodes}
-    assert {_torch.wrap_with_autocast(), _torch.wrap_with_set_grad_enabled()} <= targets
+    assert {_torch.set_grad_mode, _torch.enter_autocast, _torch.exit_autocast} <= targets
 
 
 def call_with_hooks() -> None:
@@ -196,6 +205,23 @@ def outside_transforms() -> None:
     assert torch.equal(torch.func.grad(double)(torch.ones(2)), torch.full((2,), 2.0))
 
 
+class Fakes(nn.Module):
+    """Notes whether its input is fake."""
+
+    fakes: ClassVar[list[bool]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.fakes.append(_torch.is_fake(x))
+        return x + 1
+
+
+def is_fake() -> None:
+    Fakes.fakes.clear()
+    torch.export.export(Fakes(), (torch.ones(2),), strict=False)
+    assert Fakes.fakes[-1]
+    assert not _torch.is_fake(torch.ones(2))
+
+
 def storage_key() -> None:
     x = torch.ones(3)
     assert _torch.storage_key(x) == _torch.storage_key(x[1:]) != _torch.storage_key(x.clone())
@@ -262,7 +288,9 @@ NAMES: dict[str, Callable[[], None]] = {
     "Module._parameters, _buffers, _modules": module_dictionaries,
     "torch._compile._disable_dynamo": disable_dynamo,
     "torch.amp.autocast_mode._enter_autocast, _exit_autocast": autocast,
-    "torch.ops.higher_order.wrap_with_autocast, wrap_with_set_grad_enabled": wraps,
+    "torch._C._set_grad_enabled": set_grad_mode,
+    "torch._subclasses.fake_tensor.FakeTensor": is_fake,
+    "torch._export.passes.replace_autocast_with_hop_pass, replace_set_grad_with_hop_pass": mode_passes,
     "Module._call_impl": call_with_hooks,
     "FSDPModule._get_fsdp_state, FSDPState._mp_policy": fully_sharded,
     "torch._fused_sdp_choice": fused_attention_choice,

@@ -9,6 +9,7 @@ torch.nn.Module documents for subclasses. tlfx.mix depends on nothing else in tl
 
 from __future__ import annotations
 
+import importlib
 import sys
 from contextlib import AbstractContextManager
 from typing import Any
@@ -45,12 +46,15 @@ __all__ = [
     "fsdp_policy",
     "fused_attention_choice",
     "is_context_of",
+    "is_fake",
     "is_fully_sharded",
     "is_view",
+    "mode_passes",
     "outside_transforms",
     "overload_name",
     "rename",
     "schema",
+    "set_grad_mode",
     "storage_key",
     "tree_flatten",
     "tree_leaves",
@@ -59,8 +63,6 @@ __all__ = [
     "version",
     "without_function_modes",
     "without_vmap",
-    "wrap_with_autocast",
-    "wrap_with_set_grad_enabled",
 ]
 
 # torch.utils._pytree and torch._ops: the structures and operators of exported graphs; no public names
@@ -78,14 +80,14 @@ enter_autocast, exit_autocast = _enter_autocast, _exit_autocast
 """torch.autocast as two functions, which a graph can call; torch.autocast itself is a context manager only."""
 
 
-def wrap_with_autocast() -> Any:
-    """The operator that torch.export makes of ``with torch.autocast``: no public name; None where torch has none."""
-    return getattr(torch.ops.higher_order, "wrap_with_autocast", None)
+set_grad_mode = torch._C._set_grad_enabled
+"""As torch.set_grad_enabled, without the object that could restore the mode: torch.export traces this function."""
 
 
-def wrap_with_set_grad_enabled() -> Any:
-    """The operator that torch.export makes of ``with torch.no_grad()``: no public name; None where torch has none."""
-    return getattr(torch.ops.higher_order, "wrap_with_set_grad_enabled", None)
+def mode_passes() -> list[tuple[Any, str]]:
+    """The passes by which torch.export makes sub-graphs of modes, as modules and names; no option leaves them out."""
+    names = ("replace_autocast_with_hop_pass", "replace_set_grad_with_hop_pass")
+    return [(importlib.import_module(f"torch._export.passes.{name}"), name) for name in names]
 
 
 def call_with_hooks(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -150,6 +152,12 @@ def without_vmap(tensor: Tensor) -> Tensor:
     while torch._C._functorch.is_batchedtensor(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
     return tensor
+
+
+def is_fake(x: Any) -> bool:
+    """Whether a tensor has a shape and no data, as in a capture; the class has a private module only."""
+    loaded = sys.modules.get("torch._subclasses.fake_tensor")
+    return loaded is not None and isinstance(x, loaded.FakeTensor)
 
 
 def storage_key(tensor: Tensor) -> int:

@@ -33,6 +33,7 @@ def align(
     policy: Policy | None = None,
     on_unknown: str = "error",
     attention: str = "auto",
+    ignore_state: Sequence[str] = (),
 ) -> M:
     """Align a model in place and return it: the same object with the same parameters, of a subclass of its class.
 
@@ -62,6 +63,9 @@ def align(
             a bit of its output (the CPU's float32 kernel, at shapes where it rounds the same with and without the
             columns); otherwise as ``"fused"``. ``"auto"``: ``"reuse"`` on the CPU, ``"fused"`` on other devices.
             Attention weights that the graph computes are always reused. Outputs are bit-equal in all cases.
+        ignore_state: glob patterns of attributes, such as ``"*.steps"``, that a forward changes and that aligned calls
+            leave as they are. Tensors that a forward keeps are there after an aligned call as after a plain one; data
+            that changes at every call, such as a counter, is refused unless a pattern matches it.
 
     Raises:
         InputError: the model is not a module, an option is unknown, or images have the wrong rank or type.
@@ -80,7 +84,7 @@ def align(
     tensor([[0.5000, 0.5000]])
     """
     check_alignable(model)
-    options = _options(layers, policy, on_unknown, attention)
+    options = _options(layers, policy, on_unknown, attention, ignore_state)
     module: nn.Module = unalign(model)
     module.__class__ = _aligned_class(type(module))
     module.__dict__["_tlfx"] = Planner(options)
@@ -235,7 +239,13 @@ def planner_of(model: nn.Module) -> Planner:
     return planner
 
 
-def _options(layers: Sequence[str | int] | None, policy: Policy | None, on_unknown: str, attention: str) -> Options:
+def _options(
+    layers: Sequence[str | int] | None,
+    policy: Policy | None,
+    on_unknown: str,
+    attention: str,
+    ignore_state: Sequence[str],
+) -> Options:
     for name, value, known in (
         ("on_unknown", on_unknown, ("error", "pointwise")),
         ("attention", attention, ("auto", "fused", "reuse")),
@@ -248,4 +258,12 @@ def _options(layers: Sequence[str | int] | None, policy: Policy | None, on_unkno
         raise InputError(
             f"layers={layers!r}: expected module patterns such as 'blocks.0' or numbers of attention layers"
         )
-    return Options(None if layers is None else tuple(layers), check_policy(policy), on_unknown, attention)
+    if isinstance(ignore_state, str) or not all(isinstance(x, str) for x in ignore_state):
+        raise InputError(f"ignore_state={ignore_state!r}: expected a list of patterns of attributes such as '*.steps'")
+    return Options(
+        None if layers is None else tuple(layers),
+        check_policy(policy),
+        on_unknown,
+        attention,
+        ignore_state=tuple(ignore_state),
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from tlfx._torch import disable_dynamo, outside_transforms, tree_flatten, tree_u
 from tlfx.capture.arguments import Call
 from tlfx.capture.export import Captured, capture
 from tlfx.capture.model_class import class_name, own_forward
+from tlfx.capture.modes import modes_of, restore_modes
 from tlfx.capture.settings import ModelSettings
 from tlfx.errors import TargetError
 from tlfx.mix.target import MixedTarget, check_labels
@@ -43,15 +44,31 @@ class Capture:
     captured: Captured
     rules: object
     call: Hashable
-    settings: ModelSettings
+    settings: list[ModelSettings]
+    """Those before the first call and, if a call changes them and the graph stays the same, those that it leaves."""
 
     def fits(self, model: nn.Module, call: Call) -> bool:
         """Whether a new capture for this call would give the same graph."""
-        return self.is_like(call) and self.settings.are_current(model)
+        return (
+            self.is_like(call)
+            and any(settings.are_current(model) for settings in reversed(self.settings))
+            and self.captured.watched.are_current()
+        )
+
+    def note_call(self, model: nn.Module, ignore_state: Sequence[str]) -> None:
+        """Accept the settings that a call leaves, if the graph is the same in that state."""
+        if self.captured.watched.settled and len(self.settings) == 1 and not self.settings[0].are_current(model):
+            self.settings.append(ModelSettings(model, ignore_state))
 
     def is_like(self, call: Call) -> bool:
         """Whether it was captured for a call like this one, by the same rules."""
-        return self.rules == REGISTRY.generation and self.captured.batch in (None, call.batch) and self.call == call.key
+        captured = self.captured
+        return (
+            self.rules == REGISTRY.generation
+            and captured.batch in (None, call.batch)
+            and captured.gradients in (None, torch.is_grad_enabled())
+            and self.call == call.key
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +87,12 @@ class Plan:
     def run(self, call: Call, mask: Tensor) -> tuple[Any, list[Any], list[Tensor]]:
         """The model's output, the share of the first image at each position of it (a flat list, None where an output
         has none, channels last), and the observed labels."""
-        outputs, shares = self.program(*call.tensors, mask)
+        modes = modes_of(call.images.device.type)
+        try:
+            outputs, shares = self.program(*call.tensors, mask)
+        except BaseException:
+            restore_modes(*modes)  # the graph enters and leaves modes by nodes, not by context managers
+            raise
         count = len(self.outputs)
         return self.structured(outputs), list(shares[:count]), list(shares[count:])
 
@@ -101,6 +123,7 @@ class Planner:
         plan = self.plan(model, call, tuple(dict.fromkeys(p for r in self.recorders for p in r.patterns)))
         mask = target.mask
         output, shares, labels = plan.run(call, mask if mask.stride(0) else mask[:1])  # one for all samples
+        plan.capture.note_call(model, self.options.ignore_state)
         for recorder in self.recorders:
             recorder.take(plan.observed, labels)
         soft = [None if o is None else _soft(target, s, o) for s, o in zip(shares, plan.outputs, strict=True)]
@@ -111,6 +134,7 @@ class Planner:
         _check_plain(target, call.batch)
         plan = self.plan(model, call)
         output = own_forward(model)(model, *call.args, **call.kwargs)
+        plan.capture.note_call(model, self.options.ignore_state)
         leaves, spec = tree_flatten(output)
         soft = [
             None if o is None else _soft_plain(target, leaf, o) for leaf, o in zip(leaves, plan.outputs, strict=True)
@@ -159,7 +183,9 @@ class Planner:
 
     def _capture(self, model: nn.Module, call: Call) -> Capture:
         self._tell(model, call)
-        kept = Capture(capture(model, call), REGISTRY.generation, call.key, ModelSettings(model))
+        ignored = self.options.ignore_state
+        captured = capture(model, call, ignore_state=ignored)
+        kept = Capture(captured, REGISTRY.generation, call.key, [ModelSettings(model, ignored)])
         self.captures.append(kept)  # kept even if planning fails, as it does for a pattern that matches nothing
         del self.captures[:-MOST_PLANS]
         return kept
@@ -167,7 +193,7 @@ class Planner:
     def _tell(self, model: nn.Module, call: Call) -> None:
         """Log why the model is captured, and warn once if the same attribute keeps causing captures."""
         last = next((c for c in reversed(self.captures) if c.is_like(call)), None)
-        name = None if last is None else last.settings.change()
+        name = None if last is None else last.settings[-1].change()
         if name is None:
             _LOG.info("%s is captured for images %s", class_name(model), tuple(call.images.shape))
             return

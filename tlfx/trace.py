@@ -84,7 +84,8 @@ def trace(
     >>> [operation.value for operation in traced.propagation.operations.values()]
     ['constant', 'constant', 'layout', 'aggregation']
     """
+    options = options or Options()
     if captured is None:
         call = example if isinstance(example, Call) else Call.from_example(example)
-        captured = capture(model, call, any_batch=any_batch)
-    return Trace(captured, options or Options())
+        captured = capture(model, call, any_batch=any_batch, ignore_state=options.ignore_state)
+    return Trace(captured, options)

@@ -477,7 +477,6 @@ def test_values_that_go_around_apply_are_refused() -> None:
 
     with pytest.raises(CaptureError, match=r"(?s)Reading reads mul, .* not among its arguments.*argument of apply"):
         align(Net(reading))(IMAGES, target(MASK))
-    del Reading.held, Leaking.kept  # type: ignore[attr-defined]
 
 
 def test_the_code_calls_the_function_and_capture_leaves_it_as_it_was() -> None:

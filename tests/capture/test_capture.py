@@ -338,10 +338,7 @@ REGIONS = [
     decorated,
     gradients_within_none,
     autocast_within_no_gradients,
-    pytest.param(
-        no_gradients_within_autocast,
-        marks=pytest.mark.xfail(strict=True, reason="torch.export forgets no_grad inside a region of autocast"),
-    ),
+    no_gradients_within_autocast,
     written_in_place,
 ]
 

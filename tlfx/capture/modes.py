@@ -1,53 +1,137 @@
-"""Inlining of the sub-graphs that torch.export makes for code under another autocast or gradient mode."""
+"""Gradient and autocast modes inside a forward: pairs of nodes enter and leave them as the forward does.
+
+torch.export makes sub-graphs of the code under a mode, and loses modes that are nested in one another. Its passes are
+left out: autocast enters and leaves by nodes of torch's own, and gradient modes are recorded here, since leaving one
+restores the mode of the caller, which is not known before a call. Inference mode is captured as no_grad: it changes
+neither values nor gradients of code that runs under both."""
 
 from __future__ import annotations
 
-import operator
+import contextlib
+import itertools
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, Node
 
-from tlfx._torch import enter_autocast, exit_autocast, wrap_with_autocast, wrap_with_set_grad_enabled
+from tlfx._torch import enter_autocast, exit_autocast, mode_passes, set_grad_mode
+from tlfx.capture.surroundings import replaced
 
-__all__ = ["inline_subgraphs"]
+__all__ = ["ModeRecorder", "modes_of", "pair_modes", "restore_modes", "without_mode_passes"]
+
+_is_grad_enabled = torch.is_grad_enabled
 
 
-def inline_subgraphs(graph: Graph, held: dict[str, GraphModule]) -> None:
-    """Replace each call of a sub-graph by its nodes, between nodes that enter and exit its mode."""
-    autocast, set_grad = wrap_with_autocast(), wrap_with_set_grad_enabled()
-    while calls := [n for n in graph.nodes if n.op == "call_function" and n.target in (autocast, set_grad)]:
-        for node in calls:
-            modes = 4 if node.target is autocast else 1
-            enter, leave = (enter_autocast, exit_autocast) if modes == 4 else (set_gradients, reset_gradients)
-            _inline(graph, node, modes, enter, leave, held)
+@torch.library.custom_op("tlfx::grad_mode", mutates_args=(), schema="(int number, bool enabled, bool enters) -> ()")
+def _grad_mode(number: int, enabled: bool, enters: bool) -> None:
+    """Marks that a forward enters or leaves a gradient mode."""
+
+
+@_grad_mode.register_fake
+def _(number: int, enabled: bool, enters: bool) -> None:
+    return None
+
+
+class ModeRecorder:
+    """Records the gradient modes that a forward enters and leaves, and whether it reads them."""
+
+    def __init__(self) -> None:
+        self.is_read = False
+        """Whether the forward asks for the gradient mode, and so may depend on that of the caller."""
+        self._numbers = itertools.count()
+        self._entered: dict[int, list[tuple[int, bool]]] = {}
+        """What each manager has entered and not left: the number of its mark, and the mode before."""
+
+    def enter(self, manager: Any, enabled: bool) -> None:
+        """Set the mode, and mark it."""
+        number = next(self._numbers)
+        self._entered.setdefault(id(manager), []).append((number, _is_grad_enabled()))
+        torch.ops.tlfx.grad_mode(number, enabled, True)
+        set_grad_mode(enabled)
+
+    def leave(self, manager: Any) -> None:
+        """Restore the mode before the manager's last entry, and mark it."""
+        number, before = self._entered[id(manager)].pop()
+        torch.ops.tlfx.grad_mode(number, before, False)
+        set_grad_mode(before)
+
+    @contextlib.contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Record modes in the context."""
+        with contextlib.ExitStack() as stack:
+            for kind, name, method in self._methods():
+                stack.enter_context(replaced(kind, name, method))
+            stack.enter_context(replaced(torch, "is_grad_enabled", self._read))
+            yield
+
+    def _read(self) -> bool:
+        caller = str(sys._getframe(1).f_globals.get("__name__"))
+        self.is_read |= caller.partition(".")[0] not in ("torch", "tlfx")
+        return _is_grad_enabled()
+
+    def _methods(self) -> Iterator[tuple[type, str, Callable[..., Any]]]:
+        """Classes, names of their methods that set the gradient mode, and what replaces these."""
+
+        def leave(manager: Any, *error: Any) -> None:
+            self.leave(manager)
+
+        def init(manager: Any, mode: bool) -> None:
+            manager.mode = mode
+            self.enter(manager, mode)  # also without a with statement
+
+        def decorate(manager: Any, function: Any) -> Any:
+            self.leave(manager)
+            return super(torch.set_grad_enabled, manager).__call__(function)
+
+        yield torch.no_grad, "__enter__", lambda manager: self.enter(manager, False)
+        yield torch.enable_grad, "__enter__", lambda manager: self.enter(manager, True)
+        yield torch.inference_mode, "__enter__", lambda manager: self.enter(manager, not manager.mode)
+        yield torch.set_grad_enabled, "__init__", init
+        yield torch.set_grad_enabled, "__enter__", lambda manager: set_grad_mode(manager.mode)
+        yield torch.set_grad_enabled, "__call__", decorate
+        for kind in (torch.no_grad, torch.enable_grad, torch.inference_mode, torch.set_grad_enabled):
+            yield kind, "__exit__", leave
+
+
+@contextlib.contextmanager
+def without_mode_passes() -> Iterator[None]:
+    """Leave out the passes of torch.export that make sub-graphs of modes."""
+    with contextlib.ExitStack() as stack:
+        for module, name in mode_passes():
+            stack.enter_context(replaced(module, name, lambda graph_module, signature: (graph_module, signature)))
+        yield
+
+
+def pair_modes(graph: Graph) -> None:
+    """Replace marks by nodes that set a gradient mode, and nodes that restore the one before."""
+    entered: dict[int, Node] = {}
     for node in list(graph.nodes):
-        if node.op == "get_attr" and str(node.target) in held and not node.users:
-            graph.erase_node(node)
+        if node.target is not torch.ops.tlfx.grad_mode.default:
+            continue
+        number, enabled, enters = node.args
+        with graph.inserting_before(node):
+            if enters:
+                entered[number] = graph.call_function(set_gradients, (enabled,))
+            else:
+                graph.call_function(reset_gradients, (entered.pop(number),))
+        if node.next.target is set_grad_mode:  # what capture itself called; traced outside of autograd functions only
+            graph.erase_node(node.next)
+        graph.erase_node(node)
 
 
-def _inline(graph: Graph, call: Node, modes: int, enter: Any, leave: Any, held: dict[str, GraphModule]) -> None:
-    region, *given = call.args[modes:]
-    assert isinstance(region, Node)
-    path = str(region.target)
-    inner = held[path]
-    with graph.inserting_before(call):
-        mode = graph.call_function(enter, tuple(call.args[:modes]))
-        copies: dict[Node, Any] = dict(zip((n for n in inner.graph.nodes if n.op == "placeholder"), given, strict=True))
-        out = graph.graph_copy(inner.graph, copies)
-        graph.call_function(leave, (mode,))
-    for node, copy in copies.items():
-        if node.op == "get_attr":
-            copy.target = f"{path}.{node.target}"
-            nested = getattr(inner, str(node.target))
-            if isinstance(nested, GraphModule):
-                held[copy.target] = nested
-    outs = out if isinstance(out, list | tuple) else (out,)
-    for user in list(call.users):
-        assert user.target is operator.getitem
-        user.replace_all_uses_with(outs[user.args[1]])  # type: ignore[index]
-        graph.erase_node(user)
-    graph.erase_node(call)
+def modes_of(device: str) -> tuple[bool, str, bool, torch.dtype]:
+    """The gradient mode, and the autocast mode of a type of devices."""
+    device = "cpu" if device == "meta" else device
+    return torch.is_grad_enabled(), device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+
+
+def restore_modes(gradients: bool, device: str, autocast: bool, dtype: torch.dtype) -> None:
+    """Restore the modes that :func:`modes_of` gave."""
+    torch.set_grad_enabled(gradients)
+    torch.set_autocast_enabled(device, autocast)
+    torch.set_autocast_dtype(device, dtype)
 
 
 def set_gradients(enabled: bool) -> bool:
@@ -62,5 +146,5 @@ def reset_gradients(before: bool) -> None:
     torch.set_grad_enabled(before)
 
 
-for _function in (set_gradients, reset_gradients, enter_autocast, exit_autocast):
+for _function in (set_gradients, reset_gradients, set_grad_mode, enter_autocast, exit_autocast):
     torch.fx.node.has_side_effect(_function)

@@ -7,7 +7,8 @@ so that this takes a fraction of a millisecond for hundreds of modules.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import nn
 
 from tlfx._torch import HOOKS
 from tlfx.capture.describe import IGNORED, containers_in, describe, describe_attributes, is_ignored
+from tlfx.capture.ignoring import is_ignored_state
 from tlfx.capture.tensors import TensorTypes
 from tlfx.capture.traced_settings import TracedSettings
 
@@ -39,11 +41,13 @@ class ModelSettings:
     (False, '0.p')
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, ignore_state: Sequence[str] = ()) -> None:
+        """Attributes that a pattern of ``ignore_state`` matches do not count."""
+        self._ignore = tuple(ignore_state)
         self._paths = {module: path for path, module in model.named_modules()}
         self._modules = list(self._paths)
         self._tensors = TensorTypes(self._modules)
-        self._described = {module: _describe(module) for module in self._modules}
+        self._described = {module: self._describe(module) for module in self._modules}
         self._own_parts = vars(model)["_modules"]
         self._copy()
 
@@ -58,30 +62,38 @@ class ModelSettings:
     def change(self) -> str | None:
         """The first attribute that differs, as ``path.name``; None if all are equal."""
         for module, before in self._described.items():
-            name = _difference(before, _describe(module))
+            name = _difference(before, self._describe(module))
             if name is not None:
                 return f"{self._paths[module]}.{name}".lstrip(".")
         self._copy()  # equal, but other objects: copying them makes the next comparison fast
         return self._tensors.change(self._paths)
 
+    def _ignores(self, module: nn.Module, name: str) -> bool:
+        return bool(self._ignore) and is_ignored_state(f"{self._paths[module]}.{name}".lstrip("."), self._ignore)
+
+    def _describe(self, module: nn.Module) -> dict[str, Any]:
+        """Descriptions of all attributes of a module that count, by name."""
+        return {name: x for name, x in _describe(module).items() if not self._ignores(module, name)}
+
     def _copy(self) -> None:
         """Copy what the fast comparison needs."""
-        held, results = _containers(self._modules)
+        held, results = _containers(self._modules, self._ignores)
         self._empty = [x for x in held if not x]  # mostly hooks: testing for emptiness is cheaper than comparing
         self._held = [x for x in held if x]
         self._copies = [x.copy() for x in self._held]
-        self._results = results
-        self._beside_results = [_without(x, names) for x, names in results]
+        self._results = list(results.values())
+        self._with_results = list(results)
+        self._beside_results = [_without(x, names) for x, names in self._results]
         self._parts = [own for own in (vars(m)["_modules"] for m in self._modules) if own]
         self._order = list(chain.from_iterable(self._parts))
         self._types = list(map(type, self._modules))
         places = [(x, key) for x in self._held for key in _keys(x)]
-        places += [(x, name) for (x, _), kept in zip(results, self._beside_results, strict=True) for name in kept]
+        places += [(x, n) for (x, _), kept in zip(self._results, self._beside_results, strict=True) for n in kept]
         self._numbers = _transposed([(x, k) for x, k in places if type(x[k]) in _NUMBERS and k != "training"])
         self._number_types = list(map(type, map(operator.getitem, *self._numbers)))
         self._tuples = _transposed([(x, k) for x, k in places if isinstance(x[k], tuple) and x[k]])
         self._tuple_values = list(map(operator.getitem, *self._tuples))
-        self._traced = list(map(TracedSettings, self._modules))
+        self._traced = [TracedSettings(m, partial(self._ignores, m)) for m in self._modules]
 
     def _same_dictionaries(self) -> bool:
         """Whether all dictionaries and lists are equal to their copies; False also if ``==`` cannot tell.
@@ -104,7 +116,9 @@ class ModelSettings:
     def _same_beside_results(self) -> bool:
         kept = zip(self._results, self._beside_results, strict=True)
         return all(_without(held, names) == copied for (held, names), copied in kept) and all(
-            describe(held[name]) is IGNORED for held, names in self._results for name in names if name in held
+            name not in held or describe(held[name]) is IGNORED or self._ignores(module, name)
+            for module, (held, names) in zip(self._with_results, self._results, strict=True)
+            for name in names
         )
 
 
@@ -126,15 +140,18 @@ def _difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     return next(name for name in (*before, *now) if before.get(name, IGNORED) != now.get(name, IGNORED))
 
 
-def _containers(modules: list[nn.Module]) -> tuple[list[Any], list[tuple[dict[str, Any], frozenset[str]]]]:
-    """The dictionaries, lists and sets to compare, and the dictionaries of modules that hold results, with names."""
+def _containers(
+    modules: list[nn.Module], ignores: Callable[[nn.Module, str], bool]
+) -> tuple[list[Any], dict[nn.Module, tuple[dict[str, Any], frozenset[str]]]]:
+    """The dictionaries, lists and sets to compare, and the dictionaries of modules with attributes that do not count,
+    with the names of these."""
     held: dict[int, Any] = {}
-    results: list[tuple[dict[str, Any], frozenset[str]]] = []
+    results: dict[nn.Module, tuple[dict[str, Any], frozenset[str]]] = {}
     for module in modules:
         own = vars(module)
-        names = frozenset(name for name, value in own.items() if is_ignored(name, value))
+        names = frozenset(name for name, value in own.items() if is_ignored(name, value) or ignores(module, name))
         if names:
-            results.append((own, names))
+            results[module] = own, names
         else:
             held[id(own)] = own
         for kind in ("_modules", *HOOKS):

@@ -1,31 +1,40 @@
-"""Contexts of a capture: gradient and autocast modes, no output, restored model and random states."""
+"""Contexts of a capture: gradient and autocast modes, no output, replaced attributes."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
-import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
 
-__all__ = ["capture_mode", "quiet", "state_kept"]
+__all__ = ["capture_mode", "quiet", "replaced"]
 
 
 @contextlib.contextmanager
-def capture_mode(device: str) -> Iterator[None]:
-    """Gradients on, so that regions without gradients are visible; autocast unchanged, without its cache of weights,
-    which would outlive the capture."""
+def capture_mode(device: str, gradients: bool = True) -> Iterator[None]:
+    """Gradients on, unless the forward asks for the mode, so that regions without them are visible; autocast unchanged,
+    without its cache of weights, which would outlive the capture."""
     device = "cpu" if device == "meta" else device  # the meta device has no autocast
     autocast = torch.autocast(
         device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device), cache_enabled=False
     )
-    with torch.inference_mode(False), torch.enable_grad(), autocast:
+    with torch.inference_mode(False), torch.set_grad_enabled(gradients), autocast:
         yield
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Another value of an attribute in the context; what the owner inherits is inherited again afterwards."""
+    own, before = name in vars(owner), getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before) if own else delattr(owner, name)
 
 
 @contextlib.contextmanager
@@ -40,24 +49,3 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
-
-
-@contextlib.contextmanager
-def state_kept(model: nn.Module) -> Iterator[Callable[[], bool]]:
-    """Restore the random states of torch, NumPy and Python, and remove new attributes and hooks of modules.
-
-    Yields a function that tells whether a forward has drawn random numbers from Python or NumPy.
-    """
-    places = [vars(m) for m in model.modules()]
-    places += [v for place in places for k, v in place.items() if k.endswith("_hooks") and isinstance(v, dict)]
-    known = [(place, set(place)) for place in places]
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield lambda: random.getstate() != python or not all(map(np.array_equal, np.random.get_state(), numpy))
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        for now, before in known:
-            for name in now.keys() - before:
-                del now[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,9 +21,10 @@ class TracedSettings:
     by identity. A compiled call does not notice changes inside an object.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, ignores: Callable[[str], bool]) -> None:
         held = vars(module)
-        named = {name: value for name, value in held.items() if name not in INTERNAL}
+        self.ignored = frozenset(filter(ignores, held))
+        named = {name: value for name, value in held.items() if name not in INTERNAL | self.ignored}
         self.module = module
         self.kind = type(module)
         self.values = {name: copy.copy(value) for name, value in named.items() if _is_value(value)}
@@ -44,7 +46,7 @@ class TracedSettings:
         for name, value in self.objects.items():
             if name not in held or held[name] is not value:
                 return False
-        known = {*self.values, *self.objects, *INTERNAL}
+        known = {*self.values, *self.objects, *self.ignored, *INTERNAL}
         return all(name in known or _may_be_result(held[name]) for name in held)
 
 

@@ -1,0 +1,123 @@
+"""A captured graph: flat tensors in and flat values out, without what torch.export adds, bound to the model itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+
+from tlfx._torch import TreeSpec, rename, tree_leaves
+from tlfx.capture.arguments import Call
+from tlfx.capture.entry import MODEL, ForwardRecord
+from tlfx.capture.model_class import class_name, own_parameters
+from tlfx.capture.modes import pair_modes
+from tlfx.capture.recording import Recording, build_tree
+from tlfx.capture.regions import RegionTree
+from tlfx.capture.stored import Stored, Watched, put_state
+from tlfx.capture.tensor_calls import TensorCalls, place_tensor_calls
+from tlfx.graph.shells import graph_module_of
+
+__all__ = ["Captured", "cleaned"]
+
+_STATE = "_state"
+"""Name under which a captured graph holds the places that it writes to."""
+_CALLS = "_calls"
+"""Name under which a captured graph holds the calls that it makes on tensors."""
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """A graph with flat tensors in and flat values out, and how to go from a call to them and back."""
+
+    graph_module: GraphModule
+    images: str
+    out_spec: TreeSpec
+    batch: int | None
+    """The batch size, where the model could not be captured for any other."""
+    regions: RegionTree
+    """The parts of the graph that stand for one call."""
+    watched: Watched
+    """Places that the forward changes and that the graph depends on."""
+    gradients: bool | None
+    """The gradient mode of the caller, if the forward asks for it."""
+
+
+def cleaned(
+    program: GraphModule,
+    record: ForwardRecord,
+    model: nn.Module,
+    call: Call,
+    batch: int | None,
+    recording: Recording,
+    watched: Watched,
+    gradients: bool | None,
+) -> Captured:
+    """The captured graph module: flat inputs and outputs, no checks, parameters read from the model itself."""
+    graph = Graph()
+    outputs = tree_leaves(graph.graph_copy(program.graph, {}), is_leaf=lambda x: x is None)
+    split = len(outputs) - sum(len(change.outputs) for change in record.changes)
+    graph.output(tuple(outputs[:split]))
+    held = {str(n.target): _attribute(program, str(n.target)) for n in graph.nodes if n.op == "get_attr"}
+    handles: dict[int, Node] = {}
+    if record.tensor_calls.calls:
+        held[_CALLS] = TensorCalls(record.tensor_calls.calls)
+        handles = place_tensor_calls(graph, _CALLS, record.tensor_calls)
+    if record.changes:
+        held[_STATE] = Stored(record.changes)
+        put_state(graph, _STATE, record.changes, outputs[split:], handles)
+    pair_modes(graph)
+    regions = build_tree(graph, recording)
+    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+    for node in graph.nodes:
+        _strip_entry(node, class_name(model))
+    _rename(placeholders, _names(call, model))
+    modules: dict[str, nn.Module] = {}
+    buffers: dict[str, Tensor] = {}
+    for node in graph.nodes:
+        if node.op == "get_attr" and not _is_own(model, str(node.target)):
+            path, node.target = str(node.target), str(node.target).replace(".", "_")
+            # modules among them are functions that an operator takes
+            (modules if isinstance(held[path], nn.Module) else buffers)[node.target] = held[path]
+    graph_module = graph_module_of(graph, {**modules, MODEL: model}, buffers, class_name(model))
+    position = next(i for i, x in enumerate(call.tensors) if x is call.images)
+    return Captured(graph_module, placeholders[position].name, record.out_spec, batch, regions, watched, gradients)
+
+
+def _attribute(module: nn.Module, path: str) -> Any:
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module
+
+
+def _is_own(model: nn.Module, path: str) -> bool:
+    """Whether a path of the graph leads to a part of the model, not to a constant that torch.export lifted."""
+    root, _, rest = path.partition(".")
+    try:
+        return root == MODEL and isinstance(_attribute(model, rest) if rest else model, Tensor | nn.Module)
+    except AttributeError:
+        return False
+
+
+def _strip_entry(node: Node, kind: str) -> None:
+    """Paths of modules relative to the model; the model itself, of class ``kind``, has the empty path."""
+    stack = node.meta.get("nn_module_stack")
+    if stack:
+        node.meta["nn_module_stack"] = {
+            k: (path.removeprefix(MODEL).removeprefix("."), made if path else kind) for k, (path, made) in stack.items()
+        }
+
+
+def _names(call: Call, model: nn.Module) -> list[str]:
+    """Names of the tensors of a call in the model's own forward."""
+    positional = [parameter.name for parameter in own_parameters(model)]
+    given = (*zip(positional, call.args, strict=False), *call.kwargs.items())
+    return [name for name, value in given for x in tree_leaves(value) if isinstance(x, Tensor)]
+
+
+def _rename(placeholders: list[Node], names: list[str]) -> None:
+    """Name the inputs as the model's own forward does."""
+    for node, name in zip(placeholders, names, strict=False):
+        rename(node, name)
+        node.target = node.name

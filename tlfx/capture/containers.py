@@ -1,0 +1,176 @@
+"""Containers of Python whose contents a forward may change: each can be read, written and restored by keys."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection
+from types import CellType
+from typing import Any
+
+__all__ = ["ABSENT", "Cell", "ClassAttributes", "Container", "Globals", "Items", "Mapping", "Members"]
+
+ABSENT: Any = type("Absent", (), {"__repr__": lambda self: "nothing"})()
+"""The value of a key that a container does not have."""
+
+
+class Container:
+    """A container under a name; what has no keys, such as a list, has the one key None and its contents as value."""
+
+    def __init__(self, name: str, held: Any) -> None:
+        self.name = name
+        self.held = held
+
+    def items(self) -> dict[Any, Any]:
+        """A copy of the contents by key."""
+        raise NotImplementedError
+
+    def put(self, key: Any, value: Any) -> None:
+        """Write the value of a key; ABSENT removes it."""
+        raise NotImplementedError
+
+    def restore(self, before: dict[Any, Any]) -> None:
+        """Put back an earlier copy of the contents."""
+        now = self.items()
+        for key in {**now, **before}:
+            if now.get(key, ABSENT) is not before.get(key, ABSENT):
+                self.put(key, before.get(key, ABSENT))
+
+    def name_of(self, key: Any) -> str:
+        """How messages name the value of a key."""
+        return self.name
+
+
+class Mapping(Container):
+    """A dictionary, such as the attributes of an object."""
+
+    def __init__(
+        self, name: str, held: dict[Any, Any], hidden: Collection[str] = (), of_attributes: bool = True
+    ) -> None:
+        super().__init__(name, held)
+        self.hidden = hidden
+        self.of_attributes = of_attributes
+
+    def items(self) -> dict[Any, Any]:
+        """All entries but hidden ones."""
+        return {k: v for k, v in self.held.items() if k not in self.hidden} if self.hidden else dict(self.held)
+
+    def put(self, key: Any, value: Any) -> None:
+        """Set or delete an entry, not through a method that a subclass may have."""
+        kind: type[dict[Any, Any]] = OrderedDict if isinstance(self.held, OrderedDict) else dict
+        if value is not ABSENT:
+            kind.__setitem__(self.held, key, value)
+        elif key in self.held:
+            kind.__delitem__(self.held, key)
+
+    def restore(self, before: dict[Any, Any]) -> None:
+        """Put back entries, in their order."""
+        super().restore(before)
+        if not self.hidden and list(self.held) != list(before):
+            for key, value in before.items():
+                self.put(key, ABSENT)
+                self.put(key, value)
+
+    def name_of(self, key: Any) -> str:
+        """An attribute, or an entry."""
+        return f"{self.name}{key}" if self.of_attributes else f"{self.name}[{key!r}]"
+
+
+class Globals(Container):
+    """The global variables of a module that some code names."""
+
+    def __init__(self, name: str, held: dict[str, Any], names: Collection[str]) -> None:
+        super().__init__(name, held)
+        self.names = names
+
+    def items(self) -> dict[Any, Any]:
+        """Those that exist."""
+        return {name: self.held[name] for name in self.names if name in self.held}
+
+    def put(self, key: Any, value: Any) -> None:
+        """Set or delete a variable."""
+        if value is ABSENT:
+            self.held.pop(key, None)
+        else:
+            self.held[key] = value
+
+    def name_of(self, key: Any) -> str:
+        """A variable."""
+        return f"{self.name}{key}"
+
+
+class ClassAttributes(Container):
+    """The attributes of a class."""
+
+    def __init__(self, name: str, held: type) -> None:
+        super().__init__(name, held)
+
+    def items(self) -> dict[Any, Any]:
+        """All attributes of the class itself."""
+        return {k: v for k, v in vars(self.held).items() if k not in ("__dict__", "__weakref__", "__doc__")}
+
+    def put(self, key: Any, value: Any) -> None:
+        """Set or delete an attribute."""
+        if value is not ABSENT:
+            setattr(self.held, key, value)
+        elif key in vars(self.held):
+            delattr(self.held, key)
+
+    def name_of(self, key: Any) -> str:
+        """An attribute."""
+        return f"{self.name}{key}"
+
+
+class Items(Container):
+    """A list or a deque."""
+
+    def items(self) -> dict[Any, Any]:
+        """All items as one value."""
+        return {None: tuple(self.held)}
+
+    def put(self, key: Any, value: Any) -> None:
+        """Replace all items."""
+        self.held.clear()
+        self.held.extend(value)
+
+    def restore(self, before: dict[Any, Any]) -> None:
+        """Put back all items, if any of them is another object."""
+        now, kept = tuple(self.held), before[None]
+        if len(now) != len(kept) or any(a is not b for a, b in zip(now, kept, strict=True)):
+            self.put(None, kept)
+
+
+class Members(Container):
+    """A set."""
+
+    def items(self) -> dict[Any, Any]:
+        """All members as one value."""
+        return {None: frozenset(self.held)}
+
+    def put(self, key: Any, value: Any) -> None:
+        """Replace all members."""
+        self.held.clear()
+        self.held.update(value)
+
+    def restore(self, before: dict[Any, Any]) -> None:
+        """Put back all members."""
+        if self.held != before[None]:
+            self.put(None, before[None])
+
+
+class Cell(Container):
+    """A variable that functions share."""
+
+    def items(self) -> dict[Any, Any]:
+        """The value, if there is one."""
+        try:
+            return {None: self.held.cell_contents}
+        except ValueError:  # not assigned yet
+            return {}
+
+    def put(self, key: Any, value: Any) -> None:
+        """Assign the variable."""
+        cell: CellType = self.held
+        if value is not ABSENT:
+            cell.cell_contents = value
+        else:
+            del cell.cell_contents

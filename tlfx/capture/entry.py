@@ -1,0 +1,71 @@
+"""The entry of a capture: a model's forward as a function of flat tensors, and what it changes beside its output."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tlfx._torch import TreeSpec, tree_flatten, tree_unflatten
+from tlfx.capture.arguments import Call
+from tlfx.capture.ignoring import is_ignored_state
+from tlfx.capture.model_class import own_forward
+from tlfx.capture.modes import ModeRecorder
+from tlfx.capture.state import Change, Snapshot
+from tlfx.capture.tensor_calls import TensorCallRecorder
+
+__all__ = ["MODEL", "Entry", "ForwardRecord"]
+
+MODEL = "_m"
+"""Name under which a captured graph holds its model: the graph reads ``_m.<path>`` at every call."""
+
+
+class ForwardRecord:
+    """What the captured forward does; torch.export ignores an object of a plain class."""
+
+    out_spec: TreeSpec
+    changes: list[Change]
+    tensor_calls: TensorCallRecorder
+    modes: ModeRecorder
+
+
+class Entry(nn.Module):
+    """The model's forward as a function of flat tensors; all other arguments are fixed.
+
+    It returns the flat output, then what it computes for the places that the forward changes, which it restores.
+    """
+
+    def __init__(self, model: nn.Module, call: Call, ignore_state: Sequence[str] = ()) -> None:
+        super().__init__()
+        setattr(self, MODEL, model)
+        self.call = call
+        self.ignore_state = tuple(ignore_state)
+        self.record = ForwardRecord()
+
+    def forward(self, *tensors: Tensor) -> Any:
+        given = iter(tensors)
+        leaves = [next(given) if isinstance(x, Tensor) else x for x in self.call.leaves]
+        args, kwargs = tree_unflatten(leaves, self.call.spec)
+        model: nn.Module = getattr(self, MODEL)
+        self.record.tensor_calls, self.record.modes = TensorCallRecorder(), ModeRecorder()
+        state = Snapshot(model)
+        try:
+            with self.record.modes.recorded(), self.record.tensor_calls.recorded():
+                outputs, self.record.out_spec = _flatten(own_forward(model)(model, *args, **kwargs))
+            changes = [c for c in state.changes() if not is_ignored_state(c.name, self.ignore_state)]
+        finally:
+            state.restore()
+        self.record.changes = changes
+        return (*outputs, *(x for change in changes for x in change.outputs))
+
+
+def _flatten(output: Any) -> tuple[list[Any], TreeSpec]:
+    """Leaves and structure of an output; dataclasses that torch does not know are registered as pytrees."""
+    leaves, spec = tree_flatten(output)
+    unknown = {type(x) for x in leaves if dataclasses.is_dataclass(x) and not isinstance(x, type)}
+    for kind in unknown:
+        torch.export.register_dataclass(kind)
+    return _flatten(output) if unknown else (leaves, spec)

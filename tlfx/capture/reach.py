@@ -1,0 +1,172 @@
+"""What a forward can reach and change: attributes, lists, dictionaries, closures, globals that its code names, and
+caches of functools.
+
+The walk follows code of the user and of other libraries; it does not follow torch, NumPy, the standard library or
+tlfx, whose state is not a model's."""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+
+from tlfx._torch import HOOKS
+from tlfx.capture.containers import Cell, ClassAttributes, Container, Globals, Items, Mapping, Members
+from tlfx.capture.describe import ATOMS, INTERNAL
+from tlfx.capture.randomness import Generator
+
+__all__ = ["Reach"]
+
+_MOST = 200_000
+"""Objects that are visited; a model that reaches more is not searched further."""
+_OTHERS = frozenset({"torch", "numpy", "tlfx", "tlfx_rules", *sys.stdlib_module_names})
+_CACHE = type(functools.lru_cache(lambda: None))
+
+
+class Reach:
+    """All containers that can be reached from values, each with a name for messages, and caches of functools."""
+
+    def __init__(self, roots: Iterable[tuple[str, Any]]) -> None:
+        self.containers: list[Container] = []
+        self.caches: list[Any] = []
+        self.tensors: dict[int, Tensor] = {}
+        """Tensors other than parameters and buffers, by identity."""
+        self.generators: list[Generator] = []
+        """Generators of random numbers of Python or NumPy."""
+        self._seen: set[int] = set()
+        self._open: deque[tuple[str, Any]] = deque()
+        for name, value in roots:
+            self._add(name, value)
+        while self._open and len(self._seen) < _MOST:
+            self._visit(*self._open.popleft())
+
+    def _visit(self, name: str, value: Any) -> None:
+        for kind, visit in self._VISITS:
+            if isinstance(value, kind):
+                visit(self, name, value)
+                return
+        if type(value).__module__.partition(".")[0] in _OTHERS:
+            return
+        if hasattr(value, "__dict__"):
+            self._keep(Mapping(f"{name}.", vars(value)))
+        self._add(name, type(value))
+
+    def _add(self, name: str, value: Any) -> None:
+        """Visit a value later, unless it was seen or cannot hold anything."""
+        if not isinstance(value, ATOMS) and id(value) not in self._seen:
+            self._seen.add(id(value))
+            self._open.append((name, value))
+
+    def _keep(self, container: Container) -> None:
+        self.containers.append(container)
+        for key, value in container.items().items():
+            self._add(container.name_of(key), value)
+
+    def _module(self, path: str, module: nn.Module) -> None:
+        own = vars(module)
+        self._keep(Mapping(f"{path}." if path else "", own, hidden=INTERNAL))
+        for name in ("_buffers", *HOOKS):
+            self._keep(Mapping(f"{path}." if path else "", own[name]))
+        for name in ("_parameters", "_modules"):
+            self.containers.append(Mapping(f"{path}." if path else "", own[name]))
+        self._add(path, type(module))
+
+    def _class(self, name: str, kind: type) -> None:
+        for base in kind.__mro__:
+            if base.__module__.partition(".")[0] in _OTHERS or (id(base) in self._seen and base is not kind):
+                continue
+            self._seen.add(id(base))
+            self._keep(ClassAttributes(f"{base.__qualname__}.", base))
+
+    def _function(self, name: str, function: FunctionType) -> None:
+        if str(function.__module__).partition(".")[0] in _OTHERS:
+            return
+        names = tuple(_names_in(function.__code__))
+        self._keep(Globals("the global variable ", function.__globals__, names))
+        for module in filter(_is_followed, map(function.__globals__.get, names)):
+            self._keep(Globals(f"{module.__name__}.", vars(module), names))
+        for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
+            self._cell(f"the variable {variable!r} around {function.__qualname__}", cell)
+        for value in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
+            self._add(f"a default value of {function.__qualname__}", value)
+        self._keep(Mapping(f"{function.__qualname__}.", vars(function)))
+
+    def _cell(self, name: str, cell: CellType) -> None:
+        if id(cell) not in self._seen:
+            self._seen.add(id(cell))
+            self._keep(Cell(name, cell))
+
+    def _method(self, name: str, method: MethodType) -> None:
+        self._add(name, method.__self__)
+        self._add(name, method.__func__)
+
+    def _wrapped(self, name: str, value: Any) -> None:
+        self._add(name, value.__func__)
+
+    def _property(self, name: str, value: Any) -> None:
+        for function in (value.fget, value.fset):
+            self._add(name, function)
+
+    def _partial(self, name: str, value: Any) -> None:
+        for part in (value.func, *value.args, *value.keywords.values()):
+            self._add(name, part)
+
+    def _cache(self, name: str, cache: Any) -> None:
+        self.caches.append(cache)
+        self._add(name, cache.__wrapped__)
+
+    def _tuple(self, name: str, values: Iterable[Any]) -> None:
+        for value in values:
+            self._add(name, value)
+
+    def _tensor(self, name: str, value: Tensor) -> None:
+        if not isinstance(value, nn.Parameter):
+            self.tensors[id(value)] = value
+
+    def _mapping(self, name: str, value: dict[Any, Any]) -> None:
+        self._keep(Mapping(name, value, of_attributes=False))
+
+    def _items(self, name: str, value: Any) -> None:
+        self._keep(Items(name, value))
+
+    def _members(self, name: str, value: set[Any]) -> None:
+        self._keep(Members(name, value))
+
+    def _generator(self, name: str, value: Generator) -> None:
+        self.generators.append(value)
+
+    _VISITS: tuple[tuple[Any, Callable[[Any, str, Any], None]], ...] = (
+        (Tensor, _tensor),
+        (nn.Module, _module),
+        (type, _class),
+        (FunctionType, _function),
+        (MethodType, _method),
+        ((staticmethod, classmethod), _wrapped),
+        (property, _property),
+        (functools.partial, _partial),
+        (_CACHE, _cache),
+        (dict, _mapping),
+        ((list, deque), _items),
+        (set, _members),
+        ((tuple, frozenset), _tuple),
+        (Generator, _generator),
+        (ModuleType, lambda self, name, value: None),
+    )
+
+
+def _names_in(code: CodeType) -> Iterator[str]:
+    """Names that a function's code looks up outside of it, inner functions included."""
+    yield from (name for name in code.co_names if not hasattr(builtins, name))
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names_in(constant)
+
+
+def _is_followed(module: Any) -> bool:
+    return isinstance(module, ModuleType) and module.__name__.partition(".")[0] not in _OTHERS

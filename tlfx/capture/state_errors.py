@@ -1,0 +1,109 @@
+"""Changes of state that a captured graph cannot repeat: they are refused with the place, the line and the remedies."""
+
+from __future__ import annotations
+
+import linecache
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any
+
+from torch import nn
+
+from tlfx.capture.describe import ATOMS
+from tlfx.capture.model_class import class_name
+from tlfx.capture.reach import Reach
+from tlfx.capture.state import Change, are_equal, is_computed
+from tlfx.errors import CaptureError
+
+__all__ = ["check_changes"]
+
+
+def check_changes(
+    model: nn.Module, changes: Sequence[Change], run: Callable[[], None], after: Sequence[Change] | None = None
+) -> None:
+    """Raise CaptureError for a change that the graph cannot repeat at each call.
+
+    Such are modules and parameters that a forward makes, objects that hold tensors, and, in the changes of a call
+    ``after`` another one, data that changes again. ``run`` runs the forward, to find the line.
+    """
+    known = None if after is None else {change.place: change.described for change in after}
+    for change in changes:
+        reason = _unfit(change)
+        changes_again = known is not None and not change.keeps_type and known.get(change.place) != change.described
+        if reason is None and changes_again:
+            reason = f"at each call otherwise ({_shown(change.before)}, then {_shown(change.after)})"
+        if reason is not None:
+            raise CaptureError(_message(model, change, reason, run))
+
+
+def _unfit(change: Change) -> str | None:
+    """Why a graph cannot put a value into its place; None if it can."""
+    for leaf in change.leaves:
+        if isinstance(leaf, nn.Module | nn.Parameter):
+            return f"to a {type(leaf).__name__} that the forward makes or moves"
+        if not is_computed(leaf) and not isinstance(leaf, ATOMS) and _holds_computed(leaf):
+            return f"to an object of class {type(leaf).__name__}, which holds tensors that the forward computes"
+    return None
+
+
+def _holds_computed(value: Any) -> bool:
+    return any(map(is_computed, Reach([("", value)]).tensors.values()))
+
+
+def _message(model: nn.Module, change: Change, reason: str, run: Callable[[], None]) -> str:
+    path, module = _module_of(model, change.name)
+    attribute = change.name.partition("[")[0]
+    return (
+        f"the forward of {class_name(model)} changes {change.name} {reason}, which a captured graph cannot repeat\n"
+        f"  module: {path or 'the model itself'} ({class_name(module)})\n"
+        f"  source: {_line_of(change, run)}\n"
+        "Keep tensors and counts in buffers (register_buffer), which aligned calls update as plain calls do; make "
+        "modules and parameters in __init__. If neither outputs nor gradients depend on it, "
+        f"tlfx.align(model, ignore_state=[{attribute!r}]) leaves it as it is in aligned calls."
+    )
+
+
+def _module_of(model: nn.Module, name: str) -> tuple[str, nn.Module]:
+    """The innermost module whose path begins the name of a place."""
+    fits = ((path, module) for path, module in model.named_modules() if not path or name.startswith(f"{path}."))
+    return max(fits, key=lambda found: len(found[0]))
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _line_of(change: Change, run: Callable[[], None]) -> str:
+    """The line that changes a place while the forward runs."""
+    watch, before = _Watch(change), sys.gettrace()
+    sys.settrace(watch.trace)
+    try:
+        run()
+    except Exception:
+        pass  # what it has seen until then may hold the line; the reason for the refusal does not change
+    finally:
+        sys.settrace(before)
+    return watch.line or "unknown"
+
+
+class _Watch:
+    """Traces lines of Python until one of them changes a place."""
+
+    def __init__(self, change: Change) -> None:
+        self.change = change
+        self.value = change.container.items().get(change.key)
+        self.place: tuple[str, int, str] = ("", 0, "")
+        self.line: str | None = None
+
+    def trace(self, frame: FrameType, event: str, argument: Any) -> Any:
+        """Compare the place with its value before the last line."""
+        if self.line is None and frame.f_code.co_filename != __file__:
+            now = self.change.container.items().get(self.change.key)
+            if now is not self.value and not are_equal(now, self.value) and self.place[1]:
+                name, number, function = self.place
+                self.line = f"{name}:{number} in {function}: {linecache.getline(name, number).strip()}"
+            self.value = now
+            self.place = (frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
+        return self.trace

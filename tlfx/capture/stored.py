@@ -1,0 +1,65 @@
+"""State in a captured graph: nodes that write what the graph computes to the places where the forward puts it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import Graph, Node
+
+from tlfx.capture.containers import ABSENT
+from tlfx.capture.state import Change, describe_types
+from tlfx.capture.tensor_calls import RecordedHandle
+
+__all__ = ["Stored", "Watched", "put_state", "store"]
+
+
+class Watched:
+    """The places that a forward changes, as far as its graph may depend on their values.
+
+    ``settled`` tells that the graph is the same in the state that a call leaves: then the tensors in them do not
+    matter, and data may be as before the call or as after it.
+    """
+
+    def __init__(self, changes: Sequence[Change] = (), settled: bool = False) -> None:
+        self.settled = settled
+        self._allowed = [
+            (c.container, c.key, [describe_types(c.before), *([c.described] if settled else [])])
+            for c in changes
+            if not (settled and c.computed)
+        ]
+
+    def are_current(self) -> bool:
+        """Whether all values are as they may be."""
+        return all(describe_types(c.items().get(key, ABSENT)) in allowed for c, key, allowed in self._allowed)
+
+
+class Stored(nn.Module):
+    """The places that an aligned graph writes to, as a part of the graph's module."""
+
+    def __init__(self, changes: Sequence[Change]) -> None:
+        super().__init__()
+        self.changes = tuple(changes)
+
+
+def store(stored: Stored, number: int, name: str, values: Sequence[Any]) -> None:
+    """Write values to a place, as the forward does."""
+    stored.changes[number].put(values)
+
+
+torch.fx.node.has_side_effect(store)
+
+
+def put_state(
+    graph: Graph, path: str, changes: Sequence[Change], outputs: Sequence[Any], handles: Mapping[int, Node]
+) -> None:
+    """Nodes at the end of a graph that write what it computes, ``outputs`` and handles of hooks by number, to the
+    places of ``Stored`` at a path."""
+    rest = iter(outputs)
+    with graph.inserting_before(graph.output_node()):
+        stored = graph.get_attr(path)
+        for number, change in enumerate(changes):
+            values = tuple(handles[x.number] if isinstance(x, RecordedHandle) else next(rest) for x in change.computed)
+            graph.call_function(store, (stored, number, change.name, values))

@@ -1,0 +1,246 @@
+"""Calls on tensors that torch.export does not see: gradient hooks, retain_grad and requires_grad_ in a forward.
+
+Each becomes a node of the graph, which makes the call at every aligned call. A hook that holds tensors or sizes of the
+forward, in its closure or its default values, is made anew with those of the aligned call."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import CellType, FunctionType
+from typing import Any
+
+import torch
+from torch import SymInt, Tensor, nn
+from torch.fx import Graph, Node
+from torch.utils.hooks import RemovableHandle
+
+from tlfx._torch import is_fake
+from tlfx.capture.surroundings import replaced
+from tlfx.errors import CaptureError
+
+__all__ = ["RecordedHandle", "TensorCallRecorder", "TensorCalls", "call_tensor", "place_tensor_calls", "remove_hook"]
+
+_HOOKS = ("register_hook", "register_post_accumulate_grad_hook")
+_NAMES = (*_HOOKS, "retain_grad", "requires_grad_")
+
+
+@torch.library.custom_op(
+    "tlfx::tensor_call", mutates_args=(), schema="(Tensor[] values, SymInt[] sizes, int number) -> ()"
+)
+def _tensor_call(values: Sequence[Tensor], sizes: Sequence[int], number: int) -> None:
+    """Marks a call on the first tensor, with the other tensors and sizes that its arguments hold."""
+
+
+@_tensor_call.register_fake
+def _(values: Sequence[Tensor], sizes: Sequence[int], number: int) -> None:
+    return None
+
+
+@dataclass(eq=False)
+class _Call:
+    """A call on a tensor; ``held`` are the tensors and sizes of the forward in its arguments."""
+
+    name: str
+    args: tuple[Any, ...]
+    held: list[Any]
+    handle: RecordedHandle | None = None
+    """The handle that the call removes, if it does nothing else."""
+
+    def on(self, tensor: Tensor, held: Sequence[Any]) -> Any:
+        """Make the call on a tensor with others in place of ``held``."""
+        if self.name in (*_HOOKS, "retain_grad") and not tensor.requires_grad:
+            return None  # without gradients there is nothing to do, where the model itself would have asked or failed
+        return getattr(tensor, self.name)(*_with(self.args, dict(zip(map(id, self.held), held, strict=True))))
+
+
+class RecordedHandle:
+    """Stands for the handle of a hook while a forward is captured."""
+
+    def __init__(self, recorder: TensorCallRecorder, number: int) -> None:
+        self._recorder = recorder
+        self.number = number
+
+    def remove(self) -> None:
+        """Remove the hook, as the aligned graph does."""
+        self._recorder.add(_Call("remove", (), [], self), [], [])
+
+    def __enter__(self) -> RecordedHandle:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.remove()
+
+
+class TensorCallRecorder:
+    """The calls on tensors in a forward, in their order."""
+
+    def __init__(self) -> None:
+        self.calls: list[_Call] = []
+
+    def add(self, call: _Call, tensors: list[Tensor], sizes: list[SymInt]) -> None:
+        """Mark a call."""
+        self.calls.append(call)
+        torch.ops.tlfx.tensor_call(tensors, sizes, len(self.calls) - 1)
+
+    @contextlib.contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Record calls in the context. Raises CaptureError for a hook whose tensors change after it was registered, and
+        where gradients are read."""
+        with contextlib.ExitStack() as stack:
+            for name in _NAMES:
+                stack.enter_context(replaced(Tensor, name, self._recorded(name, getattr(Tensor, name))))
+            stack.enter_context(replaced(Tensor, "grad", property(_read_gradient, Tensor.grad.__set__)))
+            stack.enter_context(replaced(RemovableHandle, "remove", _removing(RemovableHandle.next_id)))
+            yield
+        for call in self.calls:
+            if [id(x) for x in call.held] != [id(x) for x in _held_by(call.args)]:
+                raise CaptureError(
+                    f"a function given to {call.name} reads variables that the forward assigns after that call, which "
+                    "cannot be repeated: assign them before it"
+                )
+
+    def _recorded(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def recorded(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if not is_fake(tensor):
+                return original(tensor, *args, **kwargs)
+            given = (*args, *kwargs.values())  # each of these methods has one parameter at most
+            held = _held_by(given)
+            sizes = [x for x in held if isinstance(x, SymInt)]
+            tensors = [x for x in held if isinstance(x, Tensor)]
+            self.add(_Call(name, given, [*tensors, *sizes]), [tensor, *tensors], sizes)
+            if name in _HOOKS:
+                return RecordedHandle(self, len(self.calls) - 1)
+            return original(tensor, *args, **kwargs) if name == "requires_grad_" else None
+
+        return recorded
+
+
+def _read_gradient(tensor: Tensor) -> Tensor | None:
+    """The gradient of a tensor, for code of torch only: for the model's, it would be that of the time of capture."""
+    if str(sys._getframe(1).f_globals.get("__name__")).partition(".")[0] != "torch":
+        raise CaptureError(
+            "the forward reads the gradient of a tensor (Tensor.grad), which a captured graph cannot follow: read it "
+            "after backward, outside of the forward"
+        )
+    gradient: Tensor | None = torch._C.TensorBase.grad.__get__(tensor)
+    return gradient
+
+
+def _removing(first: int) -> Callable[[RemovableHandle], None]:
+    """The method by which handles from number ``first`` on, those of the forward itself, are removed."""
+    original = RemovableHandle.remove
+
+    def remove(handle: RemovableHandle) -> None:
+        if handle.id < first:
+            raise CaptureError(
+                "the forward removes a hook that was registered before, which a captured graph would do once only: "
+                "remove it outside of the forward, or register it once and let it do nothing where it must not"
+            )
+        original(handle)
+
+    return remove
+
+
+def _is_held(x: Any) -> bool:
+    return isinstance(x, SymInt) or (isinstance(x, Tensor) and is_fake(x))
+
+
+def _parts(value: Any) -> list[Any]:
+    """What a function, a partial or a tuple holds."""
+    if isinstance(value, FunctionType):
+        cells = [_contents(cell) for cell in value.__closure__ or ()]
+        return [*cells, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    return list(value) if type(value) is tuple else []
+
+
+def _contents(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not assigned yet
+        return None
+
+
+def _held_by(value: Any, seen: frozenset[int] = frozenset()) -> list[Any]:
+    """The tensors and sizes of the forward that functions hold, tensors first, each once."""
+    if _is_held(value):
+        return [value]
+    if id(value) in seen:  # a function that refers to itself
+        return []
+    found = [x for part in _parts(value) for x in _held_by(part, seen | {id(value)})]
+    each = list({id(x): x for x in found}.values())
+    return sorted(each, key=lambda x: not isinstance(x, Tensor))
+
+
+def _with(value: Any, values: dict[int, Any]) -> Any:
+    """A function, partial or tuple with others in place of what it holds; unchanged objects are kept."""
+    if id(value) in values:
+        return values[id(value)]
+    if not any(id(x) in values for x in _held_by(value)):
+        return value
+    if isinstance(value, functools.partial):
+        keywords = {k: _with(x, values) for k, x in value.keywords.items()}
+        return functools.partial(_with(value.func, values), *_with(value.args, values), **keywords)
+    if isinstance(value, FunctionType):
+        cells = tuple(_cell_with(cell, values) for cell in value.__closure__ or ())
+        defaults = _with(value.__defaults__, values)
+        made = FunctionType(value.__code__, value.__globals__, value.__name__, defaults, cells)
+        made.__kwdefaults__ = {k: _with(x, values) for k, x in (value.__kwdefaults__ or {}).items()}
+        return made
+    return tuple(_with(x, values) for x in value)
+
+
+def _cell_with(cell: CellType, values: dict[int, Any]) -> CellType:
+    held = _contents(cell)
+    other = _with(held, values)
+    return cell if other is held else CellType(other)
+
+
+class TensorCalls(nn.Module):
+    """The calls on tensors that a graph makes, as a part of the graph's module."""
+
+    def __init__(self, calls: Sequence[_Call]) -> None:
+        super().__init__()
+        self.calls = tuple(calls)
+
+
+def call_tensor(calls: TensorCalls, number: int, tensor: Tensor, held: Sequence[Any]) -> Any:
+    """Make a call on a tensor; returns its handle, if it has one."""
+    return calls.calls[number].on(tensor, held)
+
+
+def remove_hook(handle: Any) -> None:
+    """Remove a hook that was registered before, if there were gradients."""
+    if handle is not None:
+        handle.remove()
+
+
+for _function in (call_tensor, remove_hook):
+    torch.fx.node.has_side_effect(_function)
+
+
+def place_tensor_calls(graph: Graph, path: str, recorder: TensorCallRecorder) -> dict[int, Node]:
+    """Replace marks by the calls that they stand for; returns the nodes of the calls by number."""
+    placed: dict[int, Node] = {}
+    with graph.inserting_after([n for n in graph.nodes if n.op == "placeholder"][-1]):
+        held = graph.get_attr(path)
+    for node in list(graph.nodes):
+        if node.target is not torch.ops.tlfx.tensor_call.default:
+            continue
+        values, sizes, number = node.args
+        handle = recorder.calls[number].handle
+        with graph.inserting_before(node):
+            if handle is not None:
+                placed[number] = graph.call_function(remove_hook, (placed[handle.number],))
+            else:
+                args = (held, number, values[0], (*values[1:], *sizes))
+                placed[number] = graph.call_function(call_tensor, args)
+        placed[number].meta = {k: v for k, v in node.meta.items() if k != "val"}
+        graph.erase_node(node)
+    return placed

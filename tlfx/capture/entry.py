@@ -43,6 +43,7 @@ class Entry(nn.Module):
         setattr(self, MODEL, model)
         self.call = call
         self.ignore_state = tuple(ignore_state)
+        self.caches = torch.is_autocast_cache_enabled()
         self.record = ForwardRecord()
 
     def forward(self, *tensors: Tensor) -> Any:
@@ -50,7 +51,7 @@ class Entry(nn.Module):
         leaves = [next(given) if isinstance(x, Tensor) else x for x in self.call.leaves]
         args, kwargs = tree_unflatten(leaves, self.call.spec)
         model: nn.Module = getattr(self, MODEL)
-        self.record.tensor_calls, self.record.modes = TensorCallRecorder(), ModeRecorder()
+        self.record.tensor_calls, self.record.modes = TensorCallRecorder(), ModeRecorder(self.caches)
         state = Snapshot(model)
         try:
             with self.record.modes.recorded(), self.record.tensor_calls.recorded():

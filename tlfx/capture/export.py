@@ -130,7 +130,7 @@ def _export_for(entry: Entry, dynamic: list[bool] | None, recording: Recording, 
     shapes = None if dynamic is None else (tuple({0: size} if d else {} for d in dynamic),)
     with (
         state_kept(model) as has_drawn,
-        capture_mode(tensors[0].device.type, gradients),
+        capture_mode(gradients),
         quiet(),
         whole_parameters(model),
         recorded_regions(model, recording),

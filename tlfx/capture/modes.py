@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from torch.fx import Graph, Node
 
 from tlfx._torch import enter_autocast, exit_autocast, mode_passes, set_grad_mode
-from tlfx.capture.surroundings import replaced
+from tlfx.capture.surroundings import package_of_caller, replaced
 
 __all__ = ["ModeRecorder", "modes_of", "pair_modes", "restore_modes", "without_mode_passes"]
 
@@ -37,9 +36,11 @@ def _(number: int, enabled: bool, enters: bool) -> None:
 class ModeRecorder:
     """Records the gradient modes that a forward enters and leaves, and whether it reads them."""
 
-    def __init__(self) -> None:
+    def __init__(self, caches: bool = True) -> None:
+        """``caches``: whether autocast caches the casts of weights where the forward is called."""
         self.is_read = False
         """Whether the forward asks for the gradient mode, and so may depend on that of the caller."""
+        self._caches = caches
         self._numbers = itertools.count()
         self._entered: dict[int, list[tuple[int, bool]]] = {}
         """What each manager has entered and not left: the number of its mark, and the mode before."""
@@ -64,11 +65,12 @@ class ModeRecorder:
             for kind, name, method in self._methods():
                 stack.enter_context(replaced(kind, name, method))
             stack.enter_context(replaced(torch, "is_grad_enabled", self._read))
+            # torch.export turns the cache of casts off, and the forward would enter autocast without it at each call
+            stack.enter_context(replaced(torch, "is_autocast_cache_enabled", lambda: self._caches))
             yield
 
     def _read(self) -> bool:
-        caller = str(sys._getframe(1).f_globals.get("__name__"))
-        self.is_read |= caller.partition(".")[0] not in ("torch", "tlfx")
+        self.is_read |= package_of_caller() not in ("torch", "tlfx")
         return _is_grad_enabled()
 
     def _methods(self) -> Iterator[tuple[type, str, Callable[..., Any]]]:

@@ -6,6 +6,7 @@ changed is computed by the graph too, and put back by it at each aligned call.""
 from __future__ import annotations
 
 import contextlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -92,7 +93,7 @@ def is_computed(x: Any) -> bool:
 def _example(x: Any) -> Any:
     """A value like one that a graph computes."""
     if isinstance(x, RecordedHandle):
-        return RemovableHandle({})
+        return RemovableHandle(OrderedDict())
     if not isinstance(x, Tensor):
         return hint(x)
     return torch.zeros([hint(s) for s in x.shape], dtype=x.dtype, device=x.device)

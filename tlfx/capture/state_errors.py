@@ -5,6 +5,7 @@ from __future__ import annotations
 import linecache
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -94,16 +95,16 @@ class _Watch:
     def __init__(self, change: Change) -> None:
         self.change = change
         self.value = change.container.items().get(change.key)
-        self.place: tuple[str, int, str] = ("", 0, "")
+        self.place: tuple[str, int, str] | None = None
         self.line: str | None = None
 
     def trace(self, frame: FrameType, event: str, argument: Any) -> Any:
         """Compare the place with its value before the last line."""
-        if self.line is None and frame.f_code.co_filename != __file__:
-            now = self.change.container.items().get(self.change.key)
-            if now is not self.value and not are_equal(now, self.value) and self.place[1]:
-                name, number, function = self.place
-                self.line = f"{name}:{number} in {function}: {linecache.getline(name, number).strip()}"
-            self.value = now
-            self.place = (frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
+        now = self.change.container.items().get(self.change.key)
+        if self.line is None and self.place is not None and now is not self.value and not are_equal(now, self.value):
+            name, number, function = self.place
+            self.line = f"{name}:{number} in {function}: {linecache.getline(name, number).strip()}"
+        self.value, code = now, frame.f_code
+        is_own = Path(code.co_filename).parent == Path(__file__).parent  # sets the state that the forward starts from
+        self.place = None if is_own else (code.co_filename, frame.f_lineno, code.co_name)
         return self.trace

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import warnings
@@ -11,19 +12,24 @@ from typing import Any
 
 import torch
 
-__all__ = ["capture_mode", "quiet", "replaced"]
+__all__ = ["capture_mode", "package_of_caller", "quiet", "replaced"]
 
 
 @contextlib.contextmanager
-def capture_mode(device: str, gradients: bool = True) -> Iterator[None]:
-    """Gradients on, unless the forward asks for the mode, so that regions without them are visible; autocast unchanged,
-    without its cache of weights, which would outlive the capture."""
-    device = "cpu" if device == "meta" else device  # the meta device has no autocast
-    autocast = torch.autocast(
-        device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device), cache_enabled=False
-    )
-    with torch.inference_mode(False), torch.set_grad_enabled(gradients), autocast:
-        yield
+def capture_mode(gradients: bool = True) -> Iterator[None]:
+    """Gradients on, unless the forward asks for the mode, so that code without them is visible; autocast unchanged."""
+    with torch.inference_mode(False), torch.set_grad_enabled(gradients):
+        try:
+            yield
+        finally:
+            torch.clear_autocast_cache()  # of casts of weights without data
+
+
+def package_of_caller() -> str:
+    """The top-level package of the code that calls the function in which this is called."""
+    function = inspect.currentframe()
+    caller = function and function.f_back and function.f_back.f_back
+    return str(caller.f_globals.get("__name__")).partition(".")[0] if caller else ""
 
 
 @contextlib.contextmanager

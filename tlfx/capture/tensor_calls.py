@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import CellType, FunctionType
@@ -19,13 +18,14 @@ from torch.fx import Graph, Node
 from torch.utils.hooks import RemovableHandle
 
 from tlfx._torch import is_fake
-from tlfx.capture.surroundings import replaced
+from tlfx.capture.surroundings import package_of_caller, replaced
 from tlfx.errors import CaptureError
 
 __all__ = ["RecordedHandle", "TensorCallRecorder", "TensorCalls", "call_tensor", "place_tensor_calls", "remove_hook"]
 
 _HOOKS = ("register_hook", "register_post_accumulate_grad_hook")
 _NAMES = (*_HOOKS, "retain_grad", "requires_grad_")
+_GRADIENT: Any = Tensor.grad
 
 
 @torch.library.custom_op(
@@ -93,7 +93,7 @@ class TensorCallRecorder:
         with contextlib.ExitStack() as stack:
             for name in _NAMES:
                 stack.enter_context(replaced(Tensor, name, self._recorded(name, getattr(Tensor, name))))
-            stack.enter_context(replaced(Tensor, "grad", property(_read_gradient, Tensor.grad.__set__)))
+            stack.enter_context(replaced(Tensor, "grad", property(_read_gradient, _GRADIENT.__set__)))
             stack.enter_context(replaced(RemovableHandle, "remove", _removing(RemovableHandle.next_id)))
             yield
         for call in self.calls:
@@ -122,12 +122,12 @@ class TensorCallRecorder:
 
 def _read_gradient(tensor: Tensor) -> Tensor | None:
     """The gradient of a tensor, for code of torch only: for the model's, it would be that of the time of capture."""
-    if str(sys._getframe(1).f_globals.get("__name__")).partition(".")[0] != "torch":
+    if package_of_caller() != "torch":
         raise CaptureError(
             "the forward reads the gradient of a tensor (Tensor.grad), which a captured graph cannot follow: read it "
             "after backward, outside of the forward"
         )
-    gradient: Tensor | None = torch._C.TensorBase.grad.__get__(tensor)
+    gradient: Tensor | None = _GRADIENT.__get__(tensor)
     return gradient
 
 

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable
 
 from torch.fx import Graph, Node
 
-__all__ = ["last_reads"]
+from tlfx.graph.aliasing import written_argument
+
+__all__ = ["last_reads", "nodes_read"]
 
 
 def last_reads(
@@ -33,3 +35,20 @@ def last_reads(
                 known.add(source)
                 found.setdefault(reader_of(node), []).append(source)
     return found
+
+
+def nodes_read(graph: Graph) -> set[Node]:
+    """The nodes that the output depends on, and those that write in place, with what these read.
+
+    >>> graph = Graph()
+    >>> a = graph.placeholder("a")
+    >>> b, c = graph.call_function(abs, (a,)), graph.call_function(max, (a,))
+    >>> output = graph.output(c)
+    >>> b in nodes_read(graph), c in nodes_read(graph)
+    (False, True)
+    """
+    read: set[Node] = set()
+    for node in reversed(graph.nodes):
+        if node.op == "output" or node in read or written_argument(node) is not None:
+            read.update((node, *node.all_input_nodes))
+    return read

@@ -17,10 +17,11 @@ from tlfx import runtime
 from tlfx._torch import tree_leaves, tree_map
 from tlfx.capture.export import Captured
 from tlfx.capture.regions import RegionTree
+from tlfx.errors import TlfxError
 from tlfx.graph.aliasing import written_argument
 from tlfx.graph.branch_scales import BranchScales
 from tlfx.graph.constants import Constants
-from tlfx.graph.liveness import last_reads
+from tlfx.graph.liveness import last_reads, nodes_read
 from tlfx.graph.nodes import hint, shapes
 from tlfx.operations import Operation
 from tlfx.propagate.contexts import LinearContexts
@@ -94,6 +95,7 @@ class Propagator:
         self.batch = shapes(self.images)[0][0]
         self.values: dict[Node, Any] = {}
         self.operations: dict[Node, Operation] = {}
+        self._read = nodes_read(graph_module.graph)
         self._writes = InPlaceWrites(self.values)
         self.state = PropagationState(
             batch=self.batch,
@@ -200,7 +202,12 @@ class Propagator:
         if all(v.is_constant for v in operands):
             self._writes.note(node)
             return self._of_constants(node)
-        out, self.operations[node] = apply_rule(node, args, kwargs, self.state)
+        try:
+            out, self.operations[node] = apply_rule(node, args, kwargs, self.state)
+        except TlfxError:
+            if node in self._read:
+                raise
+            return None  # no output depends on it: it computes state that the model keeps, whose labels nobody reads
         written = written_argument(node)
         if written is not None and isinstance(out, Value):
             self._writes.write(written, out)

@@ -46,7 +46,7 @@ def target(batch: int) -> tlfx.MixedTarget:
 
 def state_of(model: nn.Module) -> list[Any]:
     """What modules hold beside torch's own attributes and the body."""
-    hidden = {*vars(nn.Module()), "body", "_tlfx"}
+    hidden = {*vars(nn.Module()), "body", "frequencies", "_tlfx"}
     return [{k: v for k, v in vars(m).items() if k not in hidden} for m in model.modules()]
 
 
@@ -90,7 +90,7 @@ def assert_same_training(body: Body, make: Callable[..., nn.Module] = Net, **sta
 # modes
 
 
-def nested(net: Net, x: Tensor) -> Tensor:
+def nested(net: Any, x: Tensor) -> Tensor:
     with torch.no_grad():
         a = x * 2
         with torch.enable_grad():
@@ -101,7 +101,7 @@ def nested(net: Net, x: Tensor) -> Tensor:
     return a + b * c.clone() + d
 
 
-def autocast_and_none(net: Net, x: Tensor) -> Tensor:
+def autocast_and_none(net: Any, x: Tensor) -> Tensor:
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         a = net.head.weight @ x.mT
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -111,7 +111,7 @@ def autocast_and_none(net: Net, x: Tensor) -> Tensor:
     return x * a.float().mean() + (b + c.float()) @ x
 
 
-def cached_casts(net: Net, x: Tensor) -> Tensor:
+def cached_casts(net: Any, x: Tensor) -> Tensor:
     with torch.autocast("cpu", torch.bfloat16):
         y = (net.head(x) + net.head(x * 2)) @ net.head.weight
     return y.float()
@@ -129,11 +129,11 @@ def inferred(x: Tensor) -> Tensor:
     return x.amax(1, keepdim=True)
 
 
-def decorated(net: Net, x: Tensor) -> Tensor:
+def decorated(net: Any, x: Tensor) -> Tensor:
     return x / (1 + statistic(x)) + inferred(x).clone() * x
 
 
-def by_function(net: Net, x: Tensor) -> Tensor:
+def by_function(net: Any, x: Tensor) -> Tensor:
     before = torch.is_grad_enabled()
     torch.set_grad_enabled(False)
     a = x * 2
@@ -145,7 +145,7 @@ def by_function(net: Net, x: Tensor) -> Tensor:
     return a + b + c
 
 
-def reused(net: Net, x: Tensor) -> Tensor:
+def reused(net: Any, x: Tensor) -> Tensor:
     manager = torch.no_grad()
     with manager:
         a = x * 2
@@ -155,7 +155,7 @@ def reused(net: Net, x: Tensor) -> Tensor:
         return a + b + x
 
 
-def left_by_an_error(net: Net, x: Tensor) -> Tensor:
+def left_by_an_error(net: Any, x: Tensor) -> Tensor:
     try:
         with torch.no_grad():
             raise KeyError
@@ -176,7 +176,7 @@ def test_modes(body: Body) -> None:
 
 
 def test_an_error_leaves_the_modes_of_the_caller() -> None:
-    def failing(net: Net, x: Tensor) -> Tensor:
+    def failing(net: Any, x: Tensor) -> Tensor:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             return net.custom(x)
 
@@ -204,14 +204,14 @@ def test_an_error_leaves_the_modes_of_the_caller() -> None:
 # calls on tensors
 
 
-def halved(net: Net, x: Tensor) -> Tensor:
+def halved(net: Any, x: Tensor) -> Tensor:
     y = x * 2
     if y.requires_grad:
         y.register_hook(lambda g: g * 0.5)
     return y
 
 
-def scaled_by_a_value(net: Net, x: Tensor) -> Tensor:
+def scaled_by_a_value(net: Any, x: Tensor) -> Tensor:
     scale = x.detach().mean(1, keepdim=True)
     y = x * 2
     y.register_hook(lambda g: g * scale)
@@ -221,7 +221,7 @@ def scaled_by_a_value(net: Net, x: Tensor) -> Tensor:
     return y
 
 
-def scaled_by_size(net: Net, x: Tensor) -> Tensor:
+def scaled_by_size(net: Any, x: Tensor) -> Tensor:
     batch = x.shape[0]
 
     def hook(g: Tensor) -> Tensor:
@@ -231,19 +231,19 @@ def scaled_by_size(net: Net, x: Tensor) -> Tensor:
     return x
 
 
-def clipped_by_itself(net: Net, x: Tensor) -> Tensor:
+def clipped_by_itself(net: Any, x: Tensor) -> Tensor:
     y = x * 3
     y.register_hook(lambda g: g.clamp(-1, 1) * y.sign())
     return y
 
 
-def kept_gradient(net: Net, x: Tensor) -> Tensor:
+def kept_gradient(net: Any, x: Tensor) -> Tensor:
     net.features = x * 1
     net.features.retain_grad()
     return net.features
 
 
-def noted_gradient(net: Net, x: Tensor) -> Tensor:
+def noted_gradient(net: Any, x: Tensor) -> Tensor:
     y = x * 1
     y.register_hook(net.noted.append)
     return y
@@ -254,13 +254,13 @@ def halve(parameter: Tensor) -> None:
     parameter.grad.mul_(0.5)
 
 
-def on_a_parameter(net: Net, x: Tensor) -> Tensor:
+def on_a_parameter(net: Any, x: Tensor) -> Tensor:
     net.mix.weight.register_hook(lambda g: g * 0.9)
     net.mix.bias.register_post_accumulate_grad_hook(halve)
     return x
 
 
-def removed(net: Net, x: Tensor) -> Tensor:
+def removed(net: Any, x: Tensor) -> Tensor:
     y, z = x * 2, x * 3
     handle = y.register_hook(lambda g: g * 100)
     handle.remove()
@@ -268,7 +268,7 @@ def removed(net: Net, x: Tensor) -> Tensor:
     return y + z
 
 
-def without_gradients_inside(net: Net, x: Tensor) -> Tensor:
+def without_gradients_inside(net: Any, x: Tensor) -> Tensor:
     with torch.no_grad():
         gate = x.mean(1, keepdim=True).sigmoid()
     gate.requires_grad_()
@@ -304,18 +304,18 @@ def test_a_handle_that_the_forward_keeps_removes_the_hook() -> None:
     torch.testing.assert_close(gradients[0] / gradients[1], torch.full_like(gradients[0], 8 / 5), rtol=1e-3, atol=1e-3)
 
 
-def removing_the_last(net: Net, x: Tensor) -> Tensor:
+def removing_the_last(net: Any, x: Tensor) -> Tensor:
     if net.handle is not None:
         net.handle.remove()
     net.handle = net.mix.weight.register_hook(lambda g: g * 2)
     return x
 
 
-def reading_a_gradient(net: Net, x: Tensor) -> Tensor:
+def reading_a_gradient(net: Any, x: Tensor) -> Tensor:
     return x if net.mix.weight.grad is None else x * net.mix.weight.grad.norm()
 
 
-def assigned_later(net: Net, x: Tensor) -> Tensor:
+def assigned_later(net: Any, x: Tensor) -> Tensor:
     scale = x.mean()
     x.register_hook(lambda g: g * scale)
     scale = x.std()
@@ -339,17 +339,17 @@ def test_calls_on_tensors_that_cannot_be_repeated(body: Body, words: str) -> Non
 # state that the graph computes
 
 
-def attribute(net: Net, x: Tensor) -> Tensor:
+def attribute(net: Any, x: Tensor) -> Tensor:
     net.attention = (x @ x.mT).softmax(-1)
     return net.attention @ x
 
 
-def detached(net: Net, x: Tensor) -> Tensor:
+def detached(net: Any, x: Tensor) -> Tensor:
     net.mix.kept = x.detach()
     return x
 
 
-def auxiliary_loss(net: Net, x: Tensor) -> Tensor:
+def auxiliary_loss(net: Any, x: Tensor) -> Tensor:
     net.losses = [x.abs().mean(), 0.5 * (x.std(1)).mean()]
     return x
 
@@ -359,81 +359,81 @@ class Pair(NamedTuple):
     size: int
 
 
-def structures(net: Net, x: Tensor) -> Tensor:
+def structures(net: Any, x: Tensor) -> Tensor:
     net.stored = {"mean": x.mean(1), "parts": (x[:, 0], [x[:, 1]]), "name": "x", "n": x.shape[1]}
     net.pair = Pair(x.mean(), x.shape[0])
     net.ordered = OrderedDict(a=x[:, 0], b=None)
     return x
 
 
-def entry(net: Net, x: Tensor) -> Tensor:
+def entry(net: Any, x: Tensor) -> Tensor:
     net.features["last"] = x.detach()
     net.features["norm"] = x.norm()
     return x
 
 
-def cleared_list(net: Net, x: Tensor) -> Tensor:
+def cleared_list(net: Any, x: Tensor) -> Tensor:
     net.outputs.clear()
     for i in range(3):
         net.outputs.append(x[:, i].detach())
     return x
 
 
-def bounded(net: Net, x: Tensor) -> Tensor:
+def bounded(net: Any, x: Tensor) -> Tensor:
     net.latest = deque([x.mean().detach()], maxlen=2)
     return x
 
 
-def moving_average(net: Net, x: Tensor) -> Tensor:
+def moving_average(net: Any, x: Tensor) -> Tensor:
     net.mean = 0.9 * net.mean + 0.1 * x.detach().mean((0, 1))
     return x - net.mean
 
 
-def moving_average_in_place(net: Net, x: Tensor) -> Tensor:
+def moving_average_in_place(net: Any, x: Tensor) -> Tensor:
     net.mean.mul_(0.9).add_(x.detach().mean((0, 1)), alpha=0.1)
     return x - net.mean
 
 
-def first_then_average(net: Net, x: Tensor) -> Tensor:
+def first_then_average(net: Any, x: Tensor) -> Tensor:
     mean = x.detach().mean((0, 1))
     net.running = mean if net.running is None else net.running.lerp(mean, 0.1)
     return x - net.running
 
 
-def buffers(net: Net, x: Tensor) -> Tensor:
+def buffers(net: Any, x: Tensor) -> Tensor:
     net.count = net.count + 1
     net.count += 1
     return x * net.count
 
 
-def sizes(net: Net, x: Tensor) -> Tensor:
+def sizes(net: Any, x: Tensor) -> Tensor:
     net.shape, net.batch, net.tokens = x.shape, len(x), x.shape[1]
     return x
 
 
-def a_number(net: Net, x: Tensor) -> Tensor:
+def a_number(net: Any, x: Tensor) -> Tensor:
     net.value = x.detach().mean().item()
     return x
 
 
-def set_again(net: Net, x: Tensor) -> Tensor:
+def set_again(net: Any, x: Tensor) -> Tensor:
     net.window = min(4, x.shape[1])
     net.settings = {"window": net.window, "heads": [1, 2]}
     return x.unflatten(1, (-1, net.window)).flatten(1, 2)
 
 
-def queue(net: Net, x: Tensor) -> Tensor:
+def queue(net: Any, x: Tensor) -> Tensor:
     net.queue = torch.cat((net.queue[1:], x.detach().mean((0, 1))[None]))
     return x + net.queue.mean(0)
 
 
-def on_an_object(net: Net, x: Tensor) -> Tensor:
+def on_an_object(net: Any, x: Tensor) -> Tensor:
     net.context.hidden = x.detach()
     net.context.tokens = x.shape[1]
     return x
 
 
-def turned_off(net: Net, x: Tensor) -> Tensor:
+def turned_off(net: Any, x: Tensor) -> Tensor:
     net.mix.eval()
     return x
 

@@ -12,7 +12,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import Tensor, nn
 
@@ -89,7 +89,7 @@ class Reach:
             return
         names = tuple(_names_in(function.__code__))
         self._keep(Globals("the global variable ", function.__globals__, names))
-        for module in filter(_is_followed, map(function.__globals__.get, names)):
+        for module in [x for x in map(function.__globals__.get, names) if _is_followed(x)]:
             self._keep(Globals(f"{module.__name__}.", vars(module), names))
         for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
             self._cell(f"the variable {variable!r} around {function.__qualname__}", cell)
@@ -168,5 +168,5 @@ def _names_in(code: CodeType) -> Iterator[str]:
             yield from _names_in(constant)
 
 
-def _is_followed(module: Any) -> bool:
+def _is_followed(module: Any) -> TypeGuard[ModuleType]:
     return isinstance(module, ModuleType) and module.__name__.partition(".")[0] not in _OTHERS

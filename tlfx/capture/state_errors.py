@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import linecache
 import sys
 from collections.abc import Callable, Sequence
@@ -9,13 +10,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from tlfx._torch import tree_map
 from tlfx.capture.describe import ATOMS
-from tlfx.capture.model_class import class_name
+from tlfx.capture.model_class import class_name, own_class
 from tlfx.capture.reach import Reach
 from tlfx.capture.state import Change, are_equal, is_computed
 from tlfx.errors import CaptureError
+from tlfx.graph.nodes import hint
 
 __all__ = ["check_changes"]
 
@@ -58,7 +61,7 @@ def _message(model: nn.Module, change: Change, reason: str, run: Callable[[], No
     return (
         f"the forward of {class_name(model)} changes {change.name} {reason}, which a captured graph cannot repeat\n"
         f"  module: {path or 'the model itself'} ({class_name(module)})\n"
-        f"  source: {_line_of(change, run)}\n"
+        f"  source: {_line_of(model, change, run)}\n"
         "Keep tensors and counts in buffers (register_buffer), which aligned calls update as plain calls do; make "
         "modules and parameters in __init__. If neither outputs nor gradients depend on it, "
         f"tlfx.align(model, ignore_state=[{attribute!r}]) leaves it as it is in aligned calls."
@@ -71,12 +74,22 @@ def _module_of(model: nn.Module, name: str) -> tuple[str, nn.Module]:
     return max(fits, key=lambda found: len(found[0]))
 
 
+class _Shown:
+    """A tensor or a size, as messages show it."""
+
+    def __init__(self, x: Any) -> None:
+        self.text = f"tensor{tuple(hint(s) for s in x.shape)}" if isinstance(x, Tensor) else str(hint(x))
+
+    def __repr__(self) -> str:
+        return self.text
+
+
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = repr(tree_map(lambda x: _Shown(x) if isinstance(x, Tensor) or is_computed(x) else x, value))
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _line_of(change: Change, run: Callable[[], None]) -> str:
+def _line_of(model: nn.Module, change: Change, run: Callable[[], None]) -> str:
     """The line that changes a place while the forward runs."""
     watch, before = _Watch(change), sys.gettrace()
     sys.settrace(watch.trace)
@@ -86,7 +99,12 @@ def _line_of(change: Change, run: Callable[[], None]) -> str:
         pass  # what it has seen until then may hold the line; the reason for the refusal does not change
     finally:
         sys.settrace(before)
-    return watch.line or "unknown"
+    return watch.line or f"somewhere in the forward that begins at {_beginning(model)}"
+
+
+def _beginning(model: nn.Module) -> str:
+    code = getattr(inspect.unwrap(own_class(model).forward), "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else "an unknown line"
 
 
 class _Watch:
@@ -106,5 +124,14 @@ class _Watch:
             self.line = f"{name}:{number} in {function}: {linecache.getline(name, number).strip()}"
         self.value, code = now, frame.f_code
         is_own = Path(code.co_filename).parent == Path(__file__).parent  # sets the state that the forward starts from
-        self.place = None if is_own else (code.co_filename, frame.f_lineno, code.co_name)
+        self.place = None if is_own else _outside_torch(frame)
         return self.trace
+
+
+def _outside_torch(frame: FrameType) -> tuple[str, int, str]:
+    """File, line and function of the innermost code that is not torch's: its module sets attributes for others."""
+    found: FrameType | None = frame
+    while found is not None and str(found.f_globals.get("__name__")).partition(".")[0] == "torch":
+        found = found.f_back
+    found = found or frame
+    return found.f_code.co_filename, found.f_lineno, found.f_code.co_name

@@ -85,7 +85,7 @@ class ModeRecorder:
 
         def decorate(manager: Any, function: Any) -> Any:
             self.leave(manager)
-            return torch.set_grad_enabled.__base__.__call__(manager, function)
+            return torch.set_grad_enabled.__mro__[1].__call__(manager, function)
 
         yield torch.no_grad, "__enter__", lambda manager: self.enter(manager, False)
         yield torch.enable_grad, "__enter__", lambda manager: self.enter(manager, True)

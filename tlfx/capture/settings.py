@@ -7,7 +7,7 @@ so that this takes a fraction of a millisecond for hundreds of modules.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from tlfx._torch import HOOKS
-from tlfx.capture.describe import IGNORED, containers_in, describe, describe_attributes, is_ignored
+from tlfx.capture.describe import IGNORED, Attributes, describe
 from tlfx.capture.tensors import TensorTypes
 from tlfx.capture.traced_settings import TracedSettings
 
@@ -43,9 +43,8 @@ class ModelSettings:
         self._paths = {module: path for path, module in model.named_modules()}
         self._modules = list(self._paths)
         self._tensors = TensorTypes(self._modules)
-        self._described = {module: _describe(module) for module in self._modules}
         self._own_parts = vars(model)["_modules"]
-        self._copy()
+        self._keep({module: Attributes(module) for module in self._modules})
 
     def are_current(self, model: nn.Module) -> bool:
         """Whether ``model`` is the captured model or a shallow copy of it, with equal settings."""
@@ -57,16 +56,23 @@ class ModelSettings:
 
     def change(self) -> str | None:
         """The first attribute that differs, as ``path.name``; None if all are equal."""
+        now = {module: Attributes(module) for module in self._modules}
         for module, before in self._described.items():
-            name = _difference(before, _describe(module))
+            name = _difference(before, _describe(module, now[module]))
             if name is not None:
                 return f"{self._paths[module]}.{name}".lstrip(".")
-        self._copy()  # equal, but other objects: copying them makes the next comparison fast
+        self._keep(now)  # equal, but other objects: copying them makes the next comparison fast
         return self._tensors.change(self._paths)
 
-    def _copy(self) -> None:
+    def _keep(self, now: Mapping[nn.Module, Attributes]) -> None:
+        """Keep the attributes in three forms: described, copied for fast comparison, and for dynamo to trace."""
+        self._described = {module: _describe(module, attributes) for module, attributes in now.items()}
+        self._copy(now.values())
+        self._traced = [TracedSettings(module, attributes) for module, attributes in now.items()]
+
+    def _copy(self, now: Iterable[Attributes]) -> None:
         """Copy what the fast comparison needs."""
-        held, results = _containers(self._modules)
+        held, results = _containers(now)
         self._empty = [x for x in held if not x]  # mostly hooks: testing for emptiness is cheaper than comparing
         self._held = [x for x in held if x]
         self._copies = [x.copy() for x in self._held]
@@ -81,7 +87,6 @@ class ModelSettings:
         self._number_types = list(map(type, map(operator.getitem, *self._numbers)))
         self._tuples = _transposed([(x, k) for x, k in places if isinstance(x[k], tuple) and x[k]])
         self._tuple_values = list(map(operator.getitem, *self._tuples))
-        self._traced = list(map(TracedSettings, self._modules))
 
     def _same_dictionaries(self) -> bool:
         """Whether all dictionaries and lists are equal to their copies; False also if ``==`` cannot tell.
@@ -111,12 +116,12 @@ class ModelSettings:
 _NUMBERS = (int, float, bool)
 
 
-def _describe(module: nn.Module) -> dict[str, Any]:
-    """Descriptions of all attributes of a module except tensors, by name."""
-    held = vars(module)
+def _describe(module: nn.Module, attributes: Attributes) -> dict[str, Any]:
+    """Descriptions of all settings of a module, by name."""
+    held = attributes.held
     parts = {f"_modules[{name!r}]": (i, id(part)) for i, (name, part) in enumerate(held["_modules"].items())}
     hooks = {f"{kind}[{key}]": id(hook) for kind in HOOKS for key, hook in held[kind].items()}
-    return {**describe_attributes(held), **parts, **hooks, "__class__": type(module)}
+    return {**attributes.described, **parts, **hooks, "__class__": type(module)}
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
@@ -126,23 +131,18 @@ def _difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     return next(name for name in (*before, *now) if before.get(name, IGNORED) != now.get(name, IGNORED))
 
 
-def _containers(modules: list[nn.Module]) -> tuple[list[Any], list[tuple[dict[str, Any], frozenset[str]]]]:
+def _containers(now: Iterable[Attributes]) -> tuple[list[Any], list[tuple[dict[str, Any], set[str]]]]:
     """The dictionaries, lists and sets to compare, and the dictionaries of modules that hold results, with names."""
-    held: dict[int, Any] = {}
-    results: list[tuple[dict[str, Any], frozenset[str]]] = []
-    for module in modules:
-        own = vars(module)
-        names = frozenset(name for name, value in own.items() if is_ignored(name, value))
-        if names:
-            results.append((own, names))
+    found: list[Any] = []
+    results: list[tuple[dict[str, Any], set[str]]] = []
+    for attributes in now:
+        own = attributes.held
+        if attributes.results:
+            results.append((own, attributes.results))
         else:
-            held[id(own)] = own
-        for kind in ("_modules", *HOOKS):
-            held[id(own[kind])] = own[kind]
-        for name, value in own.items():
-            if name not in names:
-                held.update((id(x), x) for x in containers_in(name, value))
-    return list(held.values()), results
+            found.append(own)
+        found += [*(own[kind] for kind in ("_modules", *HOOKS)), *attributes.containers]
+    return list({id(x): x for x in found}.values()), results
 
 
 def _keys(container: Any) -> Iterable[Any]:
@@ -155,5 +155,5 @@ def _transposed(places: list[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
     return [x for x, _ in places], [key for _, key in places]
 
 
-def _without(held: dict[str, Any], names: frozenset[str]) -> dict[str, Any]:
+def _without(held: dict[str, Any], names: set[str]) -> dict[str, Any]:
     return {name: value for name, value in held.items() if name not in names}

@@ -11,9 +11,9 @@ from PIL import Image
 from torchvision.datasets import ImageFolder  # type: ignore[import-untyped]
 from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader  # type: ignore[import-untyped]
 
-from tlfx.errors import InputError, TlfxError
+from tlfx.errors import InputError, TlfxError, named
 
-__all__ = ["ClassFolders", "check_filled", "class_folders", "find_split", "message_of", "named", "numbered"]
+__all__ = ["ClassFolders", "check_filled", "class_folders", "find_split", "message_of", "numbered"]
 
 
 def find_split(root: Path, names: Sequence[str]) -> Path | None:
@@ -45,16 +45,6 @@ def check_filled(root: Path, names: Iterable[str]) -> None:
             f"{root} holds class folders without images: {named(empty)}; add images (.jpg, .png, .webp, …) or remove "
             "the folders"
         )
-
-
-def named(names: Sequence[str], most: int = 5) -> str:
-    """The first few of many names, for a message.
-
-    >>> named(["a", "b", "c"], most=2)
-    'a, b and 1 more'
-    """
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def numbered(names: Iterable[str]) -> dict[str, int]:

@@ -36,7 +36,7 @@ class Pictures(Dataset[tuple[Any, int]]):
 
 
 def load_pictures(options: Namespace, transform: Callable[[Any], Any] | None = None) -> tuple[Any, Any]:
-    """The `Pictures` for training and testing, as many as the options say; each framework has its own type for them."""
+    """The `Pictures` for training and testing, as many as the options say; each framework has a type for them."""
     train, test = load_digits(options.train, options.test, size=SIZE)
     return Pictures(train, transform), Pictures(test, transform)
 

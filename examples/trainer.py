@@ -54,7 +54,7 @@ class Trainer:
     ) -> None:
         self.model, self.optimizer, self.mixer, self.device, self.aligned = model, optimizer, mixer, device, aligned
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
-        self.meter: Any = meter  # subclasses read more of their own meters
+        self.meter: Any = meter  # subclasses read further values of their meters
 
     def descend(self, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
         """One step of the optimizer on the mean loss of batches of images (B, C, H, W) and labels int64 (B,)."""

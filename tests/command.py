@@ -1,4 +1,4 @@
-"""The command line, run in this process, in a process of its own, and on a terminal."""
+"""The command line, run in this process, in a new process, and on a terminal."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def tlfx_process(*arguments: str, **environment: str) -> subprocess.CompletedPro
 
 
 def tlfx_on_a_terminal(*arguments: str, rows: int, columns: int, **environment: str) -> str:
-    """Run ``python -m tlfx`` on a terminal of its own and return all that it shows."""
+    """Run ``python -m tlfx`` on a new terminal and return all that it shows."""
     command = [sys.executable, "-m", "tlfx", *arguments]
     settings = _settings(TERM="xterm-256color", **environment)
     ours, theirs = pty.openpty()

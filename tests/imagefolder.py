@@ -14,7 +14,7 @@ CLASSES = ("ant", "bee", "cat", "dog")
 
 
 def write_folders(root: Path, train: int, val: int = 4, size: int = 40) -> Path:
-    """`root` with train/ and val/: so many pictures of each class, a colour of its own with noise."""
+    """`root` with train/ and val/: so many pictures of each class: the colour of the class with noise."""
     for split, count in (("train", train), ("val", val)):
         for number, name in enumerate(CLASSES):
             write_pictures(root / split / name, count, number, size)

@@ -797,7 +797,7 @@ def test_residual_without_the_skip() -> None:
 
 
 class Downsampling(nn.Module):
-    """A residual block whose skip has a convolution of its own."""
+    """A residual block whose skip has a convolution."""
 
     def __init__(self, skip_first: bool) -> None:
         super().__init__()

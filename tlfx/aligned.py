@@ -211,7 +211,7 @@ _CLASSES: WeakValueDictionary[type[nn.Module], type[nn.Module]] = WeakValueDicti
 
 def _make_class(base: type[nn.Module]) -> type[nn.Module]:
     @functools.wraps(base.forward)
-    def forward(self: Aligned, *args: Any, target: Any = None, **kwargs: Any) -> Any:
+    def forward(self: Aligned, *args: Any, target: Any = None, **kwargs: Any) -> Any:  # docstring: that of the model
         return Aligned.forward(self, *args, target=target, **kwargs)
 
     signature = inspect.signature(base.forward)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 __all__ = [
     "CaptureError",
     "InputError",
@@ -14,6 +16,7 @@ __all__ = [
     "TlfxError",
     "UnknownOperatorError",
     "WrongRuleError",
+    "named",
 ]
 
 
@@ -59,3 +62,13 @@ class ProvenanceError(TlfxError):
 
 class NoContentError(TlfxError):
     """No output of the model carries image content, so there is no label to align."""
+
+
+def named(names: Sequence[str], most: int = 5) -> str:
+    """The first few of many names, for a message.
+
+    >>> named(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

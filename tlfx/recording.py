@@ -23,7 +23,7 @@ def record(model: nn.Module, at: str | Sequence[str] | None = None) -> Iterator[
     Inside the context each ``model(images, target)`` with a :class:`tlfx.MixedTarget` leaves the labels of that call in
     the mapping, in place of those of the call before; a plain call leaves it as it is. Logits are the
     same bit for bit with and without; soft targets to rounding, since labels that no output reads are computed too. The
-    first call writes a graph of its own, which later contexts with the same ``at`` use again. After the context the
+    first call writes a separate graph, which later contexts with the same ``at`` use again. After the context the
     mapping stays, and nothing else holds its labels.
 
     A label is a detached float32 tensor (batch, *positions) in [0, 1], the share of the first image at each position of

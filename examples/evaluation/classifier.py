@@ -9,11 +9,12 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
-from weights import EMA_KEYS, differences, holds_average, read_weights
+from weights import EMA_KEYS, holds_average, read_weights
 
 from evaluation.folders import Classes
 from tlfx.errors import ModelError
 from tlfx.zoo import models
+from tlfx.zoo.weights import differences
 
 __all__ = ["Classifier", "build", "load_weights"]
 

@@ -9,9 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from class_folders import named
-
-from tlfx.errors import InputError
+from tlfx.errors import InputError, named
 
 __all__ = ["ALEXNET", "CORRUPTIONS", "SEVERITIES", "Baseline", "Corrupted", "find_corruptions", "read_baseline"]
 

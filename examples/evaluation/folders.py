@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from class_folders import check_filled, class_folders, find_split, named, numbered
+from class_folders import check_filled, class_folders, find_split, numbered
 from timm.data.imagenet_info import ImageNetInfo
 
-from tlfx.errors import InputError
+from tlfx.errors import InputError, named
 
 __all__ = ["DATASETS", "Classes", "check", "classes_of", "find_root"]
 

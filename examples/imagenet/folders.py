@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from class_folders import ClassFolders, find_split, named
+from class_folders import ClassFolders, find_split
 
-from tlfx.errors import InputError
+from tlfx.errors import InputError, named
 
 __all__ = ["check_same_classes", "open_split"]
 

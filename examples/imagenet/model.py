@@ -11,11 +11,12 @@ import torch
 from timm.data import resolve_data_config
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
-from weights import differences, read_weights
+from weights import read_weights
 
 import tlfx
 from tlfx.errors import InputError, ModelError
 from tlfx.zoo.models import load
+from tlfx.zoo.weights import differences
 
 __all__ = ["align", "build_model", "check_weights", "load_weights"]
 

@@ -146,7 +146,7 @@ class Doubled(Function):
 
 
 class Twice(Function):
-    """Returns one tensor twice, each with a gradient of its own."""
+    """Returns one tensor twice, each with a separate gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -204,7 +204,7 @@ def test_a_buffer_at_the_top_of_the_model() -> None:
 
 
 class Rooted(nn.Module):
-    """Assigns a buffer of its own, not of a part."""
+    """Assigns a buffer of this module, not of a submodule."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Modules with a rule of their own: one operator each, whatever they do inside."""
+"""Modules with a rule: one operator each, whatever they do inside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line in processes of its own, and its answers to bad input."""
+"""The command line in new processes, and its answers to bad input."""
 
 from __future__ import annotations
 

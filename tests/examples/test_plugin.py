@@ -1,4 +1,4 @@
-"""`examples/plugin` as its users have it: installed in an environment of its own, and found by tlfx there."""
+"""`examples/plugin` as its users have it: installed in a new environment, and found by tlfx there."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def train(*arguments: object) -> None:
 
 
 def run(*arguments: object, script: Path = SCRIPT, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    """Run the script in processes of its own."""
+    """Run the script in new processes."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [sys.executable, *(torchrun if processes > 1 else []), str(script), *SMALL, *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}

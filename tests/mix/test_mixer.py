@@ -100,7 +100,7 @@ def test_one_seed_gives_one_batch(make: Callable[..., MaskMixer]) -> None:
 
     state = torch.get_rng_state()
     first, second = runs(seeded(5))
-    assert torch.equal(torch.get_rng_state(), state)  # a generator of its own leaves torch's alone
+    assert torch.equal(torch.get_rng_state(), state)  # a separate generator leaves torch's alone
     assert not torch.equal(first, second)
     assert all(map(torch.equal, runs(seeded(5)), (first, second)))
     torch.manual_seed(5)

@@ -1,4 +1,4 @@
-"""`tlfx.mix.ResizeMix` against the image that it pastes, resized on its own."""
+"""`tlfx.mix.ResizeMix` against the image that it pastes, resized separately."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def einsum_linear(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def softmax_linear(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Efficient attention: both sides normalised by a softmax of their own."""
+    """Efficient attention: each side normalised by a softmax."""
     return q.softmax(-1) @ (k.softmax(-2).transpose(-2, -1) @ v)
 
 

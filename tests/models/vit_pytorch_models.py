@@ -28,7 +28,7 @@ def build(module: str, kind: str, **config: Any) -> nn.Module:
 
 
 def plain(module: str, kind: str = "ViT", **config: Any) -> Entry:
-    """A plain ViT of its module, with settings of its own."""
+    """A plain ViT of the given module, with further settings."""
     return Entry("vit-pytorch", partial(build, module, kind, **{**PLAIN, **config}))
 
 

@@ -133,7 +133,7 @@ def test_the_captured_graph_stays_as_it_was(aligned_vit: tuple[Propagation, Grap
 
 
 def test_parameters_are_those_of_the_model() -> None:
-    """The graph reads the model itself at every call; its own state is indices and weights."""
+    """The graph reads the model itself at every call; its state is indices and weights."""
     model, images = small_vit(), torch.randn(BATCH, 3, 16, 16)
     _, graph_module = align(model, images)
     with torch.no_grad():

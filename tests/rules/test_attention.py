@@ -531,7 +531,7 @@ def test_fused_attention_with_a_bool_mask(shape: tuple[int, ...]) -> None:
 
 
 def test_fused_attention_with_a_mask_from_the_image() -> None:
-    """A mask of its own for every sample and head."""
+    """A separate mask for every sample and head."""
 
     def mask(x: Tensor) -> Tensor:
         query, key, _ = heads(x)
@@ -605,7 +605,7 @@ def test_fused_attention_with_any_leading_axes(lead: tuple[int, ...]) -> None:
 
 
 def test_rows_and_columns_of_a_map() -> None:
-    """Axial attention: rows of the map are a batch of their own."""
+    """Axial attention: rows of the map are merged with the batch."""
     size = (3 * DEPTH, 3, 4)
 
     def function(x: Tensor) -> Tensor:

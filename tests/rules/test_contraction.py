@@ -244,7 +244,7 @@ def test_products_that_add() -> None:
 
 @st.composite
 def einsums(draw: st.DrawFn) -> tuple[str, str, str, bool, dict[int, str]]:
-    """Images (b, c, h, w) in any order, a parameter over some of their axes and one of its own, d, and an output."""
+    """Images (b, c, h, w) in any order, a parameter over some of their axes and another axis, d, and an output."""
     letters = dict(zip("bchwd", draw(st.permutations(ascii_lowercase))[:5], strict=True))
     of_x = "".join(draw(st.permutations("bchw")))
     of_w = "".join(draw(st.permutations([*draw(st.lists(st.sampled_from("chw"), unique=True, min_size=1)), "d"])))

@@ -147,7 +147,7 @@ def function_of_labels(y: Tensor, chosen: Tensor) -> Tensor:
 
 
 def test_gather_inside_windows() -> None:
-    """Windows merged with the batch, each with an order of its own."""
+    """Windows merged with the batch, each with a separate order."""
 
     def cut(x: Tensor) -> Tensor:
         return x.permute(0, 2, 3, 1).flatten(0, 1)

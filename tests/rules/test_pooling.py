@@ -190,7 +190,7 @@ def test_a_pool_that_keeps_the_grid_mixes_tokens() -> None:
 
 
 def test_pooling_over_tokens_merged_with_the_batch() -> None:
-    """Each row of the map is a sequence of its own."""
+    """Each row of the map is a separate sequence."""
 
     def cut(x: Tensor) -> Tensor:
         return x.transpose(1, 2).flatten(0, 1)

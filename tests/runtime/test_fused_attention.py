@@ -89,7 +89,7 @@ def test_windows_in_the_batch() -> None:
 
 
 def second_pass(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Counts how often labels take a pass of their own."""
+    """Counts how often labels take a separate pass."""
     seen: list[int] = []
 
     def counted(*args: Any) -> Tensor:

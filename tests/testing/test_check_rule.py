@@ -118,7 +118,7 @@ def test_a_module_with_a_rule() -> None:
 
 
 def by_label(function: Callable[[Tensor], Tensor]) -> Callable[..., Value]:
-    """A rule by a label function of its own."""
+    """A rule with a custom label function."""
 
     def make(op: OpContext, x: Value) -> Value:
         ids = op.label(function, Operand(x.ids.flatten()), shape=(x.ids.numel(),))

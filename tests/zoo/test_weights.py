@@ -38,15 +38,16 @@ def test_names_and_shapes_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as raised:
         load_weights(untouched, tmp_path / "w.pt")
     assert str(raised.value) == (
-        f"--weights '{tmp_path / 'w.pt'}' does not fit Sequential: 1 missing: 0.bias; 1 unexpected: head.weight; "
-        "1 of another shape: 0.weight (5, 3), not (4, 3). Name the model that it was saved from, with the same --kwargs"
+        f"--weights '{tmp_path / 'w.pt'}' does not fit Sequential: missing: 0.bias; unexpected: head.weight; "
+        "different shape: 0.weight is (5, 3), expected (4, 3). Name the model that it was saved from, with the same "
+        "--kwargs"
     )
     assert torch.equal(untouched[1].running_mean, before)
 
 
 def test_long_lists_are_cut(tmp_path: Path) -> None:
     torch.save({}, tmp_path / "w.pt")
-    with pytest.raises(ModelError, match=r"7 missing: 0\.weight, 0\.bias, 1\.weight, 1\.bias, 1\.running_mean, …\."):
+    with pytest.raises(ModelError, match=r"missing: 0\.weight, 0\.bias, 1\.weight and 4 more\."):
         load_weights(model(), tmp_path / "w.pt")
 
 

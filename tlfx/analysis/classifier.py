@@ -50,6 +50,7 @@ class Classifier:
         seen: list[Tensor] = []
 
         def note(_: nn.Module, args: Any, kwargs: Any) -> None:
+            """Keep the first tensor among the arguments."""
             seen.extend([x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)][:1])
 
         hook = self.model.get_submodule(self.path).register_forward_pre_hook(note, with_kwargs=True)
@@ -78,6 +79,7 @@ def last_weighted(model: nn.Module, images: Tensor) -> str:
     ran: list[str] = []
 
     def noting(path: str) -> Any:
+        """A hook that notes that a module ran."""
         return lambda *_: ran.append(path)
 
     weighted = [(p, m) for p, m in model.named_modules() if getattr(getattr(m, "weight", None), "ndim", 0) > 1]

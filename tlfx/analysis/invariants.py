@@ -85,6 +85,7 @@ def _of_labels(aligned: nn.Module, images: Tensor, masks: list[Tensor], seed: in
     state = deepcopy(aligned.state_dict())
 
     def shares(mask: Tensor) -> Tensor:
+        """Shares of a mask, with the same state and random numbers for every mask."""
         aligned.load_state_dict(state)
         torch.manual_seed(seed)
         return share(aligned, images, mask)

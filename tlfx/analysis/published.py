@@ -48,6 +48,7 @@ def published(model: nn.Module, images: Tensor, target: MixedTarget) -> Callable
         )
 
     def classes(labels: Tensor, images: Tensor) -> Tensor:
+        """Soft labels over all classes, (batch, positions, classes)."""
         return target.soften(runtime.spread(labels, images)[..., 0])
 
     for node in spread:
@@ -55,6 +56,7 @@ def published(model: nn.Module, images: Tensor, target: MixedTarget) -> Callable
     graph_module.recompile()
 
     def forward() -> tuple[Tensor, Tensor]:
+        """The output, and its soft target (batch, classes)."""
         outputs, labels = graph_module(images, target.mask)
         return outputs[0], labels[0]
 

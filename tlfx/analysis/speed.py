@@ -123,11 +123,13 @@ def _step(model: nn.Module, forward: Callable[[], tuple[Any, Any]], settings: Se
     """A training step for a function that returns an output and its soft target."""
 
     def loss() -> Tensor:
+        """The cross-entropy of a forward."""
         with _precision(settings):
             output, soft = (_per_image(x) for x in forward())
         return F.cross_entropy(output.float(), soft[:, : output.shape[1]])
 
     def step() -> None:
+        """A forward, and unless ``forward_only`` a backward."""
         with torch.no_grad() if settings.forward_only else nullcontext():
             value = loss()
         if not settings.forward_only:

@@ -120,11 +120,11 @@ def _is_applied(function: type[Function], args: Sequence[Any], with_context: boo
 
 
 def _distinct(result: Any, versions: dict[int, int]) -> Any:
-    """The result of a forward, each tensor in it a node of its own: an input that is returned unchanged, or a tensor
-    that is returned twice, is a view; none requires a gradient, because apply would detach it after the region."""
+    """The result of a forward with a separate node for each tensor: an input that is returned unchanged and a tensor
+    that is returned twice become views; none requires a gradient, because apply would detach it after the region."""
     known = set(versions)
 
-    def own(x: Any) -> Any:
+    def separate(x: Any) -> Any:
         if not isinstance(x, Tensor):
             return x
         if id(x) in known and version(x) == versions.get(id(x), version(x)):
@@ -134,7 +134,7 @@ def _distinct(result: Any, versions: dict[int, int]) -> Any:
         return x.detach_() if made_with_gradient else x
 
     with torch.no_grad():
-        return tree_map(own, result)
+        return tree_map(separate, result)
 
 
 def _check_closures(function: type[Function]) -> None:

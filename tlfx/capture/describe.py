@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tlfx._torch import COMPILED
 
-__all__ = ["ATOMS", "IGNORED", "INTERNAL", "containers_in", "describe", "describe_attributes", "is_ignored"]
+__all__ = ["ATOMS", "IGNORED", "INTERNAL", "Attributes", "describe"]
 
 IGNORED = None
 """The description of tensors and of what holds tensors, which do not count: a forward left them there as results."""
@@ -36,29 +36,31 @@ def describe(value: Any) -> Any:
     return (type(value), value) if type(value) in _PLAIN else _Description().of(value)
 
 
-def describe_attributes(held: dict[str, Any]) -> dict[str, Any]:
-    """Descriptions of the relevant attributes of a module, by name; an empty container counts once it holds
-    anything."""
-    named = {n: describe(value) for n, value in held.items() if n not in INTERNAL and not _is_empty(value)}
-    return {name: described for name, described in named.items() if described is not IGNORED}
+class Attributes:
+    """The attributes of a module as they are now; those whose names ``ignores`` accepts do not count."""
 
+    def __init__(self, module: nn.Module, ignores: Callable[[str], bool] = lambda name: False) -> None:
+        self.held = vars(module)
+        self.described: dict[str, Any] = {}
+        """Descriptions by name; an empty container counts once it holds anything."""
+        self.containers: list[Any] = []
+        """The lists, sets and dictionaries in all attributes, including those of plain objects."""
+        self.results: set[str] = set()
+        """The names of tensors and of what holds tensors."""
+        self.ignored = {name for name in self.held if name not in INTERNAL and ignores(name)}
+        for name, value in self.held.items():
+            if name not in INTERNAL and name not in self.ignored:
+                self._add(name, value)
 
-def is_ignored(name: str, value: Any) -> bool:
-    """Whether an attribute of a module is a tensor or holds one."""
-    return type(value) not in _PLAIN and name not in INTERNAL and describe(value) is IGNORED
-
-
-def containers_in(name: str, value: Any) -> list[Any]:
-    """The lists, sets and dictionaries in an attribute of a module, including those of plain objects."""
-    if type(value) in _PLAIN or name in INTERNAL:
-        return []
-    description = _Description()
-    description.of(value)
-    return description.containers
-
-
-def _is_empty(value: Any) -> bool:
-    return isinstance(value, (list, dict, set)) and not value
+    def _add(self, name: str, value: Any) -> None:
+        description = _Description()
+        described = description.of(value)
+        if described is IGNORED:
+            self.results.add(name)
+            return
+        self.containers += description.containers
+        if not isinstance(value, list | dict | set) or value:
+            self.described[name] = described
 
 
 class _Description:

@@ -16,5 +16,5 @@ def is_ignored_state(name: str, patterns: Sequence[str]) -> bool:
     >>> is_ignored_state("info['steps']", ["info"]), is_ignored_state("infos", ["info"])
     (True, False)
     """
-    names = (name, f".{name}", name.partition("[")[0])
+    names = (name, f".{name}".replace("..", "."), name.partition("[")[0].lstrip("."))
     return any(fnmatch.fnmatchcase(n, pattern) for n in names for pattern in patterns)

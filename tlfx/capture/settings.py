@@ -7,8 +7,7 @@ so that this takes a fraction of a millisecond for hundreds of modules.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from torch import nn
 
 from tlfx._torch import HOOKS
-from tlfx.capture.describe import IGNORED, containers_in, describe, describe_attributes, is_ignored
+from tlfx.capture.describe import IGNORED, Attributes, describe
 from tlfx.capture.ignoring import is_ignored_state
 from tlfx.capture.tensors import TensorTypes
 from tlfx.capture.traced_settings import TracedSettings
@@ -47,9 +46,8 @@ class ModelSettings:
         self._paths = {module: path for path, module in model.named_modules()}
         self._modules = list(self._paths)
         self._tensors = TensorTypes(self._modules)
-        self._described = {module: self._describe(module) for module in self._modules}
         self._own_parts = vars(model)["_modules"]
-        self._copy()
+        self._keep(self._attributes())
 
     def are_current(self, model: nn.Module) -> bool:
         """Whether ``model`` is the captured model or a shallow copy of it, with equal settings."""
@@ -61,39 +59,46 @@ class ModelSettings:
 
     def change(self) -> str | None:
         """The first attribute that differs, as ``path.name``; None if all are equal."""
+        now = self._attributes()
         for module, before in self._described.items():
-            name = _difference(before, self._describe(module))
+            name = _difference(before, _describe(module, now[module]))
             if name is not None:
                 return f"{self._paths[module]}.{name}".lstrip(".")
-        self._copy()  # equal, but other objects: copying them makes the next comparison fast
+        self._keep(now)  # equal, but other objects: copying them makes the next comparison fast
         return self._tensors.change(self._paths)
 
-    def _ignores(self, module: nn.Module, name: str) -> bool:
-        return bool(self._ignore) and is_ignored_state(f"{self._paths[module]}.{name}".lstrip("."), self._ignore)
+    def _attributes(self) -> dict[nn.Module, Attributes]:
+        if not self._ignore:
+            return {module: Attributes(module) for module in self._modules}
+        return {
+            module: Attributes(module, lambda name, path=path: is_ignored_state(f"{path}.{name}", self._ignore))
+            for module, path in self._paths.items()
+        }
 
-    def _describe(self, module: nn.Module) -> dict[str, Any]:
-        """Descriptions of all attributes of a module that count, by name."""
-        return {name: x for name, x in _describe(module).items() if not self._ignores(module, name)}
+    def _keep(self, now: Mapping[nn.Module, Attributes]) -> None:
+        """Keep the attributes in three forms: described, copied for fast comparison, and for dynamo to trace."""
+        self._described = {module: _describe(module, attributes) for module, attributes in now.items()}
+        self._copy(now.values())
+        self._traced = [TracedSettings(module, attributes) for module, attributes in now.items()]
 
-    def _copy(self) -> None:
+    def _copy(self, now: Collection[Attributes]) -> None:
         """Copy what the fast comparison needs."""
-        held, results = _containers(self._modules, self._ignores)
+        held, results = _containers(now)
+        self._result_names = [x.results for x in now if x.results or x.ignored]
         self._empty = [x for x in held if not x]  # mostly hooks: testing for emptiness is cheaper than comparing
         self._held = [x for x in held if x]
         self._copies = [x.copy() for x in self._held]
-        self._results = list(results.values())
-        self._with_results = list(results)
-        self._beside_results = [_without(x, names) for x, names in self._results]
+        self._results = results
+        self._beside_results = [_without(x, names) for x, names in results]
         self._parts = [own for own in (vars(m)["_modules"] for m in self._modules) if own]
         self._order = list(chain.from_iterable(self._parts))
         self._types = list(map(type, self._modules))
         places = [(x, key) for x in self._held for key in _keys(x)]
-        places += [(x, n) for (x, _), kept in zip(self._results, self._beside_results, strict=True) for n in kept]
+        places += [(x, name) for (x, _), kept in zip(results, self._beside_results, strict=True) for name in kept]
         self._numbers = _transposed([(x, k) for x, k in places if type(x[k]) in _NUMBERS and k != "training"])
         self._number_types = list(map(type, map(operator.getitem, *self._numbers)))
         self._tuples = _transposed([(x, k) for x, k in places if isinstance(x[k], tuple) and x[k]])
         self._tuple_values = list(map(operator.getitem, *self._tuples))
-        self._traced = [TracedSettings(m, partial(self._ignores, m)) for m in self._modules]
 
     def _same_dictionaries(self) -> bool:
         """Whether all dictionaries and lists are equal to their copies; False also if ``==`` cannot tell.
@@ -116,21 +121,22 @@ class ModelSettings:
     def _same_beside_results(self) -> bool:
         kept = zip(self._results, self._beside_results, strict=True)
         return all(_without(held, names) == copied for (held, names), copied in kept) and all(
-            name not in held or describe(held[name]) is IGNORED or self._ignores(module, name)
-            for module, (held, names) in zip(self._with_results, self._results, strict=True)
+            describe(held[name]) is IGNORED
+            for (held, _), names in zip(self._results, self._result_names, strict=True)
             for name in names
+            if name in held
         )
 
 
 _NUMBERS = (int, float, bool)
 
 
-def _describe(module: nn.Module) -> dict[str, Any]:
-    """Descriptions of all attributes of a module except tensors, by name."""
-    held = vars(module)
+def _describe(module: nn.Module, attributes: Attributes) -> dict[str, Any]:
+    """Descriptions of all settings of a module, by name."""
+    held = attributes.held
     parts = {f"_modules[{name!r}]": (i, id(part)) for i, (name, part) in enumerate(held["_modules"].items())}
     hooks = {f"{kind}[{key}]": id(hook) for kind in HOOKS for key, hook in held[kind].items()}
-    return {**describe_attributes(held), **parts, **hooks, "__class__": type(module)}
+    return {**attributes.described, **parts, **hooks, "__class__": type(module)}
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
@@ -140,26 +146,19 @@ def _difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     return next(name for name in (*before, *now) if before.get(name, IGNORED) != now.get(name, IGNORED))
 
 
-def _containers(
-    modules: list[nn.Module], ignores: Callable[[nn.Module, str], bool]
-) -> tuple[list[Any], dict[nn.Module, tuple[dict[str, Any], frozenset[str]]]]:
-    """The dictionaries, lists and sets to compare, and the dictionaries of modules with attributes that do not count,
-    with the names of these."""
-    held: dict[int, Any] = {}
-    results: dict[nn.Module, tuple[dict[str, Any], frozenset[str]]] = {}
-    for module in modules:
-        own = vars(module)
-        names = frozenset(name for name, value in own.items() if is_ignored(name, value) or ignores(module, name))
-        if names:
-            results[module] = own, names
+def _containers(now: Iterable[Attributes]) -> tuple[list[Any], list[tuple[dict[str, Any], set[str]]]]:
+    """The dictionaries, lists and sets to compare, and the dictionaries of modules with attributes that do not
+    count, with the names of these."""
+    found: list[Any] = []
+    results: list[tuple[dict[str, Any], set[str]]] = []
+    for attributes in now:
+        own = attributes.held
+        if attributes.results or attributes.ignored:
+            results.append((own, attributes.results | attributes.ignored))
         else:
-            held[id(own)] = own
-        for kind in ("_modules", *HOOKS):
-            held[id(own[kind])] = own[kind]
-        for name, value in own.items():
-            if name not in names:
-                held.update((id(x), x) for x in containers_in(name, value))
-    return list(held.values()), results
+            found.append(own)
+        found += [*(own[kind] for kind in ("_modules", *HOOKS)), *attributes.containers]
+    return list({id(x): x for x in found}.values()), results
 
 
 def _keys(container: Any) -> Iterable[Any]:
@@ -172,5 +171,5 @@ def _transposed(places: list[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
     return [x for x, _ in places], [key for _, key in places]
 
 
-def _without(held: dict[str, Any], names: frozenset[str]) -> dict[str, Any]:
+def _without(held: dict[str, Any], names: set[str]) -> dict[str, Any]:
     return {name: value for name, value in held.items() if name not in names}

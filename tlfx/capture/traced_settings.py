@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
 from tlfx._torch import HOOKS
-from tlfx.capture.describe import ATOMS, INTERNAL, describe
+from tlfx.capture.describe import ATOMS, INTERNAL, Attributes
 
 __all__ = ["TracedSettings"]
 
@@ -21,14 +20,14 @@ class TracedSettings:
     by identity. A compiled call does not notice changes inside an object.
     """
 
-    def __init__(self, module: nn.Module, ignores: Callable[[str], bool]) -> None:
-        held = vars(module)
-        self.ignored = frozenset(filter(ignores, held))
+    def __init__(self, module: nn.Module, attributes: Attributes) -> None:
+        held = attributes.held
+        self.ignored = frozenset(attributes.ignored)
         named = {name: value for name, value in held.items() if name not in INTERNAL | self.ignored}
         self.module = module
         self.kind = type(module)
         self.values = {name: copy.copy(value) for name, value in named.items() if _is_value(value)}
-        self.objects = {n: x for n, x in named.items() if n not in self.values and describe(x) is not None}
+        self.objects = {n: x for n, x in named.items() if n not in self.values and n not in attributes.results}
         self.parts = tuple(held["_modules"].items())
         self.hooks = tuple(tuple(held[kind]) for kind in HOOKS)
 

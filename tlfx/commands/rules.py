@@ -11,6 +11,7 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 from tlfx.commands import arguments, output
+from tlfx.errors import named
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -52,7 +53,7 @@ def _run_missing(args: argparse.Namespace) -> int:
     elif not unknown:
         print(f"{args.model}: every operator that receives image content has a rule")
     else:
-        rows = [_missing_row(m) | {"modules": _shortened(m.places)} for m in unknown]
+        rows = [_missing_row(m) | {"modules": named(m.places, most=3)} for m in unknown]
         # The table goes to stderr, so that the code can be redirected to a file.
         output.console(args, stderr=True).print(_table(f"{args.model}: {len(unknown)} operators without a rule", rows))
         print("\n\n".join([HEADER, *(m.skeleton() for m in unknown)]), end="")
@@ -74,11 +75,6 @@ def _row(rule: Rule, packs: list[importlib.metadata.EntryPoint]) -> dict[str, An
 
 def _missing_row(missing: Missing) -> dict[str, Any]:
     return {"operator": missing.name, "calls": len(missing.nodes), "modules": missing.places}
-
-
-def _shortened(places: list[str]) -> str:
-    rest = f" and {len(places) - 3} more" if len(places) > 3 else ""
-    return ", ".join(places[:3]) + rest
 
 
 def _table(title: str, rows: list[dict[str, Any]]) -> Table:

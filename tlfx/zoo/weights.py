@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlfx.errors import ModelError
+from tlfx.errors import ModelError, named
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
-__all__ = ["load_weights"]
-
-SHOWN = 5
-"""Number of parameter names that a message lists."""
+__all__ = ["Differences", "differences", "load_weights"]
 
 
 def load_weights(model: nn.Module, file: str | Path) -> None:
@@ -35,7 +34,7 @@ def load_weights(model: nn.Module, file: str | Path) -> None:
             "torch.save(model.state_dict(), file)"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        held = f"a dict of {_listed(list(state))}" if isinstance(state, dict) else f"a {type(state).__name__}"
+        held = f"a dict of {named(list(map(str, state)))}" if isinstance(state, dict) else f"a {type(state).__name__}"
         raise ModelError(
             f"--weights {str(file)!r} holds {held}, expected a state_dict (names and tensors): save only that part"
         )
@@ -44,24 +43,48 @@ def load_weights(model: nn.Module, file: str | Path) -> None:
 
 
 def _check(model: nn.Module, state: dict[str, Any], file: str) -> None:
-    own = model.state_dict()
-    shapes = [
-        f"{k} {tuple(state[k].shape)}, not {tuple(v.shape)}"
-        for k, v in own.items()
-        if k in state and state[k].shape != v.shape
-    ]
-    problems = {
-        "missing": [k for k in own if k not in state],
-        "unexpected": [k for k in state if k not in own],
-        "of another shape": shapes,
-    }
-    if any(problems.values()):
-        told = "; ".join(f"{len(names)} {what}: {_listed(names)}" for what, names in problems.items() if names)
+    if found := differences(state, model.state_dict()):
         raise ModelError(
-            f"--weights {file!r} does not fit {type(model).__name__}: {told}. Name the model that it was saved from, "
+            f"--weights {file!r} does not fit {type(model).__name__}: {found}. Name the model that it was saved from, "
             "with the same --kwargs"
         )
 
 
-def _listed(names: list[str]) -> str:
-    return ", ".join(map(str, names[:SHOWN])) + (", …" if len(names) > SHOWN else "")
+@dataclass(frozen=True)
+class Differences:
+    """Tensors that keep weights from being loaded into a model; false if there are none.
+
+    ``shapes`` has those of different shapes, with the shape in the weights and the one that the model expects.
+    """
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    shapes: Mapping[str, tuple[str, str]]
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.shapes)
+
+    def __str__(self) -> str:
+        """The first names of each kind."""
+        shapes = [f"{name} is {given}, expected {expected}" for name, (given, expected) in self.shapes.items()]
+        kinds = {"missing": self.missing, "unexpected": self.unexpected, "different shape": shapes}
+        return "; ".join(f"{kind}: {named(names, most=3)}" for kind, names in kinds.items() if names)
+
+
+def differences(weights: Mapping[str, Any], own: Mapping[str, Tensor]) -> Differences:
+    """Differences between weights and the state_dict of a model, ``own``.
+
+    >>> import torch
+    >>> print(differences({"weight": torch.ones(2), "scale": torch.ones(1)}, {"weight": torch.ones(3)}))
+    unexpected: scale; different shape: weight is (2), expected (3)
+    """
+    shapes = {name: (_shape(weights[name]), _shape(value)) for name, value in own.items() if name in weights}
+    return Differences(
+        missing=tuple(name for name in own if name not in weights),
+        unexpected=tuple(name for name in weights if name not in own),
+        shapes={name: pair for name, pair in shapes.items() if pair[0] != pair[1]},
+    )
+
+
+def _shape(value: Any) -> str:
+    return f"({', '.join(map(str, value.shape))})" if hasattr(value, "shape") else type(value).__name__

@@ -367,11 +367,58 @@ def test_samples_of_a_batch_that_are_mixed(name: str) -> None:
     assert f'  source: File "{__file__}", line ' in message
 
 
-def test_statistics_of_a_batch_mix_no_labels() -> None:
-    def centred(x: Tensor) -> Tensor:
-        return (x - x.mean((0, 1))) / x.std((0, 1), keepdim=True)
+def scores(x: Tensor) -> Tensor:
+    return x @ x.transpose(1, 2)
 
-    found = share(tlfx.align(Net(centred)), pictures(), mixture().mask)
+
+OVER_THE_BATCH: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda x: x - x.mean(0),
+    "mean with other axes": lambda x: x - x.mean((0, 1)),
+    "mean of all": lambda x: x / x.mean(),
+    "std": lambda x: x / x.std((0, 1), keepdim=True),
+    "amax": lambda x: x - x.amax(0, keepdim=True),
+    "norm": lambda x: nn.functional.normalize(x, dim=0),
+    "softmax": lambda x: x.softmax(0) * x,
+    "cumsum": lambda x: x + x.cumsum(0),
+    "sort": lambda x: x + x.sort(0)[0],
+    "flip as a gate": lambda x: x * x.flip(0).mean(1, keepdim=True),
+    "layer_norm": lambda x: nn.functional.layer_norm(x.movedim(0, -1), x.shape[:1]).movedim(-1, 0),
+    "instance_norm": lambda x: nn.functional.instance_norm(x.movedim(0, -1)).movedim(-1, 0),
+    "weights": lambda x: scores(x).softmax(0) @ x,
+    "weights from the mean of scores": lambda x: scores(x).mean(0).softmax(-1) @ x,
+    "weights less their maximum": lambda x: (scores(x) - scores(x).amax(0)).softmax(-1) @ x,
+    "cumulated weights": lambda x: scores(x).cumsum(0) @ x,
+    "indices": lambda x: x.gather(1, x.argmax(0, keepdim=True).expand_as(x)),
+    "buffer": lambda x: x - torch.zeros(x.shape[1:]).copy_(x.mean(0)),
+    "where": lambda x: x.where(x > x.mean(0), torch.zeros_like(x)),
+    "fft": lambda x: torch.fft.fft(x, dim=0).real,
+}
+
+
+@pytest.mark.parametrize("name", OVER_THE_BATCH)
+def test_what_is_computed_over_the_batch_and_reaches_content(name: str) -> None:
+    with pytest.raises(tlfx.TlfxError) as caught:
+        tlfx.align(Net(OVER_THE_BATCH[name]))(pictures(), mixture())
+    message = str(caught.value)
+    assert "labels belong to one sample each" in message
+    assert "batch" in message
+
+
+def test_what_is_computed_over_the_batch_and_reaches_no_content() -> None:
+    class Counting(Net):
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            logits = super().forward(images)
+            return logits, logits.softmax(-1).mean(0).square().sum()
+
+    _, soft = tlfx.align(Counting())(pictures(), mixture())
+    assert soft[1] is None
+
+
+def test_statistics_of_batch_normalisation_mix_no_labels() -> None:
+    def normalised(x: Tensor) -> Tensor:
+        return nn.functional.batch_norm(x.transpose(1, 2), None, None, training=True).transpose(1, 2)
+
+    found = share(tlfx.align(Net(normalised)), pictures(), mixture().mask)
     assert torch.equal(found, share(tlfx.align(Net()), pictures(), mixture().mask))
 
 

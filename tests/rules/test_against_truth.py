@@ -251,17 +251,9 @@ def deformed(draw: Draw) -> Case:
     return deform_conv2d, make
 
 
-def normalised(draw: Draw) -> Case:
-    kind = draw(st.sampled_from(["layer", "batch", "group", "instance", "rms"]))
-    if kind in ("layer", "rms"):
-        function = F.layer_norm if kind == "layer" else F.rms_norm
-        return lambda x: function(x, (3,)), lambda: content("btc", (2, 4, 3))
-    functions = {
-        "batch": nn.BatchNorm1d(4),
-        "group": nn.GroupNorm(2, 4),
-        "instance": nn.InstanceNorm1d(4),
-    }
-    return functions[kind], lambda: content("bct", (2, 4, 3))
+def normalised(*functions: Callable[..., Any]) -> Callable[[Draw], Case]:
+    """A normalisation of (batch, 4, 3), one of several functions."""
+    return lambda draw: (draw(st.sampled_from(functions)), lambda: content("bct", (2, 4, 3)))
 
 
 def images(function: Callable[..., Any], count: int = 2, size: int = 4) -> Callable[[Draw], Case]:
@@ -403,9 +395,19 @@ CASES: dict[str, tuple[Callable[[Draw], Case], str]] = {
     "movement.view": (on(lambda x: x.contiguous().view(x.shape[0], -1)), ""),
     "movement.view_as_complex": (on(lambda x: torch.view_as_complex(torch.stack((x, x * 2), -1))), ""),
     "movement.view_as_real": (on(lambda x: torch.view_as_real(torch.view_as_complex(torch.stack((x, x), -1)))), ""),
-    "normalisation.normalise": (normalised, STATISTIC),
-    "normalisation.normalise_with_statistics": (
-        lambda draw: (lambda x: aten.native_layer_norm(x, [3], None, None, 1e-5), lambda: content("btc", (2, 4, 3))),
+    "normalisation.layer_norm": (normalised(lambda x: F.layer_norm(x, (3,)), lambda x: F.rms_norm(x, (3,))), STATISTIC),
+    "normalisation.native_layer_norm": (
+        normalised(lambda x: aten.native_layer_norm(x, [3], None, None, 1e-5)),
+        STATISTIC,
+    ),
+    "normalisation.group_norm": (normalised(nn.GroupNorm(2, 4), nn.InstanceNorm1d(4)), STATISTIC),
+    "normalisation.native_group_norm": (
+        normalised(lambda x: aten.native_group_norm(x, None, None, 2, 4, 3, 2, 1e-5)),
+        STATISTIC,
+    ),
+    "normalisation.batch_norm": (normalised(nn.BatchNorm1d(4)), STATISTIC),
+    "normalisation.native_batch_norm": (
+        normalised(lambda x: aten.native_batch_norm(x, None, None, None, None, True, 0.1, 1e-5)[0]),
         STATISTIC,
     ),
     "pointwise.activation": (
@@ -426,7 +428,9 @@ CASES: dict[str, tuple[Callable[[Draw], Case], str]] = {
     "pointwise.glu": (lambda draw: (F.glu, lambda: content("btc", (2, 3, 4))), ""),
     "pointwise.lerp": (on_both(lambda a, b: torch.lerp(a, b, 0.3)), ""),
     "pointwise.mul": (
-        lambda draw: on_both(draw(st.sampled_from([torch.mul, lambda a, b: a * b.mean(-1, keepdim=True)])))(draw),
+        lambda draw: draw(
+            st.sampled_from([on_both(torch.mul), on_both(lambda a, b: a * b.mean(-1, keepdim=True), "b|tc")])
+        )(draw),
         GATE,
     ),
     "pointwise.polygamma": (on(lambda x: torch.special.polygamma(1, x.abs() + 1)), ""),

@@ -202,7 +202,7 @@ FACTORS: dict[str, Callable[[Tensor], Tensor]] = {
     "response_normalisation": lambda x: (
         x * x.norm(dim=(2, 3), keepdim=True) / x.norm(dim=(2, 3), keepdim=True).mean(1, keepdim=True)
     ),
-    "fewer_axes": lambda x: x * x.mean((0, 1, 2)),
+    "fewer_axes": lambda x: x * x.new_ones(x.shape[3]),
 }
 
 

@@ -156,11 +156,6 @@ def test_decisions_and_statistics_of_the_batch_have_no_label(name: str) -> None:
     assert probe.roles == [Role.CONTENT, Role.WEIGHT]
 
 
-def test_statistics_of_the_batch_leave_labels_alone() -> None:
-    """Normalisation by the whole batch, written out."""
-    check(lambda x: (x - x.mean((0, 2, 3), keepdim=True)) / (x.std() + 1), lambda y, x: y, SIZE)
-
-
 def test_sum_of_a_weight_over_keys_is_content_of_the_query() -> None:
     """How much each query has seen belongs to the query."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,8 +40,18 @@ def read_outputs(op: OpContext, values: Mapping[Node, Any]) -> list[OutputLabel 
         raise NoContentError(
             "no output of the model carries image content, so there is no label to align; "
             "the model must return what it computes from the images (logits, features or maps)."
+            + _samples_mixed_by(values[n] for n in leaves if isinstance(n, Node))
         )
     return labels
+
+
+def _samples_mixed_by(outputs: Iterable[Any]) -> str:
+    """A sentence about outputs that are computed over several samples; empty if there are none."""
+    sources = dict.fromkeys(v.mixes_samples for v in outputs if isinstance(v, Value) and v.mixes_samples is not None)
+    if not sources:
+        return ""
+    names = ", ".join(source.name for source in sources)
+    return f" It returns what {names} computes over several samples of the batch; labels belong to one sample each."
 
 
 def _read(op: OpContext, value: Any) -> OutputLabel | None:

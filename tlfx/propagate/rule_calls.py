@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch.fx import Node
 
-from tlfx._torch import tree_leaves
-from tlfx.errors import RuleError, TlfxError, UnknownOperatorError
+from tlfx._torch import tree_leaves, tree_map
+from tlfx.errors import ProvenanceError, RuleError, TlfxError, UnknownOperatorError
 from tlfx.graph.nodes import describe
 from tlfx.operations import Operation
 from tlfx.propagate.state import PropagationState
@@ -42,13 +44,37 @@ def apply_rule(
 def call_rule(rule: Rule, op: OpContext, *args: Any, **kwargs: Any) -> Any:
     """The result of a rule. Raises its TlfxErrors with the place in the model, and RuleError for any other error."""
     try:
-        return rule.function(op, *args, **kwargs)
+        return _with_samples(op, rule.function(op, *args, **kwargs))
     except TlfxError as error:
         raise type(error)(f"{error}\n{describe(op.node)}") from error
     except Exception as error:
         raise RuleError(
             f"the rule {rule.origin} failed: {type(error).__name__}: {error}\n{describe(op.node)}"
         ) from error
+
+
+def _with_samples(op: OpContext, out: Any) -> Any:
+    """What a rule returns, marked where an argument is computed over several samples of the batch.
+
+    Raises ProvenanceError if such an argument reaches content.
+    """
+    if op.target is operator.getitem:
+        return out  # one of several outputs, of which others may be statistics of the batch
+    values = [v for v in tree_leaves((op.args, op.kwargs)) if isinstance(v, Value)]
+    source = next((v.mixes_samples for v in values if v.mixes_samples is not None), None)
+
+    def mark(value: Any) -> Any:
+        if source is None or not isinstance(value, Value) or value.is_constant:
+            return value
+        if value.role is Role.WEIGHT:
+            return replace(value, mixes_samples=source)
+        raise ProvenanceError(
+            f"{op.node.name} depends on {source.name}, which is computed over several samples of the batch; labels "
+            "belong to one sample each. Compute it for each sample by itself, use a layer of batch normalisation for "
+            "statistics of the batch, or align the part of the model before it instead."
+        )
+
+    return tree_map(mark, out)
 
 
 def operation_of(op: OpContext, out: Any) -> Operation:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
+from dataclasses import replace
 from typing import Any, TypeVar
 
-from torch import Tensor
+import torch
+from torch import SymInt, Tensor
 from torch.fx import Node
 
 from tlfx.errors import ProvenanceError, RuleError
@@ -106,6 +108,22 @@ class Verbs:
         """A mixing weight or another value that depends on the image and carries no label."""
         return self.content(*maps, role=Role.WEIGHT, shape=shape)
 
+    def of_batch(self, shape: Sequence[int] | None = None) -> Value:
+        """A value that is computed over several samples of the batch: content that depends on it is refused."""
+        return replace(self.weight(shape=shape), mixes_samples=self.node)
+
+    def is_over_batch(self, x: Value, axes: Sequence[int]) -> bool:
+        """Whether any of ``axes`` of a value is that of the batch."""
+        gone = [a % len(x.shape) for a in axes]
+        if x.is_content:
+            return x.batch_axis.axis in gone
+        if x.maps:
+            return any(_changes_sample(m, x.batch, a) for m in x.maps for a in gone)
+        sizes = getattr(x.node.meta.get("val"), "shape", ())
+        if len(sizes) == len(x.shape) and any(isinstance(s, SymInt) for s in sizes):
+            return any(isinstance(sizes[a], SymInt) for a in gone)
+        return not x.is_constant and 0 in gone and x.shape[0] % x.batch == 0
+
     def from_ids(self, ids: Tensor, where: BatchAxis, shape: Sequence[int] | None = None) -> Value:
         """Content from the label ids of one sample and the place of the batch in the output."""
         return self.content(map_of_ids(ids, self.batch, where), shape=shape)
@@ -139,6 +157,13 @@ class Verbs:
     def is_known(self, x: Any) -> bool:
         """Whether :meth:`concrete` can evaluate a value."""
         return not isinstance(x, Value) or (x.is_constant and self.state.constants.evaluate(x.node) is not None)
+
+
+def _changes_sample(content: Tensor, batch: int, axis: int) -> bool:
+    """Whether elements of a map along an axis belong to several samples."""
+    sample, known = content % batch, content != NONE
+    first, last = torch.where(known, sample, batch).amin(axis), torch.where(known, sample, -1).amax(axis)
+    return bool((first < last).any())
 
 
 def varying(ids: Tensor, axes: Sequence[int]) -> list[int]:

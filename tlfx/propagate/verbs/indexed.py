@@ -39,6 +39,8 @@ class Indexed(Movement):
 
     def take_own(self, x: Value, axis: int) -> list[Value]:
         """Elements of ``x`` in an order that the operator computes along an axis (sort, topk), and their indices."""
+        if not x.is_content and self.is_over_batch(x, [axis]):
+            return [self.of_batch(), self.of_batch(self.shapes[1])]
         places = Value(self.node, self.shapes[1], self.batch)
         values = self._taken(
             x, torch.gather, (axis, places), [axis], True, (runtime.gather_by_output,), (axis, self.node)
@@ -49,7 +51,9 @@ class Indexed(Movement):
         """An index along an axis (argmax): over channels it has the label of its token; over tokens it is a decision
         without label."""
         x = self.resolve(x)
-        if axis is None or not x.is_content or axis % len(x.shape) == x.batch_axis.axis or x.map.shape[axis] > 1:
+        if self.is_over_batch(x, range(len(x.shape)) if axis is None else [axis]):
+            return self.of_batch()
+        if axis is None or not x.is_content or x.map.shape[axis] > 1:
             return self.weight()
         return self.content(x.map if keepdim else x.map.squeeze(axis))
 

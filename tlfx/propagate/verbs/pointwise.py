@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tlfx import runtime
 from tlfx._torch import schema
-from tlfx.errors import InputError
+from tlfx.errors import InputError, ProvenanceError
 from tlfx.graph.residuals import content_graph, skip_of
 from tlfx.operations import Operation
 from tlfx.propagate.labels import Operand, by_first_occurrence
@@ -31,6 +31,10 @@ class Pointwise(Verbs):
         self.record(Operation.WEIGHT if x.role is Role.WEIGHT else Operation.POINTWISE)
         return self._shaped(x)
 
+    def normalise(self, x: Value, axes: Sequence[int]) -> Value:
+        """Point-wise transformation, Y ← Y, by statistics over ``axes`` (Table 10)."""
+        return self.of_batch() if self.is_over_batch(x, axes) else self.pointwise(x)
+
     def dropout(self, x: Value) -> Value:
         """Point-wise, except that mixing weights are read before dropout (eq. 9)."""
         out = self.pointwise(x)
@@ -42,6 +46,8 @@ class Pointwise(Verbs):
     def softmax(self, x: Value, axis: int) -> Value:
         """Point-wise; over tokens, or of a context kᵀv, the output is a mixing weight."""
         axis = axis % len(x.shape)
+        if self.is_over_batch(x, [axis]):
+            return self.of_batch()
         if x.role is Role.CONTEXT:
             self.state.contexts.reclassify(x.node)
             return replace(self.weight(), softmax_dim=axis)
@@ -87,6 +93,7 @@ class Pointwise(Verbs):
 
     def numerator(self, a: Value, b: Value) -> Value:
         """Quotient: the label of the numerator, or that of the denominator under a constant."""
+        self._check_samples(a, b)
         return self.pointwise(b if a.is_constant else a)
 
     def either(self, a: Value, b: Value, first: Tensor | None = None) -> Value:
@@ -115,8 +122,19 @@ class Pointwise(Verbs):
 
     def _beside_content(self, a: Value, b: Value) -> tuple[Value, Value]:
         """A context combined with a value with content of the full shape is content itself."""
+        self._check_samples(a, b)
         full = any(v.is_content and v.shape == self.shape for v in (a, b))
         return (self.resolve(a), self.resolve(b)) if full else (a, b)
+
+    def _check_samples(self, a: Value, b: Value) -> None:
+        """Raise ProvenanceError where two values with content have their samples at different places."""
+        if a.is_content and b.is_content and self.batch > 1:
+            places = {(v.batch_axis.axis - len(v.shape), *v.batch_axis[1:]) for v in (a, b)}
+            if len(places) > 1:
+                raise ProvenanceError(
+                    f"{self.node.name} combines a sample of the batch with another sample; labels belong to one sample "
+                    "each. Align the part of the model before it instead."
+                )
 
     def _beside_context(self, a: Value, b: Value) -> Value:
         context, other = (a, b) if a.role is Role.CONTEXT else (b, a)

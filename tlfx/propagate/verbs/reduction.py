@@ -27,11 +27,11 @@ class Reduction(Movement):
         chosen = range(rank) if axes is None or axes == [] else [axes] if isinstance(axes, int) else axes
         gone = sorted(a % rank for a in chosen)
         x = self.resolve(x)
+        if self.is_over_batch(x, gone):
+            return self.of_batch()
         if x.role is Role.WEIGHT:
             return self._reduce_weight(x, gone, keepdim)
         where = x.batch_axis
-        if where.axis in gone:
-            return self.weight()
         ids = self.uniform_over(x.ids, [axis_of_ids(where, a) for a in gone])
         if not keepdim:
             ids = ids.squeeze([axis_of_ids(where, a) for a in gone])
@@ -75,6 +75,8 @@ class Reduction(Movement):
     def spread(self, x: Value, axes: Sequence[int]) -> Value:
         """Every position depends on all others along ``axes`` (Fourier transforms, bidirectional recurrences):
         uniform."""
+        if self.is_over_batch(x, axes):
+            return self.of_batch()
         where = x.batch_axis
         across = [axis_of_ids(where, a % len(x.shape)) for a in axes]
         if varying(x.ids, across):
@@ -83,6 +85,10 @@ class Reduction(Movement):
 
     def scan(self, x: Value, axis: int) -> Value:
         """Every position depends on those up to it (recurrences, cumulative sums): uniform."""
+        if self.is_over_batch(x, [axis]):
+            return self.of_batch()
+        if not x.is_content:
+            return self.weight(*x.maps)
         where, axis = x.batch_axis, axis_of_ids(x.batch_axis, axis % len(x.shape))
         if x.ids.shape[axis] == 1:
             self.record(Operation.POINTWISE)

@@ -1,0 +1,83 @@
+"""Programs that compute one function in several spellings, and the label matrix of each."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import tlfx
+
+__all__ = ["BATCH", "CHANNELS", "IMAGES", "SIDE", "TOKENS", "Group", "Program", "label_matrices", "tokens"]
+
+BATCH, CHANNELS, SIDE = 2, 4, 4
+TOKENS = SIDE * SIDE
+IMAGES = torch.randn(BATCH, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+Body = Callable[[Any, Tensor], Tensor]
+"""Parts of the program and the features (batch, CHANNELS, SIDE, SIDE) of its stem to an output (batch, ...)."""
+
+
+class Program(nn.Module):
+    """A stem that keeps one token for each pixel, then bodies that read its features."""
+
+    def __init__(self, bodies: Iterable[Body], parts: dict[str, Any]) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.stem, self.bodies = nn.Conv2d(3, CHANNELS, 1), list(bodies)
+        self.q, self.k, self.v = (nn.Linear(CHANNELS, CHANNELS) for _ in range(3))
+        for name, part in copy.deepcopy(parts).items():
+            if isinstance(part, Tensor) and not isinstance(part, nn.Parameter):
+                self.register_buffer(name, part)
+            else:
+                setattr(self, name, part)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [body(self, self.stem(images)) for body in self.bodies]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The spellings of one function; the first is the one that the others are compared with."""
+
+    name: str
+    parts: dict[str, Any] = field(default_factory=dict)
+    spellings: dict[str, Body] = field(default_factory=dict)
+
+    def add(self, **spellings: Body) -> Group:
+        """Add spellings by name."""
+        self.spellings.update(spellings)
+        return self
+
+
+def tokens(features: Tensor) -> Tensor:
+    """(batch, channels, height, width) → (batch, tokens, channels)."""
+    return features.flatten(2).transpose(1, 2)
+
+
+def label_matrices(group: Group, *names: str) -> dict[str, Tensor]:
+    """The part that each pixel has in the label of each row of the output, (batch, rows, TOKENS), by spelling.
+
+    Spellings are captured together, which takes a fraction of the time. Every pixel is an image by itself, of a class
+    by itself, so that one call gives whole matrices. Outputs and gradients must be those of the plain program, bit for
+    bit.
+    """
+    names = names or tuple(group.spellings)
+    plain = Program([group.spellings[name] for name in names], group.parts)
+    aligned: Any = tlfx.align(copy.deepcopy(plain))
+    mask = torch.eye(TOKENS).view(1, TOKENS, SIDE, SIDE).expand(BATCH, -1, -1, -1)
+    labels = torch.arange(TOKENS).expand(BATCH, -1)
+    target = tlfx.MixedTarget(labels=labels, mask=mask, num_classes=TOKENS, smoothing=0.0)
+    expected = plain(IMAGES)
+    outputs, soft = aligned(IMAGES, target)
+    for one, other in zip(outputs, expected, strict=True):
+        assert torch.equal(one, other)
+    for found in (outputs, expected):
+        torch.stack([x.square().sum() for x in found]).sum().backward()
+    for parameter, other in zip(aligned.parameters(), plain.parameters(), strict=True):
+        assert (parameter.grad is None) == (other.grad is None)
+        assert parameter.grad is None or torch.equal(parameter.grad, other.grad)
+    return {name: label.detach() for name, label in zip(names, soft, strict=True)}

@@ -1,0 +1,32 @@
+"""Equal programs have equal labels: all spellings of a function have the label matrix of the first."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from equivalents import attention
+from equivalents.spelling import Group, label_matrices
+
+GROUPS: list[Group] = [*attention.GROUPS]
+each_group = pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.name.replace(" ", "_"))
+
+
+@each_group
+def test_spellings_of_one_function(group: Group) -> None:
+    compare(label_matrices(group))
+
+
+@pytest.mark.slow
+@each_group
+def test_each_spelling_by_itself(group: Group) -> None:
+    compare({name: label_matrices(group, name)[name] for name in group.spellings})
+
+
+def compare(matrices: dict[str, Tensor]) -> None:
+    """All matrices equal the first, and their rows sum to 1."""
+    first = next(iter(matrices.values()))
+    gaps = {name: (matrix - first).abs().max().item() for name, matrix in matrices.items()}
+    assert {name: gap for name, gap in gaps.items() if not gap < 1e-6} == {}
+    torch.testing.assert_close(first.sum(-1), torch.ones(first.shape[:-1]), rtol=0, atol=1e-5)

@@ -20,6 +20,7 @@ from tlfx.capture.model_class import class_name, own_forward
 from tlfx.capture.modes import modes_of, restore_modes
 from tlfx.capture.settings import ModelSettings
 from tlfx.errors import TargetError
+from tlfx.graph.constants import Decision
 from tlfx.mix.target import MixedTarget, check_labels
 from tlfx.propagate.observer import LabelRecorder, ObservedLabels
 from tlfx.propagate.options import Options
@@ -83,6 +84,16 @@ class Plan:
     """The graph as it runs: regions are segments, which run through modules or under a checkpoint."""
     capture: Capture
     record: tuple[str, ...]
+    decisions: tuple[Decision, ...]
+    """Values of parameters and buffers that labels were placed by."""
+
+    def fits(self, model: nn.Module, call: Call, record: tuple[str, ...]) -> bool:
+        """Whether a new plan for this call would be the same."""
+        return (
+            self.record == record
+            and self.capture.fits(model, call)
+            and all(decision.is_current() for decision in self.decisions)
+        )
 
     def run(self, call: Call, mask: Tensor) -> tuple[Any, list[Any], list[Tensor]]:
         """The model's output, the share of the first image at each position of it (a flat list, None where an output
@@ -152,7 +163,7 @@ class Planner:
 
     def _find(self, model: nn.Module, call: Call, record: tuple[str, ...]) -> Plan | None:
         for plan in reversed(self.plans):
-            if plan.record == record and plan.capture.fits(model, call):
+            if plan.fits(model, call, record):
                 return plan
         return None
 
@@ -176,7 +187,14 @@ class Planner:
         traced = trace(model, call, replace(self.options, record=record), captured=kept.captured)
         propagation, program = traced.propagation, segmented(traced.aligned)
         plan = Plan(
-            traced.graph_module, kept.captured, propagation.outputs, propagation.recorded, program, kept, record
+            traced.graph_module,
+            kept.captured,
+            propagation.outputs,
+            propagation.recorded,
+            program,
+            kept,
+            record,
+            propagation.decisions,
         )
         self._put_last(plan)
         return plan

@@ -47,7 +47,7 @@ def target(batch: int) -> tlfx.MixedTarget:
 def state_of(model: nn.Module) -> list[Any]:
     """What modules hold beside torch's own attributes and the body."""
     hidden = {*vars(nn.Module()), "body", "frequencies", "_tlfx"}
-    return [{k: v for k, v in vars(m).items() if k not in hidden} for m in model.modules()]
+    return [{k: v for k, v in vars(m).items() if k not in hidden and k[0] != "_"} for m in model.modules()]
 
 
 def trained(model: nn.Module, is_aligned: bool, batches: tuple[int, ...] = (4, 4, 3), seed: int = 0) -> list[Any]:

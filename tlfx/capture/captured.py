@@ -10,14 +10,14 @@ from torch.fx import Graph, GraphModule, Node
 
 from tlfx._torch import TreeSpec, rename, tree_leaves
 from tlfx.capture.arguments import Call
-from tlfx.capture.entry import MODEL, ForwardRecord
+from tlfx.capture.entry import ForwardRecord
 from tlfx.capture.model_class import class_name, own_parameters
 from tlfx.capture.modes import pair_modes
 from tlfx.capture.recording import Recording, build_tree
 from tlfx.capture.regions import RegionTree
 from tlfx.capture.stored import Stored, Watched, put_state
 from tlfx.capture.tensor_calls import TensorCalls, place_tensor_calls
-from tlfx.graph.shells import graph_module_of
+from tlfx.graph.shells import MODEL, graph_module_of
 
 __all__ = ["Captured", "cleaned"]
 
@@ -80,6 +80,7 @@ def cleaned(
             path, node.target = str(node.target), str(node.target).replace(".", "_")
             # modules among them are functions that an operator takes
             (modules if isinstance(held[path], nn.Module) else buffers)[node.target] = held[path]
+    watched.watch_constants(model, buffers.values())
     graph_module = graph_module_of(graph, {**modules, MODEL: model}, buffers, class_name(model))
     position = next(i for i, x in enumerate(call.tensors) if x is call.images)
     return Captured(graph_module, placeholders[position].name, record.out_spec, batch, regions, watched, gradients)

@@ -16,11 +16,9 @@ from tlfx.capture.model_class import own_forward
 from tlfx.capture.modes import ModeRecorder
 from tlfx.capture.state import Change, Snapshot
 from tlfx.capture.tensor_calls import TensorCallRecorder
+from tlfx.graph.shells import MODEL
 
-__all__ = ["MODEL", "Entry", "ForwardRecord"]
-
-MODEL = "_m"
-"""Name under which a captured graph holds its model: the graph reads ``_m.<path>`` at every call."""
+__all__ = ["Entry", "ForwardRecord"]
 
 
 class ForwardRecord:
@@ -44,6 +42,7 @@ class Entry(nn.Module):
         self.call = call
         self.ignore_state = tuple(ignore_state)
         self.caches = torch.is_autocast_cache_enabled()
+        self.parameters_of_model = dict(model.named_parameters(remove_duplicate=False))
         self.record = ForwardRecord()
 
     def forward(self, *tensors: Tensor) -> Any:
@@ -53,10 +52,12 @@ class Entry(nn.Module):
         model: nn.Module = getattr(self, MODEL)
         self.record.tensor_calls, self.record.modes = TensorCallRecorder(), ModeRecorder(self.caches)
         state = Snapshot(model)
+        stand_ins = model.named_parameters(remove_duplicate=False)
+        parameters = {id(x): self.parameters_of_model[path] for path, x in stand_ins}
         try:
             with self.record.modes.recorded(), self.record.tensor_calls.recorded():
                 outputs, self.record.out_spec = _flatten(own_forward(model)(model, *args, **kwargs))
-            changes = [c for c in state.changes() if not is_ignored_state(c.name, self.ignore_state)]
+            changes = [c for c in state.changes(parameters) if not is_ignored_state(c.name, self.ignore_state)]
         finally:
             state.restore()
         self.record.changes = changes

@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 from tlfx.capture.arguments import Call, is_channels_last
 from tlfx.capture.capture_errors import check_sizes, check_vmap, explain
 from tlfx.capture.captured import Captured, cleaned
-from tlfx.capture.entry import MODEL, Entry, ForwardRecord
+from tlfx.capture.entry import Entry, ForwardRecord
 from tlfx.capture.model_class import class_name, own_forward
 from tlfx.capture.modes import without_mode_passes
 from tlfx.capture.recording import Recording, recorded_regions
@@ -24,9 +24,10 @@ from tlfx.capture.state_errors import check_changes
 from tlfx.capture.stored import Watched
 from tlfx.capture.surroundings import capture_mode, quiet
 from tlfx.errors import TlfxError
+from tlfx.graph.shells import MODEL
 from tlfx.rules.registry import REGISTRY
 
-__all__ = ["MODEL", "Captured", "capture"]
+__all__ = ["Captured", "capture"]
 
 
 def capture(model: nn.Module, call: Call, any_batch: bool = True, ignore_state: Sequence[str] = ()) -> Captured:

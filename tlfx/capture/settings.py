@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -70,10 +71,10 @@ class ModelSettings:
     def _attributes(self) -> dict[nn.Module, Attributes]:
         if not self._ignore:
             return {module: Attributes(module) for module in self._modules}
-        return {
-            module: Attributes(module, lambda name, path=path: is_ignored_state(f"{path}.{name}", self._ignore))
-            for module, path in self._paths.items()
-        }
+        return {module: Attributes(module, partial(self._is_ignored, path)) for module, path in self._paths.items()}
+
+    def _is_ignored(self, path: str, name: str) -> bool:
+        return is_ignored_state(f"{path}.{name}", self._ignore)
 
     def _keep(self, now: Mapping[nn.Module, Attributes]) -> None:
         """Keep the attributes in three forms: described, copied for fast comparison, and for dynamo to trace."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import SymBool, SymFloat, SymInt, Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tlfx._torch import TreeSpec, is_fake, tree_flatten, tree_unflatten, version
+from tlfx._torch import TreeSpec, is_fake, tree_flatten, tree_map, tree_unflatten, version
 from tlfx.capture.containers import ABSENT, Container, Items
 from tlfx.capture.describe import ATOMS, IGNORED, describe
 from tlfx.capture.randomness import random_states_kept
@@ -120,14 +120,21 @@ class Snapshot:
         self.reach = Reach(model.named_modules())
         self._before = [(container, container.items()) for container in self.reach.containers]
 
-    def changes(self) -> list[Change]:
-        """The places whose values differ from those of the snapshot."""
+    def changes(self, parameters: Mapping[int, nn.Parameter]) -> list[Change]:
+        """The places whose values differ from those of the snapshot.
+
+        ``parameters`` are those of the model, by the identities of the parameters without data that stand for them in a
+        capture.
+        """
         found = []
         for container, before in self._before:
             now = container.items()
             for key in {**before, **now}:
                 old, new = before.get(key, ABSENT), now.get(key, ABSENT)
-                if old is not new and not are_equal(old, new):
+                if old is new:
+                    continue
+                new = tree_map(lambda x: parameters.get(id(x), x), new)
+                if not are_equal(old, new):
                     found.append(Change(container, key, old, new))
         return found
 
@@ -141,7 +148,7 @@ def are_equal(one: Any, other: Any) -> bool:
     """Whether two values are equal data, or hold the same objects."""
     if one is ABSENT or other is ABSENT or type(one) is not type(other):
         return False
-    if isinstance(one, tuple):
+    if isinstance(one, tuple | list):
         return len(one) == len(other) and all(a is b or are_equal(a, b) for a, b in zip(one, other, strict=True))
     described = describe(one)
     return described is not IGNORED and bool(described == describe(other))

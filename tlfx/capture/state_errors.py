@@ -44,7 +44,7 @@ def check_changes(
 def _unfit(change: Change) -> str | None:
     """Why a graph cannot put a value into its place; None if it can."""
     for leaf in change.leaves:
-        if isinstance(leaf, nn.Module | nn.Parameter):
+        if isinstance(leaf, nn.Module) or (isinstance(leaf, nn.Parameter) and is_computed(leaf)):
             return f"to a {type(leaf).__name__} that the forward makes or moves"
         if not is_computed(leaf) and not isinstance(leaf, ATOMS) and _holds_computed(leaf):
             return f"to an object of class {type(leaf).__name__}, which holds tensors that the forward computes"

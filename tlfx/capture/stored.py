@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Graph, Node
 
-from tlfx.capture.containers import ABSENT
+from tlfx.capture.containers import ABSENT, Container
+from tlfx.capture.reach import Reach
 from tlfx.capture.state import Change, describe_types
 from tlfx.capture.tensor_calls import RecordedHandle
 
@@ -25,15 +26,36 @@ class Watched:
 
     def __init__(self, changes: Sequence[Change] = (), settled: bool = False) -> None:
         self.settled = settled
+        self._constants: list[tuple[Container, Any, Any]] = []
         self._allowed = [
             (c.container, c.key, [describe_types(c.before), *([c.described] if settled else [])])
             for c in changes
             if not (settled and c.computed)
         ]
 
+    def watch_constants(self, model: nn.Module, constants: Iterable[Tensor]) -> None:
+        """Watch the places of tensors that the graph holds itself, such as the entries of a dictionary: another tensor
+        may be put there."""
+        known = {id(x) for x in constants}
+        if not known:
+            return
+        for container in Reach(model.named_modules()).containers:
+            for key, value in container.items().items():
+                if any(id(x) in known for x in (value if isinstance(value, tuple) else (value,))):
+                    self._constants.append((container, key, value))
+
     def are_current(self) -> bool:
         """Whether all values are as they may be."""
+        if not all(_is_same(c.items().get(key, ABSENT), value) for c, key, value in self._constants):
+            return False
         return all(describe_types(c.items().get(key, ABSENT)) in allowed for c, key, allowed in self._allowed)
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether values are one object, or tuples of the same objects."""
+    if not (isinstance(one, tuple) and isinstance(other, tuple)):
+        return one is other
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
 
 
 class Stored(nn.Module):

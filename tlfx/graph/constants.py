@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from tlfx._torch import tree_map
+from tlfx._torch import tree_map, version
+from tlfx.graph.shells import MODEL
 
-__all__ = ["Constants", "is_random", "is_sharded"]
+__all__ = ["Constants", "Decision", "is_random", "is_sharded"]
 
 
 class Constants:
@@ -31,6 +32,34 @@ class Constants:
         self._number_of = number_of
         self._is_constant = is_constant
         self._known: dict[Node, Any] = {}
+        self._of_model: dict[Node, bool] = {}
+        self.decisions: dict[Node, Decision] = {}
+        """The constants that read tensors, such as parameters and buffers, and that labels were placed by."""
+
+    def depends_on_model(self, node: Node) -> bool:
+        """Whether a constant node reads a parameter, a buffer or another attribute of the model, which may change."""
+        if node not in self._of_model:
+            is_attribute = node.op == "get_attr" and str(node.target).partition(".")[0] == MODEL
+            self._of_model[node] = is_attribute or any(map(self.depends_on_model, node.all_input_nodes))
+        return self._of_model[node]
+
+    def decide(self, node: Node) -> Any:
+        """The value of a constant node, on which a propagation depends from now on: see :attr:`decisions`."""
+        value = self.evaluate(node)
+        if isinstance(value, Tensor) and node not in self.decisions:
+            program = self._program(node)
+            if any(n.op == "get_attr" for n in program):
+                self.decisions[node] = Decision(self._graph_module, program, value)
+        return value
+
+    def _program(self, node: Node) -> dict[Node, int | float | bool | None]:
+        """The nodes that a value is computed by, in order, with the values of those that are numbers."""
+        needed, open_nodes = {node}, [node]
+        while open_nodes:
+            inputs = [n for n in open_nodes.pop().all_input_nodes if n not in needed]
+            needed.update(inputs)
+            open_nodes += inputs
+        return {n: self._number_of(n) for n in self._known if n in needed}
 
     def evaluate(self, node: Node) -> Any:
         """The value of a constant node; None if it depends on the images or on chance, or has no data."""
@@ -44,18 +73,63 @@ class Constants:
             return number
         if node.op == "get_attr":
             held = operator.attrgetter(str(node.target))(self._graph_module)
-            return held.detach().cpu() if isinstance(held, Tensor) and not (held.is_meta or is_sharded(held)) else None
+            return _data_of(held) if isinstance(held, Tensor) and not (held.is_meta or is_sharded(held)) else None
         if node.op != "call_function" or is_random(node) or not self._is_constant(node):
             return None
         if any(self.evaluate(n) is None for n in node.all_input_nodes):
             return None
-        args, kwargs = tree_map(
-            lambda a: self.evaluate(a) if isinstance(a, Node) else a, (tuple(node.args), dict(node.kwargs))
-        )
-        if kwargs.get("device") is not None:
-            kwargs["device"] = torch.device("cpu")
-        with torch.no_grad():
-            return node.target(*args, **kwargs)  # type: ignore[operator]
+        return _computed(node, self._known)
+
+
+class Decision:
+    """The value of a constant node, by which labels were placed, and how to tell whether it is still the same."""
+
+    def __init__(self, graph_module: GraphModule, program: dict[Node, int | float | bool | None], value: Any) -> None:
+        self._graph_module = graph_module
+        self._program = program
+        self._value = value
+        self._versions = self._read_versions()
+
+    def is_current(self) -> bool:
+        """Whether the node would have the same value now.
+
+        On the CPU it is computed again at each call. On other devices, where that would wait for the device, it is
+        computed again only if a tensor that it depends on was replaced or written to in place, other than through
+        ``.data``.
+        """
+        versions = self._read_versions()
+        if versions == self._versions and not any(on_cpu for _, _, on_cpu in versions):
+            return True
+        known: dict[Node, Any] = {}
+        for node, number in self._program.items():
+            if number is not None:
+                known[node] = number
+            elif node.op == "get_attr":
+                known[node] = _data_of(operator.attrgetter(str(node.target))(self._graph_module))
+            else:
+                known[node] = _computed(node, known)
+        now = known[next(reversed(self._program))]
+        self._versions = versions
+        return now.shape == self._value.shape and torch.equal(now, self._value)
+
+    def _read_versions(self) -> list[tuple[int, int, bool]]:
+        paths = [str(n.target) for n in self._program if n.op == "get_attr"]
+        held = [operator.attrgetter(path)(self._graph_module) for path in paths]
+        return [(id(x), version(x), x.device.type == "cpu") for x in held]
+
+
+def _data_of(tensor: Tensor) -> Tensor:
+    """A copy on the CPU, so that later writes to the tensor do not change what is known."""
+    return tensor.detach().to("cpu", copy=True)
+
+
+def _computed(node: Node, known: Mapping[Node, Any]) -> Any:
+    """The result of an operator on known values."""
+    args, kwargs = tree_map(lambda a: known[a] if isinstance(a, Node) else a, (tuple(node.args), dict(node.kwargs)))
+    if kwargs.get("device") is not None:
+        kwargs["device"] = torch.device("cpu")
+    with torch.no_grad():
+        return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def is_random(node: Node) -> bool:

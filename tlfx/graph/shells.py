@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 
-__all__ = ["graph_module_of"]
+__all__ = ["MODEL", "graph_module_of"]
+
+MODEL = "_m"
+"""Name under which a captured graph holds its model: the graph reads ``_m.<path>`` at every call."""
 
 
 def graph_module_of(

@@ -20,7 +20,7 @@ from tlfx.capture.regions import RegionTree
 from tlfx.errors import TlfxError
 from tlfx.graph.aliasing import written_argument
 from tlfx.graph.branch_scales import BranchScales
-from tlfx.graph.constants import Constants
+from tlfx.graph.constants import Constants, Decision
 from tlfx.graph.liveness import last_reads, nodes_read
 from tlfx.graph.nodes import hint, shapes
 from tlfx.operations import Operation
@@ -57,6 +57,8 @@ class Propagation:
     outputs: list[OutputLabel | None]
     recorded: ObservedLabels
     regions: RegionTree
+    decisions: tuple[Decision, ...]
+    """Values of parameters and buffers that labels were placed by."""
 
     @property
     def device(self) -> torch.device:
@@ -140,6 +142,7 @@ class Propagator:
             outputs,
             recorded,
             self.regions,
+            tuple(self.state.constants.decisions.values()),
         )
 
     @property

@@ -10,9 +10,9 @@ import torch
 from torch.fx import Node
 
 from tlfx._torch import tree_leaves
-from tlfx.capture.export import MODEL
 from tlfx.graph.nodes import module_path, shapes
 from tlfx.graph.residuals import content_graph, skip_of
+from tlfx.graph.shells import MODEL
 from tlfx.operations import Operation
 from tlfx.propagate.labels import LabelTensor
 from tlfx.propagate.outputs import OutputLabel

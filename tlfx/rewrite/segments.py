@@ -20,11 +20,10 @@ from torch.fx.node import map_arg
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from tlfx._torch import call_with_hooks, tree_leaves, tree_unflatten, version
-from tlfx.capture.export import MODEL
 from tlfx.capture.hooks import is_changed
 from tlfx.capture.regions import FORWARD_HOOKS, Checkpoint, HookedCall, Region, RegionTree
 from tlfx.errors import CaptureError
-from tlfx.graph.shells import graph_module_of
+from tlfx.graph.shells import MODEL, graph_module_of
 from tlfx.rewrite.writer import AlignedGraph
 
 __all__ = ["segmented"]

@@ -149,10 +149,15 @@ class Verbs:
         """
         if not isinstance(x, Value):
             return x
-        known = self.state.constants.evaluate(x.node) if x.is_constant else None
+        known = self.state.constants.decide(x.node) if x.is_constant else None
         if known is None:
             raise ProvenanceError(f"{x.node.name} depends on the image or on chance, so it is not known at capture")
         return known
+
+    def is_fixed(self, x: Any) -> bool:
+        """Whether a value is known and does not depend on parameters or buffers, which may change: labels can be moved
+        by it once and for all."""
+        return self.is_known(x) and not (isinstance(x, Value) and self.state.constants.depends_on_model(x.node))
 
     def is_known(self, x: Any) -> bool:
         """Whether :meth:`concrete` can evaluate a value."""

@@ -1,5 +1,5 @@
-"""Data movement by indices. Constant indices move maps; indices that depend on the image or chance move labels at run
-time."""
+"""Data movement by indices. Fixed indices move maps; indices that depend on the image, on chance, on parameters or on
+buffers move labels at run time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Indexed(Movement):
         ``aligned`` means that the indices have the axes of ``x`` (gather), so that indices that are expanded along
         channels need not be followed channel by channel.
         """
-        if all(self.is_known(a) for a in tree_leaves(args)):
+        if all(self.is_fixed(a) for a in tree_leaves(args)):
             return self.remap(x, lambda m: function(m, *tree_map(self.concrete, args)))
         return self._taken(x, function, args, axes, aligned, (runtime.gather_labels, function), _nodes(args))
 
@@ -73,7 +73,7 @@ class Indexed(Movement):
         """``source`` written into ``x`` at indices along ``axes``, or added to what is there: ``function(x, *before,
         source, *after, **options)``. Labels that meet are averaged; places without any have the image-level label."""
         settings = tuple(before), tuple(after)
-        if not adds and all(self.is_known(a) for a in tree_leaves(settings)):
+        if not adds and all(self.is_fixed(a) for a in tree_leaves(settings)):
             before, after = tree_map(self.concrete, settings)
             return self._overlaid(x, source, function, before, after, options)
         x, source = self.resolve_all(x, source)
@@ -148,8 +148,8 @@ class Indexed(Movement):
         return self.from_ids(new, place)
 
     def _anywhere(self, arg: Any) -> Any:
-        """An argument, or zeros as indices if it is not constant: enough for shapes and for the order of samples."""
-        if self.is_known(arg):
+        """An argument, or zeros as indices if it is not fixed: enough for shapes and for the order of samples."""
+        if self.is_fixed(arg):
             return self.concrete(arg)
         return torch.zeros(arg.shape, dtype=torch.int64)
 

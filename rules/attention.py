@@ -38,10 +38,16 @@ def flex_attention(op: OpContext, query: Value, key: Value, value: Value, *setti
     return [out, *(op.weight(shape=shape) for shape in op.shapes[1:])]
 
 
-@rule(aten.softmax, aten._softmax, aten.log_softmax, aten._safe_softmax)
+@rule(aten.softmax, aten._softmax)
 def softmax(op: OpContext, x: Value, dim: int, dtype: Any = None) -> Value:
     """Over tokens a mixing weight, over channels point-wise."""
     return op.softmax(x, dim)
+
+
+@rule(aten._safe_softmax, aten.log_softmax)
+def unnormalised_softmax(op: OpContext, x: Value, dim: int, dtype: Any = None) -> Value:
+    """The same, of rows that may be zero, or whose logarithm is taken."""
+    return op.softmax(x, dim, sums_to_one=False)
 
 
 @rule(aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout, aten.native_dropout)

@@ -30,9 +30,9 @@ def matmul(op: OpContext, a: Value, b: Value) -> Value:
 
 
 @rule(aten.addmm, aten.baddbmm, aten.addbmm)
-def addmm(op: OpContext, bias: Value, a: Value, b: Value, **scales: float) -> Value:
+def addmm(op: OpContext, bias: Value, a: Value, b: Value, *, beta: float = 1, alpha: float = 1) -> Value:
     """A matrix product plus a bias, which may be content itself."""
-    return op.residual(op.matmul(a, b), bias)
+    return op.residual(op.matmul(a, b), bias, (alpha, beta))
 
 
 @rule(aten.einsum)

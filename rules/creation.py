@@ -15,42 +15,57 @@ from tlfx.rules import rule
 aten = torch.ops.aten
 
 
-@rule(
-    aten.new_empty,
-    aten.new_zeros,
-    aten.new_ones,
-    aten.new_full,
-    aten.zeros_like,
-    aten.ones_like,
-    aten.empty_like,
-    aten.full_like,
-    aten.rand_like,
-    aten.randn_like,
-    aten.randint_like,
-    aten.new_empty_strided,
-)
-def create(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value:
-    """A constant in the shape of x."""
+@rule(aten.new_zeros, aten.zeros_like, aten.new_empty, aten.empty_like, aten.new_empty_strided)
+def zeros(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value:
+    """Zeros in the shape of x, or memory that is written to before it is read."""
+    return op.constant(number=0)
+
+
+@rule(aten.new_ones, aten.ones_like)
+def ones(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value:
+    """Ones in the shape of x."""
+    return op.constant(number=1)
+
+
+@rule(aten.new_full, aten.full_like)
+def full(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value:
+    """A number in the shape of x."""
+    return op.constant(number=op.number(settings[-1]))
+
+
+@rule(aten.rand_like, aten.randn_like, aten.randint_like)
+def noise(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value:
+    """Noise in the shape of x."""
     return op.constant()
+
+
+@rule(aten.zero, aten.zero_)
+def zero(op: OpContext, x: Value) -> Value:
+    """In-place overwriting with zeros."""
+    return op.constant(number=0)
+
+
+@rule(aten.fill, aten.fill_)
+def fill(op: OpContext, x: Value, value: Any) -> Value:
+    """In-place overwriting with a number, or with the one element of a value."""
+    if isinstance(value, Value) and not value.is_constant:
+        return op.taken_from(value)
+    return op.constant(number=op.number(value))
 
 
 @rule(
     aten.bernoulli,
     aten.uniform,
     aten.normal,
-    aten.zero,
-    aten.fill,
     aten.random,
     aten.exponential,
     aten.uniform_,
     aten.normal_,
-    aten.zero_,
-    aten.fill_,
     aten.random_,
     aten.exponential_,
 )
 def overwrite(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value:
-    """In-place overwriting with noise or a number."""
+    """In-place overwriting with noise."""
     return op.constant()
 
 

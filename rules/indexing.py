@@ -74,8 +74,7 @@ def where(op: OpContext, condition: Value, a: Any = None, b: Any = None) -> Valu
     """An element-wise choice: by a constant condition data movement, by any other the average of differing labels."""
     if all(not isinstance(v, Value) or v.is_constant for v in (a, b)):
         return op.pointwise(condition)
-    if not (isinstance(a, Value) and isinstance(b, Value)):
-        return op.pointwise(a if isinstance(a, Value) else b)
+    a, b = (v if isinstance(v, Value) else op.constant((), op.number(v)) for v in (a, b))
     return op.either(a, b, op.concrete(condition) if op.is_known(condition) else None)
 
 
@@ -118,6 +117,8 @@ def index_copy(op: OpContext, x: Value, dim: int, chosen: Value, source: Value) 
 @rule(aten.index_add)
 def index_add(op: OpContext, x: Value, dim: int, chosen: Value, source: Value, *, alpha: Any = 1) -> Value:
     """Whole slices added to those of x."""
+    if op.number(alpha) == 0:
+        return op.pointwise(x)
     return op.put(x, source, aten.index_add.default, [dim, chosen], axes=[dim], adds=True)
 
 

@@ -99,19 +99,20 @@ def searchsorted(op: OpContext, steps: Value, x: Any, *settings: Any, **options:
 @rule(aten.addcmul)
 def addcmul(op: OpContext, x: Value, a: Value, b: Value, *, value: Any = 1) -> Value:
     """x + a·b."""
-    return op.residual(x, op.product(a, b))
+    return op.residual(x, op.product(a, b), (1, value))
 
 
 @rule(aten.addcdiv)
 def addcdiv(op: OpContext, x: Value, a: Value, b: Value, *, value: Any = 1) -> Value:
     """x + a/b."""
-    return op.residual(x, op.numerator(a, b))
+    return op.residual(x, op.numerator(a, b), (1, value))
 
 
 @rule(aten.lerp)
 def lerp(op: OpContext, a: Value, b: Value, weight: Any) -> Value:
     """Between two values: a residual connection."""
-    return op.residual(a, b, (1 - weight, weight) if isinstance(weight, int | float) else None)
+    share = op.number(weight)
+    return op.residual(a, b, None if share is None else (1 - share, share))
 
 
 @rule(aten.glu)

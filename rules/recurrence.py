@@ -29,12 +29,32 @@ def recurrent(
     batch_first: bool,
 ) -> list[Value]:
     """x (batch, steps, channels) or (steps, batch, channels): one way a scan, both ways uniform over all steps. The
-    states (layers, batch, channels) have seen every step."""
+    initial state (layers, batch, channels), if it has content, is a step before the first; states that are returned
+    have seen every step."""
     axis = 1 if batch_first else 0
-    x = op.reduce(x, -1, keepdim=True)
-    seen = op.reduce(x, axis, keepdim=True).map.transpose(0, axis)
-    sequence = op.spread(x, [axis]) if bidirectional else op.scan(x, axis)
-    return [sequence, *(op.content(seen, shape=shape) for shape in op.shapes[1:])]
+    before = _initial(op, state if isinstance(state, list | tuple) else [state], axis)
+    inputs = op.step((*x.shape[:2], 1)).reduce(x, -1, keepdim=True) if x.is_content else None
+    given = [v for v in (before, inputs) if v is not None]
+    if not given:
+        return [op.weight(shape=shape) for shape in op.shapes]
+    length = sum(v.shape[axis] for v in given)
+    steps = op.step([length if a == axis else n for a, n in enumerate((*x.shape[:2], 1))])
+    every = steps.join(given, axis)
+    sequence = steps.spread(every, [axis]) if bidirectional else steps.scan(every, axis)
+    count = x.shape[axis] if x.is_content else 1
+    out = op.content(sequence.expanded()[0].narrow(axis, length - count, count))
+    seen = steps.step([1 if a == axis else n for a, n in enumerate(steps.shape)]).reduce(every, axis, keepdim=True)
+    return [out, *(op.content(seen.map.transpose(0, axis), shape=shape) for shape in op.shapes[1:])]
+
+
+def _initial(op: OpContext, states: Sequence[Value], axis: int) -> Value | None:
+    """The label of an initial state, the average of those of its parts, in the shape of one step."""
+    known = [v for v in op.resolve_all(*states) if v.is_content]
+    if not known:
+        return None
+    sample = op.step(known[0].shape[1:2])
+    label = reduce(sample.residual, [sample.reduce(v, [0, 2]) for v in known])
+    return op.remap(label, lambda m: m.view([1 if a == axis else -1 for a in (0, 1)] + [1]))
 
 
 @rule(aten.gru_cell, aten.lstm_cell, aten.rnn_tanh_cell, aten.rnn_relu_cell)

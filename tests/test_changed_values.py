@@ -146,7 +146,7 @@ def test_labels_follow_values(body: Body, change: Callable[[Any], None]) -> None
 
 
 def test_a_trained_order_is_read_at_each_call() -> None:
-    model = tlfx.align(Net(by_topk))
+    model: Any = tlfx.align(Net(by_topk))
     label(model)
     plans = len(model._tlfx.plans)
     for first in (3, 7, 11):

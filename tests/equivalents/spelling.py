@@ -75,9 +75,9 @@ def label_matrices(group: Group, *names: str) -> dict[str, Tensor]:
     outputs, soft = aligned(IMAGES, target)
     for one, other in zip(outputs, expected, strict=True):
         assert torch.equal(one, other)
-    for found in (outputs, expected):
-        torch.stack([x.square().sum() for x in found]).sum().backward()
-    for parameter, other in zip(aligned.parameters(), plain.parameters(), strict=True):
-        assert (parameter.grad is None) == (other.grad is None)
-        assert parameter.grad is None or torch.equal(parameter.grad, other.grad)
+    for values in (outputs, expected):
+        torch.stack([x.square().sum() for x in values]).sum().backward()
+    for found, wanted in zip(aligned.parameters(), plain.parameters(), strict=True):
+        assert (found.grad is None) == (wanted.grad is None)
+        assert found.grad is None or torch.equal(found.grad, wanted.grad)
     return {name: label.detach() for name, label in zip(names, soft, strict=True)}

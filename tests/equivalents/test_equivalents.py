@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from equivalents import attention
+from equivalents import attention, sums, writes
 from equivalents.spelling import Group, label_matrices
 
-GROUPS: list[Group] = [*attention.GROUPS]
+GROUPS: list[Group] = [*attention.GROUPS, *writes.GROUPS, *sums.GROUPS]
 each_group = pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.name.replace(" ", "_"))
 
 

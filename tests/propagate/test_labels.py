@@ -66,7 +66,7 @@ def test_queries_compute_what_is_read_and_little_more(needed: list[bool], axis: 
     weight = torch.rand(2, 2, 3, 4)
     rows = Operand(torch.arange(8).view(2, 4) if axis else torch.arange(12).view(3, 4))
     equation = runtime.Equation(*(("abhqm", "hm", "hq") if axis else ("abqhm", "hm", "qh")))
-    label = LabelTensor(12, (2, 3), runtime.mix, (weight, rows, equation, BatchAxis(0)), query_axis=axis)
+    label = LabelTensor(12, (2, 3), runtime.mix, (weight, rows, equation), {"where": BatchAxis(0)}, query_axis=axis)
     read = torch.tensor(needed)
     queries = read.view(2, 3).any(1 - axis)
     restricted = check_restricted(label, torch.rand(2, 12, 1), read, exact=False)

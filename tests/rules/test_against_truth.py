@@ -491,10 +491,15 @@ CHANNELS = {"recurrence.recurrent": [-1], "resampling.max_unpool": [1]}
 
 WITHOUT_CONTENT = {
     "creation.assign": "keeps a buffer and returns nothing",
-    "creation.create": "makes constants",
+    "creation.fill": "makes constants",
+    "creation.full": "makes constants",
+    "creation.noise": "makes constants",
+    "creation.ones": "makes constants",
     "creation.overwrite": "makes constants",
     "creation.sym_numel": "gives a size",
     "creation.sym_size": "gives a size",
+    "creation.zero": "makes constants",
+    "creation.zeros": "makes constants",
 }
 
 

@@ -118,14 +118,13 @@ def test_patches_by_rearrangement_are_aggregated(order: tuple[int, ...]) -> None
 
 
 def test_linear_over_overlapping_patches_is_aggregation() -> None:
-    """im2col with padding, then a linear layer (T2T): uniform over the patch, padding having the label λ (eq. 5)."""
+    """im2col with padding, then a linear layer (T2T): uniform over the patch, of which padding is no part."""
 
     def function(x: Tensor, linear: nn.Module) -> Tensor:
         return linear(F.unfold(x, 3, padding=1, stride=2).transpose(1, 2))
 
     def twin(y: Tensor, x: Tensor) -> Tensor:
-        share = y[:, :1].mean((2, 3), keepdim=True)
-        return spread((F.avg_pool2d(y[:, :1] - share, 3, 2, 1) + share).flatten(1), 5)
+        return spread(F.avg_pool2d(y[:, :1], 3, 2, 1, count_include_pad=False).flatten(1), 5)
 
     check(function, twin, SIZE, {"linear": Operation.AGGREGATION}, linear=nn.Linear(36, 5))
 

@@ -74,10 +74,20 @@ def test_chance_and_constants_leave_labels_alone(name: str) -> None:
 
 
 def test_tokens_made_in_the_forward_have_the_share_of_the_image() -> None:
-    """Zeros joined as tokens are tokens without content: λ (eq. 5)."""
+    """Positions joined as tokens are tokens without content: λ (eq. 5); zeros are padding."""
+
+    def share(y: Tensor) -> Tensor:
+        return y.mean((1, 2, 3)).view(-1, 1, 1).expand(-1, 2, 4)
+
+    places = torch.arange(8.0).view(1, 2, 4)
+    check(
+        lambda x: torch.cat((places.expand(x.shape[0], -1, -1), tokens(x)), 1),
+        lambda y, x: torch.cat((share(y), tokens(y)), 1),
+        SIZE,
+    )
     check(
         lambda x: torch.cat((x.new_zeros(x.shape[0], 2, 4), tokens(x)), 1),
-        lambda y, x: torch.cat((y.mean((1, 2, 3)).view(-1, 1, 1).expand(-1, 2, 4), tokens(y)), 1),
+        lambda y, x: torch.cat((share(y) * torch.nan, tokens(y)), 1),
         SIZE,
     )
 

@@ -92,9 +92,9 @@ def second_pass(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Counts how often labels take a separate pass."""
     seen: list[int] = []
 
-    def counted(*args: Any) -> Tensor:
+    def counted(*args: Any, **options: Any) -> Tensor:
         seen.append(1)
-        return runtime.attention(*args)
+        return runtime.attention(*args, **options)
 
     monkeypatch.setattr(fused_attention, "attention", counted)
     return seen

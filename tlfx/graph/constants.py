@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from tlfx._torch import tree_map, version
@@ -23,15 +23,17 @@ class Constants:
     def __init__(
         self,
         graph_module: GraphModule,
-        number_of: Callable[[Node], int | float | bool | None],
+        number_of: Callable[[Node], int | float | bool | Tensor | None],
         is_constant: Callable[[Node], bool],
     ) -> None:
-        """``number_of`` gives the value of a node that is a known number, such as a size; ``is_constant`` tells
-        whether a node computes tensors that do not depend on the images and that nothing has written to."""
+        """``number_of`` gives the value of a node that is a known number, such as a size, or that holds one everywhere;
+        ``is_constant`` tells whether a node computes
+        tensors that do not depend on the images and that nothing has written to."""
         self._graph_module = graph_module
         self._number_of = number_of
         self._is_constant = is_constant
         self._known: dict[Node, Any] = {}
+        self._learned: dict[Node, bool] = {}
         self._of_model: dict[Node, bool] = {}
         self.decisions: dict[Node, Decision] = {}
         """The constants that read tensors, such as parameters and buffers, and that labels were placed by."""
@@ -52,20 +54,39 @@ class Constants:
                 self.decisions[node] = Decision(self._graph_module, program, value)
         return value
 
-    def _program(self, node: Node) -> dict[Node, int | float | bool | None]:
+    def _program(self, node: Node) -> dict[Node, Any]:
         """The nodes that a value is computed by, in order, with the values of those that are numbers."""
         needed, open_nodes = {node}, [node]
         while open_nodes:
             inputs = [n for n in open_nodes.pop().all_input_nodes if n not in needed]
             needed.update(inputs)
             open_nodes += inputs
-        return {n: self._number_of(n) for n in self._known if n in needed}
+        return {n: self._number_of(n) for n in self._graph_module.graph.nodes if n in needed}
 
     def evaluate(self, node: Node) -> Any:
         """The value of a constant node; None if it depends on the images or on chance, or has no data."""
-        if node not in self._known:
+        if node not in self._known or not self._is_constant(node):  # written to since
             self._known[node] = self._evaluate(node)
         return self._known[node]
+
+    def number(self, node: Node) -> float | None:
+        """The number that a constant node holds everywhere; None if there is none, or if parameters decide it."""
+        known = None if self.is_learned(node) else self.decide(node)
+        if isinstance(known, bool | int | float):
+            return float(known)
+        if not isinstance(known, Tensor) or known.is_complex() or not known.numel():
+            return None
+        first = known.flatten()[0]
+        return float(first) if bool((known == first).all()) else None
+
+    def is_learned(self, node: Node) -> bool:
+        """Whether a node is a parameter, or is computed from the value of one."""
+        if self._number_of(node) is not None:
+            return False
+        if node not in self._learned:
+            held = operator.attrgetter(str(node.target))(self._graph_module) if node.op == "get_attr" else None
+            self._learned[node] = isinstance(held, nn.Parameter) or any(map(self.is_learned, node.all_input_nodes))
+        return self._learned[node]
 
     def _evaluate(self, node: Node) -> Any:
         number = self._number_of(node)
@@ -84,7 +105,7 @@ class Constants:
 class Decision:
     """The value of a constant node, by which labels were placed, and how to tell whether it is still the same."""
 
-    def __init__(self, graph_module: GraphModule, program: dict[Node, int | float | bool | None], value: Any) -> None:
+    def __init__(self, graph_module: GraphModule, program: dict[Node, Any], value: Any) -> None:
         self._graph_module = graph_module
         self._program = program
         self._value = value

@@ -98,7 +98,7 @@ class Propagator:
         self.values: dict[Node, Any] = {}
         self.operations: dict[Node, Operation] = {}
         self._read = nodes_read(graph_module.graph)
-        self._writes = InPlaceWrites(self.values)
+        self._writes = InPlaceWrites(self.values, self._number_in)
         self.state = PropagationState(
             batch=self.batch,
             device=_device(self.images),
@@ -159,8 +159,13 @@ class Propagator:
         self.values[node] = tree_map(without_maps, self.values[node])
         self._writes.remove(node)
 
-    def _number_of(self, node: Node) -> int | float | bool | None:
+    def _number_in(self, x: Value) -> float | None:
+        return OpContext(x.node, (), {}, self.state).number(x)
+
+    def _number_of(self, node: Node) -> int | float | bool | Tensor | None:
         value = self.values.get(node)
+        if isinstance(value, Value) and value.is_constant and value.number is not None:
+            return torch.full(value.shape, value.number).to(node.meta["val"].dtype)
         return value if isinstance(value, int | float | bool) else None
 
     def _is_constant(self, node: Node) -> bool:
@@ -202,16 +207,17 @@ class Propagator:
         operands = [v for v in tree_leaves((args, kwargs)) if isinstance(v, Value)]
         if not operands and not shapes(node):
             return _size_arithmetic(node, args, kwargs)
+        written = written_argument(node)
         if all(v.is_constant for v in operands):
             self._writes.note(node)
-            return self._of_constants(node)
+            if written is None or not self._writes.reaches_content(written):
+                return self._of_constants(node)
         try:
             out, self.operations[node] = apply_rule(node, args, kwargs, self.state)
         except TlfxError:
             if node in self._read:
                 raise
             return None  # no output depends on it: it computes state that the model keeps, whose labels nobody reads
-        written = written_argument(node)
         if written is not None and isinstance(out, Value):
             self._writes.write(written, out)
         return out

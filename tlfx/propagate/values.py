@@ -65,6 +65,8 @@ class Value:
     """Axis along which the value sums to 1, if it is the output of a softmax over tokens."""
     spectrum: Spectrum | None = None
     """The Fourier transform that the value is, if only constant filters came after it."""
+    number: float | None = None
+    """The number that a constant holds everywhere, if its rule knows it."""
     mixes_samples: Node | None = None
     """The operator that computed the value, or what it is computed from, over several samples of the batch."""
 

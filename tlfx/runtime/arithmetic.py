@@ -35,10 +35,11 @@ def _device_type(args: Sequence[Any]) -> str:
     return next((a.device.type for a in args if isinstance(a, Tensor)), "cpu")
 
 
-def magnitude(weight: Tensor, signed: bool = False) -> Tensor:
-    """|W|, or max(W, 0) if ``signed``; uniform where a whole row is zero, so that rows always sum to 1."""
+def magnitude(weight: Tensor, signed: bool = False, vanishes: bool = False) -> Tensor:
+    """|W|, or max(W, 0) if ``signed``; uniform where a whole row is zero, unless it may vanish (``vanishes``)."""
     weight = weight.float()
-    return (weight.clamp_min(0) if signed else weight.abs()) + TINY
+    size = weight.clamp_min(0) if signed else weight.abs()
+    return size if vanishes else size + TINY
 
 
 def with_mass(labels: Tensor) -> Tensor:
@@ -46,6 +47,8 @@ def with_mass(labels: Tensor) -> Tensor:
     return torch.cat((labels, labels.new_ones(()).expand(*labels.shape[:-1], 1)), -1)
 
 
-def by_mass(labels: Tensor) -> Tensor:
-    """Labels divided by their mass, the last channel."""
+def by_mass(labels: Tensor, own: Tensor | None = None) -> Tensor:
+    """Labels divided by their mass, the last channel; ``own`` (without mass) where there is none."""
+    if own is not None:
+        labels = torch.add(labels, with_mass(own), alpha=TINY)
     return labels[..., :-1] / labels[..., -1:]

@@ -39,11 +39,14 @@ def mix(
     weight: Tensor,
     labels: Tensor,
     equation: Equation,
+    own: Tensor | None = None,
+    *,
     where: BatchAxis | None = None,
     queries: Sequence[int] | None = None,
     is_softmax: bool = False,
     mass: bool = False,
     signed: bool = False,
+    valid: Tensor | None = None,
 ) -> Tensor:
     """Spatial mixing, Y ← Norm(W)·Y (eq. 9), with |W| unless its rows sum to 1 already (``is_softmax``).
 
@@ -52,15 +55,21 @@ def mix(
         labels: (batch, *shape, channels), float32; their last channel is their mass if ``mass``, as :func:`context`
             leaves it.
         equation: of the weight for one sample and the labels; weights are averaged over its heads.
+        own: labels of the queries in the shape of the output, which those have whose weights are all zero; None if
+            they have the mean of ``labels``.
         queries: places along the query axis to compute; None for all.
+        valid: marks those of ``labels`` with content, 1 or 0; None if all have.
     """
     weight = weight[None] if where is None else split_batch(weight, where)
     if queries is not None:
         weight = select(weight, query_axis(equation), queries)
+        own = own if own is None else select(own, equation.out.index(QUERY) + 1, queries)
     if is_softmax:
         mixed = contract(weight.float(), labels, equation, average=True)
     else:
-        mixed = by_mass(contract(magnitude(weight, signed), labels if mass else with_mass(labels), equation))
+        labels = labels if mass else with_mass(labels)
+        labels = labels if valid is None else labels * valid[..., None]
+        mixed = by_mass(contract(magnitude(weight, signed, vanishes=own is not None), labels, equation), own)
     return mixed.reshape(len(mixed), -1, mixed.shape[-1])
 
 

@@ -68,7 +68,7 @@ def attention_with_labels(
             output, label = _Joint.apply(query, key, value, columns, added, options)
             return output, _labels(label, where, queries)
     output = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, enable_gqa=grouped, **options)
-    label = attention(query, key, labels, equation, where, mask, causal, scale, queries)
+    label = attention(query, key, labels, equation, where=where, mask=mask, causal=causal, scale=scale, queries=queries)
     return output, label
 
 

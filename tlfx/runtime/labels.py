@@ -70,8 +70,12 @@ def uniform(labels: Tensor, counts: Tensor | None = None) -> Tensor:
 
 
 @label_arithmetic
-def scan(labels: Tensor) -> Tensor:
-    """A recurrence: labels (batch, lead, steps, channels), each step uniform over the steps up to it."""
+def scan(labels: Tensor, valid: Tensor | None = None) -> Tensor:
+    """A recurrence: labels (batch, lead, steps, channels), each step uniform over the steps up to it, of which
+    ``valid`` (lead, steps) marks those with content."""
+    if valid is not None:
+        mass = valid[..., None]
+        return ((labels * mass).cumsum(2) / mass.cumsum(1).clamp_min(1)).flatten(1, 2)
     steps = torch.arange(1, labels.shape[2] + 1, device=labels.device, dtype=labels.dtype)
     return (labels.cumsum(2) / steps[:, None]).flatten(1, 2)
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tlfx.runtime.arithmetic import label_arithmetic
+from tlfx.runtime.arithmetic import by_mass, label_arithmetic, with_mass
 from tlfx.runtime.batch_axis import BatchAxis, merge_batch, split_batch
-from tlfx.runtime.contraction import Equation, contract, select
+from tlfx.runtime.contraction import QUERY, Equation, contract, select
 
 __all__ = ["attend_by_operator", "attention", "attention_bias", "repeat_groups", "select_queries"]
 
@@ -26,27 +26,42 @@ def attention(
     key: Tensor,
     labels: Tensor,
     equation: Equation,
+    own: Tensor | None = None,
+    *,
     where: BatchAxis,
     mask: Tensor | None = None,
     causal: bool = False,
     scale: float | None = None,
     queries: Sequence[int] | None = None,
 ) -> Tensor:
-    """Spatial mixing by scaled dot-product attention (eq. 7, 9), averaged over heads, weights before dropout."""
+    """Spatial mixing by scaled dot-product attention (eq. 7, 9), averaged over heads, weights before dropout.
+
+    ``own`` are labels of the queries in the shape of the output, which those have that the mask lets see no key in any
+    head; None if there is no such query.
+    """
     query, key = query.float(), key.float()
     bias = attention_bias(query, key, mask, causal)
     query, bias = select_queries(query, bias, queries)
+    if own is not None and queries is not None:
+        own = select(own, equation.out.index(QUERY) + 1, queries)
     key = repeat_groups(key, query).transpose(-2, -1)
     query = query * (query.shape[-1] ** -0.5 if scale is None else scale)
     if where == BatchAxis(0) and query.dim() == key.dim() == 4:
-        return torch.cat(list(_attention_in_parts(query, key, bias, labels, equation)))
+        return torch.cat(list(_attention_in_parts(query, key, bias, labels, equation, own)))
     scores = query @ key
     weight = torch.softmax(scores if bias is None else scores + bias, -1)
-    return contract(split_batch(weight, where), labels, equation, average=True).flatten(1, -2)
+    return _mixed(split_batch(weight, where), labels, equation, own).flatten(1, -2)
+
+
+def _mixed(weight: Tensor, labels: Tensor, equation: Equation, own: Tensor | None) -> Tensor:
+    """Labels mixed by the weights of a softmax, which are NaN for a query that sees no key."""
+    if own is None:
+        return contract(weight, labels, equation, average=True)
+    return by_mass(contract(weight.nan_to_num(0.0), with_mass(labels), equation), own)
 
 
 def _attention_in_parts(
-    query: Tensor, key: Tensor, bias: Tensor | None, labels: Tensor, equation: Equation
+    query: Tensor, key: Tensor, bias: Tensor | None, labels: Tensor, equation: Equation, own: Tensor | None
 ) -> Iterator[Tensor]:
     """A few samples at a time, in one pair of buffers that stays in the cache; no tensor holds the weights of all."""
     _, heads, count, _ = query.shape
@@ -61,7 +76,8 @@ def _attention_in_parts(
             scores[:some].unflatten(0, (-1, heads)).add_(bias[start : start + step] if _is_batched(bias) else bias)
         torch.softmax(scores[:some], -1, out=weight[:some])
         part = split_batch(weight[:some].unflatten(0, (-1, heads)), BatchAxis(0))
-        yield contract(part, labels[start : start + step], equation, average=True).flatten(1, -2)
+        kept = own if own is None else own[start : start + step]
+        yield _mixed(part, labels[start : start + step], equation, kept).flatten(1, -2)
 
 
 def _is_batched(bias: Tensor) -> bool:
@@ -70,13 +86,19 @@ def _is_batched(bias: Tensor) -> bool:
 
 @label_arithmetic
 def attend_by_operator(
-    operator: Callable[..., Any], query: Tensor, key: Tensor, labels: Tensor, *settings: Any, where: BatchAxis
+    operator: Callable[..., Any],
+    query: Tensor,
+    key: Tensor,
+    labels: Tensor,
+    own: Tensor,
+    *settings: Any,
+    where: BatchAxis,
 ) -> Tensor:
     """Spatial mixing by an attention operator that does not expose its weights: it runs with labels as its value
-    (batch, heads, tokens, channels), averaged over heads."""
-    value = merge_batch(labels, where).unsqueeze(1).expand(-1, key.shape[1], -1, -1)
+    (batch, heads, tokens, channels), summed over heads; a query that sees no key has its ``own`` label."""
+    value = merge_batch(with_mass(labels), where).unsqueeze(1).expand(-1, key.shape[1], -1, -1)
     out = operator(query.float(), key.float(), value, *settings)[0]
-    return split_batch(out.mean(1), where).flatten(1, -2)
+    return by_mass(split_batch(out.nan_to_num(0.0).sum(1), where), own).flatten(1, -2)
 
 
 def attention_bias(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor | None:

@@ -95,6 +95,7 @@ def attention_by_norm(
     labels: Tensor,
     heads: Sequence[int],
     where: BatchAxis,
+    own: Tensor | None = None,
     mask: Tensor | None = None,
     causal: bool = False,
     scale: float | None = None,
@@ -103,7 +104,8 @@ def attention_by_norm(
     """The same by scaled dot-product attention: the operator itself run on labels times norms, over norms.
 
     Labels (batch, *lead, m, channels) have the axes of the value, its batch axis split in two, with size 1 along heads;
-    ``heads`` are the axes to sum over in (batch, *lead, n).
+    ``heads`` are the axes to sum over in (batch, *lead, n). A query that sees no key has its ``own`` label, (batch,
+    *shape of the output, channels).
     """
     norms = value.abs().float().norm(dim=-1, keepdim=True) + TINY
     labels = merge_batch(with_mass(labels), where) * norms
@@ -112,7 +114,9 @@ def attention_by_norm(
     query, bias = select_queries(query, bias, queries)
     mixed = F.scaled_dot_product_attention(query, key, labels, bias, scale=scale)
     mixed = split_batch(mixed, where)
-    return by_mass(mixed.sum(tuple(heads)) if heads else mixed).flatten(1, -2)
+    if own is not None:
+        mixed, own = mixed.nan_to_num(0.0), own if queries is None else select(own, own.dim() - 2, queries)
+    return by_mass(mixed.sum(tuple(heads)) if heads else mixed, own).flatten(1, -2)
 
 
 @label_arithmetic

@@ -6,14 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from tlfx import runtime
 from tlfx._torch import tree_map
 from tlfx.errors import InputError, RuleError
 from tlfx.operations import Operation
 from tlfx.propagate.labels import Operand
-from tlfx.propagate.values import Value
+from tlfx.propagate.values import IMAGE, Value
 from tlfx.propagate.verbs.movement import with_image
-from tlfx.propagate.verbs.subscripts import ContractionAxes, equation
+from tlfx.propagate.verbs.subscripts import ContractionAxes, SubscriptedIds, equation
 from tlfx.propagate.verbs.window import Window
 from tlfx.runtime import BatchAxis
 
@@ -32,6 +35,8 @@ class _FusedAttention:
     out: tuple[str, ...]
     options: dict[str, Any]
     """Mask, causality and scale, as :func:`tlfx.runtime.attention` takes them."""
+    hides: bool
+    """Whether the mask may let a query see no key."""
 
     @property
     def of_weight(self) -> tuple[str, ...]:
@@ -41,6 +46,17 @@ class _FusedAttention:
     def kept(self, labels: Sequence[str]) -> list[str]:
         """Axes of the output along which its labels may vary, if those of the value vary along ``labels``."""
         return [c for c in self.axes.out if c in labels or c == "n"]
+
+    def own(self, kept: Sequence[str]) -> Operand | None:
+        """The labels that queries keep which see no key, if there may be any; that of the image if they have none."""
+        if not self.hides:
+            return None
+        ids = torch.tensor(IMAGE)
+        if self.query.is_content:
+            query = SubscriptedIds.of(self.query, [*self.lead, "n", "d"])
+            if set(query.varying(query.subscripts)) <= set(kept):
+                ids = with_image(query.pick(kept))
+        return Operand(ids.expand(self.shape(kept)))
 
     def shape(self, kept: Sequence[str]) -> list[int]:
         """Lengths of axes of the output."""
@@ -78,14 +94,24 @@ class Attention(Window):
             return self._left_in_place(query)
         options = {"mask": mask and mask.node, "causal": causal or None, "scale": scale}
         given = {k: v for k, v in options.items() if v is not None}
-        call = _FusedAttention(query, key, value, axes, lead, out, given)
+        call = _FusedAttention(query, key, value, axes, lead, out, given, self._may_hide_all_keys(mask))
         self._check_heads(call)
         self.record(Operation.SPATIAL_MIX)
         if self.policy.heads == "norm":
             return self._attend_by_norm(call)
-        if replaced is not None and self._may_replace(call):
+        if replaced is not None and not call.hides and self._may_replace(call):
             return self._attend_and_replace(call, replaced)
         return self._attend_beside(call)
+
+    def _may_hide_all_keys(self, mask: Value | None) -> bool:
+        """Whether a mask may let a query see no key; one that depends on the image or on chance may."""
+        if mask is None:
+            return False
+        known = self.concrete(mask) if self.is_known(mask) else None
+        if known is None:
+            return True
+        hidden = ~known if known.dtype == torch.bool else known == float("-inf")
+        return bool(hidden.all(-1).any())
 
     def _check_heads(self, call: _FusedAttention) -> None:
         """Raise RuleError where keys of one head meet queries of several heads with different labels."""
@@ -104,6 +130,7 @@ class Attention(Window):
             call.key.node,
             Operand(with_image(call.axes.content.pick(labels))),
             equation(call.axes.weight, labels, kept, ["n"]),
+            *([own] if (own := call.own(kept)) else []),
             shape=call.shape(kept),
             kwargs={"where": call.axes.content.where_in(call.of_weight), **call.options},
             query_axis=kept.index("n"),
@@ -158,6 +185,7 @@ class Attention(Window):
             Operand(with_image(content.pick(of_value)).expand(full)),
             [i + 1 for i, c in enumerate(of_value) if c not in kept and c != "m"],
             content.where_in(call.lead),
+            *([own] if (own := call.own(kept)) else []),
             shape=call.shape(kept),
             kwargs=call.options,
             query_axis=kept.index("n"),
@@ -189,11 +217,18 @@ class Attention(Window):
             query.node,
             key.node,
             Operand(with_image(ids[:, :, 0, :, 0]).expand(where.outer, where.inner, -1)),
+            Operand(self._ids_of_queries(query, where)),
             *tree_map(lambda v: v.node if isinstance(v, Value) else v, settings),
             shape=(where.outer, where.inner, self.shape[2]),
             kwargs={"where": BatchAxis(0, where.outer, where.inner)},
         )
         return self.from_ids(new[:, :, None, :, None], where)
+
+    def _ids_of_queries(self, query: Value, where: BatchAxis) -> Tensor:
+        """Ids (outer, inner, n) of queries (batch, heads, n, channels); that of the image if they have none."""
+        known = query.is_content and query.batch_axis == where and query.ids.shape[2] == query.ids.shape[-1] == 1
+        ids = with_image(query.ids[:, :, 0, :, 0]) if known else torch.tensor(IMAGE)
+        return ids.expand(where.outer, where.inner, self.shape[2])
 
     def _of_constants(self, query: Value, key: Value) -> Value:
         """Attention to learned values: the output has the labels of the query."""

@@ -89,9 +89,21 @@ class Verbs:
         if self._whole is not None:
             self._whole.record(operation)
 
-    def constant(self, shape: Sequence[int] | None = None) -> Value:
-        """A value without image content."""
-        return Value(self.node, tuple(self.shape if shape is None else shape), self.batch)
+    def constant(self, shape: Sequence[int] | None = None, number: float | None = None) -> Value:
+        """A value without image content, which holds the same ``number`` everywhere if that is known."""
+        return Value(self.node, tuple(self.shape if shape is None else shape), self.batch, number=number)
+
+    def number(self, x: Any) -> float | None:
+        """The number that an argument is, or that a constant holds everywhere; None for what is learned, depends on
+        the image or on chance, or differs from element to element.
+
+        Elements that hold a number are padding, which carries no label; learned ones are tokens, which carry λ (eq. 5).
+        """
+        if not isinstance(x, Value):
+            return float(x) if isinstance(x, int | float) else None
+        if not x.is_constant or x.number is not None:
+            return x.number
+        return self.state.constants.number(x.node)
 
     def content(self, *maps: Tensor, role: Role = Role.CONTENT, shape: Sequence[int] | None = None) -> Value:
         """A value with maps; one whose map holds no label at all is a constant."""

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from tlfx.operations import Operation
-from tlfx.propagate.values import Role, Value, fill_none, map_of_ids
+from tlfx.propagate.values import IMAGE, NONE, Role, Value, fill_none, map_of_ids
 from tlfx.propagate.verbs.linear_attention import LinearAttention
 from tlfx.propagate.verbs.mixing import Term
-from tlfx.propagate.verbs.movement import with_image
 from tlfx.propagate.verbs.subscripts import ContractionAxes, Subscripts, arrange
 
 __all__ = ["Contraction"]
@@ -127,7 +126,7 @@ class Contraction(LinearAttention):
         if w.is_constant and not self._mixes_tokens(x, of_x, axes):
             if self.policy.aggregation == "weighted" and all(c in of_w for c in axes.tokens):
                 return self._aggregate(w, of_w, axes, out)
-            kept = self.uniform_over(with_image(axes.content.ids), gone)
+            kept = self.uniform_over(axes.content.ids, gone)
             return self._from_axes(kept, axes.content.subscripts, axes, out)
         if w.role is Role.WEIGHT and not self.state.layers.is_aligned(self.node):
             return self.in_place(w, of_w, axes.tokens, out)
@@ -139,6 +138,7 @@ class Contraction(LinearAttention):
         lengths = dict(zip(of_x, x.shape, strict=True))
         constant = [c for c in of_x if c != axes.content.batch and c not in axes.varying and lengths[c] > 1]
         ids = axes.content.pick(axes.tokens).flatten()
+        ids = ids[(ids != NONE) & (ids != IMAGE)]  # padding and tokens without content may occur more than once
         whole = all(c in axes.out for c in constant) and len(ids.unique()) == len(ids)
         return whole and len(constant) > 0
 

@@ -14,7 +14,7 @@ from tlfx._torch import tree_leaves, tree_map
 from tlfx.errors import ProvenanceError
 from tlfx.operations import Operation
 from tlfx.propagate.labels import Operand
-from tlfx.propagate.values import IMAGE, NONE, Value, find_batch_axis, ids_of_sample
+from tlfx.propagate.values import IMAGE, NONE, Value, find_batch_axis, ids_of_sample, image_map
 from tlfx.propagate.verbs.base import axis_of_ids, varying
 from tlfx.propagate.verbs.movement import Movement, with_image
 from tlfx.runtime import BatchAxis
@@ -107,11 +107,20 @@ class Indexed(Movement):
     ) -> Value:
         """Constant indices: the operator runs on the two maps."""
         if not (x.is_content or source.is_content):
-            return self.weight()
-        one, other = (
-            v.expanded()[0].clone() if v.is_content else torch.full(v.shape, NONE) for v in self.resolve_all(x, source)
-        )
-        return self.content(function(one, *before, other, *after, **options))
+            return self.constant() if x.is_constant and source.is_constant else self.weight()
+        x, source = self.resolve_all(x, source)
+        written = function(self._overlay(x), *before, self._overlay(source), *after, **options)
+        learned = written == _LEARNED
+        if bool(learned.any()):
+            place = find_batch_axis(written.masked_fill(learned, NONE), self.batch)
+            written = torch.where(learned, image_map(written.shape, self.batch, place), written)
+        return self.content(written)
+
+    def _overlay(self, x: Value) -> Tensor:
+        """The full map of one of two values that overlap; constants in it are padding or learned tokens."""
+        if x.is_content:
+            return x.expanded()[0].clone()
+        return torch.full(x.shape, _LEARNED if self.number(x) is None else NONE)
 
     def _taken(
         self,
@@ -193,6 +202,8 @@ class Indexed(Movement):
         return Operand(with_image(ids)), 1 if bool(known.all()) else known.float()
 
 
+_LEARNED = NONE - 1
+"""Map element of a learned token, until it is known which sample it belongs to."""
 _ACROSS = (
     "{} moves image content between the samples of a batch, or by indices that may; labels belong to one sample each. "
     "Align the part of the model before it instead."

@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tlfx import runtime
 from tlfx.errors import ProvenanceError, RuleError
 from tlfx.operations import Operation
 from tlfx.propagate.labels import Operand
-from tlfx.propagate.values import Value
+from tlfx.propagate.values import NONE, Role, Value
 from tlfx.propagate.verbs.movement import with_image
 from tlfx.propagate.verbs.pointwise import Pointwise
 from tlfx.propagate.verbs.reduction import Reduction
@@ -63,13 +64,40 @@ class Mixing(Pointwise, Reduction):
         """Spatial mixing; if ``value`` is given, its norms weight the heads."""
         self.record(Operation.SPATIAL_MIX)
         is_softmax = w.softmax_dim is not None and [of_w[w.softmax_dim]] == axes.tokens
+        if w.is_constant and bool((axes.content.ids == NONE).any()):
+            return self._mix_valid(w, of_w, axes, out)
         axes = with_image_labels(axes)
         if value is not None:
             ids = self._mixed(runtime.heads_by_norm, w, of_w, axes, axes.kept, self.signed, value)
         else:
             options = {"is_softmax": True} if is_softmax else self.signed
-            ids = self._mixed(runtime.mix, w, of_w, axes, axes.kept, options)
+            own = None if is_softmax else self._label_of_queries(w, of_w, axes)
+            ids = self._mixed(runtime.mix, w, of_w, axes, axes.kept, options, own=own)
         return self._from_axes(ids, axes.kept, axes, out)
+
+    def _mix_valid(self, w: Value, of_w: Subscripts, axes: ContractionAxes, out: Subscripts) -> Value:
+        """Spatial mixing of tokens among which is padding, by a parameter: normalised over the others."""
+        valid = axes.content.pick(axes.varying) != NONE
+        ids = self._mixed(
+            runtime.mix, w, of_w, with_image_labels(axes), axes.kept, {"valid": valid.float(), **self.signed}
+        )
+        seen = valid.any([i for i, c in enumerate(axes.varying) if c in axes.tokens], keepdim=True)
+        seen = arrange(seen, axes.varying, axes.kept)
+        return self._from_axes(torch.where(seen, ids, NONE), axes.kept, axes, out)
+
+    def _label_of_queries(self, w: Value, of_w: Subscripts, axes: ContractionAxes) -> Operand | None:
+        """The labels that queries keep whose weights are all zero; None for weights whose queries have none."""
+        for content in w.maps:
+            side = SubscriptedIds.of(w.with_maps(content, role=Role.CONTENT), of_w)
+            if side.batch == axes.content.batch and set(side.varying(side.subscripts)) <= set(axes.kept):
+                sizes = self._sizes(w, of_w, axes)
+                return Operand(with_image(side.pick(axes.kept)).expand([sizes[c] for c in axes.kept]))
+        return None
+
+    def _sizes(self, w: Value, of_w: Subscripts, axes: ContractionAxes) -> dict[str, int]:
+        """Lengths of the axes of a weight and of the content that it mixes."""
+        sizes = dict(zip(axes.weight, _shape_of_sample(w, of_w, axes.content), strict=True))
+        return sizes | {c: axes.content.size_of(c) for c in axes.varying}
 
     def _mixed(
         self,
@@ -80,14 +108,14 @@ class Mixing(Pointwise, Reduction):
         kept: Sequence[str],
         options: dict[str, Any],
         value: Term | None = None,
+        own: Operand | None = None,
     ) -> Tensor:
         """Ids, with the subscripts ``kept``, of labels mixed by a weight, and by the norms of ``value`` if given."""
         self._check_weight(w)
-        content, labels = axes.content, axes.varying
-        sizes = dict(zip(axes.weight, _shape_of_sample(w, of_w, content), strict=True))
-        sizes |= {c: content.size_of(c) for c in labels}
+        content, labels, sizes = axes.content, axes.varying, self._sizes(w, of_w, axes)
         queries = [c for c in kept if c not in content.subscripts]
         args: tuple[Any, ...] = (w.node, Operand(content.pick(labels)), equation(axes.weight, labels, kept, queries))
+        args += () if own is None else (own,)
         options = {"where": _where_in_weight(content, of_w), **options}
         if value is not None:
             x, of_x = value

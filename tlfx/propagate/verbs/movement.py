@@ -68,7 +68,7 @@ class Movement(Verbs):
 
     def join(self, values: Sequence[Value], axis: int) -> Value:
         """Concatenate along an axis. A value without content gets the image-level label if it joins as tokens (eq. 5),
-        and stays without label if it joins as channels of the same tokens."""
+        and stays without label if it joins as channels of the same tokens, or is padding."""
         values = self.resolve_all(*values)
         axis = axis % len(self.shape)
         known = next((v for v in values if v.is_content), None)
@@ -101,13 +101,8 @@ class Movement(Verbs):
 
     def taken_from(self, source: Value) -> Value:
         """The content of another value, broadcast to the shape of the output."""
-        return Value(
-            self.node,
-            self.shape,
-            self.batch,
-            source.role,
-            tuple(compact(m.expand(self.shape)) for m in source.expanded()),
-        )
+        maps = tuple(compact(m.expand(self.shape)) for m in source.expanded())
+        return Value(self.node, self.shape, self.batch, source.role, maps, number=self.number(source))
 
     def erase(self, x: Value, gone: Tensor) -> Value:
         """Point-wise, except that constant elements (``gone``, bool) are overwritten by numbers: those hold no
@@ -126,7 +121,7 @@ class Movement(Verbs):
     def _map_beside(self, x: Value, known: Value, blank: int) -> Tensor:
         if x.is_content:
             return x.expanded()[0]
-        if blank == NONE:
+        if blank == NONE or self.number(x) is not None:
             return torch.tensor(NONE).expand(x.shape)
         content = image_map(x.shape, self.batch, known.batch_axis)
         self.state.tokens.note(x, content)

@@ -76,7 +76,9 @@ def _mixed_by(
                 f"tokens, tokens): ({batch} or 1, {size[0]}, {size[1]})"
             )
         equation = Equation("oiqm", "oim", "oiq")
-        return runtime.mix(weight.expand(batch, *size), labels, equation, BatchAxis(0, outer, inner), signed=signed)
+        return runtime.mix(
+            weight.expand(batch, *size), labels, equation, where=BatchAxis(0, outer, inner), signed=signed
+        )
 
     mixed.__qualname__ = mixed.__name__ = f"{OWN_WEIGHTS}{name}"
     return mixed

@@ -15,7 +15,7 @@ from tlfx.errors import InputError, ProvenanceError
 from tlfx.graph.residuals import content_graph, skip_of
 from tlfx.operations import Operation
 from tlfx.propagate.labels import Operand, by_first_occurrence
-from tlfx.propagate.values import NONE, Role, Spectrum, Value, compact, ids_of_sample
+from tlfx.propagate.values import NONE, Role, Spectrum, Value, compact, ids_of_sample, image_map
 from tlfx.propagate.verbs.base import Verbs
 from tlfx.runtime import BatchAxis
 from tlfx.runtime.weighted import BranchScale
@@ -43,7 +43,7 @@ class Pointwise(Verbs):
         in_place = schema(self.target).is_mutable
         return replace(out, node=out.node if in_place else x.node, softmax_dim=None if in_place else x.softmax_dim)
 
-    def softmax(self, x: Value, axis: int) -> Value:
+    def softmax(self, x: Value, axis: int, sums_to_one: bool = True) -> Value:
         """Point-wise; over tokens, or of a context kᵀv, the output is a mixing weight."""
         axis = axis % len(x.shape)
         if self.is_over_batch(x, [axis]):
@@ -53,7 +53,7 @@ class Pointwise(Verbs):
             return replace(self.weight(), softmax_dim=axis)
         out = self.pointwise(x)
         over_tokens = x.role is Role.WEIGHT or x.map.shape[axis] > 1
-        return replace(out, softmax_dim=axis if over_tokens else None)
+        return replace(out, softmax_dim=axis if over_tokens and sums_to_one else None)
 
     def residual(self, a: Value, b: Value, scales: Sequence[float] | None = (1, 1)) -> Value:
         """Sum of two values: residual connection, Y ← Norm(Y + g(Y)) (eq. 11), the average of differing labels unless
@@ -62,6 +62,9 @@ class Pointwise(Verbs):
         Point-wise where one of the two is a constant, or a statistic broadcast along channels. ``scales`` are the
         factors by which the operator multiplies the two, None if they are not known at capture.
         """
+        counted = [v for v, scale in zip((a, b), scales or (1, 1), strict=True) if self.number(scale) != 0]
+        if len(counted) < 2:
+            return self.pointwise(counted[0]) if counted else self.constant(number=0)
         a, b = self._beside_content(a, b)
         pair = self._one_of(a, b, keep=Role.WEIGHT)
         if pair is not None:
@@ -76,7 +79,7 @@ class Pointwise(Verbs):
     def product(self, a: Value, b: Value) -> Value:
         """Product: point-wise with a factor that is broadcast along any axis; of two full values, their average."""
         a, b = self._beside_content(a, b)
-        pair = self._one_of(a, b, keep=Role.CONTENT)
+        pair = self._masked(a, b) or self._one_of(a, b, keep=Role.CONTENT)
         if pair is not None:
             self._note_branch_scale(a, b)
             return replace(pair, spectrum=_filtered(a, b) or _filtered(b, a))
@@ -87,7 +90,9 @@ class Pointwise(Verbs):
         return self._averaged(a, b)
 
     def scaled(self, x: Value, factor: float) -> Value:
-        """Product with a number: point-wise."""
+        """Product with a number: point-wise; nothing is left of content times zero."""
+        if factor == 0:
+            return self.constant(number=0)
         self._note_scale(x, factor)
         return self.pointwise(x)
 
@@ -100,13 +105,37 @@ class Pointwise(Verbs):
         """Element-wise choice between two values (maximum, where): the average of differing labels, unless ``first``
         (bool) says where the first is chosen."""
         a, b = self._beside_content(a, b)
+        if first is not None and (a.is_content or b.is_content):
+            self.record(Operation.POINTWISE)
+            one, other = (self._beside(v, b if v is a else a).expanded() for v in (a, b))
+            return self.content(torch.where(first, one[0], other[0]))
         pair = self._one_of(a, b, keep=Role.CONTENT)
         if pair is not None:
             return pair
         self.record(Operation.POINTWISE)
-        if first is not None:
-            return self.content(torch.where(first, self._shaped(a).expanded()[0], self._shaped(b).expanded()[0]))
         return self._averaged(a, b)
+
+    def _beside(self, x: Value, known: Value) -> Value:
+        """A value in the shape of the output; one without content has the label of padding or of a learned token."""
+        if x.is_content:
+            return self._shaped(x)
+        where = self._shaped(known).batch_axis
+        blank = torch.tensor(NONE) if self.number(x) is not None else image_map(self.shape, self.batch, where)
+        return Value(self.node, self.shape, self.batch, Role.CONTENT, (blank,))
+
+    def _masked(self, a: Value, b: Value) -> Value | None:
+        """Content times a known mask: nothing is left where that is zero. None for any other product."""
+        x, mask = (a, b) if a.is_content else (b, a)
+        if not (x.is_content and mask.is_constant) or self.state.constants.is_learned(mask.node):
+            return None
+        number, known = self.number(mask), self.state.constants.decide(mask.node)
+        if number == 0:
+            return self.constant(number=0)
+        if number is not None or not isinstance(known, Tensor) or bool(known.all()):
+            return None
+        self.record(Operation.POINTWISE)
+        out = self._shaped(x)
+        return self.content(torch.where(known == 0, NONE, out.map))
 
     def _one_of(self, a: Value, b: Value, keep: Role) -> Value | None:
         """The result where one of two operands decides: with a constant, of two weights, or of a weight and content."""

@@ -94,8 +94,11 @@ class Reduction(Movement):
             self.record(Operation.POINTWISE)
             return self.from_ids(x.ids, where)
         self.record(Operation.SPATIAL_MIX)
-        ids = fill_none(x.ids, [axis]).clamp_min(0).movedim(axis, -1)
-        new = self.label(runtime.scan, Operand(ids.flatten(0, -2)), shape=ids.shape)
+        ids = x.ids.movedim(axis, -1)
+        known = ids != NONE
+        valid = () if bool(known.all()) else (known.float().flatten(0, -2),)
+        new = self.label(runtime.scan, Operand(ids.clamp_min(0).flatten(0, -2)), *valid, shape=ids.shape)
+        new = torch.where(known.cumsum(-1) > 0, new, NONE)
         return self.from_ids(new.movedim(-1, axis), where)
 
     def _reduce_weight(self, x: Value, gone: Sequence[int], keepdim: bool) -> Value:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tlfx.capture.stored import store
+from tlfx.capture.state.stored import store
 from tlfx.capture.tensor_calls import call_tensor
 from tlfx.propagate.values import Value
 from tlfx.propagate.verbs import OpContext

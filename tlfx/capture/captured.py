@@ -15,7 +15,7 @@ from tlfx.capture.model_class import class_name, own_parameters
 from tlfx.capture.modes import pair_modes
 from tlfx.capture.recording import Recording, build_tree
 from tlfx.capture.regions import RegionTree
-from tlfx.capture.stored import Stored, Watched, put_state
+from tlfx.capture.state.stored import Stored, Watched, put_state
 from tlfx.capture.tensor_calls import TensorCalls, place_tensor_calls
 from tlfx.graph.shells import MODEL, graph_module_of
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from tlfx._torch import TreeSpec, tree_flatten, tree_unflatten
 from tlfx.capture.arguments import Call
-from tlfx.capture.ignoring import is_ignored_state
 from tlfx.capture.model_class import own_forward
 from tlfx.capture.modes import ModeRecorder
-from tlfx.capture.state import Change, Snapshot
+from tlfx.capture.state.ignoring import is_ignored_state
+from tlfx.capture.state.snapshot import Change, Snapshot
 from tlfx.capture.tensor_calls import TensorCallRecorder
 from tlfx.graph.shells import MODEL
 

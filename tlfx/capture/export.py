@@ -19,9 +19,9 @@ from tlfx.capture.model_class import class_name, own_forward
 from tlfx.capture.modes import without_mode_passes
 from tlfx.capture.recording import Recording, recorded_regions
 from tlfx.capture.sharding import whole_parameters
-from tlfx.capture.state import Change, state_kept
-from tlfx.capture.state_errors import check_changes
-from tlfx.capture.stored import Watched
+from tlfx.capture.state.refusals import check_changes
+from tlfx.capture.state.snapshot import Change, state_kept
+from tlfx.capture.state.stored import Watched
 from tlfx.capture.surroundings import capture_mode, quiet
 from tlfx.errors import TlfxError
 from tlfx.graph.shells import MODEL

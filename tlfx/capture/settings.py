@@ -17,7 +17,7 @@ from torch import nn
 
 from tlfx._torch import HOOKS
 from tlfx.capture.describe import IGNORED, Attributes, describe
-from tlfx.capture.ignoring import is_ignored_state
+from tlfx.capture.state.ignoring import is_ignored_state
 from tlfx.capture.tensors import TensorTypes
 from tlfx.capture.traced_settings import TracedSettings
 

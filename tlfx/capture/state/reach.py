@@ -17,9 +17,9 @@ from typing import Any, TypeGuard
 from torch import Tensor, nn
 
 from tlfx._torch import HOOKS
-from tlfx.capture.containers import Cell, ClassAttributes, Container, Globals, Items, Mapping, Members
 from tlfx.capture.describe import ATOMS, INTERNAL
-from tlfx.capture.randomness import Generator
+from tlfx.capture.state.containers import Cell, ClassAttributes, Container, Globals, Items, Mapping, Members
+from tlfx.capture.state.randomness import Generator
 
 __all__ = ["Reach"]
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
-from tlfx.capture.containers import ABSENT, Container
-from tlfx.capture.reach import Reach
-from tlfx.capture.state import Change, describe_types
+from tlfx.capture.state.containers import ABSENT, Container
+from tlfx.capture.state.reach import Reach
+from tlfx.capture.state.snapshot import Change, describe_types
 from tlfx.capture.tensor_calls import RecordedHandle
 
 __all__ = ["Stored", "Watched", "put_state", "store"]

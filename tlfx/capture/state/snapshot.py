@@ -16,10 +16,10 @@ from torch import SymBool, SymFloat, SymInt, Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tlfx._torch import TreeSpec, is_fake, tree_flatten, tree_map, tree_unflatten, version
-from tlfx.capture.containers import ABSENT, Container, Items
 from tlfx.capture.describe import ATOMS, IGNORED, describe
-from tlfx.capture.randomness import random_states_kept
-from tlfx.capture.reach import Reach
+from tlfx.capture.state.containers import ABSENT, Container, Items
+from tlfx.capture.state.randomness import random_states_kept
+from tlfx.capture.state.reach import Reach
 from tlfx.capture.tensor_calls import RecordedHandle
 from tlfx.graph.nodes import hint
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from tlfx._torch import tree_map
 from tlfx.capture.describe import ATOMS
 from tlfx.capture.model_class import class_name, own_class
-from tlfx.capture.reach import Reach
-from tlfx.capture.state import Change, are_equal, is_computed
+from tlfx.capture.state.reach import Reach
+from tlfx.capture.state.snapshot import Change, are_equal, is_computed
 from tlfx.errors import CaptureError
 from tlfx.graph.nodes import hint
 

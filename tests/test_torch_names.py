@@ -64,6 +64,14 @@ def set_grad_mode() -> None:
     assert torch.is_grad_enabled()
 
 
+def kernels_replaced() -> None:
+    gru, x = nn.GRU(2, 3), torch.ones(4, 1, 2, device="meta")
+    given = (x, x.new_empty(1, 1, 3), gru.to("meta")._flat_weights, True, 1, 0.0, True, False, False)
+    with _torch.kernels_replaced(torch.ops.aten.gru.input, lambda *args: "replaced"):
+        assert torch.ops.aten.gru.input(*given) == "replaced"
+    assert torch.ops.aten.gru.input(*given)[0].shape == (4, 1, 3)
+
+
 class Modes(nn.Module):
     """Regions of other modes."""
 
@@ -290,6 +298,7 @@ NAMES: dict[str, Callable[[], None]] = {
     "torch.amp.autocast_mode._enter_autocast, _exit_autocast": autocast,
     "torch._C._set_grad_enabled": set_grad_mode,
     "torch._subclasses.fake_tensor.FakeTensor": is_fake,
+    "OpOverload.py_kernels, _dispatch_cache": kernels_replaced,
     "torch._export.passes.replace_autocast_with_hop_pass, replace_set_grad_with_hop_pass": mode_passes,
     "Module._call_impl": call_with_hooks,
     "FSDPModule._get_fsdp_state, FSDPState._mp_policy": fully_sharded,

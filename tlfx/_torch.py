@@ -9,8 +9,10 @@ torch.nn.Module documents for subclasses. tlfx.mix depends on nothing else in tl
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -49,6 +51,7 @@ __all__ = [
     "is_fake",
     "is_fully_sharded",
     "is_view",
+    "kernels_replaced",
     "mode_passes",
     "outside_transforms",
     "overload_name",
@@ -82,6 +85,20 @@ enter_autocast, exit_autocast = _enter_autocast, _exit_autocast
 
 set_grad_mode = torch._C._set_grad_enabled
 """As torch.set_grad_enabled, without the object that could restore the mode: torch.export traces this function."""
+
+
+@contextlib.contextmanager
+def kernels_replaced(operator: OpOverload, kernel: Callable[..., Any]) -> Iterator[None]:
+    """Run an operator by another function where torch would run one of its Python kernels. torch.library registers
+    kernels for good, and has no way to replace one for a while."""
+    before = dict(operator.py_kernels)
+    try:
+        operator.py_kernels.update(dict.fromkeys(before, kernel))
+        operator._dispatch_cache.clear()
+        yield
+    finally:
+        operator.py_kernels.update(before)
+        operator._dispatch_cache.clear()
 
 
 def mode_passes() -> list[tuple[Any, str]]:

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.fx import Graph
+from torch.fx import Graph, Node
 
 from tlfx.errors import CaptureError
 from tlfx.graph.nodes import describe, sizes
 
-__all__ = ["check_sizes", "check_vmap", "explain"]
+__all__ = ["check_sizes", "check_vmap", "explain", "unknown_size"]
 
 _REMEDY = (
     "Replace it by torch.where or masks of a fixed size, or align the part of the model without it (its backbone, say)."
@@ -72,12 +72,17 @@ def check_vmap(kind: str, graph: Graph) -> None:
 
 def check_sizes(kind: str, graph: Graph) -> None:
     """Raise CaptureError if the size of any tensor of a graph depends on the data."""
-    for node in graph.nodes:
-        if any(None in size for size in sizes(node)):
-            raise CaptureError(
-                f"{kind} has a tensor whose size depends on the data, so that labels have no fixed rows\n"
-                f"{describe(node)}\n{_REMEDY} A mask that never changes can be indices, mask.nonzero(), made once."
-            )
+    node = unknown_size(graph)
+    if node is not None:
+        raise CaptureError(
+            f"{kind} has a tensor whose size depends on the data, so that labels have no fixed rows\n"
+            f"{describe(node)}\n{_REMEDY} A mask that never changes can be indices, mask.nonzero(), made once."
+        )
+
+
+def unknown_size(graph: Graph) -> Node | None:
+    """The first node that computes a tensor of unknown size."""
+    return next((node for node in graph.nodes if any(None in size for size in sizes(node))), None)
 
 
 def _named(error: Exception) -> str:

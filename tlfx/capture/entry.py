@@ -13,6 +13,7 @@ from tlfx._torch import TreeSpec, tree_flatten, tree_unflatten
 from tlfx.capture.arguments import Call
 from tlfx.capture.model_class import own_forward
 from tlfx.capture.modes import ModeRecorder
+from tlfx.capture.refused_calls import refused_calls
 from tlfx.capture.state.ignoring import is_ignored_state
 from tlfx.capture.state.snapshot import Change, Snapshot
 from tlfx.capture.tensor_calls import TensorCallRecorder
@@ -55,7 +56,7 @@ class Entry(nn.Module):
         stand_ins = model.named_parameters(remove_duplicate=False)
         parameters = {id(x): self.parameters_of_model[path] for path, x in stand_ins}
         try:
-            with self.record.modes.recorded(), self.record.tensor_calls.recorded():
+            with self.record.modes.recorded(), self.record.tensor_calls.recorded(), refused_calls(model):
                 outputs, self.record.out_spec = _flatten(own_forward(model)(model, *args, **kwargs))
             changes = [c for c in state.changes(parameters) if not is_ignored_state(c.name, self.ignore_state)]
         finally:

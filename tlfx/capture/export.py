@@ -12,12 +12,13 @@ from torch.export import Dim
 from torch.fx import GraphModule
 
 from tlfx.capture.arguments import Call, is_channels_last
-from tlfx.capture.capture_errors import check_sizes, check_vmap, explain
+from tlfx.capture.capture_errors import check_sizes, check_vmap, explain, unknown_size
 from tlfx.capture.captured import Captured, cleaned
 from tlfx.capture.entry import Entry, ForwardRecord
 from tlfx.capture.model_class import class_name, own_forward
 from tlfx.capture.modes import without_mode_passes
 from tlfx.capture.recording import Recording, recorded_regions
+from tlfx.capture.recurrent import recurrent_shapes
 from tlfx.capture.sharding import whole_parameters
 from tlfx.capture.state.refusals import check_changes
 from tlfx.capture.state.snapshot import Change, state_kept
@@ -40,6 +41,16 @@ def capture(model: nn.Module, call: Call, any_batch: bool = True, ignore_state: 
     reason, the source line and the remedy.
     """
     REGISTRY.load()  # an error in a rule must not look like a failure of the model
+    captured = _capture(model, call, any_batch, ignore_state)
+    if captured.batch is None and unknown_size(captured.graph_module.graph):  # it may follow from the batch size
+        captured = _capture(model, call, False, ignore_state)
+    check_sizes(class_name(model), captured.graph_module.graph)
+    check_vmap(class_name(model), captured.graph_module.graph)
+    return captured
+
+
+def _capture(model: nn.Module, call: Call, any_batch: bool, ignore_state: Sequence[str]) -> Captured:
+    """The same without checks of the graph."""
     entry = Entry(model, call, ignore_state)
     gradients = torch.is_grad_enabled()
     program = _export(entry, any_batch)
@@ -48,7 +59,7 @@ def capture(model: nn.Module, call: Call, any_batch: bool = True, ignore_state: 
     changes = program.record.changes
     check_changes(model, changes, lambda: _run(model, call))
     watched = Watched(changes, _leaves_graph(entry, program, gradients)) if changes else Watched()
-    captured = cleaned(
+    return cleaned(
         program.graph_module,
         program.record,
         model,
@@ -58,9 +69,6 @@ def capture(model: nn.Module, call: Call, any_batch: bool = True, ignore_state: 
         watched,
         gradients if program.record.modes.is_read else None,
     )
-    check_sizes(class_name(model), captured.graph_module.graph)
-    check_vmap(class_name(model), captured.graph_module.graph)
-    return captured
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +144,7 @@ def _export_for(entry: Entry, dynamic: list[bool] | None, recording: Recording, 
         whole_parameters(model),
         recorded_regions(model, recording),
         without_mode_passes(),
+        recurrent_shapes(),
     ):
         example = tuple(_example(x, bool(dynamic and dynamic[i])) for i, x in enumerate(tensors))
         program = torch.export.export(entry, example, dynamic_shapes=shapes, strict=False)

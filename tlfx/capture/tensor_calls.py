@@ -15,17 +15,15 @@ from typing import Any
 import torch
 from torch import SymInt, Tensor, nn
 from torch.fx import Graph, Node
-from torch.utils.hooks import RemovableHandle
 
 from tlfx._torch import is_fake
-from tlfx.capture.surroundings import package_of_caller, replaced
+from tlfx.capture.surroundings import replaced
 from tlfx.errors import CaptureError
 
 __all__ = ["RecordedHandle", "TensorCallRecorder", "TensorCalls", "call_tensor", "place_tensor_calls", "remove_hook"]
 
 _HOOKS = ("register_hook", "register_post_accumulate_grad_hook")
 _NAMES = (*_HOOKS, "retain_grad", "requires_grad_")
-_GRADIENT: Any = Tensor.grad
 
 
 @torch.library.custom_op(
@@ -88,13 +86,10 @@ class TensorCallRecorder:
 
     @contextlib.contextmanager
     def recorded(self) -> Iterator[None]:
-        """Record calls in the context. Raises CaptureError for a hook whose tensors change after it was registered, and
-        where gradients are read."""
+        """Record calls in the context. Raises CaptureError for a hook whose tensors change after it was registered."""
         with contextlib.ExitStack() as stack:
             for name in _NAMES:
                 stack.enter_context(replaced(Tensor, name, self._recorded(name, getattr(Tensor, name))))
-            stack.enter_context(replaced(Tensor, "grad", property(_read_gradient, _GRADIENT.__set__)))
-            stack.enter_context(replaced(RemovableHandle, "remove", _removing(RemovableHandle.next_id)))
             yield
         for call in self.calls:
             if [id(x) for x in call.held] != [id(x) for x in _held_by(call.args)]:
@@ -118,32 +113,6 @@ class TensorCallRecorder:
             return original(tensor, *args, **kwargs) if name == "requires_grad_" else None
 
         return recorded
-
-
-def _read_gradient(tensor: Tensor) -> Tensor | None:
-    """The gradient of a tensor, for code of torch only: for the model's, it would be that of the time of capture."""
-    if package_of_caller() != "torch":
-        raise CaptureError(
-            "the forward reads the gradient of a tensor (Tensor.grad), which a captured graph cannot follow: read it "
-            "after backward, outside of the forward"
-        )
-    gradient: Tensor | None = _GRADIENT.__get__(tensor)
-    return gradient
-
-
-def _removing(first: int) -> Callable[[RemovableHandle], None]:
-    """The method by which handles from number ``first`` on, those of the forward itself, are removed."""
-    original = RemovableHandle.remove
-
-    def remove(handle: RemovableHandle) -> None:
-        if handle.id < first:
-            raise CaptureError(
-                "the forward removes a hook that was registered before, which a captured graph would do once only: "
-                "remove it outside of the forward, or register it once and let it do nothing where it must not"
-            )
-        original(handle)
-
-    return remove
 
 
 def _is_held(x: Any) -> bool:

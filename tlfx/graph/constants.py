@@ -56,12 +56,13 @@ class Constants:
 
     def _program(self, node: Node) -> dict[Node, Any]:
         """The nodes that a value is computed by, in order, with the values of those that are numbers."""
-        needed, open_nodes = {node}, [node]
+        needed: dict[Node, Any] = {}
+        open_nodes = [node]
         while open_nodes:
-            inputs = [n for n in open_nodes.pop().all_input_nodes if n not in needed]
-            needed.update(inputs)
-            open_nodes += inputs
-        return {n: self._number_of(n) for n in self._graph_module.graph.nodes if n in needed}
+            needed[node] = self._number_of(node := open_nodes.pop())
+            if needed[node] is None:
+                open_nodes += [n for n in node.all_input_nodes if n not in needed]
+        return {n: needed[n] for n in self._graph_module.graph.nodes if n in needed}
 
     def evaluate(self, node: Node) -> Any:
         """The value of a constant node; None if it depends on the images or on chance, or has no data."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from tlfx import TlfxError
 from tlfx.analysis.figures import INVARIANTS, Figures
 from tlfx.analysis.invariants import measure, rectangles
+from tlfx.capture.state.snapshot import Change
 from tlfx.propagate.labels import Operand
 from tlfx.propagate.values import Value
 from tlfx.propagate.verbs import OpContext
@@ -27,16 +29,27 @@ def network() -> nn.Sequential:
 
 
 class CountsItsCalls(nn.Module):
-    """State that neither parameters nor buffers hold: a graph has the count of the moment it was captured."""
+    """State outside of Python's objects: a graph has the count of the moment it was captured."""
 
     def __init__(self) -> None:
         super().__init__()
         self.net = network()
-        self.calls = 1
 
     def forward(self, images: Tensor) -> Tensor:
-        self.calls += 1
-        return self.net(images) / self.calls
+        os.environ["TLFX_CALLS"] = str(int(os.environ["TLFX_CALLS"]) + 1)
+        return self.net(images) / int(os.environ["TLFX_CALLS"])
+
+
+class NotesItsShape(nn.Module):
+    """An attribute that a wrong capture would not set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.size = images.shape
+        return self.net(images)
 
 
 class TwoOutputs(nn.Module):
@@ -89,7 +102,14 @@ def test_the_model_and_the_random_state_stay() -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_hidden_state_breaks_outputs_and_gradients() -> None:
+def test_attributes_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert broken(measure(NotesItsShape(), SIZE)) == set()
+    monkeypatch.setattr(Change, "put", lambda change, computed: None)
+    assert broken(measure(NotesItsShape(), SIZE)) == {"buffers"}
+
+
+def test_hidden_state_breaks_outputs_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TLFX_CALLS", "1")
     assert {"logits", "gradients"} <= broken(measure(CountsItsCalls(), SIZE))
 
 

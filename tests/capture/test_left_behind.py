@@ -6,6 +6,7 @@ import functools
 import itertools
 import random
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -277,6 +278,11 @@ def nested_counter(net: Any, x: Tensor) -> Tensor:
     return x
 
 
+def on_a_namespace(net: Any, x: Tensor) -> Tensor:
+    net.info.calls += 1
+    return x
+
+
 def on_the_class(net: Any, x: Tensor) -> Tensor:
     type(net).made = getattr(type(net), "made", 0) + 1
     return x
@@ -302,6 +308,10 @@ def on_a_new_object(net: Any, x: Tensor) -> Tensor:
     return x
 
 
+def from_an_iterator(net: Any, x: Tensor) -> Tensor:
+    return x * next(net.counts)
+
+
 REFUSED: list[tuple[Body, dict[str, Any], str]] = [
     (counter, {"steps": 0}, r"Net changes steps at each call otherwise \(1, then 2\).*module: the model itself \(Net\)"
         r".*test_left_behind.py:\d+ in counter: net.steps \+= 1.*register_buffer.*ignore_state=\['steps'\]"),
@@ -314,11 +324,15 @@ REFUSED: list[tuple[Body, dict[str, Any], str]] = [
     (closure(), {}, r"the variable 'calls' around closure.<locals>.body at each call.*calls \+= 1"),
     (global_counter, {}, r"the global variable CALLS at each call.*CALLS \+= 1"),
     (global_log, {}, r"the global variable LOG at each call"),
+    (on_a_namespace, {"info": SimpleNamespace(calls=0)}, r"changes info.calls at each call"),
     (nested_counter, {}, r"changes mix.info\['calls'\]\['forward'\] at each call.*module: mix \(Linear\)"),
     (on_the_class, {}, r"changes AlignedNet.made at each call"),
     (new_module, {}, r"changes late to a Linear that the forward makes.*in __init__"),
     (own_generator, {"generator": random.Random(0)}, r"draws from the random generator of Python or NumPy"),
     (own_generator, {"generator": np.random.default_rng(0)}, r"draws from the random generator of Python or NumPy"),
+    (from_an_iterator, {"counts": itertools.count(1)}, r"takes values from an iterator, counts.*register_buffer"),
+    (from_an_iterator, {"counts": iter([1, 2, 3, 4])}, r"takes values from an iterator, counts"),
+    (from_an_iterator, {"counts": (i * i for i in range(1, 9))}, r"takes values from an iterator, counts"),
     (on_a_new_object, {}, r"changes held to an object of class Holder, which holds tensors"),
 ]  # fmt: skip
 

@@ -12,6 +12,7 @@ from tlfx.analysis.figures import INVARIANTS
 from tlfx.commands.cli import main
 
 COUNTING = """
+import os
 from torch import nn
 
 class Net(nn.Sequential):
@@ -20,8 +21,8 @@ class Net(nn.Sequential):
         self.calls = 1
 
     def forward(self, images):
-        self.calls += 1
-        return super().forward(images) / self.calls
+        COUNT
+        return super().forward(images) / int(os.environ["TLFX_CALLS"])
 """
 
 MIXING = """
@@ -51,12 +52,21 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(row["passed"] and row["figure"] <= row["tolerance"] for row in data["invariants"])
 
 
-def test_a_broken_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "counting_model.py").write_text(COUNTING)
+def test_a_broken_model(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TLFX_CALLS", "1")
+    count = 'os.environ["TLFX_CALLS"] = str(int(os.environ["TLFX_CALLS"]) + 1)'
+    (tmp_path / "counting_model.py").write_text(COUNTING.replace("COUNT", count, 1))
     assert main(["check", "counting_model:Net", "--path", str(tmp_path), "--input-size", "16"]) == 1
     out = capsys.readouterr().out
     assert "invariants are broken" in out
     assert "FAIL" in out
+
+
+def test_state_that_cannot_be_repeated_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = COUNTING.replace("COUNT", "self.calls += 1", 1).replace('int(os.environ["TLFX_CALLS"])', "self.calls")
+    (tmp_path / "attribute_model.py").write_text(source)
+    assert main(["check", "attribute_model:Net", "--path", str(tmp_path), "--input-size", "16"]) == 2
+    assert "the forward of Net changes calls at each call otherwise" in capsys.readouterr().err
 
 
 def test_samples_that_mix_are_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ class Invariant:
 INVARIANTS = (
     Invariant("logits", "outputs equal those without alignment, bit for bit"),
     Invariant("gradients", "gradients equal those without alignment, bit for bit"),
-    Invariant("buffers", "buffers equal those without alignment, bit for bit"),
+    Invariant("buffers", "buffers and attributes equal those without alignment, bit for bit"),
     Invariant("independence", "no sample's label depends on another's mask"),
     Invariant("constant", "a constant label comes out constant", 1e-5),
     Invariant("bounds", "labels stay in [0, 1]", 1e-5),

@@ -9,16 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tlfx._torch import tree_leaves
+from tlfx._torch import is_fake, tree_leaves
 from tlfx.aligned import align
 from tlfx.analysis.figures import INVARIANTS, Figures, Invariant
+from tlfx.capture.describe import ATOMS, INTERNAL
+from tlfx.capture.model_class import CHOSEN
+from tlfx.capture.state.reach import Reach
 from tlfx.errors import TlfxError
 from tlfx.mix.target import MixedTarget
 
 __all__ = ["INVARIANTS", "Figures", "Invariant", "measure", "rectangles", "share", "target"]
 
 BATCH = 3
-STEPS = 2
+STEPS = 3
 
 
 def measure(model: nn.Module, size: tuple[int, ...], seed: int = 0) -> Figures:
@@ -106,7 +109,7 @@ def _of_labels(aligned: nn.Module, images: Tensor, masks: list[Tensor], seed: in
 def _compare(
     plain: nn.Module, aligned: nn.Module, images: Tensor, mixed: MixedTarget, seed: int
 ) -> tuple[float, float, float]:
-    """Violations of outputs, gradients and buffers after training steps with the same seeds."""
+    """Violations of outputs, of gradients, and of buffers and attributes after training steps with the same seeds."""
     try:
         expected = _train(lambda: plain(images), seed)
     except Exception as error:
@@ -119,12 +122,31 @@ def _compare(
     return (
         _most(zip(expected, actual, strict=True)),
         _most((p.grad, q.grad) for p, q in parameters),
-        _most(zip(plain.buffers(), aligned.buffers(), strict=True)),
+        max(_most(zip(plain.buffers(), aligned.buffers(), strict=True)), _most_of_attributes(plain, aligned)),
     )
 
 
+def _most_of_attributes(plain: nn.Module, aligned: nn.Module) -> float:
+    """The largest difference of attributes; infinite where one model has others, or tensors without data."""
+    (names, ours), (other_names, theirs) = map(_attributes, (plain, aligned))
+    has_data = not any(map(is_fake, Reach(aligned.named_modules()).tensors.values()))
+    return _most(zip(ours, theirs, strict=True)) if names == other_names and has_data else float("inf")
+
+
+def _attributes(model: nn.Module) -> tuple[list[str], list[Any]]:
+    """The data in attributes of all modules, and where each is: other objects count by their class."""
+    found: dict[str, Any] = {}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if name not in INTERNAL | {CHOSEN, "forward"}:
+                leaves = tree_leaves(value)
+                found |= {f"{path}.{name}[{i}]": x for i, x in enumerate(leaves)}
+    data = [x if isinstance(x, (Tensor, *ATOMS)) else type(x).__name__ for _, x in sorted(found.items())]
+    return sorted(found), data
+
+
 def _train(forward: Callable[[], Any], seed: int) -> list[Any]:
-    """Outputs of several training steps; one step would not reveal state that the captured graph fails to update."""
+    """Outputs of several training steps: a graph that fails to update state shows at the second, or at the third."""
     outputs: list[Any] = []
     for step in range(STEPS):
         torch.manual_seed(seed + step)

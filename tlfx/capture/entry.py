@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from tlfx._torch import TreeSpec, tree_flatten, tree_unflatten
 from tlfx.capture.arguments import Call
-from tlfx.capture.model_class import own_forward
+from tlfx.capture.model_class import class_name, own_forward
 from tlfx.capture.modes import ModeRecorder
 from tlfx.capture.refused_calls import refused_calls
 from tlfx.capture.state.ignoring import is_ignored_state
 from tlfx.capture.state.snapshot import Change, Snapshot
 from tlfx.capture.tensor_calls import TensorCallRecorder
+from tlfx.errors import CaptureError
 from tlfx.graph.shells import MODEL
 
 __all__ = ["Entry", "ForwardRecord"]
@@ -61,6 +62,12 @@ class Entry(nn.Module):
             changes = [c for c in state.changes(parameters) if not is_ignored_state(c.name, self.ignore_state)]
         finally:
             state.restore()
+        if state.advanced() is not None:
+            raise CaptureError(
+                f"the forward of {class_name(model)} takes values from an iterator, {state.advanced()}, and a captured "
+                "graph would take the same at each call: keep a count in a buffer (register_buffer), or pass the value "
+                "as an argument"
+            )
         self.record.changes = changes
         return (*outputs, *(x for change in changes for x in change.outputs))
 

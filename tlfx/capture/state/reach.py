@@ -26,6 +26,8 @@ __all__ = ["Reach"]
 _MOST = 200_000
 """Objects that are visited; a model that reaches more is not searched further."""
 _OTHERS = frozenset({"torch", "numpy", "tlfx", "tlfx_rules", *sys.stdlib_module_names})
+_HOLDERS = frozenset({"argparse", "collections", "queue", "types"})
+"""Packages of the standard library whose classes hold what users put there, such as types.SimpleNamespace."""
 _CACHE = type(functools.lru_cache(lambda: None))
 
 
@@ -39,6 +41,7 @@ class Reach:
         """Tensors other than parameters and buffers, by identity."""
         self.generators: list[Generator] = []
         """Generators of random numbers of Python or NumPy."""
+        self.iterators: list[tuple[str, Iterator[Any]]] = []
         self._seen: set[int] = set()
         self._open: deque[tuple[str, Any]] = deque()
         for name, value in roots:
@@ -51,7 +54,8 @@ class Reach:
             if isinstance(value, kind):
                 visit(self, name, value)
                 return
-        if type(value).__module__.partition(".")[0] in _OTHERS:
+        package = type(value).__module__.partition(".")[0]
+        if package in _OTHERS and package not in _HOLDERS:
             return
         if hasattr(value, "__dict__"):
             self._keep(Mapping(f"{name}.", vars(value)))
@@ -141,6 +145,9 @@ class Reach:
     def _generator(self, name: str, value: Generator) -> None:
         self.generators.append(value)
 
+    def _iterator(self, name: str, value: Iterator[Any]) -> None:
+        self.iterators.append((name, value))
+
     _VISITS: tuple[tuple[Any, Callable[[Any, str, Any], None]], ...] = (
         (Tensor, _tensor),
         (nn.Module, _module),
@@ -157,6 +164,7 @@ class Reach:
         ((tuple, frozenset), _tuple),
         (Generator, _generator),
         (ModuleType, lambda self, name, value: None),
+        (Iterator, _iterator),
     )
 
 

@@ -9,6 +9,8 @@ import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import length_hint
+from types import GeneratorType
 from typing import Any
 
 import torch
@@ -119,6 +121,7 @@ class Snapshot:
     def __init__(self, model: nn.Module) -> None:
         self.reach = Reach(model.named_modules())
         self._before = [(container, container.items()) for container in self.reach.containers]
+        self._iterators = [(name, x, _progress(x)) for name, x in self.reach.iterators]
 
     def changes(self, parameters: Mapping[int, nn.Parameter]) -> list[Change]:
         """The places whose values differ from those of the snapshot.
@@ -138,10 +141,22 @@ class Snapshot:
                     found.append(Change(container, key, old, new))
         return found
 
+    def advanced(self) -> str | None:
+        """The first iterator from which values were taken, which cannot be put back."""
+        return next((name for name, x, before in self._iterators if _progress(x) != before), None)
+
     def restore(self) -> None:
         """Put the contents of all containers back."""
         for container, before in self._before:
             container.restore(before)
+
+
+def _progress(iterator: Iterator[Any]) -> Any:
+    """What changes when a value is taken from a generator, a counter or an iterator of a list."""
+    if isinstance(iterator, GeneratorType):
+        frame = iterator.gi_frame
+        return frame and (frame.f_lasti, repr(frame.f_locals))
+    return repr(iterator), length_hint(iterator, -1)
 
 
 def are_equal(one: Any, other: Any) -> bool:

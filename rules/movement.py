@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from tlfx.capture.tensor_calls import data_of
 from tlfx.errors import RuleError
 from tlfx.propagate.values import NONE, Value
 from tlfx.propagate.verbs import OpContext
@@ -110,6 +111,7 @@ def move_as(op: OpContext, x: Value, like: Value) -> Value:
     aten.clone,
     aten.alias,
     aten.detach,
+    data_of,
     aten.to,
     aten.type_as,
     aten.lift,

@@ -6,12 +6,14 @@ import functools
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from copy import deepcopy
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from helpers import assert_same, pictures
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import tlfx
 from tlfx.errors import CaptureError
@@ -47,7 +49,8 @@ def target(batch: int) -> tlfx.MixedTarget:
 def state_of(model: nn.Module) -> list[Any]:
     """What modules hold beside torch's own attributes and the body."""
     hidden = {*vars(nn.Module()), "body", "frequencies", "_tlfx"}
-    return [{k: v for k, v in vars(m).items() if k not in hidden and k[0] != "_"} for m in model.modules()]
+    held = [{k: v for k, v in vars(m).items() if k not in hidden and k[0] != "_"} for m in model.modules()]
+    return [{k: vars(v) if isinstance(v, SimpleNamespace) else v for k, v in attributes.items()} for attributes in held]
 
 
 def trained(model: nn.Module, is_aligned: bool, batches: tuple[int, ...] = (4, 4, 3), seed: int = 0) -> list[Any]:
@@ -108,7 +111,7 @@ def autocast_and_none(net: Any, x: Tensor) -> Tensor:
         with torch.autocast("cpu", enabled=False), torch.enable_grad():
             b = x @ x.mT
         c = x @ x.mT
-    return x * a.float().mean() + (b + c.float()) @ x
+    return x * a.float().mean((1, 2), keepdim=True) + (b + c.float()) @ x
 
 
 def cached_casts(net: Any, x: Tensor) -> Tensor:
@@ -268,6 +271,40 @@ def removed(net: Any, x: Tensor) -> Tensor:
     return y + z
 
 
+def required_by_assignment(net: Any, x: Tensor) -> Tensor:
+    w = x.detach()
+    w.requires_grad = True
+    w.register_hook(net.noted.append)
+    return x + w.mean(1, keepdim=True)
+
+
+def around_a_write(net: Any, x: Tensor) -> Tensor:
+    y = x * 2
+    y.register_hook(hook=lambda g: g * 3)
+    y.add_(1)
+    y.register_hook(lambda g: g * 5)
+    return y
+
+
+def for_a_while(net: Any, x: Tensor) -> Tensor:
+    y = x * 2
+    with y.register_hook(lambda g: g * 3):
+        y = y * 2
+    return y
+
+
+def under_a_checkpoint(net: Any, x: Tensor) -> Tensor:
+    def inner(a: Tensor) -> Tensor:
+        net.inner = a.detach().mean()
+        a = a * 2
+        if a.requires_grad:
+            a.register_hook(lambda g: g * 0.5)
+        return a
+
+    y: Tensor = checkpoint(inner, x, use_reentrant=False)
+    return y
+
+
 def without_gradients_inside(net: Any, x: Tensor) -> Tensor:
     with torch.no_grad():
         gate = x.mean(1, keepdim=True).sigmoid()
@@ -278,7 +315,7 @@ def without_gradients_inside(net: Any, x: Tensor) -> Tensor:
 
 TENSOR_CALLS = [
     halved, scaled_by_a_value, scaled_by_size, clipped_by_itself, kept_gradient, noted_gradient, on_a_parameter,
-    without_gradients_inside,
+    required_by_assignment, around_a_write, for_a_while, under_a_checkpoint, without_gradients_inside,
 ]  # fmt: skip
 
 
@@ -315,6 +352,23 @@ def reading_a_gradient(net: Any, x: Tensor) -> Tensor:
     return x if net.mix.weight.grad is None else x * net.mix.weight.grad.norm()
 
 
+def on_several(net: Any, x: Tensor) -> Tensor:
+    torch.autograd.graph.register_multi_grad_hook((x,), lambda gradients: None)
+    return x
+
+
+def on_the_graph(net: Any, x: Tensor) -> Tensor:
+    y = x * 2
+    if y.grad_fn is not None:
+        y.grad_fn.register_prehook(lambda gradients: None)
+    return y
+
+
+def assigned_data(net: Any, x: Tensor) -> Tensor:
+    net.count.data = net.count + 1
+    return x
+
+
 def assigned_later(net: Any, x: Tensor) -> Tensor:
     scale = x.mean()
     x.register_hook(lambda g: g * scale)
@@ -327,6 +381,9 @@ def assigned_later(net: Any, x: Tensor) -> Tensor:
     [
         (removing_the_last, "removes a hook that was registered before.*outside of the forward"),
         (reading_a_gradient, "reads the gradient of a tensor.*after backward"),
+        (on_several, "registers hooks on the graph of gradients.*use Tensor.register_hook"),
+        (on_the_graph, "registers hooks on the graph of gradients"),
+        (assigned_data, "assigns Tensor.data.*use copy_ under torch.no_grad"),
         (assigned_later, "register_hook reads variables that the forward assigns after.*before it"),
     ],
     ids=lambda x: getattr(x, "__name__", ""),
@@ -385,19 +442,21 @@ def bounded(net: Any, x: Tensor) -> Tensor:
 
 
 def moving_average(net: Any, x: Tensor) -> Tensor:
-    net.mean = 0.9 * net.mean + 0.1 * x.detach().mean((0, 1))
-    return x - net.mean
+    before, net.mean = net.mean, 0.9 * net.mean + 0.1 * x.detach().mean((0, 1))
+    return x - before
 
 
 def moving_average_in_place(net: Any, x: Tensor) -> Tensor:
+    y = x - net.mean
     net.mean.mul_(0.9).add_(x.detach().mean((0, 1)), alpha=0.1)
-    return x - net.mean
+    return y
 
 
 def first_then_average(net: Any, x: Tensor) -> Tensor:
     mean = x.detach().mean((0, 1))
+    y = x if net.running is None else x - net.running
     net.running = mean if net.running is None else net.running.lerp(mean, 0.1)
-    return x - net.running
+    return y
 
 
 def buffers(net: Any, x: Tensor) -> Tensor:
@@ -423,8 +482,55 @@ def set_again(net: Any, x: Tensor) -> Tensor:
 
 
 def queue(net: Any, x: Tensor) -> Tensor:
+    y = x + net.queue.mean(0)
     net.queue = torch.cat((net.queue[1:], x.detach().mean((0, 1))[None]))
-    return x + net.queue.mean(0)
+    return y
+
+
+def average_in_a_dictionary(net: Any, x: Tensor) -> Tensor:
+    y = x - net.stats["mean"]
+    net.stats["mean"] = 0.9 * net.stats["mean"] + 0.1 * x.detach().mean((0, 1))
+    return y
+
+
+def average_in_a_list(net: Any, x: Tensor) -> Tensor:
+    y = x - net.averages[0]
+    net.averages[0] = 0.9 * net.averages[0] + 0.1 * x.detach().mean((0, 1))
+    return y
+
+
+def by_name(net: Any, x: Tensor) -> Tensor:
+    for i in range(3):
+        setattr(net, f"token_{i}", x[:, i])
+    object.__setattr__(net, "hidden", x.detach())
+    vars(net)["raw"] = x + 1
+    return x
+
+
+def temporary(net: Any, x: Tensor) -> Tensor:
+    net.tmp = x.detach()
+    net.outputs.append(x * 2)
+    y = net.tmp * net.outputs.pop()
+    del net.tmp
+    return y
+
+
+def late_buffer(net: Any, x: Tensor) -> Tensor:
+    net.register_buffer("late", x.detach().mean())
+    return x
+
+
+def once(net: Any, x: Tensor) -> Tensor:
+    y = x / net.scale if net.is_ready else x
+    if not net.is_ready:
+        net.scale, net.is_ready = x.detach().std(), True
+    return y
+
+
+def parameters_by_data(net: Any, x: Tensor) -> Tensor:
+    net.mix.weight.data.mul_(0.99)
+    net.head.weight.data.clamp_(-0.1, 0.1)
+    return x * x.data.mean(1, keepdim=True)
 
 
 def on_an_object(net: Any, x: Tensor) -> Tensor:
@@ -442,6 +548,9 @@ STATE: list[tuple[Body, dict[str, Any]]] = [
     (attribute, {}), (detached, {}), (auxiliary_loss, {}), (structures, {}), (entry, {"features": {}}),
     (cleared_list, {"outputs": []}), (bounded, {}), (moving_average, {"mean": torch.zeros(8)}),
     (moving_average_in_place, {"mean": torch.zeros(8)}), (first_then_average, {"running": None}), (buffers, {}),
+    (average_in_a_dictionary, {"stats": {"mean": torch.zeros(8)}}), (average_in_a_list, {"averages": [torch.zeros(8)]}),
+    (by_name, {}), (temporary, {"outputs": []}), (late_buffer, {}), (once, {"is_ready": False}),
+    (parameters_by_data, {}), (on_an_object, {"context": SimpleNamespace(hidden=None, tokens=0)}),
     (sizes, {}), (a_number, {}), (set_again, {}), (queue, {"queue": torch.zeros(5, 8)}), (turned_off, {}),
 ]  # fmt: skip
 

@@ -21,9 +21,16 @@ from tlfx.errors import CaptureError
 __all__ = ["refused_calls"]
 
 _GRADIENT: Any = Tensor.grad
+_GRADIENT_NODE: Any = Tensor.grad_fn
 _BACKWARD = (
     "computes gradients inside ({}), which a captured graph cannot follow: align the part of the model before it, or "
     "compute them in a torch.autograd.Function"
+)
+
+
+_NODES = (
+    "registers hooks on the graph of gradients, which a captured graph does not have: use Tensor.register_hook, which "
+    "acts at each aligned call"
 )
 
 
@@ -43,6 +50,8 @@ def refused_calls(model: nn.Module) -> Iterator[None]:
         for name in ("numpy", "__array__"):
             stack.enter_context(replaced(Tensor, name, _without_numpy(refuse, getattr(Tensor, name))))
         stack.enter_context(replaced(Tensor, "grad", _gradient(refuse)))
+        stack.enter_context(replaced(Tensor, "grad_fn", _gradient_node(refuse)))
+        stack.enter_context(replaced(torch.autograd.graph, "register_multi_grad_hook", _refusing(refuse, _NODES)))
         stack.enter_context(replaced(RemovableHandle, "remove", _removing(refuse, RemovableHandle.next_id)))
         yield
 
@@ -77,6 +86,27 @@ def _gradient(refuse: Refuse) -> property:
         return gradient
 
     return property(read, _GRADIENT.__set__)
+
+
+class _Node:
+    """Stands for a node of the graph of gradients, for code of the model: hooks on it are refused."""
+
+    def __init__(self, node: Any, refuse: Refuse) -> None:
+        self._node, self._refuse = node, refuse
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("register_hook", "register_prehook"):
+            self._refuse(_NODES)
+        return getattr(self._node, name)
+
+
+def _gradient_node(refuse: Refuse) -> property:
+    def read(tensor: Tensor) -> Any:
+        node = _GRADIENT_NODE.__get__(tensor)
+        is_torch = str(_caller().f_globals.get("__name__")).startswith("torch.")
+        return node if node is None or is_torch else _Node(node, refuse)
+
+    return property(read)
 
 
 def _removing(refuse: Refuse, first: int) -> Callable[[RemovableHandle], None]:

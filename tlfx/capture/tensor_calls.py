@@ -17,13 +17,23 @@ from torch import SymInt, Tensor, nn
 from torch.fx import Graph, Node
 
 from tlfx._torch import is_fake
-from tlfx.capture.surroundings import replaced
+from tlfx.capture.surroundings import package_of_caller, replaced
 from tlfx.errors import CaptureError
 
-__all__ = ["RecordedHandle", "TensorCallRecorder", "TensorCalls", "call_tensor", "place_tensor_calls", "remove_hook"]
+__all__ = [
+    "RecordedHandle",
+    "TensorCallRecorder",
+    "TensorCalls",
+    "call_tensor",
+    "data_of",
+    "place_tensor_calls",
+    "remove_hook",
+]
 
 _HOOKS = ("register_hook", "register_post_accumulate_grad_hook")
 _NAMES = (*_HOOKS, "retain_grad", "requires_grad_")
+_REQUIRES_GRAD: Any = Tensor.requires_grad
+_DATA: Any = Tensor.data
 
 
 @torch.library.custom_op(
@@ -90,6 +100,8 @@ class TensorCallRecorder:
         with contextlib.ExitStack() as stack:
             for name in _NAMES:
                 stack.enter_context(replaced(Tensor, name, self._recorded(name, getattr(Tensor, name))))
+            stack.enter_context(replaced(Tensor, "requires_grad", property(_REQUIRES_GRAD.__get__, self._require)))
+            stack.enter_context(replaced(Tensor, "data", property(self._data, self._assign_data)))
             yield
         for call in self.calls:
             if [id(x) for x in call.held] != [id(x) for x in _held_by(call.args)]:
@@ -97,6 +109,25 @@ class TensorCallRecorder:
                     f"a function given to {call.name} reads variables that the forward assigns after that call, which "
                     "cannot be repeated: assign them before it"
                 )
+
+    def _require(self, tensor: Tensor, value: bool) -> None:
+        if is_fake(tensor) and package_of_caller() != "torch":
+            self.add(_Call("requires_grad_", (value,), []), [tensor], [])
+        _REQUIRES_GRAD.__set__(tensor, value)
+
+    def _data(self, tensor: Tensor) -> Tensor:
+        if not is_fake(tensor) or package_of_caller() == "torch":
+            data: Tensor = _DATA.__get__(tensor)
+            return data
+        self.add(_Call("data", (), []), [tensor], [])
+        return tensor.detach()
+
+    def _assign_data(self, tensor: Tensor, value: Tensor) -> None:
+        if is_fake(tensor) and package_of_caller() != "torch":
+            raise CaptureError(
+                "the forward assigns Tensor.data, which a captured graph cannot repeat: use copy_ under torch.no_grad()"
+            )
+        _DATA.__set__(tensor, value)
 
     def _recorded(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
@@ -190,6 +221,11 @@ def remove_hook(handle: Any) -> None:
         handle.remove()
 
 
+def data_of(tensor: Tensor) -> Tensor:
+    """Tensor.data: writes to it are not seen by autograd."""
+    return tensor.data
+
+
 for _function in (call_tensor, remove_hook):
     torch.fx.node.has_side_effect(_function)
 
@@ -204,6 +240,10 @@ def place_tensor_calls(graph: Graph, path: str, recorder: TensorCallRecorder) ->
             continue
         values, sizes, number = node.args
         handle = recorder.calls[number].handle
+        if recorder.calls[number].name == "data":
+            node.next.target = data_of  # in place of detach, whose writes autograd counts
+            graph.erase_node(node)
+            continue
         with graph.inserting_before(node):
             if handle is not None:
                 placed[number] = graph.call_function(remove_hook, (placed[handle.number],))

@@ -289,8 +289,7 @@ def around_a_write(net: Any, x: Tensor) -> Tensor:
 def for_a_while(net: Any, x: Tensor) -> Tensor:
     y = x * 2
     with y.register_hook(lambda g: g * 3):
-        y = y * 2
-    return y
+        return y * 2
 
 
 def under_a_checkpoint(net: Any, x: Tensor) -> Tensor:
@@ -325,6 +324,25 @@ def test_calls_on_tensors(body: Body) -> None:
     aligned.zero_grad()
     with torch.no_grad():
         aligned(pictures(), target(3))
+
+
+def test_compiled_calls() -> None:
+    def body(net: Any, x: Tensor) -> Tensor:
+        net.attention = (x @ x.mT).softmax(-1)
+        net.features["mean"] = x.mean(1)
+        y = net.attention @ x
+        y.register_hook(lambda g: g * 2)
+        return y
+
+    plain, aligned = Net(body, features={}), tlfx.align(Net(body, features={}), example=pictures())
+    compiled = torch.compile(aligned, backend="eager")
+    for _ in range(2):
+        expected, (found, _) = plain(pictures()), compiled(pictures(), target(3))
+        expected.sum().backward()
+        found.sum().backward()
+        assert_same(found, expected)
+        assert_same(state_of(aligned), state_of(plain))
+        assert_same([p.grad for p in aligned.parameters()], [p.grad for p in plain.parameters()])
 
 
 def test_a_handle_that_the_forward_keeps_removes_the_hook() -> None:

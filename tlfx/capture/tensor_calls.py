@@ -16,7 +16,7 @@ import torch
 from torch import SymInt, Tensor, nn
 from torch.fx import Graph, Node
 
-from tlfx._torch import is_fake
+from tlfx._torch import disable_dynamo, is_fake
 from tlfx.capture.surroundings import package_of_caller, replaced
 from tlfx.errors import CaptureError
 
@@ -210,11 +210,13 @@ class TensorCalls(nn.Module):
         self.calls = tuple(calls)
 
 
+@disable_dynamo
 def call_tensor(calls: TensorCalls, number: int, tensor: Tensor, held: Sequence[Any]) -> Any:
     """Make a call on a tensor; returns its handle, if it has one."""
     return calls.calls[number].on(tensor, held)
 
 
+@disable_dynamo
 def remove_hook(handle: Any) -> None:
     """Remove a hook that was registered before, if there were gradients."""
     if handle is not None:

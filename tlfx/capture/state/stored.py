@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
+from tlfx._torch import disable_dynamo
 from tlfx.capture.state.containers import ABSENT, Container
 from tlfx.capture.state.reach import Reach
 from tlfx.capture.state.snapshot import Change, describe_types
@@ -66,6 +67,7 @@ class Stored(nn.Module):
         self.changes = tuple(changes)
 
 
+@disable_dynamo  # it would write its own tensors, without data, while it traces
 def store(stored: Stored, number: int, name: str, values: Sequence[Any]) -> None:
     """Write values to a place, as the forward does."""
     stored.changes[number].put(values)

@@ -8,6 +8,7 @@ neither values nor gradients of code that runs under both."""
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,7 +21,7 @@ from tlfx.capture.surroundings import package_of_caller, replaced
 
 __all__ = ["ModeRecorder", "modes_of", "pair_modes", "restore_modes", "without_mode_passes"]
 
-_is_grad_enabled = torch.is_grad_enabled
+_is_grad_enabled, _is_cache_enabled = torch.is_grad_enabled, torch.is_autocast_cache_enabled
 
 
 @torch.library.custom_op("tlfx::grad_mode", mutates_args=(), schema="(int number, bool enabled, bool enters) -> ()")
@@ -65,9 +66,15 @@ class ModeRecorder:
             for kind, name, method in self._methods():
                 stack.enter_context(replaced(kind, name, method))
             stack.enter_context(replaced(torch, "is_grad_enabled", self._read))
-            # torch.export turns the cache of casts off, and the forward would enter autocast without it at each call
-            stack.enter_context(replaced(torch, "is_autocast_cache_enabled", lambda: self._caches))
+            stack.enter_context(replaced(torch, "is_autocast_cache_enabled", self._caches_casts))
             yield
+
+    def _caches_casts(self) -> bool:
+        """torch.export turns the cache of casts off; where autocast is made, it is as in the forward's own call."""
+        caller = inspect.currentframe()
+        caller = caller and caller.f_back
+        is_autocast = caller is not None and caller.f_globals.get("__name__") == torch.autocast.__module__
+        return self._caches if is_autocast else _is_cache_enabled()
 
     def _read(self) -> bool:
         self.is_read |= package_of_caller() not in ("torch", "tlfx")

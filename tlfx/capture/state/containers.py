@@ -51,21 +51,21 @@ class Mapping(Container):
         self.of_attributes = of_attributes
 
     def items(self) -> dict[Any, Any]:
-        """All entries but hidden ones."""
-        return {k: v for k, v in self.held.items() if k not in self.hidden} if self.hidden else dict(self.held)
+        """All entries but hidden ones, not through methods that a subclass may have."""
+        return {k: v for k, v in dict.items(self.held) if k not in self.hidden}
 
     def put(self, key: Any, value: Any) -> None:
-        """Set or delete an entry, not through a method that a subclass may have."""
+        """Set or delete an entry."""
         kind: type[dict[Any, Any]] = OrderedDict if isinstance(self.held, OrderedDict) else dict
         if value is not ABSENT:
             kind.__setitem__(self.held, key, value)
-        elif key in self.held:
+        elif dict.__contains__(self.held, key):
             kind.__delitem__(self.held, key)
 
     def restore(self, before: dict[Any, Any]) -> None:
         """Put back entries, in their order."""
         super().restore(before)
-        if not self.hidden and list(self.held) != list(before):
+        if not self.hidden and list(dict.keys(self.held)) != list(before):
             for key, value in before.items():
                 self.put(key, ABSENT)
                 self.put(key, value)

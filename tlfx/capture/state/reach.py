@@ -57,7 +57,7 @@ class Reach:
         package = type(value).__module__.partition(".")[0]
         if package in _OTHERS and package not in _HOLDERS:
             return
-        if hasattr(value, "__dict__"):
+        if isinstance(getattr(value, "__dict__", None), dict):  # that of list[int] is not its own
             self._keep(Mapping(f"{name}.", vars(value)))
         self._add(name, type(value))
 

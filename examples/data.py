@@ -69,13 +69,12 @@ class Digits:
             yield self.compose(rows, generator), self.labels[rows]
 
 
-@lru_cache(maxsize=1)  # reading the digits takes seconds
 def load_digits(train: int, test: int, *, size: int = 28, digit: int = 16) -> tuple[Digits, Digits]:
     """`train` and `test` different digits of `digit`×`digit` pixels, for pictures of `size`×`size`.
 
     The file is sorted by class, so the split is drawn, always with the same seed. There are 5000 digits, 500 per class.
     """
-    pixels, labels = mnist_data()
+    pixels, labels = _read_digits()
     if train + test > len(labels):
         raise ValueError(f"{train} train and {test} test digits were asked for, there are {len(labels)}")
     images = torch.from_numpy(pixels).float().view(-1, 1, 28, 28) / 255
@@ -87,6 +86,14 @@ def load_digits(train: int, test: int, *, size: int = 28, digit: int = 16) -> tu
     return first, second
 
 
+@lru_cache(maxsize=1)  # it takes seconds
+def _read_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (5000, 784) and labels (5000,)."""
+    pixels, labels = mnist_data()
+    return pixels, labels
+
+
+@lru_cache(maxsize=1)
 def _load_photos() -> Tensor:
     """The photos, float32 (P, 3, PHOTO_SIDE, PHOTO_SIDE) in [0, 1]."""
     tensors = []

@@ -7,13 +7,17 @@ import fcntl
 import io
 import os
 import pty
+import signal
 import struct
 import subprocess
 import sys
 import termios
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from typing import NoReturn
 from unittest.mock import patch
+
+import torch
 
 from tlfx.commands.cli import main
 
@@ -41,18 +45,31 @@ def tlfx_process(*arguments: str, **environment: str) -> subprocess.CompletedPro
 
 
 def tlfx_on_a_terminal(*arguments: str, rows: int, columns: int, **environment: str) -> str:
-    """Run ``python -m tlfx`` on a new terminal and return all that it shows."""
-    command = [sys.executable, "-m", "tlfx", *arguments]
+    """Run a command on a new terminal, in a fork of this process, and return all that it shows."""
     settings = _settings(TERM="xterm-256color", **environment)
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-    process = subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=theirs, env=settings, start_new_session=True
-    )
-    os.close(theirs)
+    process, ours = pty.fork()
+    if process == 0:
+        _run_on_terminal(list(arguments), (rows, columns), settings)
     shown = b"".join(_chunks(ours))
-    assert process.wait(TIMEOUT) == 0
+    assert os.waitpid(process, 0)[1] == 0
     return shown.decode().replace("\r\n", "\n")
+
+
+def _run_on_terminal(arguments: list[str], size: tuple[int, int], settings: dict[str, str]) -> NoReturn:
+    """In the fork: its files 0, 1 and 2 are the terminal, whose size is set before anything is written."""
+    status = 1
+    signal.alarm(TIMEOUT)
+    torch.set_num_threads(1)  # a fork has no other threads
+    try:
+        fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+        os.environ.clear()
+        os.environ.update(settings)
+        for file, (name, mode) in enumerate({"stdin": "r", "stdout": "w", "stderr": "w"}.items()):
+            setattr(sys, name, open(file, mode, closefd=False))  # noqa: SIM115
+        status = main(arguments)
+        sys.stdout.flush()
+    finally:
+        os._exit(status)  # without the clean-up of the test runner
 
 
 def _chunks(terminal: int) -> Iterator[bytes]:

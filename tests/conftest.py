@@ -12,8 +12,10 @@ from hypothesis import settings
 
 from tlfx.report import Report, inspect
 
-settings.register_profile("patient", deadline=None)  # a busy machine is no failure
-settings.load_profile("patient")
+# Without a deadline, because a busy machine is not a failure. ``make slow`` asks for many examples.
+settings.register_profile("few", deadline=None, max_examples=40)
+settings.register_profile("many", deadline=None, max_examples=100)
+settings.load_profile("few")
 
 
 @functools.cache

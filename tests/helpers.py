@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -24,6 +25,15 @@ CLASSES = 5
 SIDE = 16
 LABEL: dict[str, Any] = {"rtol": 0.0, "atol": 1e-6}
 """Tolerance of labels, which are sums in another order than those they are compared with."""
+
+
+def slow_except(every_run: Collection[Any], cases: Iterable[Any]) -> list[Any]:
+    """Cases of a parametrized test, those outside of `every_run` marked as slow; a tuple holds several arguments."""
+    rest = pytest.mark.slow
+    return [
+        case if case in every_run else pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=rest)
+        for case in cases
+    ]
 
 
 def vit(qkv_std: float | None = None, **options: Any) -> VisionTransformer:

@@ -7,9 +7,11 @@ elements without image content.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import Phase, settings
 from torch import Tensor
@@ -59,8 +61,17 @@ def calls(graph_module: GraphModule, function: Callable[..., Any]) -> list[Node]
 
 
 def several(examples: int) -> settings:
-    """Settings of a property whose every example captures a model, too slow to shrink failures."""
-    return settings(max_examples=examples, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+    """Settings of a property whose every example captures a model, too slow to shrink failures: so many examples with
+    the profile "many", and two fifths of them with the profile "few" of tests/conftest.py."""
+    share = settings.default.max_examples / settings.get_profile("many").max_examples
+    phases = (Phase.explicit, Phase.reuse, Phase.generate)
+    return settings(max_examples=math.ceil(examples * share), deadline=None, phases=phases)
+
+
+def groups(cases: Sequence[Any]) -> list[Any]:
+    """Twelve cases at a time, which are captured together."""
+    parts = [cases[start : start + 12] for start in range(0, len(cases), 12)]
+    return [pytest.param(part, id=f"{part[0]} to {part[-1]}") for part in parts]
 
 
 def check(

@@ -50,6 +50,7 @@ def test_a_model_is_timed_plain_and_aligned(forward_only: bool) -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_the_published_formulation_is_timed_beside() -> None:
     model = timm.create_model("test_vit", img_size=32, patch_size=16)
     found = bench(model, (3, 32, 32), Settings(batch=2, pairs=1, warm_up=0, attention="fused", published=True))

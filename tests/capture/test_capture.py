@@ -342,9 +342,9 @@ REGIONS = [
     without_autocast,
     with_autocast,
     without_gradients,
-    decorated,
-    gradients_within_none,
-    autocast_within_no_gradients,
+    pytest.param(decorated, marks=pytest.mark.slow),
+    pytest.param(gradients_within_none, marks=pytest.mark.slow),
+    pytest.param(autocast_within_no_gradients, marks=pytest.mark.slow),
     no_gradients_within_autocast,
     written_in_place,
 ]

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from command import tlfx, tlfx_process
 
 QUICK = ("--batch", "2", "--pairs", "2", "--device", "cpu", "--threads", "1")
+TWO = """
+from torch import nn
+
+class Small(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 8, 4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+
+class Smaller(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 10, 4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+"""
 SMALL = ("--kwargs", '{"img_size": 32, "num_classes": 4}')
 
 
-def test_a_table_of_ratios() -> None:
-    done = tlfx_process("bench", "test_resnet", "test_convnext", "--input-size", "32", *QUICK)  # profilers may print
+def test_a_table_of_ratios(tmp_path: Path) -> None:
+    (tmp_path / "two.py").write_text(TWO)
+    options = ("--path", str(tmp_path), "--input-size", "16", *QUICK)
+    done = tlfx_process("bench", "two:Small", "two:Smaller", *options)  # a new one, because profilers may print
     assert done.returncode == 0, done.stderr
     assert "training step, batch 2, float32, cpu, 2 pairs" in done.stdout
-    assert [done.stdout.count(word) for word in ("test_resnet", "test_convnext", "plain", "captured", "aligned")] == [
-        1,
-        1,
-        2,
-        2,
-        2,
-    ]
+    words = ("two:Small ", "two:Smaller ", "plain", "captured", "aligned")
+    assert [done.stdout.count(word) for word in words] == [1, 1, 2, 2, 2]
     assert done.stderr == ""
 
 

@@ -43,10 +43,12 @@ def test_a_sound_model() -> None:
     assert all(i.statement in found.stdout for i in INVARIANTS)
 
 
-def test_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", "test_byobnet", "--input-size", "32", "--json", "--seed", "3"]) == 0
+def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "sound_model.py").write_text(COUNTING.replace("+= 1", "+= 0"))
+    options = ("--path", str(tmp_path), "--input-size", "16", "--json", "--seed", "3")
+    assert main(["check", "sound_model:Net", *options]) == 0
     data = json.loads(capsys.readouterr().out)
-    assert data["model"] == "test_byobnet"
+    assert data["model"] == "sound_model:Net"
     assert data["passed"] is True
     assert [row["name"] for row in data["invariants"]] == [i.name for i in INVARIANTS]
     assert all(row["passed"] and row["figure"] <= row["tolerance"] for row in data["invariants"])

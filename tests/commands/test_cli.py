@@ -47,12 +47,19 @@ def test_version() -> None:
     assert tlfx_process("--version").stdout == f"tlfx {package.__version__}\n"
 
 
-def test_error_is_a_message_without_traceback() -> None:
-    found = tlfx_process("check", "vit_tiny_patch16_22")
+def test_an_error_sets_the_exit_status() -> None:
+    found = tlfx_process("inspect", "test_vit", "--depth", "0")
     assert found.returncode == 2
     assert found.stdout == ""
-    assert found.stderr.startswith("tlfx check: unknown timm model 'vit_tiny_patch16_22'; did you mean vit_tiny_")
-    assert "Traceback" not in found.stderr
+    assert found.stderr == "tlfx inspect: --depth 0: expected 1 or more\n"
+
+
+def test_error_is_a_message_without_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "vit_tiny_patch16_22"]) == 2
+    found = capsys.readouterr()
+    assert found.out == ""
+    assert found.err.startswith("tlfx check: unknown timm model 'vit_tiny_patch16_22'; did you mean vit_tiny_")
+    assert "Traceback" not in found.err
 
 
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,18 +32,21 @@ def zoo(path: Path, *arguments: str) -> int:
     return main(["zoo", *arguments, "--output", str(path)])
 
 
-def test_a_real_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "models", [["test_resnet"], pytest.param(["test_convnext", "test_resnet"], marks=pytest.mark.slow)]
+)
+def test_a_real_sweep(models: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "zoo.csv"
-    assert zoo(path, "test_convnext", "test_resnet", "--check", "--jobs", "2", "--input-size", "32") == 0
+    assert zoo(path, *models, "--check", "--jobs", "2", "--input-size", "32") == 0
     rows = table.read(path)
-    assert list(rows) == ["test_convnext", "test_resnet"]
+    assert list(rows) == models
     for row in rows.values():
         assert (row["status"], row["image"], row["reason"]) == ("ok", "3x32x32", "")
         assert sum(int(row[name]) for name in OPERATIONS) == int(row["nodes"])
         assert all(float(row[name]) < 1e-6 for name in FIGURES)
         assert min(float(row["capture_seconds"]), float(row["analysis_seconds"])) > 0
     assert rows["test_resnet"]["family"] == "resnet"
-    assert "2 models: 2 ok" in capsys.readouterr().err
+    assert f"{len(models)} ok" in capsys.readouterr().err
 
 
 def test_what_is_there_is_kept(tmp_path: Path, swept: list[str]) -> None:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from contextlib import redirect_stdout
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -231,24 +232,33 @@ def test_the_gap_counts_mixed_pairs_of_different_classes() -> None:
     assert meter.lambda_gap == pytest.approx(0.2)
 
 
+@pytest.fixture(scope="module")
+def small_vit() -> Any:
+    """The ViT of the examples with one block."""
+    from architectures import build
+
+    model: Any = build("vit", 0)
+    del model.blocks[1:]
+    return model
+
+
 @pytest.mark.parametrize(
     "mixer",
     [
         "cutmix",
         "mixup",
-        "switch",
-        "patches",
-        "blocks",
+        pytest.param("switch", marks=pytest.mark.slow),
+        pytest.param("patches", marks=pytest.mark.slow),
+        pytest.param("blocks", marks=pytest.mark.slow),
         "grid",
-        "resizemix",
+        pytest.param("resizemix", marks=pytest.mark.slow),
         "saliencymix",
         "attentive",
         "puzzlemix",
     ],
 )
-def test_every_mixer_trains_every_target(mixer: str) -> None:
+def test_every_mixer_trains_every_target(mixer: str, small_vit: Any) -> None:
     """Pictures change, the area target is what the mixer made, and the aligned one sums to 1."""
-    from architectures import build
     from data import load_digits
     from methods import Method
     from mixers import MIXERS
@@ -257,7 +267,7 @@ def test_every_mixer_trains_every_target(mixer: str) -> None:
     train, _ = load_digits(64, 16, size=28)
     recipe = Recipe(epochs=1, batch_size=16, train=64, test=16, lr=1e-3, mix_prob=1.0, seed=1, device="cpu")
     for target in ("plain", "aligned") if mixer != "cutmix" else ("plain", "transmix", "aligned"):
-        model = build("vit", 0)
+        model = deepcopy(small_vit)
         trainer = DigitTrainer(Method(mixer, target).prepare(model), recipe, MIXERS[mixer](model, recipe))
         assert list(trainer.train(train)) == [1, 2, 3, 4]
         assert math.isfinite(trainer.meter.loss)

@@ -464,7 +464,7 @@ def test_doctests() -> None:
     import doctest
     import importlib
 
-    for name in ("class_folders", "devices", "weights"):
+    for name in ("class_folders", "devices"):
         results = doctest.testmod(importlib.import_module(name))
         assert results.attempted
         assert not results.failed

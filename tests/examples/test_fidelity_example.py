@@ -1,12 +1,10 @@
-"""`examples/fidelity.py` as a user runs it, on two small runs, and the figures of its tables."""
+"""`examples/fidelity.py` on two small runs, and the figures of its tables."""
 
 from __future__ import annotations
 
 import csv
 import json
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import EXAMPLES
 from scipy import stats  # type: ignore[import-untyped]
 
 from tlfx.analysis import Fidelity, fidelity
@@ -40,18 +37,18 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(EXAMPLES / "fidelity.py"), *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "140"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-
-
-def test_finished_runs_are_measured(runs: Path, tmp_path: Path) -> None:
+def test_finished_runs_are_measured(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from architectures import build
     from data import load_digits
+    from fidelity import main
 
-    done = start("--runs", runs, "--markdown", tmp_path / "table.md", "--csv", tmp_path / "all.csv")
-    assert done.returncode == 0, done.stderr
+    options = ("--runs", runs, "--markdown", tmp_path / "table.md", "--csv", tmp_path / "all.csv")
+    monkeypatch.setattr(sys, "argv", ["fidelity.py", *map(str, options)])
+    monkeypatch.setenv("COLUMNS", "140")
+    main()
+    shown = capsys.readouterr().out
     lines = list(csv.DictReader((tmp_path / "all.csv").open()))
     assert {(line["architecture"], line["seed"]) for line in lines} == {("mixer", "0"), ("mixer", "1")}
     model = build("mixer", 5)
@@ -72,7 +69,7 @@ def test_finished_runs_are_measured(runs: Path, tmp_path: Path) -> None:
     assert f"| {np.mean(found):.3f} ± {half:.3f} |" in next(x for x in rmse.splitlines() if "| paper |" in x)
     assert "| mixer | heads=norm | as paper | as paper | as paper | as paper |" in table  # a mixer has no heads
     for words in ("Correlation", "Partial correlation given the area", "RMSE", "excludes 0"):
-        assert words in done.stdout
+        assert words in shown
         assert words in table
 
 

@@ -77,6 +77,7 @@ def test_its_operators_mix_tokens(answers: list[Any]) -> None:
         assert {n["why"] for n in found} == {"mixes tokens by weights that its rule computes"}
 
 
+@pytest.mark.slow
 def test_its_own_tests_pass(python: Path) -> None:
     tests = shutil.copytree(PLUGIN / "tests", python.parents[2] / "tests", ignore=BUILT)
     shown = run(str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests), cwd=tests)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import slow_except
 
 import tlfx
 from models.catalogue import CATALOGUE
@@ -18,39 +19,23 @@ TOLERANCE = 1e-5
 README = Path(__file__).parents[2] / "rules" / "README.md"
 ALIGNED = {name: entry for name, entry in CATALOGUE.items() if entry.error is None}
 EVERY_RUN = {
-    "torch: MultiheadAttention, weights asked for, batch first",
-    "torch: TransformerEncoder, norm first",
-    "torch: flex attention, no gradients",
     "torch: elu linear",
-    "torch: causal linear",
     "torch: scan by cumsum",
-    "torch: LSTM over tokens",
-    "torch: GFNet",
     "torch: grid_sample (spatial transformer)",
     "torch: deformable attention (DAT)",
     "torch: max_unpool2d (SegNet)",
-    "user code: EViT, the rest fused",
-    "user code: ToMe, by size",
     "user code: soft mixture of slots",
     "torchvision: deform_conv2d, modulated",
     "torchvision: stochastic depth by rows",
     "torchvision: r3d (one block a stage)",
-    "torchvision: swin_v2 (small)",
     "timm: features of test_vit",
-    "transformers: ViT",
     "transformers: BEiT",
-    "transformers: Swin v2",
-    "transformers: SegFormer",
-    "vit-pytorch: CaiT",
-    "vit-pytorch: XCiT",
-    "vit-pytorch: CvT",
-    "vit-pytorch: T2T",
 }
-"""One model of each way to mix tokens; the others are tested by ``make slow``."""
+"""Models whose ways to mix tokens no other test of a default run has; all others are tested by ``make slow``."""
 REFUSED = {name: entry for name, entry in CATALOGUE.items() if entry.error is not None}
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in EVERY_RUN else pytest.mark.slow) for n in ALIGNED])
+@pytest.mark.parametrize("name", slow_except(EVERY_RUN, ALIGNED))
 def test_invariants(name: str) -> None:
     entry = ALIGNED[name]
     figures = measure(entry.model(), entry.size)
@@ -58,7 +43,10 @@ def test_invariants(name: str) -> None:
     assert figures.worst_label() < TOLERANCE, figures
 
 
-@pytest.mark.parametrize("name", REFUSED)
+LARGE = ("torchvision: fasterrcnn_resnet50_fpn", "vit-pytorch: ATS-ViT, adaptive token sampling")
+
+
+@pytest.mark.parametrize("name", slow_except(REFUSED.keys() - LARGE, REFUSED))
 def test_refused_by_name(name: str) -> None:
     """The error names the model, the reason, the line and the remedy, and the model stays as it was."""
     entry = REFUSED[name]

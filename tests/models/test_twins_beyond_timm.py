@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from itertools import product
 
 import pytest
 import torch
-from helpers import CLASSES
+from helpers import CLASSES, slow_except
 from test_twins import TOLERANCE, check, inputs, soft_rows
 from torch import Tensor, nn
 from twins import user_code
@@ -47,8 +48,12 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("name", FAMILIES)
+EVERY_RUN = [("EViT", True), ("EViT", False), ("EViT, fused", True), ("ToMe", True), ("GFNet", True), ("HF ViT", True)]
+EVERY_RUN += [(MULTI_HEAD[0], True), (MULTI_HEAD[-1], False)]
+"""Each kind of model in training or evaluation, one in both; the others are tested by ``make slow``."""
+
+
+@pytest.mark.parametrize(("name", "training"), slow_except(EVERY_RUN, product(FAMILIES, (True, False))))
 def test_equals_twin(name: str, training: bool) -> None:
     plain = FAMILIES[name].model().train(training)
     aligned = tlfx.align(deepcopy(plain))
@@ -56,7 +61,7 @@ def test_equals_twin(name: str, training: bool) -> None:
     check(aligned, plain, FAMILIES[name], batch=5)
 
 
-@pytest.mark.parametrize("name", MULTI_HEAD)
+@pytest.mark.parametrize("name", slow_except(MULTI_HEAD[:1], MULTI_HEAD))
 def test_the_fused_path_of_inference(name: str) -> None:
     """Without gradients PyTorch fuses the layer, which cannot be captured: the same labels, logits up to rounding."""
     plain = FAMILIES[name].model().eval()

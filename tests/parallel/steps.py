@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -184,25 +184,28 @@ def sharded_by_hand(mesh: DeviceMesh, rank: int) -> Result:
     return {}
 
 
-SCENES: tuple[Callable[[DeviceMesh, int], Result], ...] = (
-    under_ddp,
-    accumulating_under_ddp,
-    at_root,
-    per_block,
-    per_block_before_aligning,
-    per_block_with_checkpoints,
-    in_mixed_precision,
-    unaligned_under_fully_shard,
-    sharded_by_hand,
-)
+SCENES: dict[str, Callable[[DeviceMesh, int], Result]] = {
+    scene.__name__: scene
+    for scene in (
+        under_ddp,
+        accumulating_under_ddp,
+        at_root,
+        per_block,
+        per_block_before_aligning,
+        per_block_with_checkpoints,
+        in_mixed_precision,
+        unaligned_under_fully_shard,
+        sharded_by_hand,
+    )
+}
 
 
-def run(rank: int, folder: str) -> None:
-    """One process: every scene in turn, its results in a file."""
+def run(rank: int, folder: str, names: Iterable[str]) -> None:
+    """One process: the scenes in turn, their results in a file."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=PROCESSES)
     mesh = init_device_mesh("cpu", (PROCESSES,))
-    torch.save({scene.__name__: scene(mesh, rank) for scene in SCENES}, Path(folder, f"{rank}.pt"))
+    torch.save({name: SCENES[name](mesh, rank) for name in names}, Path(folder, f"{rank}.pt"))
     dist.destroy_process_group()
 
 

@@ -16,14 +16,22 @@ from parallel.steps import PROCESSES, Result, Transformer
 
 ROUNDING: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
 """Gradients are summed in another order."""
+EVERY_RUN = ["under_ddp", "per_block_with_checkpoints", "in_mixed_precision", "sharded_by_hand"]
+"""The scenes of a default run, one of each kind; a process captures the model in each."""
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Result]]:
-    """Results of all scenes by name, for each process."""
+def found(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> list[dict[str, Result]]:
+    """Results by name, for each process: of all scenes if slow tests are asked for, else of :data:`EVERY_RUN`."""
     folder: Path = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn(steps.run, (str(folder),), nprocs=PROCESSES)  # type: ignore[attr-defined, no-untyped-call]
+    scenes = EVERY_RUN if "not slow" in request.config.option.markexpr else list(steps.SCENES)
+    torch.multiprocessing.spawn(steps.run, (str(folder), scenes), nprocs=PROCESSES)  # type: ignore[attr-defined, no-untyped-call]
     return list(steps.results(folder))
+
+
+def scenes(*names: str) -> list[Any]:
+    """Parameters of a test, slow for scenes outside of :data:`EVERY_RUN`."""
+    return [pytest.param(name, marks=() if name in EVERY_RUN else pytest.mark.slow) for name in names]
 
 
 def alone(seed: int = 1) -> Result:
@@ -53,7 +61,7 @@ def assert_gradients(gradients: dict[str, Tensor], expected: dict[str, Tensor]) 
 
 @pytest.mark.parametrize(
     "scene",
-    ["under_ddp", "at_root", "per_block", "per_block_before_aligning", "per_block_with_checkpoints"],
+    scenes("under_ddp", "at_root", "per_block", "per_block_before_aligning", "per_block_with_checkpoints"),
 )
 def test_a_step_is_that_of_one_process(found: list[dict[str, Result]], whole: Result, scene: str) -> None:
     assert_parts(found, scene, whole)
@@ -61,6 +69,7 @@ def test_a_step_is_that_of_one_process(found: list[dict[str, Result]], whole: Re
         assert_gradients(process[scene]["gradients"], whole["gradients"])
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_under_ddp(found: list[dict[str, Result]], whole: Result) -> None:
     assert_parts(found, "accumulating_under_ddp", whole)
     before = alone(seed=2)["gradients"]
@@ -69,13 +78,17 @@ def test_accumulated_gradients_under_ddp(found: list[dict[str, Result]], whole: 
         assert_gradients(process["accumulating_under_ddp"]["gradients"], expected)
 
 
-@pytest.mark.parametrize("scene", ["per_block", "per_block_before_aligning", "per_block_with_checkpoints"])
+@pytest.mark.parametrize("scene", scenes("per_block", "per_block_before_aligning", "per_block_with_checkpoints"))
 def test_blocks_are_freed_after_their_forward(found: list[dict[str, Result]], scene: str) -> None:
     """Between forward and backward the parameters of blocks lie in parts, and those of the root whole."""
     names = [name for name, _ in Transformer().named_parameters()]
     for process in found:
         assert process[scene]["sharded"] == [name for name in names if name.startswith("blocks")]
-        assert process["at_root"]["sharded"] == []
+
+
+@pytest.mark.slow
+def test_a_root_is_not_freed(found: list[dict[str, Result]]) -> None:
+    assert [process["at_root"]["sharded"] for process in found] == [[]] * PROCESSES
 
 
 def test_mixed_precision_of_fully_shard(found: list[dict[str, Result]], whole: Result) -> None:
@@ -90,6 +103,7 @@ def test_mixed_precision_of_fully_shard(found: list[dict[str, Result]], whole: R
     torch.testing.assert_close(soft.sum(1), torch.ones(len(soft)))
 
 
+@pytest.mark.slow
 def test_alignment_taken_away_below_fully_shard(found: list[dict[str, Result]], whole: Result) -> None:
     for process in found:
         result = process["unaligned_under_fully_shard"]

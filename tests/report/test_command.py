@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from command import tlfx, tlfx_on_a_terminal
 
+SMALL = ("--kwargs", '{"depth": 2}')
+
 
 def inspect(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
     done = tlfx("inspect", *arguments)
@@ -21,7 +23,7 @@ def inspect(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str
 def test_files_and_json_in_one_run(tmp_path: Path) -> None:
     files = {form: tmp_path / f"model.{form}" for form in ("dot", "graphml", "svg", "html")}
     options = [text for form, file in files.items() for text in (f"--{form}", str(file))]
-    data = json.loads(inspect("test_vit", "--only", "spatial", "--json", *options).stdout)
+    data = json.loads(inspect("test_vit", "--only", "spatial", "--json", *SMALL, *options).stdout)
     assert {n["class"] for n in data["nodes"]} == {"spatial_mix"}
     assert data["summary"]["spatial_mix"] == len(data["nodes"])
     starts = {"dot": "digraph", "graphml": "<?xml", "svg": "<svg", "html": "<!doctype html>"}
@@ -29,7 +31,7 @@ def test_files_and_json_in_one_run(tmp_path: Path) -> None:
 
 
 def test_text_in_a_pipe_is_plain() -> None:
-    text = inspect("test_vit", "--module", "blocks.*").stdout
+    text = inspect("test_vit", "--module", "blocks.*", *SMALL).stdout
     assert "\x1b" not in text
     assert "spatial mixing" in text
     assert "patch_embed " not in text.partition("class ")[0]
@@ -46,7 +48,7 @@ def test_text_in_a_pipe_is_plain() -> None:
     ],
 )
 def test_bad_input_ends_with_a_message(arguments: Any, message: str) -> None:
-    done = inspect(*arguments, status=2)
+    done = inspect(*arguments, *SMALL, status=2)
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from rule_harness import Probe, check, label_rows, several, tokens, unchanged
+from rule_harness import Probe, check, groups, label_rows, several, tokens, unchanged
 from tlfx_rules.pointwise import ACTIVATIONS  # type: ignore[import-not-found]
 from torch import Tensor, nn
 
@@ -38,19 +38,21 @@ SETTINGS: dict[Any, tuple[Any, ...]] = {
 """Arguments of activations that need any."""
 
 
-@pytest.mark.parametrize("operator", ACTIVATIONS, ids=str)
-def test_activation(operator: Any) -> None:
-    """Every activation leaves each label where it is."""
+def activated(operator: Any, x: Tensor) -> Tensor:
+    """An activation with its settings."""
     logical = operator in (aten.logical_not, aten.bitwise_not)
     settings = SETTINGS.get(operator, ())
     if operator is aten.rrelu_with_noise:
-        settings = (lambda x: torch.ones_like(x),)
+        settings = (torch.ones_like,)
+    start = x.sigmoid().round().bool() if logical else x.sigmoid()
+    return operator(start, *(s(x) if callable(s) else s for s in settings))
 
-    def function(x: Tensor) -> Tensor:
-        start = x.sigmoid().round().bool() if logical else x.sigmoid()
-        return operator(start, *(s(x) if callable(s) else s for s in settings))
 
-    check(function, unchanged, SIZE, {str(operator).removeprefix("aten."): Operation.POINTWISE})
+@pytest.mark.parametrize("operators", groups(list(ACTIVATIONS)))
+def test_activations(operators: Sequence[Any]) -> None:
+    """Every activation leaves each label where it is."""
+    operations = {str(operator).removeprefix("aten."): Operation.POINTWISE for operator in operators}
+    check(lambda x: [activated(a, x) for a in operators], lambda y, x: [y] * len(operators), SIZE, operations)
 
 
 @pytest.mark.parametrize("operator", [a for a in ACTIVATIONS if hasattr(aten, f"{a.__name__}_")], ids=str)
@@ -226,9 +228,14 @@ ACTIVATION_MODULES += [nn.Tanh(), nn.Tanhshrink(), nn.Threshold(0.1, 20), nn.Sof
 ACTIVATION_MODULES += [nn.LogSoftmax(1), nn.Dropout(), nn.Dropout2d(), nn.AlphaDropout(), nn.FeatureAlphaDropout()]
 
 
-@pytest.mark.parametrize("module", ACTIVATION_MODULES, ids=str)
-def test_activation_module(module: nn.Module) -> None:
-    check(lambda x, module: module(x), unchanged, SIZE, module=module)
+@pytest.mark.parametrize("modules", groups(ACTIVATION_MODULES))
+def test_activation_modules(modules: Sequence[nn.Module]) -> None:
+    check(
+        lambda x, layers: [layer(x) for layer in layers],
+        lambda y, x: [y] * len(modules),
+        SIZE,
+        layers=nn.ModuleList(modules),
+    )
 
 
 def test_squeeze_and_excitation_is_pointwise() -> None:

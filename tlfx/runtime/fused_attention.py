@@ -1,4 +1,4 @@
-"""Attention and its labels in one pass: labels are extra columns of the value in the model's own fused attention, which
+"""Attention and its labels in one pass: labels are extra columns of the value in the model's fused attention, which
 costs a fraction of computing the weights a second time."""
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _forward(
     options = {**options, "scale": query.shape[-1] ** -0.5 if options["scale"] is None else options["scale"]}
     wide = (_widened(query, added), _widened(key, added), _widened(value, added, columns))
     both, weight = _flash(*wide, 0.0, **options)
-    output = both[..., :width].transpose(1, 2).contiguous().transpose(1, 2)  # the layout of the kernel's own output
+    output = both[..., :width].transpose(1, 2).contiguous().transpose(1, 2)  # the layout of the kernel's output
     if query.shape[-2] % _BLOCK == 1 and not options["is_causal"]:
         # a last block of one query is a matrix-vector product, whose rounding depends on the width of the value
         output[:, :, -1:], weight[..., -1:] = _last(query, key, value, options)
@@ -168,7 +168,7 @@ def _widened(tensor: Tensor, added: int, columns: Tensor | None = None) -> Tenso
 
 
 class _Joint(torch.autograd.Function):
-    """Fused attention with labels as extra columns; its backward is the kernel's own on the original tensors."""
+    """Fused attention with labels as extra columns; its backward is that of the kernel on the original tensors."""
 
     @staticmethod
     def forward(

@@ -9,6 +9,7 @@ import pytest
 from command import tlfx
 
 from tlfx.analysis.figures import INVARIANTS
+from tlfx.analysis.support import SUPPORT
 from tlfx.commands.cli import main
 
 COUNTING = """
@@ -39,18 +40,21 @@ def test_a_sound_model() -> None:
     found = tlfx("check", "test_resnet", "--input-size", "32")
     assert found.returncode == 0, found.stderr
     assert "test_resnet: all invariants hold" in found.stdout
-    assert found.stdout.count(" pass ") == len(INVARIANTS)
+    assert found.stdout.count(" pass ") == len(INVARIANTS) + 1
+    assert SUPPORT.statement in found.stdout
+    assert "Every part of the image that an output depends on is in its label." in found.stdout
     assert all(i.statement in found.stdout for i in INVARIANTS)
 
 
 def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "sound_model.py").write_text(COUNTING.replace("+= 1", "+= 0"))
+    source = COUNTING.replace("COUNT", "self.calls += 0", 1).replace('int(os.environ["TLFX_CALLS"])', "self.calls")
+    (tmp_path / "sound_model.py").write_text(source)
     options = ("--path", str(tmp_path), "--input-size", "16", "--json", "--seed", "3")
     assert main(["check", "sound_model:Net", *options]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["model"] == "sound_model:Net"
     assert data["passed"] is True
-    assert [row["name"] for row in data["invariants"]] == [i.name for i in INVARIANTS]
+    assert [row["name"] for row in data["invariants"]] == [i.name for i in (*INVARIANTS, SUPPORT)]
     assert all(row["passed"] and row["figure"] <= row["tolerance"] for row in data["invariants"])
 
 

@@ -18,7 +18,7 @@ from tlfx.capture.state.reach import Reach
 from tlfx.errors import TlfxError
 from tlfx.mix.target import MixedTarget
 
-__all__ = ["INVARIANTS", "Figures", "Invariant", "measure", "rectangles", "share", "target"]
+__all__ = ["INVARIANTS", "Figures", "Invariant", "class_axis", "device_of", "measure", "rectangles", "share", "target"]
 
 BATCH = 3
 STEPS = 3
@@ -36,7 +36,7 @@ def measure(model: nn.Module, size: tuple[int, ...], seed: int = 0) -> Figures:
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        images = torch.randn(BATCH, *size, device=_device(model))
+        images = torch.randn(BATCH, *size, device=device_of(model))
         masks = [rectangles(BATCH, size[-2:], seed + i).to(images.device) for i in range(2)]
         plain, aligned = deepcopy(model).train(), align(deepcopy(model).train())
         exact = _compare(plain, aligned, images, target(masks[0]), seed + 1)
@@ -79,7 +79,7 @@ def share(aligned: nn.Module, images: Tensor, mask: Tensor) -> Tensor:
     """
     _, soft = aligned(images, target(mask))
     leaves = [leaf for leaf in tree_leaves(soft) if leaf is not None]
-    picked = [leaf.select(_class_axis(leaf), 0).reshape(len(images), -1) for leaf in leaves]
+    picked = [leaf.select(class_axis(leaf), 0).reshape(len(images), -1) for leaf in leaves]
     return torch.cat(picked, 1)
 
 
@@ -163,7 +163,7 @@ def _permutation(aligned: nn.Module, images: Tensor, mask: Tensor) -> float:
     return _largest(share(aligned, images[order], mask[order]), share(aligned, images, mask)[order])
 
 
-def _class_axis(soft: Tensor) -> int:
+def class_axis(soft: Tensor) -> int:
     """The axis of a soft target on which two classes sum to 1."""
     pairs = [a for a in range(1, soft.dim()) if soft.shape[a] == 2]
     return next((a for a in pairs if bool((soft.sum(a) - 1).abs().max() < 1e-3)), pairs[0])
@@ -185,5 +185,6 @@ def _largest(a: Any, b: Any) -> float:
     return float(difference.masked_fill(same, 0.0).max()) if a.numel() else 0.0
 
 
-def _device(model: nn.Module) -> torch.device:
+def device_of(model: nn.Module) -> torch.device:
+    """The device of a model's parameters; the CPU if it has none."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -266,6 +266,7 @@ def test_packs_that_conflict_are_named_at_every_use(tmp_path: Path) -> None:
         assert done.stdout.count(owner) == 2
 
 
+@pytest.mark.slow
 def test_an_override_wins_that_a_user_imports_first(tmp_path: Path) -> None:
     code = (
         "import overriding_pack\n"

@@ -250,6 +250,7 @@ def test_packs_beside_a_broken_one(tmp_path: Path) -> None:
     assert len(rows) > 100
 
 
+@pytest.mark.slow
 def test_packs_that_conflict_are_named_at_every_use(tmp_path: Path) -> None:
     code = (
         "import torch, tlfx\n"

@@ -10,13 +10,26 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
 import helpers
 import pytest
 import timm
 import torch
-from helpers import CLASSES, LABEL, assert_same, assert_same_step, gradients, mixture, pair, pictures, seeded, total
+from helpers import (
+    CLASSES,
+    LABEL,
+    assert_same,
+    assert_same_step,
+    gradients,
+    mixture,
+    pair,
+    pictures,
+    seeded,
+    slow_except,
+    total,
+)
 from timm.layers import DropPath
 from timm.models.convnext import ConvNeXtBlock
 from timm.models.resnet import BasicBlock
@@ -112,8 +125,9 @@ def test_a_mixed_target_under_any_keyword_is_the_target() -> None:
         aligned(pictures(), target=target, labels=target)
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("build", [vit, convnet])
+@pytest.mark.parametrize(
+    ("build", "training"), slow_except([(vit, True), (convnet, False)], product((vit, convnet), (True, False)))
+)
 def test_without_a_target_it_is_the_untouched_model(build: Callable[..., nn.Module], training: bool) -> None:
     plain, aligned = pair(build(drop_rate=0.3, drop_path_rate=0.3).train(training))
     aligned(pictures(), mixture())
@@ -400,7 +414,7 @@ def test_dense_outputs_have_a_target_at_every_position() -> None:
 # numbers
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", slow_except([torch.bfloat16], [torch.float16, torch.bfloat16, torch.float64]))
 def test_models_of_other_types(dtype: torch.dtype) -> None:
     plain, aligned = pair(vit())
     aligned(pictures(), mixture())
@@ -409,8 +423,12 @@ def test_models_of_other_types(dtype: torch.dtype) -> None:
     torch.testing.assert_close(soft, tlfx.align(vit())(pictures(), mixture())[1], atol=2e-2, rtol=0)
 
 
-@pytest.mark.parametrize("weights", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("build", [convnet, convnext])
+@pytest.mark.parametrize(
+    ("build", "weights"),
+    slow_except(
+        [(convnext, torch.channels_last)], product((convnet, convnext), (torch.contiguous_format, torch.channels_last))
+    ),
+)
 def test_channels_last(build: Callable[[], nn.Module], weights: torch.memory_format) -> None:
     plain, aligned = pair(build())
     assert_same_step(plain, aligned, pictures(side=32))
@@ -438,8 +456,13 @@ class ByType(nn.Module):
         return self.head(kept) + doubled.to(mixed.dtype)[:, :CLASSES]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("build", [vit, convnet, ByType])
+@pytest.mark.parametrize(
+    ("build", "dtype"),
+    slow_except(
+        [(vit, torch.bfloat16), (ByType, torch.float16)],
+        product((vit, convnet, ByType), (torch.bfloat16, torch.float16)),
+    ),
+)
 def test_autocast(build: Callable[[], nn.Module], dtype: torch.dtype) -> None:
     plain, aligned = pair(build())
     assert_same_step(plain, aligned, pictures())
@@ -634,7 +657,7 @@ CHANGES: dict[str, Callable[[nn.Module], Any]] = {
 STATE = other(vit())
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("name", slow_except(CHANGES.keys() - {"classes", "double"}, CHANGES))
 def test_changes_between_calls(name: str) -> None:
     plain, aligned = pair(vit())
     before = aligned(pictures(), mixture())[0].detach()
@@ -676,7 +699,7 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", COPIES)
+@pytest.mark.parametrize("name", slow_except(("deepcopy", "pickle"), COPIES))
 def test_copies_are_aligned_and_apart(name: str) -> None:
     aligned = tlfx.align(vit(), layers=())
     labels = share(aligned, pictures(), mixture().mask)
@@ -728,24 +751,29 @@ def blocks(model: Any, images: Tensor, mask: Tensor, aligned: tuple[int, ...], s
 
 @pytest.mark.parametrize(
     ("layers", "aligned"),
-    [
-        (None, (0, 1)),
-        ("blocks.*", (0, 1)),
-        (("blocks.0",), (0,)),
-        (("blocks.1",), (1,)),
-        (["blocks.[0-5].attn"], (0, 1)),
-        (("blocks.0.attn", 1), (0, 1)),
-        ((0,), (0,)),
-        ((1,), (1,)),
-        ((), ()),
-        (("head",), ()),
-    ],
+    slow_except(
+        [(("blocks.0",), (0,)), (("blocks.0.attn", 1), (0, 1)), ((), ())],
+        [
+            (None, (0, 1)),
+            ("blocks.*", (0, 1)),
+            (("blocks.0",), (0,)),
+            (("blocks.1",), (1,)),
+            (["blocks.[0-5].attn"], (0, 1)),
+            (("blocks.0.attn", 1), (0, 1)),
+            ((0,), (0,)),
+            ((1,), (1,)),
+            ((), ()),
+            (("head",), ()),
+        ],
+    ),
 )
 def test_layers(layers: Any, aligned: tuple[int, ...]) -> None:
     assert_layers(layers, aligned, fused=True)
 
 
-@pytest.mark.parametrize(("layers", "aligned"), [(("blocks.1",), (1,)), ((0,), (0,)), ((), ())])
+@pytest.mark.parametrize(
+    ("layers", "aligned"), slow_except([((0,), (0,))], [(("blocks.1",), (1,)), ((0,), (0,)), ((), ())])
+)
 def test_layers_of_attention_that_is_written_out(layers: Any, aligned: tuple[int, ...]) -> None:
     assert_layers(layers, aligned, fused=False)
 

@@ -19,6 +19,8 @@ from tlfx.analysis.speed import Settings, bench
 
 SIDE, CLASSES, BATCH = 32, 5, 4
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+RARELY_CPU = [pytest.param("cpu", marks=pytest.mark.slow), DEVICES[1]]
+"""For tests that others make on the CPU by default (test_aligned.py, analysis/test_speed.py)."""
 MIXERS: dict[str, Callable[[], mix.Mixer]] = {
     "timm": lambda: mix.Mixup(0.8, 1.0, num_classes=CLASSES),
     "cutmix": lambda: mix.CutMix(num_classes=CLASSES, mode="elem"),
@@ -54,7 +56,7 @@ def batch(device: str, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor
     return images.to(device, dtype), target.to(device)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", RARELY_CPU)
 @pytest.mark.parametrize("build", [pytest.param(vit, id="vit"), convnext])
 def test_a_step_is_that_of_the_plain_model(build: Callable[[], nn.Module], device: str) -> None:
     """Captured on the CPU first, then moved: the model and its labels follow the device."""
@@ -75,7 +77,7 @@ def test_a_step_is_that_of_the_plain_model(build: Callable[[], nn.Module], devic
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", RARELY_CPU)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_and_channels_last(device: str, dtype: torch.dtype) -> None:
     plain = vit().to(device).to(memory_format=torch.channels_last)
@@ -113,7 +115,7 @@ def test_mixers_stay_on_the_device(name: str, device: str) -> None:
     torch.testing.assert_close(soft, mixed_target.area(), rtol=0.0, atol=1e-5)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", RARELY_CPU)
 def test_steps_are_timed_on_the_device(device: str) -> None:
     model = nn.Sequential(vit(), nn.Linear(CLASSES, 1000)).to(device)
     found = bench(model, (3, SIDE, SIDE), Settings(batch=BATCH, pairs=2, warm_up=1, device=device))

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
+from helpers import slow_except
 from test_twins import TOLERANCE, inputs, rectangles, soft_rows, target
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -45,11 +47,11 @@ ALL = {
     "all-gated": tlfx.Policy("gated", "norm", "signed", "weighted"),
 }
 slow = pytest.mark.slow
-TOGETHER = [("vit", "all-norm"), ("vit-unfused", "all-gated"), ("swin", "all-norm"), ("mixer", "all-norm")]
+TOGETHER = [("vit", "all-norm"), ("vit-unfused", "all-gated"), ("mixer", "all-norm")]
 APART = [
     *(("vit", name) for name in ("norm", "gated", "skip", "heads", "weighted")),
     ("vit-unfused", "heads"),
-    *(("swin", name) for name in ("heads", "weighted")),
+    *(("swin", name) for name in ("heads", "weighted", "all-norm")),
     *(("mixer", name) for name in ("signed", "weighted")),
     *(("convnext", name) for name in ("norm", "gated", "signed", "weighted", "all-gated")),
 ]
@@ -97,8 +99,13 @@ def test_dropped_paths_are_dropped_from_labels() -> None:
         assert 8 < still.sum() < 30
 
 
-@pytest.mark.parametrize("policy", [*SINGLE, *ALL])
-@pytest.mark.parametrize("name", ["vit", pytest.param("swin", marks=slow), pytest.param("convnext", marks=slow)])
+@pytest.mark.parametrize(
+    ("name", "policy"),
+    slow_except(
+        [("vit", "gated"), ("vit", "heads"), ("vit", "all-norm")],
+        product(("vit", "swin", "convnext"), [*SINGLE, *ALL]),
+    ),
+)
 def test_labels_keep_their_laws(name: str, policy: str) -> None:
     """Constant, linear, within bounds, by sample, whatever the order of the batch."""
     plain, size = model_of(name)

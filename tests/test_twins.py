@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
-from helpers import CLASSES
+from helpers import CLASSES, slow_except
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -68,8 +69,16 @@ def check(aligned: nn.Module, plain: nn.Module, family: Family, batch: int) -> N
     torch.testing.assert_close(soft, soft_rows(expected, mixed["first"], mixed["second"], CLASSES), **TOLERANCE)
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("name", FAMILIES)
+TRAINED = (
+    *("vit", "vit-average", "vit-registers", "deit-distilled", "swin", "torchvision-swin-padded", "pvt-v2"),
+    *("mixer", "resmlp", "convnext-v2", "resnet-bottleneck"),
+)
+EVALUATED = ("vit-unfused", "torchvision-vit", "resnet-basic")
+EVERY_RUN = [*product(TRAINED, [True]), *product(EVALUATED, [False])]
+"""Each architecture in training or evaluation; the others are tested by ``make slow``."""
+
+
+@pytest.mark.parametrize(("name", "training"), slow_except(EVERY_RUN, product(FAMILIES, (True, False))))
 def test_engine_equals_twin(name: str, training: bool) -> None:
     family = FAMILIES[name]
     plain = family.model().train(training)

@@ -319,7 +319,7 @@ def test_hooks_that_read_values_look_on_or_are_refused() -> None:
 @pytest.mark.parametrize("checkpointed", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_compiled_without_a_graph_break(checkpointed: bool) -> None:
     torch.compiler.reset()
-    model, plain = tlfx.align(Transformer(checkpointed), example=batch()[0]), Transformer(checkpointed)
+    model, plain = tlfx.align(Transformer(checkpointed, 1), example=batch()[0]), Transformer(checkpointed, 1)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.manual_seed(3)
     result = step(compiled, *batch())

@@ -46,6 +46,7 @@ def test_two_models(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
     ]
 
 
+@pytest.mark.slow
 def test_one_model_with_two_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = timm.create_model("test_vit")
     torch.save(model.state_dict(), tmp_path / "plain.pt")

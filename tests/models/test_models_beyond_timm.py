@@ -28,8 +28,6 @@ EVERY_RUN = {
     "torchvision: deform_conv2d, modulated",
     "torchvision: stochastic depth by rows",
     "torchvision: r3d (one block a stage)",
-    "timm: features of test_vit",
-    "transformers: BEiT",
 }
 """Models whose ways to mix tokens no other test of a default run has; all others are tested by ``make slow``."""
 REFUSED = {name: entry for name, entry in CATALOGUE.items() if entry.error is not None}

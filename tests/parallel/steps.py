@@ -58,13 +58,13 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Two blocks on 4 × 4 patches and a class token, checkpointed or not."""
+    """Blocks on 4 × 4 patches and a class token, checkpointed or not."""
 
-    def __init__(self, checkpointed: bool = False) -> None:
+    def __init__(self, checkpointed: bool = False, depth: int = 2) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.patches, self.token = nn.Conv2d(3, 16, 4, 4), nn.Parameter(torch.randn(1, 1, 16))
-        self.blocks, self.head = nn.ModuleList(Block() for _ in range(2)), nn.Linear(16, 5)
+        self.blocks, self.head = nn.ModuleList(Block() for _ in range(depth)), nn.Linear(16, 5)
         self.checkpointed = checkpointed
 
     def forward(self, images: Tensor) -> Tensor:

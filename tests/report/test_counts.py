@@ -4,8 +4,10 @@ left of the graph."""
 from __future__ import annotations
 
 import pytest
-from helpers import ReportOf
+from helpers import ReportOf, slow_except
 
+EVERY_RUN = ("deit_small_patch16_224", "mixer_s16_224", "poolformerv2_s12")
+"""Attention, token MLPs and pooling; the others are tested by ``make slow``."""
 HAND: dict[str, dict[str, int]] = {
     "deit_small_patch16_224": {
         "spatial_mix": 12,  # one attention in each of 12 blocks
@@ -100,7 +102,7 @@ HAND: dict[str, dict[str, int]] = {
 }
 
 
-@pytest.mark.parametrize("name", HAND)
+@pytest.mark.parametrize("name", slow_except(EVERY_RUN, HAND))
 def test_operators_by_class(name: str, report_of: ReportOf) -> None:
     report = report_of(name)
     counts = report.counts
@@ -108,8 +110,19 @@ def test_operators_by_class(name: str, report_of: ReportOf) -> None:
     assert sum(counts.values()) == len(report.nodes)
 
 
+def test_operators_of_fewer_blocks(report_of: ReportOf) -> None:
+    """Two XCiT blocks: the counts of all twelve less ten times those of a block."""
+    counts, whole = report_of("xcit_nano_12_p8_224", depth=2).counts, HAND["xcit_nano_12_p8_224"]
+    block = {"spatial_mix": 2, "channel_mix": 5, "pointwise": 16, "residual": 3, "aggregation": 2, "weight": 4}
+    assert {k: counts[k] for k in whole} == {k: whole[k] - 10 * block[k] for k in whole}
+
+
+GIGA = [("deit_small_patch16_224", 9.2), ("resnet50", 8.2), ("convnext_tiny", 8.9), ("pvt_v2_b0", 1.14)]
+
+
 @pytest.mark.parametrize(
-    ("name", "giga"), [("deit_small_patch16_224", 9.2), ("resnet50", 8.2), ("convnext_tiny", 8.9), ("pvt_v2_b0", 1.14)]
+    ("name", "giga"),
+    slow_except([GIGA[0]], GIGA),
 )
 def test_flops_are_twice_the_multiplications_that_papers_count(name: str, giga: float, report_of: ReportOf) -> None:
     assert report_of(name).flops / 1e9 == pytest.approx(giga, rel=0.03)

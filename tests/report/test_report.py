@@ -108,7 +108,7 @@ def test_a_linear_layer_says_what_it_contracts() -> None:
 
 
 def test_layouts_of_windows_grids_and_weights(report_of: ReportOf) -> None:
-    report = report_of("swin_tiny_patch4_window7_224")
+    report = report_of("swin_tiny_patch4_window7_224", depths=(2, 4), num_heads=(3, 6), drop_path_rate=0.0)
     first = [n for n in report.nodes if n.module.startswith("layers.0.blocks.0.attn")]
     assert [n.after for n in first if n.short == "linear"] == [
         "64 windows × 49 tokens × 288",
@@ -130,7 +130,7 @@ def test_residuals_know_their_skip_and_branch(report_of: ReportOf) -> None:
 
 
 def test_a_projected_skip_starts_where_both_sides_do(report_of: ReportOf) -> None:
-    report = report_of("resnet50")
+    report = report_of("resnet50", layers=(1, 1, 1, 1))
     add = next(n for n in report.nodes if n.operation.value == "residual")
     assert report.by_name[add.skip].module == "maxpool"
     assert [report.by_name[n].module for n in add.branch if report.by_name[n].short == "conv2d"] == [

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import ReportOf
+from helpers import ReportOf, slow_except
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -30,7 +30,7 @@ def printed(view: Any, width: int, **options: Any) -> str:
     return "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_except(("deit", "swin", "mixer"), MODELS))
 def test_the_tree_reads_as_it_did(name: str, report_of: ReportOf) -> None:
     model, kwargs = MODELS[name]
     text = printed(report_of(model, **kwargs), 100)  # type: ignore[arg-type]

@@ -382,7 +382,7 @@ CASES: dict[str, tuple[Callable[[Draw], Case], str]] = {
     "movement.broadcast": (tokens_axis(lambda x, dim: torch.broadcast_tensors(x, x.flip(dim))), ""),
     "movement.cat": (tokens_axis(lambda x, dim: torch.cat((x, x.flip(dim)), dim)), ""),
     "movement.copy": (tokens_axis(written_in_place), ""),
-    "movement.im2col": (images(lambda x: F.unfold(x, 2, padding=1)), ""),
+    "movement.im2col": (images(lambda x: F.unfold(x, 2, padding=1), size=3), ""),
     "movement.move": (moved, ""),
     "movement.move_as": (on(lambda x: x.view_as(torch.empty(x.shape)), "btc"), ""),
     "movement.move_each": (either_axis(lambda x, dim: x.split(1, dim)), ""),

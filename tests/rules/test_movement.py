@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from rule_harness import check, check_moves, random_mask, several, tokens
+from rule_harness import check, check_moves, groups, listed, random_mask, several, tokens
 from torch import Tensor, nn
 
 from tlfx import Operation, ProvenanceError
@@ -89,9 +89,9 @@ MOVEMENTS: dict[str, Callable[[Tensor], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", MOVEMENTS)
-def test_movement(name: str) -> None:
-    check_moves(MOVEMENTS[name], SIZE)
+@pytest.mark.parametrize("names", groups(list(MOVEMENTS)))
+def test_movements(names: Sequence[str]) -> None:
+    check_moves(lambda x: [y for name in names for y in listed(MOVEMENTS[name](x))], SIZE)
 
 
 @pytest.mark.parametrize("axis", range(5))

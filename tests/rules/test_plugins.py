@@ -250,6 +250,7 @@ def test_packs_beside_a_broken_one(tmp_path: Path) -> None:
     assert len(rows) > 100
 
 
+@pytest.mark.slow
 def test_packs_that_conflict_are_named_at_every_use(tmp_path: Path) -> None:
     code = (
         "import torch, tlfx\n"
@@ -266,6 +267,7 @@ def test_packs_that_conflict_are_named_at_every_use(tmp_path: Path) -> None:
         assert done.stdout.count(owner) == 2
 
 
+@pytest.mark.slow
 def test_an_override_wins_that_a_user_imports_first(tmp_path: Path) -> None:
     code = (
         "import overriding_pack\n"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import slow_except
 from hypothesis import given
 from hypothesis import strategies as st
 from rule_harness import Probe, check, label_rows, several, tokens
@@ -78,8 +79,10 @@ def test_rows_of_pixels_as_steps() -> None:
     )
 
 
-@pytest.mark.parametrize("name", CELLS)
-@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize(
+    ("batch_first", "name"),
+    slow_except([(True, "lstm"), (False, "rnn_tanh")], product((True, False), CELLS)),
+)
 def test_the_last_state_has_seen_every_step(name: str, batch_first: bool) -> None:
     """A classifier that reads the hidden state (layers, batch, channels)."""
 

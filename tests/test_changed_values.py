@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import tlfx
 
 N, C = 16, 8
+SLOW = pytest.mark.slow
 Body = Callable[[Any, Tensor], Tensor]
 
 
@@ -130,8 +131,16 @@ def loaded(net: Any) -> None:
     net.listed["places"].copy_(net.listed["places"].flip(0))
 
 
-@pytest.mark.parametrize("change", [in_place, by_data, replaced, loaded], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("body", BODIES, ids=lambda f: f.__name__)
+CHANGES = (in_place, by_data, replaced, loaded)
+MOST = {(b, in_place) for b in BODIES} | {(b, change) for b in (by_topk, by_filling, by_listed) for change in CHANGES}
+PAIRS = [
+    pytest.param(body, change, id=f"{body.__name__}-{change.__name__}", marks=[] if (body, change) in MOST else SLOW)
+    for body in BODIES
+    for change in CHANGES
+]
+
+
+@pytest.mark.parametrize(("body", "change"), PAIRS)
 def test_labels_follow_values(body: Body, change: Callable[[Any], None]) -> None:
     model = tlfx.align(Net(body))
     before = label(model)

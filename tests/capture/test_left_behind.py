@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from helpers import pictures
+from helpers import pictures, slow_except
 from test_same_model import Net, assert_same_training, target
 from torch import Tensor, nn
 
@@ -122,7 +122,9 @@ CACHES = [
 
 
 @pytest.mark.usefixtures("_empty_caches")
-@pytest.mark.parametrize("body", CACHES, ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "body", slow_except((by_lru_cache, by_module_dictionary, by_helper), CACHES), ids=lambda f: f.__name__
+)
 def test_caches_hold_no_tensors_without_data(body: Body) -> None:
     model = tlfx.align(Net(body, frequencies=Frequencies()), example=pictures())
     assert not CACHE
@@ -343,7 +345,13 @@ def made(body: Body, state: dict[str, Any], **options: Any) -> Any:
     return tlfx.align(model, **options)
 
 
-@pytest.mark.parametrize(("body", "state", "words"), REFUSED, ids=lambda x: getattr(x, "__name__", ""))
+SOME = (counter, growing_list, growing_tensor, global_log, nested_counter, on_the_class, new_module, on_a_new_object)
+EVERY_RUN = [case for case in REFUSED if case[0] in SOME]
+
+
+@pytest.mark.parametrize(
+    ("body", "state", "words"), slow_except(EVERY_RUN, REFUSED), ids=lambda x: getattr(x, "__name__", "")
+)
 def test_state_that_cannot_be_repeated(body: Body, state: dict[str, Any], words: str) -> None:
     with pytest.raises(CaptureError, match=f"(?s){words}"):
         made(body, state)(pictures(), target(3))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from helpers import assert_same, pictures
+from helpers import assert_same, pictures, slow_except
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -167,10 +167,11 @@ def left_by_an_error(net: Any, x: Tensor) -> Tensor:
     return x * 2
 
 
+MODES = [nested, autocast_and_none, cached_casts, decorated, by_function, reused, left_by_an_error]
+
+
 @pytest.mark.parametrize(
-    "body",
-    [nested, autocast_and_none, cached_casts, decorated, by_function, reused, left_by_an_error],
-    ids=lambda f: f.__name__,
+    "body", slow_except((nested, autocast_and_none, cached_casts), MODES), ids=lambda f: f.__name__
 )
 def test_modes(body: Body) -> None:
     aligned = assert_same_training(body if body is not reused else lambda n, x: reused(n, x) + x)
@@ -318,7 +319,10 @@ TENSOR_CALLS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("body", TENSOR_CALLS, ids=lambda f: f.__name__)
+SOME_CALLS = (halved, scaled_by_a_value, kept_gradient, on_a_parameter, required_by_assignment, under_a_checkpoint)
+
+
+@pytest.mark.parametrize("body", slow_except(SOME_CALLS, TENSOR_CALLS), ids=lambda f: f.__name__)
 def test_calls_on_tensors(body: Body) -> None:
     aligned = assert_same_training(body, noted=[])
     aligned.zero_grad()
@@ -573,6 +577,13 @@ STATE: list[tuple[Body, dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("body", "state"), STATE, ids=lambda x: getattr(x, "__name__", ""))
+SOME_STATE = (
+    attribute, auxiliary_loss, structures, cleared_list, moving_average, moving_average_in_place, first_then_average,
+    buffers, once, sizes, set_again, average_in_a_list,
+)  # fmt: skip
+EVERY_RUN = [case for case in STATE if case[0] in SOME_STATE]
+
+
+@pytest.mark.parametrize(("body", "state"), slow_except(EVERY_RUN, STATE), ids=lambda x: getattr(x, "__name__", ""))
 def test_state(body: Body, state: dict[str, Any]) -> None:
     assert_same_training(body, **state)

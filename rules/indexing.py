@@ -98,14 +98,16 @@ def index_put(
 ) -> Value:
     """x[indices] = source, or += source."""
     axes = indexed_axes(indices)
-    return op.put(x, source, aten.index_put.default, [list(indices)], [accumulate], axes=axes, adds=accumulate)
+    return op.put(
+        x, source, aten.index_put.default, [list(indices)], [accumulate], axes=axes, adds=accumulate, linear=True
+    )
 
 
 @rule(aten.put)
 def put(op: OpContext, x: Value, chosen: Value, source: Value, accumulate: bool = False) -> Value:
     """Elements of the flattened x overwritten, or added to."""
     axes = range(len(x.shape))
-    return op.put(x, source, aten.put.default, [chosen], [accumulate], axes=axes, adds=accumulate)
+    return op.put(x, source, aten.put.default, [chosen], [accumulate], axes=axes, adds=accumulate, linear=True)
 
 
 @rule(aten.index_copy)
@@ -119,7 +121,7 @@ def index_add(op: OpContext, x: Value, dim: int, chosen: Value, source: Value, *
     """Whole slices added to those of x."""
     if op.number(alpha) == 0:
         return op.pointwise(x)
-    return op.put(x, source, aten.index_add.default, [dim, chosen], axes=[dim], adds=True)
+    return op.put(x, source, aten.index_add.default, [dim, chosen], axes=[dim], adds=True, linear=True)
 
 
 @rule(aten.index_reduce)
@@ -140,7 +142,9 @@ def scatter(op: OpContext, x: Value, dim: int, chosen: Value, source: Value) -> 
 @rule(aten.scatter_add, aten.scatter.reduce)
 def scatter_add(op: OpContext, x: Value, dim: int, chosen: Value, source: Value, *, reduce: str = "add") -> Value:
     """x (batch, n, channels) plus source at chosen (batch, k, channels): token merging."""
-    return op.put(x, source, aten.scatter_add.default, [dim, chosen], axes=[dim], aligned=True, adds=True)
+    return op.put(
+        x, source, aten.scatter_add.default, [dim, chosen], axes=[dim], aligned=True, adds=True, linear=reduce == "add"
+    )
 
 
 @rule(aten.scatter_reduce)
@@ -148,7 +152,7 @@ def scatter_reduce(
     op: OpContext, x: Value, dim: int, chosen: Value, source: Value, reduce: str, *, include_self: bool = True
 ) -> Value:
     """The same by any reduction; all tokens at one place count alike."""
-    kind = {"aligned": True, "adds": True, "include_self": include_self}
+    kind = {"aligned": True, "adds": True, "include_self": include_self, "linear": reduce in ("sum", "mean")}
     return op.put(x, source, aten.scatter_reduce.two, [dim, chosen], ["sum"], axes=[dim], **kind)
 
 

@@ -18,7 +18,7 @@ ACTIVATIONS = (
     aten.prelu, aten.rrelu, aten.rrelu_with_noise, aten.sigmoid, aten.tanh, aten.softplus, aten.softshrink,
     aten.hardshrink, aten.threshold, aten.hardtanh, aten.hardsigmoid, aten.hardswish, aten.log_sigmoid, aten.erf,
     aten.erfc, aten.exp, aten.exp2, aten.expm1, aten.log, aten.log2, aten.log10, aten.log1p, aten.sqrt, aten.rsqrt,
-    aten.square, aten.abs, aten.neg, aten.negative, aten.sign, aten.sgn, aten.reciprocal, aten.sin, aten.cos, aten.tan,
+    aten.square, aten.abs, aten.sign, aten.sgn, aten.reciprocal, aten.sin, aten.cos, aten.tan,
     aten.asin, aten.acos, aten.atan, aten.sinh, aten.cosh, aten.ceil, aten.floor, aten.round, aten.trunc, aten.frac,
     aten.clamp, aten.clamp_min, aten.clamp_max, aten.clip, aten.nan_to_num, aten.logit, aten.angle, aten.asinh,
     aten.acosh, aten.atanh, aten.sinc, aten.erfinv, aten.absolute, aten.fix, aten.deg2rad, aten.rad2deg, aten.arcsin,
@@ -36,23 +36,36 @@ def activation(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value
     return op.pointwise(x)
 
 
+@rule(aten.neg, aten.negative)
+def negative(op: OpContext, x: Value) -> Value:
+    """Y ← Y."""
+    return op.linear(x, -1)
+
+
 @rule(aten.polygamma, aten.special_polygamma)
 def polygamma(op: OpContext, n: int, x: Value) -> Value:
     """Y ← Y; the order is the first argument."""
     return op.pointwise(x)
 
 
-@rule(aten.add, aten.sub, aten.subtract)
+@rule(aten.add)
 def add(op: OpContext, a: Any, b: Any, *, alpha: Any = 1) -> Value:
     """Y ← Norm(Y + g(Y)) for two values with content."""
     both = isinstance(a, Value) and isinstance(b, Value)
-    return op.residual(a, b, (1, alpha)) if both else op.pointwise(_value(a, b))
+    return op.residual(a, b, (1, alpha)) if both else op.linear(_value(a, b))
+
+
+@rule(aten.sub, aten.subtract)
+def sub(op: OpContext, a: Any, b: Any, *, alpha: Any = 1) -> Value:
+    """The same, or Y ← Y if a statistic is subtracted from what it is a statistic of."""
+    both = isinstance(a, Value) and isinstance(b, Value)
+    return op.residual(a, b, (1, -alpha)) if both else op.linear(_value(a, b), 1 if isinstance(a, Value) else -1)
 
 
 @rule(aten.rsub)
 def rsub(op: OpContext, a: Any, b: Any, *, alpha: Any = 1) -> Value:
     """The same, b − alpha·a."""
-    return add(op, b, a, alpha=alpha)
+    return sub(op, b, a, alpha=alpha)
 
 
 @rule(aten.mul, aten.multiply)
@@ -63,10 +76,22 @@ def mul(op: OpContext, a: Any, b: Any) -> Value:
     return op.scaled(a, b) if isinstance(a, Value) else op.scaled(b, a)
 
 
-@rule(aten.div, aten.divide, aten.true_divide, aten.floor_divide, aten.remainder, aten.fmod)
+@rule(aten.div, aten.divide, aten.true_divide)
 def div(op: OpContext, a: Any, b: Any, *, rounding_mode: Any = None) -> Value:
     """The label of the numerator."""
-    return op.numerator(a, b) if isinstance(a, Value) and isinstance(b, Value) else op.pointwise(_value(a, b))
+    if isinstance(a, Value) and isinstance(b, Value):
+        return op.numerator(a, b) if rounding_mode is None else op.pointwise(b if a.is_constant else a)
+    return (
+        op.linear(a, 1 / b if b else None)
+        if isinstance(a, Value) and rounding_mode is None
+        else op.pointwise(_value(a, b))
+    )
+
+
+@rule(aten.floor_divide, aten.remainder, aten.fmod)
+def remainder(op: OpContext, a: Any, b: Any) -> Value:
+    """The same, of a function that is not linear."""
+    return op.pointwise(b if isinstance(b, Value) and (not isinstance(a, Value) or a.is_constant) else a)
 
 
 @rule(

@@ -25,7 +25,7 @@ CONVOLUTION = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.de
 @rule(aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d)
 def avg_pool(op: OpContext, x: Value, kernel_size: Any, *settings: Any) -> Value:
     """x (batch, channels, *size): the mean of each window."""
-    return op.pool(x, op.target, kernel_size, *settings[:3], spatial=_spatial(op))
+    return op.pool(x, op.target, kernel_size, *settings[:3], spatial=_spatial(op), linear=True)
 
 
 @rule(aten.max_pool1d, aten.max_pool2d, aten.max_pool3d)
@@ -59,7 +59,7 @@ def max_pool_with_indices(op: OpContext, x: Value, kernel_size: Any, *settings: 
 @rule(aten.adaptive_avg_pool1d, aten.adaptive_avg_pool2d, aten.adaptive_avg_pool3d)
 def adaptive_avg_pool(op: OpContext, x: Value, output_size: Any) -> Value:
     """x (batch, channels, *size): the mean of each window, windows chosen by the output size."""
-    return op.pool(x, op.target, output_size, spatial=_spatial(op))
+    return op.pool(x, op.target, output_size, spatial=_spatial(op), linear=True)
 
 
 @rule(aten.adaptive_max_pool1d, aten.adaptive_max_pool2d, aten.adaptive_max_pool3d)

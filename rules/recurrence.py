@@ -67,7 +67,13 @@ def cell(op: OpContext, x: Value, state: Any, *params: Any) -> Any:
     return [out] * len(before) if len(before) > 1 else out
 
 
-@rule(aten.cumsum, aten.cumprod, aten.logcumsumexp)
+@rule(aten.cumsum)
+def cumulative_sum(op: OpContext, x: Value, dim: int, dtype: Any = None) -> Value:
+    """Every position depends on those up to it; of a product with a factor, Y ← Norm(|w|)·Y."""
+    return op.scan(x, dim, linear=True)
+
+
+@rule(aten.cumprod, aten.logcumsumexp)
 def cumulative(op: OpContext, x: Value, dim: int, dtype: Any = None) -> Value:
     """Every position depends on those up to it."""
     return op.scan(x, dim)

@@ -13,14 +13,23 @@ from tlfx.rules import rule
 aten = torch.ops.aten
 
 
+@rule(aten.mean)
+def mean(op: OpContext, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
+    """Y ← Norm(Σ Yᵢ) over the reduced axes; of a product with a factor, Y ← Norm(|w|)·Y."""
+    return op.reduce(x, dim, keepdim, linear="mean")
+
+
+@rule(aten.sum, aten.nansum)
+def total(op: OpContext, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
+    """The same."""
+    return op.reduce(x, dim, keepdim, linear="sum")
+
+
 @rule(
-    aten.mean,
-    aten.sum,
     aten.prod,
     aten.amax,
     aten.amin,
     aten.logsumexp,
-    aten.nansum,
     aten.nanmean,
     aten.all,
     aten.any,

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from equivalents.spelling import CHANNELS, TOKENS, Group, tokens
 
@@ -38,11 +38,6 @@ ATTENTION = Group("attention").add(
     chunks_of_queries=chunked,
 )
 
-POOLING = Group("attention pooling", {"score": nn.Linear(CHANNELS, 1)}).add(
-    matmul=lambda s, z: ((s.score(tokens(z)) * 9).softmax(1).mT @ tokens(z))[:, 0],
-    einsum=lambda s, z: torch.einsum("bnk,bnc->bc", (s.score(tokens(z)) * 9).softmax(1), tokens(z)),
-)
-
 MASK = torch.ones(TOKENS, TOKENS, dtype=torch.bool)
 MASK[2], MASK[5, :8] = False, False  # the third query sees no key
 
@@ -68,4 +63,4 @@ MASKED = Group("attention with a query that sees no key", {"mask": MASK}).add(
     softmax_filled=lambda s, z: normalised(scores(s, z).softmax(-1).masked_fill(~s.mask, 0)) @ s.v(tokens(z)),
 )
 
-GROUPS = [ATTENTION, POOLING, MASKED]
+GROUPS = [ATTENTION, MASKED]

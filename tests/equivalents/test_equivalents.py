@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from equivalents import attention, sums, writes
+from equivalents import attention, gates, mixing, products, sums, windows, writes
 from equivalents.spelling import Group, label_matrices
 
-GROUPS: list[Group] = [*attention.GROUPS, *writes.GROUPS, *sums.GROUPS]
+MODULES = (attention, gates, mixing, products, sums, windows, writes)
+GROUPS: list[Group] = [group for module in MODULES for group in module.GROUPS]
 each_group = pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.name.replace(" ", "_"))
 
 

@@ -80,11 +80,8 @@ def test_normalisation_written_out(name: str) -> None:
     check(WRITTEN[name], unchanged, SIZE)
 
 
-def test_centring_over_tokens_is_residual() -> None:
-    """A mean over tokens brings their labels along, as any sum of two values does (eq. 11)."""
-    check(
-        lambda x: x - x.mean((2, 3), keepdim=True),
-        lambda y, x: (y + y.mean((2, 3), keepdim=True)) / 2,
-        SIZE,
-        {"sub": Operation.RESIDUAL},
-    )
+def test_centring_over_tokens_is_pointwise() -> None:
+    """A mean that is subtracted from what it is the mean of is a part of a normalisation, over tokens too."""
+    operations = {"sub": Operation.POINTWISE}
+    check(lambda x: x - x.mean((2, 3), keepdim=True), unchanged, SIZE, operations)
+    check(lambda x: x.mean((2, 3), keepdim=True) - x, unchanged, SIZE, operations)

@@ -111,7 +111,7 @@ EITHER: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 @pytest.mark.parametrize("name", RESIDUALS | EITHER)
 def test_differing_labels_are_averaged(name: str) -> None:
     function = (RESIDUALS | EITHER)[name]
-    probe = check(lambda x: function(x, x.flip(3)), lambda y, x: (y + y.flip(3)) / 2, SIZE)
+    probe = check(lambda x: function(x, x.flip(3).tanh()), lambda y, x: (y + y.flip(3)) / 2, SIZE)
     expected = Operation.RESIDUAL if name in RESIDUALS else Operation.POINTWISE
     used = set(probe.propagation.operations.values()) & {Operation.RESIDUAL, Operation.POINTWISE}
     assert expected in used
@@ -145,7 +145,27 @@ def test_residual_of_windows() -> None:
 
 
 def test_dense_connections_average_pair_by_pair() -> None:
-    check(lambda x: x + x.flip(2) + x.flip(3), lambda y, x: ((y + y.flip(2)) / 2 + y.flip(3)) / 2, SIZE)
+    check(lambda x: x + x.flip(2).tanh() + x.flip(3).tanh(), lambda y, x: ((y + y.flip(2)) / 2 + y.flip(3)) / 2, SIZE)
+
+
+def test_sums_of_parts_of_one_value_are_contractions() -> None:
+    """A value and shifts of it, each times a number or a parameter: Y ← Norm(|w|)·Y, as by a convolution."""
+    check(lambda x: x + x.flip(2) + x.flip(3), lambda y, x: (y + y.flip(2) + y.flip(3)) / 3, SIZE)
+    operations = {"add": Operation.SPATIAL_MIX}
+    check(lambda x: torch.add(x, x.flip(3), alpha=-0.5), lambda y, x: (y + y.flip(3) / 2) / 1.5, SIZE, operations)
+    check(lambda x: torch.lerp(x, x.flip(3), 0.25), lambda y, x: y * 0.75 + y.flip(3) * 0.25, SIZE)
+    blur = [0.25, 0.5, 0.25]
+    check(
+        lambda x: sum((w * x.roll(i - 1, 2) for i, w in enumerate(blur)), torch.zeros(())),
+        lambda y, x: sum(w * y.roll(i - 1, 2) for i, w in enumerate(blur)),
+        SIZE,
+        operations,
+    )
+    weight = nn.Parameter(torch.tensor([3.0, -1.0]))
+    check(
+        lambda x, weight: weight[0] * x + weight[1] * x.flip(2), lambda y, x: (3 * y + y.flip(2)) / 4, SIZE,
+        operations, weight=weight,
+    )  # fmt: skip
 
 
 def test_sum_with_a_parameter_is_pointwise() -> None:
@@ -156,14 +176,15 @@ def test_sum_with_a_parameter_is_pointwise() -> None:
     check(lambda x: 1 - x, unchanged, SIZE, {"rsub": Operation.POINTWISE})
 
 
-def test_sum_with_a_statistic_of_channels_is_pointwise() -> None:
-    """x − mean over channels, even of another place: labels stay."""
-    for sign in (torch.add, torch.sub):
+def test_sum_with_a_statistic_of_channels() -> None:
+    """x − mean over channels: labels stay; of another place, it brings the label of that place along."""
+    for sign, name in ((torch.add, "add"), (torch.sub, "sub")):
+        check(lambda x, sign=sign: sign(x, x.mean(1, keepdim=True)), unchanged, SIZE)
         check(
             lambda x, sign=sign: sign(x, x.mean(1, keepdim=True).flip(3)),
-            unchanged,
+            lambda y, x: (y + y.flip(3)) / 2,
             SIZE,
-            {"add": Operation.POINTWISE} if sign is torch.add else {"sub": Operation.POINTWISE},
+            {name: Operation.RESIDUAL},
         )
 
 
@@ -305,12 +326,12 @@ def test_quotient_keeps_the_label_of_the_numerator(name: str) -> None:
 def test_addcmul_and_addcdiv() -> None:
     """x + a·b and x + a/b."""
     check(
-        lambda x: torch.addcmul(x, x.flip(2), x.flip(3)),
+        lambda x: torch.addcmul(x, x.flip(2).tanh(), x.flip(3)),
         lambda y, x: (y + (y.flip(2) + y.flip(3)) / 2) / 2,
         SIZE,
         {"addcmul": Operation.RESIDUAL},
     )
-    check(lambda x: torch.addcdiv(x, x.flip(2), x.flip(3)), lambda y, x: (y + y.flip(2)) / 2, SIZE)
+    check(lambda x: torch.addcdiv(x, x.flip(2).tanh(), x.flip(3)), lambda y, x: (y + y.flip(2)) / 2, SIZE)
     parts = {"a": torch.randn(4, 1, 1), "b": torch.randn(4, 1, 1)}
     check(lambda x, a, b: torch.addcmul(a, x, b), unchanged, SIZE, {"addcmul": Operation.POINTWISE}, **parts)
     check(lambda x, a, b: torch.addcmul(x, a, b), unchanged, SIZE, {"addcmul": Operation.POINTWISE}, **parts)

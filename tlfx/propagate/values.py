@@ -7,10 +7,11 @@ the labels of all label tensors of a graph, so that a value may hold labels of s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,6 +66,21 @@ class Value:
     """Axis along which the value sums to 1, if it is the output of a softmax over tokens."""
     spectrum: Spectrum | None = None
     """The Fourier transform that the value is, if only constant filters came after it."""
+    pending: Tensor | None = None
+    """The map of a product of content with a factor that differs from token to token: ids of labels with the mass
+    |factor|, by which a sum over those tokens weights them (Y ← Norm(|w|)·Y)."""
+    mass: Callable[[], Tensor] | None = None
+    """Computes ``pending`` of a product with a factor that is the same for all its tokens: for sums of several."""
+    origin: Node | None = None
+    """The node that data movement and products with factors took the content from, if not this one."""
+    statistic: tuple[Node, int] | None = None
+    """The source of the content that the value is a statistic of (a mean, a maximum), and the sign with which."""
+    outer: tuple[Value, Value] | None = None
+    """The factors of an outer product: summed over tokens, it is a context kᵀv."""
+    elements: Tensor | None = None
+    """A map of elements that are equal where their numbers are, of a value that data movement repeats along an axis."""
+    read_as: Any = None
+    """Stands for the value among the arguments of a label tensor, if its node has another shape."""
     number: float | None = None
     """The number that a constant holds everywhere, if its rule knows it."""
     mixes_samples: Node | None = None
@@ -74,6 +90,11 @@ class Value:
     def is_content(self) -> bool:
         """Whether the value carries labels."""
         return self.role is Role.CONTENT
+
+    @property
+    def source(self) -> Node:
+        """The node that computed the content, before data movement and products with factors."""
+        return self.origin or self.node
 
     @property
     def is_constant(self) -> bool:
@@ -92,7 +113,7 @@ class Value:
 
     def with_maps(self, *maps: Tensor, role: Role | None = None) -> Value:
         """The same value with other maps, and another role if given."""
-        return replace(self, maps=maps, role=role or self.role)
+        return replace(self, maps=maps, role=role or self.role, pending=None, mass=None, elements=None)
 
     @cached_property
     def batch_axis(self) -> BatchAxis:

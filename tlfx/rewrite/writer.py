@@ -198,7 +198,11 @@ class _Writer:
 
     def _of_parameter(self, value: ParameterFunction, after: Node) -> Node:
         """A function of a parameter, computed where it is read first."""
-        key = (value.function, value.node.target if value.node.op == "get_attr" else value.node)
+        key = (
+            value.function,
+            value.node.target if value.node.op == "get_attr" else value.node,
+            tuple(value.kwargs.items()),
+        )
         if key not in self.known:
             self.known[key] = self._insert(
                 after, value.function, (self.copies[value.node],), value.kwargs, "of_parameter"

@@ -10,12 +10,21 @@ from __future__ import annotations
 from tlfx.runtime.arithmetic import label_arithmetic
 from tlfx.runtime.batch_axis import BatchAxis, merge_batch, split_batch
 from tlfx.runtime.contraction import Equation, context, finalize, mix
-from tlfx.runtime.convolution import convolve, convolve_at, filtered, kernel_weights, resample, resample_at
+from tlfx.runtime.convolution import by_group, convolve, convolve_at, filtered, kernel_weights, resample, resample_at
 from tlfx.runtime.fused_attention import attention_with_labels
 from tlfx.runtime.gather_scatter import gather_by_output, gather_labels, narrow, scatter_labels
 from tlfx.runtime.labels import average, gather, output, pixels, scan, share, spread, uniform, view
 from tlfx.runtime.softmax_attention import attend_by_operator, attention
-from tlfx.runtime.weighted import attention_by_norm, heads_by_norm, residual_by_norm, residual_by_scale, weighted
+from tlfx.runtime.weighted import (
+    attention_by_norm,
+    heads_by_norm,
+    massed,
+    residual_by_norm,
+    residual_by_scale,
+    total,
+    weigh,
+    weighted,
+)
 
 __all__ = [
     "BatchAxis",
@@ -25,6 +34,7 @@ __all__ = [
     "attention_by_norm",
     "attention_with_labels",
     "average",
+    "by_group",
     "context",
     "convolve",
     "convolve_at",
@@ -36,6 +46,7 @@ __all__ = [
     "heads_by_norm",
     "kernel_weights",
     "label_arithmetic",
+    "massed",
     "merge_batch",
     "mix",
     "narrow",
@@ -50,8 +61,10 @@ __all__ = [
     "share",
     "split_batch",
     "spread",
+    "total",
     "uniform",
     "view",
+    "weigh",
     "weighted",
 ]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tlfx.runtime.arithmetic import TINY, label_arithmetic
 
-__all__ = ["convolve", "convolve_at", "filtered", "kernel_weights", "resample", "resample_at"]
+__all__ = ["by_group", "convolve", "convolve_at", "filtered", "kernel_weights", "resample", "resample_at"]
 
 
 @label_arithmetic
@@ -34,6 +34,13 @@ def kernel_weights(kernel: Tensor, signed: bool = False) -> Tensor:
     kernel = kernel.float().clamp_min(0) if signed else kernel.float()
     total: Tensor = torch.linalg.vector_norm(kernel, 1, (0, 1), keepdim=True)  # one pass, no |K| in memory
     return total / (kernel.shape[0] * kernel.shape[1]) + TINY
+
+
+@label_arithmetic
+def by_group(kernel: Tensor, groups: int) -> Tensor:
+    """A kernel (groups · out, in, *window) by its groups: (groups, out, in, *window)."""
+    grouped: Tensor = kernel.unflatten(0, (groups, -1))
+    return grouped
 
 
 @label_arithmetic

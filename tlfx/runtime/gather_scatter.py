@@ -52,21 +52,27 @@ def scatter_labels(
     *,
     where: BatchAxis,
     once: Sequence[int] = (),
+    massed: bool = False,
     **options: Any,
 ) -> Tensor:
     """Data-dependent writes (token merging): the operator, called as (labels, *before, labels, *after), divided by
     itself run on ones, so that labels at one place are averaged; the image-level label where there is none.
 
     ``labels`` and ``source`` are labels, of which ``valid`` (one for each) marks those with content, 1 if all have;
-    or values without content, ``valid`` being 0.
+    or values without content, ``valid`` being 0. ``massed`` labels have their mass as a last channel, and so has the
+    result.
     """
     over, under = (
-        _masses(x, v, where) if isinstance(v, Tensor) or v else _no_masses(x, image.shape[-1] + 1, once)
+        _masses(x if massed else with_mass(x), v, where)
+        if isinstance(v, Tensor) or v
+        else _no_masses(x, image.shape[-1] + 1, once)
         for x, v in ((labels, valid), (source, valid_source))
     )
     before, after = narrow((tuple(before), tuple(after)), once)
     channels = zip(over.unbind(-1), under.unbind(-1), strict=True)
     out = torch.stack([operator(one, *before, other, *after, **options) for one, other in channels], -1)
+    if massed:
+        return split_batch(out, where).flatten(1, -2) + TINY * with_mass(image)
     mass = out[..., -1:]
     merged = split_batch(torch.cat((out[..., :-1] / mass.clamp_min(TINY), mass), -1), where).flatten(1, -2)
     return torch.where(merged[..., -1:] > TINY, merged[..., :-1], image)
@@ -75,7 +81,7 @@ def scatter_labels(
 def _masses(labels: Tensor, valid: Tensor | int, where: BatchAxis) -> Tensor:
     """Labels and their mass in the layout of the value, both zero where there is no content."""
     known = valid[..., None] if isinstance(valid, Tensor) else valid
-    return merge_batch(with_mass(labels) * known, where)
+    return merge_batch(labels * known, where)
 
 
 def _no_masses(value: Tensor, channels: int, once: Sequence[int]) -> Tensor:

@@ -20,7 +20,17 @@ from tlfx.runtime.batch_axis import BatchAxis, merge_batch, split_batch
 from tlfx.runtime.contraction import Equation, contract, query_axis, select
 from tlfx.runtime.softmax_attention import attention_bias, repeat_groups, select_queries
 
-__all__ = ["BranchScale", "attention_by_norm", "heads_by_norm", "residual_by_norm", "residual_by_scale", "weighted"]
+__all__ = [
+    "BranchScale",
+    "attention_by_norm",
+    "heads_by_norm",
+    "massed",
+    "residual_by_norm",
+    "residual_by_scale",
+    "total",
+    "weigh",
+    "weighted",
+]
 
 BranchScale = tuple[Any, int, BatchAxis]
 """A factor of a branch, the rank of the product, and the place of its batch."""
@@ -120,15 +130,70 @@ def attention_by_norm(
 
 
 @label_arithmetic
-def weighted(labels: Tensor, weight: Tensor, groups: Tensor, axes: Sequence[int], signed: bool = False) -> Tensor:
+def weighted(
+    labels: Tensor,
+    weight: Tensor,
+    groups: Tensor,
+    axes: Sequence[int],
+    *,
+    valid: Tensor | None = None,
+    signed: bool = False,
+) -> Tensor:
     """Aggregation by a layer: labels (batch, out, in, channels), each weighted by the ``weight`` of its elements.
 
     The weight is averaged over all but its ``axes``, along which ``groups`` gives the label that each place belongs to.
+    ``valid`` (out, in) marks the labels with content.
     """
     weight = magnitude(weight, signed).movedim(tuple(axes), tuple(range(len(axes))))
     by_place = weight.flatten(len(axes)).mean(-1) if weight.dim() > len(axes) else weight
     by_row = by_place.new_zeros(labels.shape[2]).index_add(0, groups, by_place.flatten())
-    return torch.einsum("i,BoiK->BoK", by_row / by_row.sum(), labels)
+    if valid is None:
+        return torch.einsum("i,BoiK->BoK", by_row / by_row.sum(), labels)
+    share = by_row * valid
+    return torch.einsum("oi,BoiK->BoK", share / share.sum(1, keepdim=True).clamp_min(TINY), labels)
+
+
+@label_arithmetic
+def massed(labels: Tensor) -> Tensor:
+    """Labels with mass 1 as a last channel."""
+    return with_mass(labels)
+
+
+@label_arithmetic
+def weigh(
+    labels: Tensor,
+    factor: Tensor,
+    *,
+    where: BatchAxis,
+    at: Sequence[int],
+    massed: bool = False,
+    inverse: bool = False,
+    signed: bool = False,
+) -> Tensor:
+    """Labels of a product, times |factor|, which is their mass, a last channel; ``massed`` labels have one already.
+
+    Labels (batch, *shape, channels) have the axes of the product, its batch axis split in two, with size 1 along those
+    over which |factor| is averaged. The axes of the factor are those ``at`` of the product, -1 for those that it lacks.
+    """
+    weight = magnitude(factor, signed)
+    weight = weight.reciprocal() if inverse else weight
+    lacking = [i for i, a in enumerate(at) if a < 0]
+    weight, at = weight.mean(lacking) if lacking else weight, [a for a in at if a >= 0]
+    order = sorted(range(len(at)), key=at.__getitem__)
+    shape = [1] * (labels.dim() - 3)
+    for i in order:
+        shape[at[i]] = weight.shape[i]
+    weight = weight.permute(order).reshape(shape)
+    weight = split_batch(weight, where) if shape[where.axis] > 1 else weight.unsqueeze(where.axis)[None]
+    over = [a for a in range(1, weight.dim()) if labels.shape[a] == 1 < weight.shape[a]]
+    weight = weight.mean(over, keepdim=True) if over else weight
+    return ((labels if massed else with_mass(labels)) * weight[..., None]).flatten(1, -2)
+
+
+@label_arithmetic
+def total(labels: Tensor, weights: Tensor) -> Tensor:
+    """Labels with a mass (batch, out, in, channels), summed with ``weights`` (out, in)."""
+    return (labels * weights[..., None]).sum(2)
 
 
 def _between(one: Tensor, other: Tensor, weight: Tensor, other_weight: Tensor) -> Tensor:

@@ -59,6 +59,37 @@ class Contraction(LinearAttention):
                 return products[-1]
         return products[0]
 
+    def reduce(
+        self, x: Value, axes: Sequence[int] | int | None = None, keepdim: bool = False, linear: str = ""
+    ) -> Value:
+        """As :meth:`Reduction.reduce`; an outer product kv summed over tokens is the contraction kᵀv."""
+        if linear and x.outer is not None and x.is_content:
+            context = self._outer_sum(x, x.outer, axes, keepdim)
+            if context is not None:
+                return context
+        return super().reduce(x, axes, keepdim, linear)
+
+    def _outer_sum(
+        self, x: Value, factors: tuple[Value, Value], axes: Sequence[int] | int | None, keepdim: bool
+    ) -> Value | None:
+        rank = len(x.shape)
+        gone = [a % rank for a in ([axes] if isinstance(axes, int) else axes or range(rank))]
+        if x.batch_axis.axis in gone or all(x.map.shape[a] == 1 for a in gone):
+            return None
+        of = [
+            tuple(f"{'axis' if n > 1 else 'one'}{rank - len(v.shape) + i}" for i, n in enumerate(v.shape))
+            for v in factors
+        ]
+        out = tuple(f"axis{a}" for a in range(rank) if a not in gone)
+        step = self.step([n for a, n in enumerate(x.shape) if a not in gone])
+        summed = step.multiply(factors[0], of[0], factors[1], of[1], out)
+        if summed.role is not Role.CONTEXT:
+            return None
+        maps = summed.maps
+        for a in sorted(gone) if keepdim else ():
+            maps = tuple(m.unsqueeze(a) for m in maps)
+        return self.content(*maps, role=Role.CONTEXT)
+
     def matmul(self, a: Value, b: Value) -> Value:
         """A matrix product with the broadcasting of ``torch.matmul``."""
         lead = [f"lead{i}" for i in range(max(len(a.shape), len(b.shape)) - 2)]
@@ -93,10 +124,24 @@ class Contraction(LinearAttention):
             return self._weighted(*((b, of_b, a, of_a) if axes_a.tokens else (a, of_a, b, of_b)), out)
         maps = [map_of_ids(s.content.pick(s.out), self.batch, s.content.where_in(out)) for s in (axes_a, axes_b)]
         one, other = torch.broadcast_tensors(*maps)
-        if torch.equal(one, other):
+        alike, gate = torch.equal(one, other), self._gate_of((a, of_a), (b, of_b), out)
+        if gate is not None or (alike and set(of_a) == set(of_b) == set(out)):
+            self.record(Operation.POINTWISE)
+            terms = [(a, of_a), (b, of_b)]
+            (x, of_x), (w, of_w) = terms if gate != 0 else reversed(terms)
+            return self._weighed(self.content(maps[gate == 0]), x, w, _places(of_x, out), _places(of_w, out))
+        if alike:
             self.record(Operation.CHANNEL_MIX)
             return self.content(one)
         return self._token_by_token(of_a, of_b, out, maps) or self.weight(*maps)
+
+    def _gate_of(self, a: Term, b: Term, out: Subscripts) -> int | None:
+        """The one of two factors that is broadcast along axes of an element-wise product, 0 or 1; None if both are, or
+        neither is."""
+        if not _is_product(a, b, out):
+            return None
+        broadcast = [any(c not in of and n > 1 for c, n in zip(out, self.shape, strict=True)) for _, of in (a, b)]
+        return broadcast.index(True) if sum(broadcast) == 1 else None
 
     def _token_by_token(self, of_a: Subscripts, of_b: Subscripts, out: Subscripts, maps: list[Tensor]) -> Value | None:
         """The product of two values of the same tokens: the label of the one that the other is broadcast along, or the
@@ -122,9 +167,13 @@ class Contraction(LinearAttention):
         axes = replace(axes, content=replace(axes.content, ids=fill_none(axes.content.ids, gone)))
         if not axes.tokens:
             self.record(Operation.CHANNEL_MIX)
-            return self._from_axes(axes.content.ids, axes.content.subscripts, axes, out)
+            mixed = self._from_axes(axes.content.ids, axes.content.subscripts, axes, out)
+            return self._with_pending(mixed, w, of_w, x, of_x, out)
+        if x.pending is not None and not bool((x.pending == NONE).any()):
+            return self._weighted_products(w, of_w, x, of_x, out)
         if w.is_constant and not self._mixes_tokens(x, of_x, axes):
-            if self.policy.aggregation == "weighted" and all(c in of_w for c in axes.tokens):
+            weighted = self.policy.aggregation == "weighted" or axes.windows_overlap
+            if weighted and all(c in of_w for c in axes.tokens):
                 return self._aggregate(w, of_w, axes, out)
             kept = self.uniform_over(axes.content.ids, gone)
             return self._from_axes(kept, axes.content.subscripts, axes, out)
@@ -133,10 +182,35 @@ class Contraction(LinearAttention):
         value = (x, of_x) if w.role is Role.WEIGHT and self.policy.heads == "norm" else None
         return self._mix(w, of_w, axes, out, value)
 
+    def _weighted_products(self, w: Value, of_w: Subscripts, x: Value, of_x: Subscripts, out: Subscripts) -> Value:
+        """Products with factors multiplied with a weight or a constant, and summed over tokens: by both factors."""
+        assert x.pending is not None
+        axes = self._axes(replace(x, maps=(x.pending,), pending=None), of_x, of_w, out)
+        if not w.is_constant or self._mixes_tokens(x, of_x, self._axes(x, of_x, of_w, out)):
+            return self._mix(w, of_w, axes, out, massed=True)
+        content = axes.content
+        ids = self._without_mass(self._sum_of_masses(content.ids, [content.subscripts.index(c) for c in axes.tokens]))
+        self.record(Operation.AGGREGATION)
+        return self._from_axes(ids, content.subscripts, axes, out)
+
+    def _with_pending(
+        self, mixed: Value, w: Value, of_w: Subscripts, x: Value, of_x: Subscripts, out: Subscripts
+    ) -> Value:
+        """Channels mixed, or multiplied by a factor that differs from token to token: labels with a mass stay so."""
+        if x.pending is not None:
+            axes = self._axes(replace(x, maps=(x.pending,), pending=None), of_x, of_w, out)
+            if axes.tokens:
+                return mixed
+            mixed = replace(mixed, pending=self._from_axes(axes.content.ids, axes.content.subscripts, axes, out).map)
+        if not _is_product((x, of_x), (w, of_w), out):
+            return mixed
+        return self._weighed(mixed, x, w, _places(of_x, out), _places(of_w, out))
+
     def _mixes_tokens(self, x: Value, of_x: Subscripts, axes: ContractionAxes) -> bool:
         """Whether a parameter mixes whole tokens: each occurs once on the contracted axis, its channels on another."""
-        lengths = dict(zip(of_x, x.shape, strict=True))
-        constant = [c for c in of_x if c != axes.content.batch and c not in axes.varying and lengths[c] > 1]
+        lengths = dict(zip(of_x, x.shape, strict=True)) | {axes.content.batch: 1}
+        lengths |= dict(zip(axes.content.split([axes.content.batch]), axes.content.where[1:], strict=True))
+        constant = [c for c in axes.content.subscripts if c not in axes.varying and lengths[c] > 1]
         ids = axes.content.pick(axes.tokens).flatten()
         ids = ids[(ids != NONE) & (ids != IMAGE)]  # padding and tokens without content may occur more than once
         whole = all(c in axes.out for c in constant) and len(ids.unique()) == len(ids)
@@ -157,3 +231,13 @@ class Contraction(LinearAttention):
             self.record(Operation.SPATIAL_MIX)
             return self.content(maps[0])
         return self.weight(*maps[:2])
+
+
+def _is_product(a: Term, b: Term, out: Subscripts) -> bool:
+    """Whether a contraction sums over nothing, and so is an element-wise product."""
+    return all(c in out or n == 1 for x, of in (a, b) for c, n in zip(of, x.shape, strict=True))
+
+
+def _places(subscripts: Subscripts, out: Subscripts) -> list[int]:
+    """The places of subscripts in the output, -1 for those that it lacks."""
+    return [out.index(c) if c in out else -1 for c in subscripts]

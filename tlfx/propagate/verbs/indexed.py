@@ -4,6 +4,7 @@ buffers move labels at run time."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from tlfx._torch import tree_leaves, tree_map
 from tlfx.errors import ProvenanceError
 from tlfx.operations import Operation
 from tlfx.propagate.labels import Operand
-from tlfx.propagate.values import IMAGE, NONE, Value, find_batch_axis, ids_of_sample, image_map
+from tlfx.propagate.values import IMAGE, NONE, Value, find_batch_axis, ids_of_sample, image_map, map_of_ids
 from tlfx.propagate.verbs.base import axis_of_ids, varying
 from tlfx.propagate.verbs.movement import Movement, with_image
 from tlfx.runtime import BatchAxis
@@ -68,10 +69,12 @@ class Indexed(Movement):
         axes: Sequence[int],
         aligned: bool = False,
         adds: bool = False,
+        linear: bool = False,
         **options: Any,
     ) -> Value:
         """``source`` written into ``x`` at indices along ``axes``, or added to what is there: ``function(x, *before,
-        source, *after, **options)``. Labels that meet are averaged; places without any have the image-level label."""
+        source, *after, **options)``. Labels that meet are averaged, those of products with a factor by the factor if
+        the sum is ``linear``; places without any have the image-level label."""
         settings = tuple(before), tuple(after)
         if not adds and all(self.is_fixed(a) for a in tree_leaves(settings)):
             before, after = tree_map(self.concrete, settings)
@@ -84,6 +87,11 @@ class Indexed(Movement):
         if adds:
             self.record(Operation.AGGREGATION)
         once = self._once((x, source), axes, settings) if aligned else []
+        massed = linear and any(v.is_content and v.pending is not None for v in (x, source))
+        if massed:
+            options["massed"] = True
+            x, source = (replace(v, maps=(self._pending_of(v),)) if v.is_content else v for v in (x, source))
+            once = [a for a in once if all(v.map.shape[a] == 1 for v in (x, source) if v.is_content)]
         new = self.label(
             runtime.scatter_labels,
             function,
@@ -94,7 +102,10 @@ class Indexed(Movement):
             shape=_without(known.batch_axis.split(self.shape), known.batch_axis, once),
             kwargs={"where": known.batch_axis, **({"once": tuple(once)} if once else {}), **options},
         )
-        return self.from_ids(new, known.batch_axis)
+        if not massed:
+            return self.from_ids(new, known.batch_axis)
+        out = self.from_ids(self._without_mass(new), known.batch_axis)
+        return replace(out, pending=map_of_ids(new, self.batch, known.batch_axis))
 
     def _overlaid(
         self,
@@ -154,7 +165,11 @@ class Indexed(Movement):
             shape=place.split(shape),
             kwargs={"where": where, **options},
         )
-        return self.from_ids(new, place)
+        out = self.from_ids(new, place)
+        if x.pending is None or bool((x.pending == NONE).any()):
+            return out
+        massed = replace(x, maps=(x.pending,), pending=None)
+        return replace(out, pending=self._taken(massed, function, args, axes, aligned, call, nodes).map)
 
     def _anywhere(self, arg: Any) -> Any:
         """An argument, or zeros as indices if it is not fixed: enough for shapes and for the order of samples."""
@@ -199,7 +214,7 @@ class Indexed(Movement):
             return x.node, 0
         ids = x.ids.expand(_without(x.batch_axis.split(x.shape), x.batch_axis, once))
         known = ids != NONE
-        return Operand(with_image(ids)), 1 if bool(known.all()) else known.float()
+        return Operand(torch.where(known, ids, ids.max())), 1 if bool(known.all()) else known.float()
 
 
 _LEARNED = NONE - 1

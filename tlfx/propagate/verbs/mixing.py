@@ -47,22 +47,41 @@ class Mixing(Pointwise, Reduction):
         return self.from_ids(arrange(ids, subscripts, axes.out), axes.content.where_in(out))
 
     def _aggregate(self, w: Value, of_w: Subscripts, axes: ContractionAxes, out: Subscripts) -> Value:
-        """Aggregation by the weights of a layer; elements of the same token are counted together."""
-        self.record(Operation.AGGREGATION)
+        """Tokens and their channels on the contracted axes, weighted by a layer; elements of one token are counted
+        together, padding is not. Spatial mixing if windows overlap, as those of a convolution do."""
+        self.record(Operation.SPATIAL_MIX if axes.windows_overlap else Operation.AGGREGATION)
         self._check_weight(w)
-        kept = axes.content.varying(axes.out)
-        ids = with_image(axes.content.pick([*kept, *axes.tokens]))
-        columns, groups = ids.reshape(ids.shape[: len(kept)].numel(), -1).unique(dim=1, return_inverse=True)
+        kept, table = axes.rows
+        columns, groups = table.unique(dim=1, return_inverse=True)
         along = [of_w.index(c) for c in axes.tokens]
-        shape = ids.shape[: len(kept)]
-        new = self.label(runtime.weighted, Operand(columns), w.node, groups, along, shape=shape, kwargs=self.signed)
-        return self._from_axes(new, kept, axes, out)
+        shape = axes.content.pick([*kept, *axes.tokens]).shape[: len(kept)]
+        known = (columns != NONE).any(1)
+        valid = {} if bool((columns != NONE).all()) else {"valid": (columns != NONE).float()}
+        new = self.label(
+            runtime.weighted,
+            Operand(with_image(columns)),
+            w.node,
+            groups,
+            along,
+            shape=shape,
+            kwargs={**valid, **self.signed},
+        )
+        return self._from_axes(torch.where(known.view(shape), new, NONE), kept, axes, out)
 
     def _mix(
-        self, w: Value, of_w: Subscripts, axes: ContractionAxes, out: Subscripts, value: Term | None = None
+        self,
+        w: Value,
+        of_w: Subscripts,
+        axes: ContractionAxes,
+        out: Subscripts,
+        value: Term | None = None,
+        massed: bool = False,
     ) -> Value:
-        """Spatial mixing; if ``value`` is given, its norms weight the heads."""
+        """Spatial mixing; if ``value`` is given, its norms weight the heads. Labels may have a mass (``massed``)."""
         self.record(Operation.SPATIAL_MIX)
+        if massed:
+            ids = self._mixed(runtime.mix, w, of_w, axes, axes.kept, {"mass": True, **self.signed})
+            return self._from_axes(ids, axes.kept, axes, out)
         is_softmax = w.softmax_dim is not None and [of_w[w.softmax_dim]] == axes.tokens
         if w.is_constant and bool((axes.content.ids == NONE).any()):
             return self._mix_valid(w, of_w, axes, out)
@@ -87,7 +106,7 @@ class Mixing(Pointwise, Reduction):
 
     def _label_of_queries(self, w: Value, of_w: Subscripts, axes: ContractionAxes) -> Operand | None:
         """The labels that queries keep whose weights are all zero; None for weights whose queries have none."""
-        for content in w.maps:
+        for content in w.maps if w.role is Role.WEIGHT else ():
             side = SubscriptedIds.of(w.with_maps(content, role=Role.CONTENT), of_w)
             if side.batch == axes.content.batch and set(side.varying(side.subscripts)) <= set(axes.kept):
                 sizes = self._sizes(w, of_w, axes)
@@ -114,7 +133,8 @@ class Mixing(Pointwise, Reduction):
         self._check_weight(w)
         content, labels, sizes = axes.content, axes.varying, self._sizes(w, of_w, axes)
         queries = [c for c in kept if c not in content.subscripts]
-        args: tuple[Any, ...] = (w.node, Operand(content.pick(labels)), equation(axes.weight, labels, kept, queries))
+        weight = w.node if w.read_as is None else w.read_as
+        args: tuple[Any, ...] = (weight, Operand(content.pick(labels)), equation(axes.weight, labels, kept, queries))
         args += () if own is None else (own,)
         options = {"where": _where_in_weight(content, of_w), **options}
         if value is not None:

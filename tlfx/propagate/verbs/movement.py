@@ -13,17 +13,18 @@ from torch.fx import Node
 from tlfx._torch import tree_map
 from tlfx.operations import Operation
 from tlfx.propagate.values import IMAGE, NONE, Role, Value, compact, image_map
-from tlfx.propagate.verbs.base import Verbs
+from tlfx.propagate.verbs.pending import Pending
 
 __all__ = ["Movement"]
 
 
-class Movement(Verbs):
+class Movement(Pending):
     """Verbs of operators that move elements without changing them."""
 
     def same(self, x: Value) -> Value:
         """The value itself under another name, type, device or memory layout."""
-        return Value(self.node, self.shape, self.batch, x.role, x.maps, x.softmax_dim)
+        out = Value(self.node, self.shape, self.batch, x.role, x.maps, x.softmax_dim, pending=x.pending)
+        return replace(out, elements=x.elements, mass=x.mass, origin=x.source, statistic=x.statistic)
 
     def move(self) -> Value:
         """Run the operator on the map of its one value with content; indices are evaluated."""
@@ -35,7 +36,9 @@ class Movement(Verbs):
         parts = [self._run_on(full) for full in x.expanded()]
         if not parts:
             return [self.weight(shape=shape) for shape in self.shapes]
-        return [self._moved(x, maps, None) for maps in zip(*parts, strict=True)]
+        pending = [None] * len(self.shapes) if x.pending is None else self._run_on(x.pending.expand(x.shape))
+        values = [self._moved(x, maps, None) for maps in zip(*parts, strict=True)]
+        return [replace(v, pending=_compact(p), origin=x.source) for v, p in zip(values, pending, strict=True)]
 
     @property
     def _moving(self) -> Value:
@@ -52,9 +55,26 @@ class Movement(Verbs):
 
     def remap(self, x: Value, move: Callable[[Tensor], Tensor]) -> Value:
         """The value whose maps are those of ``x`` moved by a function of a full map."""
-        if not x.maps:
-            return self.weight()
-        return self._moved(x, [_run(move, m) for m in x.expanded()], move)
+        out = self._moved(x, [_run(move, m) for m in x.expanded()], move) if x.maps else self.weight()
+        pending = None if x.pending is None else compact(_run(move, x.pending.expand(x.shape)))
+        mass = x.mass
+
+        def moved() -> Tensor:
+            assert mass is not None
+            return compact(_run(move, mass().expand(x.shape)))
+
+        repeated = self._repeated(x, move)
+        out = replace(out, pending=pending, mass=mass and moved, origin=x.source, elements=repeated)
+        return replace(out, statistic=x.statistic if _keeps_order(x, out) else None)
+
+    def _repeated(self, x: Value, move: Callable[[Tensor], Tensor]) -> Tensor | None:
+        """The map of equal elements of a value that is moved, if movement repeats any."""
+        size = torch.Size(x.shape)
+        if x.elements is None and size.numel() >= torch.Size(self.shape).numel():
+            return None
+        elements = torch.arange(size.numel()).view(size) if x.elements is None else x.elements.expand(x.shape)
+        moved = compact(_run(move, elements))
+        return moved if moved.dim() == len(self.shape) and moved.shape != self.shape else None
 
     def _moved(self, x: Value, maps: Sequence[Tensor], move: Callable[[Tensor], Tensor] | None) -> Value:
         out = self.content(*maps, role=x.role, shape=maps[0].shape)
@@ -76,7 +96,14 @@ class Movement(Verbs):
             return self.weight()
         blank = NONE if self._joins_channels(known, axis) else IMAGE
         maps = [self._map_beside(v, known, blank) for v in values]
-        return self.content(torch.cat(maps, axis))
+        out = self.content(torch.cat(maps, axis))
+        if all(v.pending is None and v.mass is None for v in values):
+            return out
+        pending = [
+            self._pending_of(v if v.is_content else known.with_maps(m)) for v, m in zip(values, maps, strict=True)
+        ]
+        full = [p.expand(v.shape) for v, p in zip(values, pending, strict=True)]
+        return replace(out, pending=compact(torch.cat(full, axis)))
 
     def stack(self, values: Sequence[Value], axis: int) -> Value:
         """Concatenate along a new axis."""
@@ -85,7 +112,14 @@ class Movement(Verbs):
 
     def _with_axis(self, x: Value, axis: int) -> Value:
         shape = (*x.shape[:axis], 1, *x.shape[axis:])
-        return Value(x.node, shape, x.batch, x.role, tuple(m.unsqueeze(axis) for m in x.maps))
+        pending = None if x.pending is None else x.pending.unsqueeze(axis)
+        maps, mass = tuple(m.unsqueeze(axis) for m in x.maps), x.mass
+
+        def along() -> Tensor:
+            assert mass is not None
+            return mass().unsqueeze(axis)
+
+        return Value(x.node, shape, x.batch, x.role, maps, pending=pending, mass=mass and along, origin=x.source)
 
     def output(self, x: Any, node: Node | None = None) -> Any:
         """One of several outputs of an operator, as the value of a separate node."""
@@ -102,7 +136,8 @@ class Movement(Verbs):
     def taken_from(self, source: Value) -> Value:
         """The content of another value, broadcast to the shape of the output."""
         maps = tuple(compact(m.expand(self.shape)) for m in source.expanded())
-        return Value(self.node, self.shape, self.batch, source.role, maps, number=self.number(source))
+        pending = None if source.pending is None else compact(source.pending.expand(source.shape).expand(self.shape))
+        return Value(self.node, self.shape, self.batch, source.role, maps, pending=pending, number=self.number(source))
 
     def erase(self, x: Value, gone: Tensor) -> Value:
         """Point-wise, except that constant elements (``gone``, bool) are overwritten by numbers: those hold no
@@ -131,6 +166,15 @@ class Movement(Verbs):
 def with_image(ids: Tensor) -> Tensor:
     """Ids in which elements without content have the image-level label (eq. 5)."""
     return torch.where(ids == NONE, IMAGE, ids)
+
+
+def _keeps_order(x: Value, out: Value) -> bool:
+    """Whether movement only adds, removes or repeats axes, so that a statistic stays beside what it is one of."""
+    return all(torch.equal(one.flatten(), other.flatten()) for one, other in zip(x.maps, out.maps, strict=False))
+
+
+def _compact(full: Tensor | None) -> Tensor | None:
+    return None if full is None else compact(full)
 
 
 def _run(move: Callable[[Tensor], Tensor], full: Tensor) -> Tensor:

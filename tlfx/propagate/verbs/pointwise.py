@@ -16,20 +16,25 @@ from tlfx.graph.residuals import content_graph, skip_of
 from tlfx.operations import Operation
 from tlfx.propagate.labels import Operand, by_first_occurrence
 from tlfx.propagate.values import NONE, Role, Spectrum, Value, compact, ids_of_sample, image_map
-from tlfx.propagate.verbs.base import Verbs
+from tlfx.propagate.verbs.pending import Pending
 from tlfx.runtime import BatchAxis
 from tlfx.runtime.weighted import BranchScale
 
 __all__ = ["Pointwise"]
 
 
-class Pointwise(Verbs):
+class Pointwise(Pending):
     """Verbs of element-wise operators."""
 
     def pointwise(self, x: Value) -> Value:
         """Point-wise transformation, Y ← Y, of one value, alone or combined with constants."""
         self.record(Operation.WEIGHT if x.role is Role.WEIGHT else Operation.POINTWISE)
-        return self._shaped(x)
+        alone = self.shape == x.shape and len(self.node.all_input_nodes) == 1
+        return replace(self._shaped(x), elements=x.elements if alone else None)
+
+    def linear(self, x: Value, scale: float | None = 1) -> Value:
+        """The same by a linear function, such as a sum with a constant, or a product with the number ``scale``."""
+        return self._scaled_mass(x, self.pointwise(x), scale)
 
     def normalise(self, x: Value, axes: Sequence[int]) -> Value:
         """Point-wise transformation, Y ← Y, by statistics over ``axes`` (Table 10)."""
@@ -37,7 +42,7 @@ class Pointwise(Verbs):
 
     def dropout(self, x: Value) -> Value:
         """Point-wise, except that mixing weights are read before dropout (eq. 9)."""
-        out = self.pointwise(x)
+        out = self.linear(x)
         if x.softmax_dim is None:
             return out
         in_place = schema(self.target).is_mutable
@@ -59,22 +64,40 @@ class Pointwise(Verbs):
         """Sum of two values: residual connection, Y ← Norm(Y + g(Y)) (eq. 11), the average of differing labels unless
         the policy says otherwise.
 
-        Point-wise where one of the two is a constant, or a statistic broadcast along channels. ``scales`` are the
-        factors by which the operator multiplies the two, None if they are not known at capture.
+        Point-wise where one of the two is a constant, or a statistic that is subtracted from the other. ``scales`` are
+        the factors by which the operator multiplies the two, None if they are not known at capture.
         """
         counted = [v for v, scale in zip((a, b), scales or (1, 1), strict=True) if self.number(scale) != 0]
         if len(counted) < 2:
-            return self.pointwise(counted[0]) if counted else self.constant(number=0)
+            return self.linear(counted[0]) if counted else self.constant(number=0)
         a, b = self._beside_content(a, b)
         pair = self._one_of(a, b, keep=Role.WEIGHT)
         if pair is not None:
-            return pair
-        statistic = self._statistic(a, b)
-        if statistic is not None:
-            self.record(Operation.POINTWISE)
-            return self._shaped(b if statistic is a else a)
+            return self._scaled_mass(b if a.is_constant else a, pair, 1) if a.is_constant or b.is_constant else pair
+        if scales is not None and (a.source is b.source or (a.pending is not None and b.pending is not None)):
+            return self._sum_of_products(a, b, scales)
+        if scales is not None:
+            for x, statistic, signs in ((a, b, scales), (b, a, scales[::-1])):
+                if self._is_centred(x, statistic, signs):
+                    self.record(Operation.POINTWISE)
+                    return self._shaped(x)
         self.record(Operation.RESIDUAL)
         return self._summed(a, b, scales)
+
+    def _sum_of_products(self, a: Value, b: Value, scales: Sequence[float]) -> Value:
+        """A sum of two products with factors, or of parts of one value: a contraction, both labels by mass."""
+        where, ids_a, ids_b = self._side_by_side(a, b)
+        merged, differ = _merged(ids_a, ids_b)
+        plain = self.from_ids(compact(merged), where)
+        products = any(v.pending is not None or v.mass is not None for v in (a, b)) or tuple(map(abs, scales)) != (1, 1)
+        if not bool(differ.any()) or not products:
+            self.record(Operation.RESIDUAL)
+            out = self._averaged(a, b) if bool(differ.any()) else plain
+            return replace(out, origin=a.source, mass=lambda: self._mass_of_sum(a, b, plain, scales))
+        self.record(Operation.SPATIAL_MIX)
+        pending = self._mass_of_sum(a, b, plain, scales)
+        ids = self._without_mass(ids_of_sample(pending, self.batch, where))
+        return replace(self.from_ids(compact(ids), where), origin=a.source, pending=pending)
 
     def product(self, a: Value, b: Value) -> Value:
         """Product: point-wise with a factor that is broadcast along any axis; of two full values, their average."""
@@ -82,24 +105,47 @@ class Pointwise(Verbs):
         pair = self._masked(a, b) or self._one_of(a, b, keep=Role.CONTENT)
         if pair is not None:
             self._note_branch_scale(a, b)
-            return replace(pair, spectrum=_filtered(a, b) or _filtered(b, a))
+            pair = replace(pair, spectrum=_filtered(a, b) or _filtered(b, a))
+            content = [v for v in (a, b) if v.is_content]
+            return self._weighed(pair, content[0], b if content[0] is a else a) if content and pair.is_content else pair
         self.record(Operation.POINTWISE)
-        smaller_a, smaller_b = a.shape != self.shape, b.shape != self.shape
-        if smaller_a != smaller_b:
-            return self._shaped(b if smaller_a else a)
-        return self._averaged(a, b)
+        gated = self._gated(a, b)
+        if gated is None:
+            return self._averaged(a, b)
+        out = self._weighed(self._shaped(gated[0]), *gated)
+        return out if self._is_full(a) or self._is_full(b) else replace(out, outer=(a, b))
+
+    def _gated(self, a: Value, b: Value) -> tuple[Value, Value] | None:
+        """Two values with content, the second a gate of the first: one that is broadcast, or has the same label for all
+        tokens. None if neither is."""
+        full = [self._is_full(v) for v in (a, b)]
+        maps = [self._shaped(v).map for v in (a, b)]
+        if full[0] != full[1]:
+            return (a, b) if full[0] else (b, a)
+        if torch.equal(*torch.broadcast_tensors(*maps)):
+            return a, b
+        of_sample = [sum(n > 1 for n in m.shape) <= 1 for m in maps]  # one label for all tokens
+        if full[0] and of_sample[0] != of_sample[1]:
+            return (b, a) if of_sample[0] else (a, b)
+        return None
+
+    def _is_full(self, x: Value) -> bool:
+        """Whether a value has the shape of the output and is not repeated along any of its axes."""
+        return x.shape == self.shape and all(n == 1 or own for n, own in zip(x.shape, self._own_axes(x), strict=True))
 
     def scaled(self, x: Value, factor: float) -> Value:
         """Product with a number: point-wise; nothing is left of content times zero."""
         if factor == 0:
             return self.constant(number=0)
         self._note_scale(x, factor)
-        return self.pointwise(x)
+        return self.linear(x, self.number(factor))
 
     def numerator(self, a: Value, b: Value) -> Value:
         """Quotient: the label of the numerator, or that of the denominator under a constant."""
         self._check_samples(a, b)
-        return self.pointwise(b if a.is_constant else a)
+        if not a.is_content:
+            return self.pointwise(b if a.is_constant else a)
+        return self._weighed(self.pointwise(a), a, b, inverse=True)
 
     def either(self, a: Value, b: Value, first: Tensor | None = None) -> Value:
         """Element-wise choice between two values (maximum, where): the average of differing labels, unless ``first``
@@ -146,7 +192,8 @@ class Pointwise(Verbs):
         if a.role is b.role:
             return self.pointwise(a if a.maps else b) if a.role is Role.WEIGHT else None
         weight, content = (a, b) if a.role is Role.WEIGHT else (b, a)
-        as_weight = bool(weight.maps) and (keep is Role.WEIGHT or content.shape != self.shape)
+        gates = self._is_full(weight) and not self._is_full(content)
+        as_weight = bool(weight.maps) and (keep is Role.WEIGHT or gates)
         return self.pointwise(weight if as_weight else content)
 
     def _beside_content(self, a: Value, b: Value) -> tuple[Value, Value]:
@@ -170,13 +217,10 @@ class Pointwise(Verbs):
         self.record(Operation.POINTWISE)
         return self._shaped(other if other.role is Role.WEIGHT and other.shape == self.shape else context)
 
-    def _statistic(self, a: Value, b: Value) -> Value | None:
-        """The operand that is broadcast along the channels of the other, if either is."""
-        for small, full in ((a, b), (b, a)):
-            axes = range(-1, -min(len(small.shape), len(full.shape)) - 1, -1)
-            if any(small.shape[i] == 1 < full.shape[i] and full.map.shape[i] == 1 for i in axes):
-                return small
-        return None
+    def _is_centred(self, x: Value, statistic: Value, scales: Sequence[float]) -> bool:
+        """Whether a sum is a value less a statistic of itself, such as its mean: a part of a normalisation."""
+        of = statistic.statistic
+        return of is not None and of[0] is x.source and x.statistic is None and scales[0] * scales[1] * of[1] < 0
 
     def _shaped(self, x: Value) -> Value:
         """The value broadcast to the shape of the output."""
@@ -218,7 +262,8 @@ class Pointwise(Verbs):
                 f"residual={residual!r} needs both summands of {self.node.name}, which computes one of them, or its "
                 "scale, itself: use residual='average', or write it as two operators"
             )
-        weights = {} if tuple(scales) == (1, 1) else {"scales": tuple(scales)}
+        sizes = tuple(map(abs, scales))
+        weights = {} if sizes == (1, 1) else {"scales": sizes}
         if residual == "norm":
             return self._by_norm(a, b, weights)
         scales_of = [list(self._scales_of(v)) for v in (a, b)]

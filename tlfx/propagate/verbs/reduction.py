@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from tlfx import runtime
 from tlfx.operations import Operation
 from tlfx.propagate.labels import Operand
-from tlfx.propagate.values import NONE, Role, Value, fill_none
+from tlfx.propagate.values import NONE, Role, Value, fill_none, ids_of_sample, map_of_ids
 from tlfx.propagate.verbs.base import axis_of_ids, varying
 from tlfx.propagate.verbs.movement import Movement
 from tlfx.runtime import BatchAxis
@@ -21,8 +22,14 @@ __all__ = ["Reduction"]
 class Reduction(Movement):
     """Verbs of operators that reduce axes without weights."""
 
-    def reduce(self, x: Value, axes: Sequence[int] | int | None = None, keepdim: bool = False) -> Value:
-        """Aggregation, Y ← Norm(Σ Yᵢ), over axes along which labels vary; channel mixing over the others."""
+    def reduce(
+        self, x: Value, axes: Sequence[int] | int | None = None, keepdim: bool = False, linear: str = ""
+    ) -> Value:
+        """Aggregation, Y ← Norm(Σ Yᵢ), over axes along which labels vary; channel mixing over the others.
+
+        ``linear`` names a linear reduction, "sum" or "mean": of a product with a factor that varies along the axes it
+        is spatial mixing, Y ← Norm(|w|)·Y.
+        """
         rank = len(x.shape)
         chosen = range(rank) if axes is None or axes == [] else [axes] if isinstance(axes, int) else axes
         gone = sorted(a % rank for a in chosen)
@@ -32,20 +39,38 @@ class Reduction(Movement):
         if x.role is Role.WEIGHT:
             return self._reduce_weight(x, gone, keepdim)
         where = x.batch_axis
-        ids = self.uniform_over(x.ids, [axis_of_ids(where, a) for a in gone])
-        if not keepdim:
-            ids = ids.squeeze([axis_of_ids(where, a) for a in gone])
-            where = BatchAxis(where.axis - sum(a < where.axis for a in gone), where.outer, where.inner)
-        return self.from_ids(ids, where)
+        over = [axis_of_ids(where, a) for a in gone]
+        scale = 1 / torch.Size(x.shape[a] for a in gone).numel() if linear == "mean" else 1
+        pending = self._reduce_pending(x, over, scale) if linear and x.pending is not None else None
+        if pending is not None and pending[0]:
+            self.record(Operation.SPATIAL_MIX)
+            ids = self._without_mass(pending[1])
+        else:
+            ids = self.uniform_over(x.ids, over)
+        place = where if keepdim else BatchAxis(where.axis - sum(a < where.axis for a in gone), *where[1:])
+        out = self.from_ids(ids if keepdim else ids.squeeze(over), place)
+        out = self._as_statistic(out, x)
+        if pending is None or not out.is_content:
+            return out
+        massed = pending[1] if keepdim else pending[1].squeeze(over)
+        return replace(out, pending=map_of_ids(massed, self.batch, place))
+
+    def _reduce_pending(self, x: Value, over: Sequence[int], scale: float) -> tuple[bool, Tensor]:
+        """Whether labels with a mass vary along axes of the ids of a value, and the ids of their sums."""
+        assert x.pending is not None
+        ids = fill_none(ids_of_sample(x.pending, self.batch, x.batch_axis), over)
+        along = varying(ids, over)
+        return bool(along), self._sum_of_masses(ids, along, scale) if along else ids
 
     def sum_to(self, x: Value, subscripts: Sequence[str], out: Sequence[str]) -> Value:
         """An einsum of one operand: a permutation, then a sum over the subscripts that ``out`` lacks."""
         order = [subscripts.index(c) for c in (*out, *(c for c in subscripts if c not in out))]
         shape = tuple(x.shape[i] for i in order)
-        x = Value(x.node, shape, x.batch, x.role, tuple(m.permute(order) for m in x.maps))
+        pending = None if x.pending is None else x.pending.permute(order)
+        x = Value(x.node, shape, x.batch, x.role, tuple(m.permute(order) for m in x.maps), pending=pending)
         if len(out) == len(subscripts):
-            return self.content(*x.maps, role=x.role)
-        return self.reduce(x, list(range(len(out), len(subscripts))))
+            return replace(self.content(*x.maps, role=x.role), pending=pending)
+        return self.reduce(x, list(range(len(out), len(subscripts))), linear="sum")
 
     def uniform_over(self, ids: Tensor, axes: Sequence[int]) -> Tensor:
         """Ids of one sample with ``axes`` reduced to size 1: the mean over their elements, each counted once."""
@@ -83,8 +108,9 @@ class Reduction(Movement):
             self.record(Operation.SPATIAL_MIX)
         return self.from_ids(self.uniform_over(x.ids, across), where)
 
-    def scan(self, x: Value, axis: int) -> Value:
-        """Every position depends on those up to it (recurrences, cumulative sums): uniform."""
+    def scan(self, x: Value, axis: int, linear: bool = False) -> Value:
+        """Every position depends on those up to it (recurrences, cumulative sums): uniform; of a product that is
+        ``linear`` summed, by its factor."""
         if self.is_over_batch(x, [axis]):
             return self.of_batch()
         if not x.is_content:
@@ -94,12 +120,22 @@ class Reduction(Movement):
             self.record(Operation.POINTWISE)
             return self.from_ids(x.ids, where)
         self.record(Operation.SPATIAL_MIX)
+        if linear and x.pending is not None:
+            return self._scan_pending(x, axis, where)
         ids = x.ids.movedim(axis, -1)
         known = ids != NONE
         valid = () if bool(known.all()) else (known.float().flatten(0, -2),)
         new = self.label(runtime.scan, Operand(ids.clamp_min(0).flatten(0, -2)), *valid, shape=ids.shape)
         new = torch.where(known.cumsum(-1) > 0, new, NONE)
         return self.from_ids(new.movedim(-1, axis), where)
+
+    def _scan_pending(self, x: Value, axis: int, where: BatchAxis) -> Value:
+        assert x.pending is not None
+        ids = ids_of_sample(x.pending, self.batch, where)
+        sums = [self._sum_of_masses(ids.narrow(axis, 0, n), [axis]) for n in range(1, ids.shape[axis] + 1)]
+        massed = torch.cat(sums, axis)
+        out = self.from_ids(self._without_mass(massed), where)
+        return replace(out, pending=map_of_ids(massed, self.batch, where))
 
     def _reduce_weight(self, x: Value, gone: Sequence[int], keepdim: bool) -> Value:
         """A weight summed over one of its two sides is content of the other; over heads it stays a weight."""

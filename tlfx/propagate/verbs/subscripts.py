@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
-from tlfx.propagate.values import Value
+from tlfx.propagate.values import IMAGE, NONE, Value
 from tlfx.runtime import BatchAxis, Equation
 from tlfx.runtime.contraction import QUERY
 
@@ -99,6 +100,23 @@ class ContractionAxes:
     def heads(self) -> list[str]:
         """Axes of weight, content and output along which labels are the same, but weights may differ."""
         return [c for c in self.weight if c in self.content.subscripts and c in self.out and c not in self.varying]
+
+    @cached_property
+    def rows(self) -> tuple[list[str], Tensor]:
+        """The axes of the output along which labels vary, and a table of ids: a row for each place along them, a column
+        for each place along the contracted axes."""
+        kept = self.content.varying(self.out)
+        ids = self.content.pick([*kept, *self.tokens])
+        return kept, ids.reshape(ids.shape[: len(kept)].numel(), -1)
+
+    @cached_property
+    def windows_overlap(self) -> bool:
+        """Whether tokens are contracted for several places of the output, as sliding windows do that overlap."""
+        _, table = self.rows
+        row = torch.arange(len(table))[:, None].expand(table.shape)
+        tokens = (table != NONE) & (table != IMAGE)
+        pairs = torch.stack((table[tokens], row[tokens])).unique(dim=1)
+        return bool(len(pairs[0].unique()) < pairs.shape[1])
 
     @cached_property
     def kept(self) -> list[str]:

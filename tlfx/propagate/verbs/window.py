@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from tlfx import runtime
 from tlfx.errors import ProvenanceError
 from tlfx.operations import Operation
 from tlfx.propagate.labels import Operand, ParameterFunction
-from tlfx.propagate.values import NONE, Role, Value, compact
+from tlfx.propagate.values import NONE, Role, Value, compact, ids_of_sample, map_of_ids
 from tlfx.propagate.verbs.base import varying
 from tlfx.propagate.verbs.contraction import Contraction
 from tlfx.propagate.verbs.movement import with_image
@@ -32,12 +33,34 @@ class Window(Contraction):
         """
         if not x.is_content:
             return self.weight()
+        if weight.is_constant and not varying(x.ids, range(3, x.ids.dim())):
+            return self._by_group(x, weight, groups)
         by_group = self._channels(x, groups)
         if not varying(by_group, range(by_group.dim() - spatial, by_group.dim())):
             self.record(Operation.CHANNEL_MIX)
             return self._by_channel(by_group, x)
         self.record(Operation.SPATIAL_MIX)
         return self._by_channel(self._by_kernel(_full(by_group, x, spatial), weight, *args, spatial=spatial), x)
+
+    def _by_group(self, x: Value, weight: Value, groups: int) -> Value:
+        """A contraction of the channels of each group, x (batch, groups · in, *size) and weight (groups · out, in,
+        *kernel), which may be tokens: labels do not vary along the axes that the kernel slides over, if at all."""
+        if x.batch_axis.axis != 0:
+            raise ProvenanceError(f"{self.node.name} takes its batch on axis {x.batch_axis.axis}, not 0")
+        size, kernel = ([f"{kind}{i}" for i in range(len(x.shape) - 2)] for kind in ("size", "kernel"))
+        read_as = ParameterFunction(runtime.by_group, weight.node, {"groups": groups})
+        by_group = Value(
+            weight.node,
+            (groups, weight.shape[0] // groups, *weight.shape[1:]),
+            self.batch,
+            read_as=read_as,
+        )
+        view = self.remap(x, lambda m: m.unflatten(1, (groups, -1)))
+        out = self.step((self.shape[0], groups, self.shape[1] // groups, *self.shape[2:]))
+        of_x, of_w = ("batch", "group", "in", *size), ("group", "out", "in", *kernel)
+        mixed = out.multiply(view, of_x, by_group, of_w, ("batch", "group", "out", *size))
+        shape = (*out.shape[:3], *mixed.map.shape[3:])
+        return self.content(mixed.map.expand(shape).flatten(1, 2)) if mixed.is_content else self.constant()
 
     def _by_kernel(self, by_group: Tensor, weight: Value, *args: Any, spatial: int) -> Tensor:
         kernel = torch.ones(1, 1, *weight.shape[2:])
@@ -68,19 +91,22 @@ class Window(Contraction):
             maps = [compact(m[step]) for m in x.expanded()]
             shape = (*x.shape[: -len(stride)], *self.shape[-len(stride) :])
             x = Value(x.node, shape, x.batch, x.role, tuple(maps))
-        if x.is_content and groups > 1:
-            self.record(Operation.CHANNEL_MIX)
-            return self._by_channel(self._channels(x, groups), x)
+        if x.is_content and groups > 1 and weight.is_constant:
+            return self._by_group(x, weight, groups)
         return self.contract(x, len(x.shape) - 1 - len(stride), weight)
 
-    def pool(self, x: Value, operator: Callable[..., Tensor], *args: Any, spatial: int) -> Value:
-        """Pooling: uniform over valid positions, by an averaging ``operator`` with the pool's arguments. It is
-        spatial mixing if it keeps the token grid, aggregation otherwise."""
+    def pool(self, x: Value, operator: Callable[..., Tensor], *args: Any, spatial: int, linear: bool = False) -> Value:
+        """Pooling: uniform over valid positions, by an averaging ``operator`` with the pool's arguments; of a product
+        with a factor that a ``linear`` pool averages, by that factor. It is spatial mixing if it keeps the token grid,
+        aggregation otherwise."""
         if not x.is_content:
             return self.pointwise_like(x)
+        x = x if linear else replace(x, pending=None)
         same_grid = self.shape[-spatial:] == x.shape[-spatial:]
         operation = Operation.SPATIAL_MIX if same_grid else Operation.AGGREGATION
-        return self._resample(operation, x, spatial, operator, *args)
+        out = self._resample(operation, x, spatial, operator, *args)
+        is_global = torch.Size(self.shape[-spatial:]).numel() == 1
+        return self._as_statistic(out, x) if is_global else out
 
     def resample(self, x: Value, *args: Any, spatial: int, operator: Callable[..., Tensor] | None = None) -> Value:
         """Resampling of the last ``spatial`` axes: the operator itself on the labels, over itself on ones."""
@@ -157,7 +183,13 @@ class Window(Contraction):
             self.record(Operation.CHANNEL_MIX)
             return self.from_ids(x.ids, x.batch_axis)
         self.record(operation)
-        return self.from_ids(self._resampled(_full(x.ids, x, spatial), spatial, operator, *args), x.batch_axis)
+        out = self.from_ids(self._resampled(_full(x.ids, x, spatial), spatial, operator, *args), x.batch_axis)
+        if x.pending is None:
+            return out
+        ids = ids_of_sample(x.pending, self.batch, x.batch_axis)
+        massed = self._resampled(_full(ids, x, spatial), spatial, operator, *args)
+        out = self.from_ids(self._without_mass(massed), x.batch_axis)
+        return replace(out, pending=map_of_ids(massed, self.batch, x.batch_axis))
 
     def _resampled(
         self, ids: Tensor, spatial: int, operator: Callable[..., Tensor], *args: Any, channel: bool = True
@@ -186,7 +218,14 @@ class Window(Contraction):
         kwargs = dict(options or {})
         if not bool(valid.all()):
             kwargs["valid"] = valid
-        new = self.label(function, *before, Operand(grid.clamp_min(0)), *after, shape=seen.shape, kwargs=kwargs)
+        new = self.label(
+            function,
+            *before,
+            Operand(torch.where(grid == NONE, grid.max(), grid)),
+            *after,
+            shape=seen.shape,
+            kwargs=kwargs,
+        )
         return torch.where(seen, new, NONE).reshape(*lead, *seen.shape[1:])
 
     def _channels(self, x: Value, groups: int) -> Tensor:

@@ -1,0 +1,78 @@
+"""Spellings of token mixing by parameters, wherever tokens, channels and heads lie."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from equivalents.spelling import CHANNELS, TOKENS, Group, tokens
+
+__all__ = ["GROUPS"]
+
+
+def matrix(s: Any) -> Tensor:
+    return s.conv.weight[..., 0]
+
+
+MIXING = Group("token mixing", {"conv": nn.Conv1d(TOKENS, TOKENS, 1, bias=False)}).add(
+    matmul=lambda s, z: matrix(s) @ tokens(z),
+    linear=lambda s, z: F.linear(z.flatten(2), matrix(s)).mT,
+    einsum=lambda s, z: torch.einsum("nm,bmc->bnc", matrix(s), tokens(z)),
+    tensordot=lambda s, z: torch.tensordot(tokens(z), matrix(s), ([1], [1])).mT,
+    baddbmm=lambda s, z: torch.baddbmm(torch.zeros(1, 1, 1), matrix(s).expand(len(z), -1, -1), tokens(z)),
+    conv1d=lambda s, z: s.conv(tokens(z)),
+    conv2d=lambda s, z: F.conv2d(tokens(z)[..., None], s.conv.weight[..., None])[..., 0],
+    conv1d_with_a_kernel_of_three=lambda s, z: F.conv1d(tokens(z), F.pad(s.conv.weight, (1, 1)), padding=1),
+    channels_in_the_batch=lambda s, z: F.linear(z.reshape(-1, TOKENS), matrix(s)).view(-1, CHANNELS, TOKENS).mT,
+    flattened_channels=lambda s, z: (z.flatten(0, 1).flatten(1) @ matrix(s).T).view(-1, CHANNELS, TOKENS).mT,
+    half_of_the_channels_in_the_batch=lambda s, z: (
+        F.linear(z.reshape(-1, 2, TOKENS), matrix(s)).view(-1, CHANNELS, TOKENS).mT
+    ),
+    addmm=lambda s, z: torch.addmm(torch.zeros(1), z.reshape(-1, TOKENS), matrix(s).T).view(-1, CHANNELS, TOKENS).mT,
+    product=lambda s, z: (matrix(s)[None, :, :, None] * tokens(z)[:, None]).sum(2),
+    product_expanded=lambda s, z: (matrix(s)[None, :, :, None] * tokens(z)[:, None].expand(-1, TOKENS, -1, -1)).sum(2),
+)
+
+
+def heads(z: Tensor) -> Tensor:
+    """(batch, 2 heads, tokens, channels)."""
+    return tokens(z).unflatten(2, (2, -1)).transpose(1, 2)
+
+
+def joined(mixed: Tensor) -> Tensor:
+    return mixed.transpose(1, 2).flatten(2)
+
+
+HEADS = Group("token mixing by two heads", {"conv": nn.Conv1d(2 * TOKENS, 2 * TOKENS, 1, groups=2, bias=False)}).add(
+    einsum=lambda s, z: joined(torch.einsum("hnm,bhmd->bhnd", matrix(s).unflatten(0, (2, -1)), heads(z))),
+    matmul=lambda s, z: joined(matrix(s).unflatten(0, (2, -1)) @ heads(z)),
+    groups=lambda s, z: joined(s.conv(heads(z).flatten(1, 2)).unflatten(1, (2, -1))),
+    groups_of_images=lambda s, z: joined(
+        F.conv2d(heads(z).flatten(1, 2)[..., None], s.conv.weight[..., None], groups=2)[..., 0].unflatten(1, (2, -1))
+    ),
+    product=lambda s, z: joined((matrix(s).unflatten(0, (2, -1))[None, ..., None] * heads(z)[:, :, None]).sum(3)),
+)
+
+
+def registered(s: Any, z: Tensor) -> Tensor:
+    return torch.cat((s.registers.expand(len(z), -1, -1), tokens(z)), 1)
+
+
+LONG = TOKENS + 2
+REGISTERS = Group(
+    "token mixing with registers",
+    {"conv": nn.Conv1d(LONG, LONG, 1, bias=False), "registers": nn.Parameter(torch.zeros(1, 2, CHANNELS))},
+).add(
+    matmul=lambda s, z: matrix(s) @ registered(s, z),
+    linear=lambda s, z: F.linear(registered(s, z).mT, matrix(s)).mT,
+    channels_in_the_batch=lambda s, z: (
+        F.linear(registered(s, z).mT.reshape(-1, LONG), matrix(s)).view(-1, CHANNELS, LONG).mT
+    ),
+    conv1d=lambda s, z: s.conv(registered(s, z)),
+    einsum=lambda s, z: torch.einsum("nm,bmc->bnc", matrix(s), registered(s, z)),
+)
+
+GROUPS = [MIXING, HEADS, REGISTERS]

@@ -1,0 +1,154 @@
+"""Spellings of sliding windows: those that overlap are convolutions, those that tile are aggregation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from equivalents.spelling import CHANNELS, SIDE, Group, tokens
+
+__all__ = ["GROUPS"]
+
+PLACES = [(i, j) for i in range(3) for j in range(3)]
+
+
+def padded(z: Tensor) -> Tensor:
+    return F.pad(z, (1, 1, 1, 1))
+
+
+def shifted(z: Tensor) -> list[Tensor]:
+    return [padded(z)[:, :, i : i + SIDE, j : j + SIDE] for i, j in PLACES]
+
+
+def cut(z: Tensor) -> Tensor:
+    """Windows (batch, channels, height, width, 3, 3)."""
+    return padded(z).unfold(2, 3, 1).unfold(3, 3, 1)
+
+
+def one_kernel() -> nn.Conv2d:
+    """A depthwise convolution with one kernel for all channels."""
+    conv = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, groups=CHANNELS, bias=False)
+    conv.weight.data = conv.weight.data[:1].expand(CHANNELS, -1, -1, -1).clone()
+    return conv
+
+
+def plus(s: Any, z: Tensor) -> Tensor:
+    one = padded(z)
+    out = one[:, :, :SIDE, :SIDE] * s.conv.weight[0, 0, 0, 0]
+    for i, j in PLACES[1:]:
+        out = out + one[:, :, i : i + SIDE, j : j + SIDE] * s.conv.weight[0, 0, i, j]
+    return tokens(out)
+
+
+def plus_in_place(s: Any, z: Tensor) -> Tensor:
+    one, out = padded(z), torch.zeros_like(z)
+    for i, j in PLACES:
+        out += one[:, :, i : i + SIDE, j : j + SIDE] * s.conv.weight[:, 0, i, j].view(1, -1, 1, 1)
+    return tokens(out)
+
+
+DEPTHWISE = Group("depthwise convolution", {"conv": one_kernel()}).add(
+    conv=lambda s, z: tokens(s.conv(z)),
+    unfold=lambda s, z: (
+        (F.unfold(z, 3, padding=1).unflatten(1, (CHANNELS, 9)) * s.conv.weight.flatten(1)[None, :, :, None]).sum(2).mT
+    ),
+    unfold_einsum=lambda s, z: torch.einsum(
+        "bckn,ck->bnc", F.unfold(z, 3, padding=1).unflatten(1, (CHANNELS, 9)), s.conv.weight.flatten(1)
+    ),
+    tensor_unfold=lambda s, z: tokens((cut(z) * s.conv.weight[:, 0][None, :, None, None]).sum((4, 5))),
+    tensor_unfold_einsum=lambda s, z: tokens(torch.einsum("bchwij,cij->bchw", cut(z), s.conv.weight[:, 0])),
+    stack=lambda s, z: tokens((torch.stack(shifted(z), 2) * s.conv.weight.flatten(1)[None, :, :, None, None]).sum(2)),
+    plus=plus,
+    plus_in_place=plus_in_place,
+    one_channel_at_a_time=lambda s, z: tokens(
+        torch.cat([F.conv2d(z[:, i : i + 1], s.conv.weight[i : i + 1], padding=1) for i in range(CHANNELS)], 1)
+    ),
+    channels_in_the_batch=lambda s, z: tokens(
+        F.conv2d(z.reshape(-1, 1, SIDE, SIDE), s.conv.weight[:1], padding=1).view_as(z)
+    ),
+)
+
+CONVOLUTION = Group("convolution", {"conv": nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False)}).add(
+    conv=lambda s, z: tokens(s.conv(z)),
+    padded_before=lambda s, z: tokens(F.conv2d(padded(z), s.conv.weight)),
+    unfold_matmul=lambda s, z: (s.conv.weight.flatten(1) @ F.unfold(z, 3, padding=1)).mT,
+    unfold_linear=lambda s, z: F.linear(F.unfold(z, 3, padding=1).mT, s.conv.weight.flatten(1)),
+    unfold_of_padded=lambda s, z: F.linear(F.unfold(padded(z), 3).mT, s.conv.weight.flatten(1)),
+    tensor_unfold_einsum=lambda s, z: tokens(torch.einsum("bchwij,ocij->bohw", cut(z), s.conv.weight)),
+    tensor_unfold_linear=lambda s, z: F.linear(
+        cut(z).permute(0, 2, 3, 1, 4, 5).flatten(3), s.conv.weight.flatten(1)
+    ).flatten(1, 2),
+    stack_einsum=lambda s, z: tokens(
+        torch.einsum("bckhw,ock->bohw", torch.stack(shifted(z), 2), s.conv.weight.flatten(2))
+    ),
+    cat_and_1x1=lambda s, z: tokens(
+        F.conv2d(torch.cat(shifted(z), 1), s.conv.weight.flatten(2).mT.flatten(1)[..., None, None])
+    ),
+)
+
+PATCHES = Group("patches", {"conv": nn.Conv2d(CHANNELS, CHANNELS, 2, 2, bias=False)}).add(
+    conv=lambda s, z: tokens(s.conv(z)),
+    unfold_matmul=lambda s, z: (s.conv.weight.flatten(1) @ F.unfold(z, 2, stride=2)).mT,
+    reshape_linear=lambda s, z: F.linear(
+        z.unflatten(2, (2, 2)).unflatten(4, (2, 2)).permute(0, 2, 4, 1, 3, 5).flatten(3), s.conv.weight.flatten(1)
+    ).flatten(1, 2),
+    einsum=lambda s, z: tokens(
+        torch.einsum("bcxiyj,ocij->boxy", z.unflatten(2, (2, 2)).unflatten(4, (2, 2)), s.conv.weight)
+    ),
+    gather_four=lambda s, z: F.linear(
+        tokens(torch.cat([z[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)], 1)),
+        s.conv.weight.permute(0, 2, 3, 1).flatten(1),
+    ),
+    pixel_unshuffle=lambda s, z: tokens(F.conv2d(F.pixel_unshuffle(z, 2), s.conv.weight.flatten(1)[..., None, None])),
+    tensor_unfold=lambda s, z: tokens(
+        torch.einsum("bchwij,ocij->bohw", z.unfold(2, 2, 2).unfold(3, 2, 2), s.conv.weight)
+    ),
+    average=lambda s, z: tokens(F.avg_pool2d(z, 2)),
+    maximum=lambda s, z: tokens(F.max_pool2d(z, 2)),
+    mean=lambda s, z: tokens(z.unflatten(2, (2, 2)).unflatten(4, (2, 2)).mean((3, 5))),
+    mean_of_four=lambda s, z: tokens(torch.stack([z[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)]).mean(0)),
+    adaptive=lambda s, z: tokens(F.adaptive_avg_pool2d(z, 2)),
+    area=lambda s, z: tokens(F.interpolate(z, size=(2, 2), mode="area")),
+)
+
+
+def odd(z: Tensor) -> Tensor:
+    return z[:, :, :3, :3]
+
+
+def four(z: Tensor) -> Tensor:
+    return tokens(torch.cat([z[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)], 1))
+
+
+ODD = Group("patches at an odd edge", {"linear": nn.Linear(4 * CHANNELS, CHANNELS, bias=False)}).add(
+    ceil_mode=lambda s, z: tokens(F.avg_pool2d(odd(z), 2, ceil_mode=True)),
+    maximum=lambda s, z: tokens(F.max_pool2d(odd(z), 2, ceil_mode=True)),
+    pad=lambda s, z: s.linear(four(F.pad(odd(z), (0, 1, 0, 1)))),
+    cat=lambda s, z: s.linear(
+        four(
+            torch.cat(
+                (torch.cat((odd(z), z.new_zeros(len(z), CHANNELS, 3, 1)), 3), torch.zeros(len(z), CHANNELS, 1, 4)), 2
+            )
+        )
+    ),
+    written=lambda s, z: s.linear(
+        four(
+            torch.zeros_like(z).index_put(
+                (
+                    torch.arange(len(z))[:, None, None, None],
+                    torch.arange(CHANNELS)[:, None, None],
+                    torch.arange(3)[:, None],
+                    torch.arange(3),
+                ),
+                odd(z),
+            )
+        )
+    ),
+    masked=lambda s, z: s.linear(four(z * F.pad(torch.ones(3, 3), (0, 1, 0, 1)))),
+    unfold=lambda s, z: s.linear(F.unfold(F.pad(odd(z), (0, 1, 0, 1)), 2, stride=2).mT),
+)
+
+GROUPS = [DEPTHWISE, CONVOLUTION, PATCHES, ODD]

@@ -27,8 +27,8 @@ class Constants:
         is_constant: Callable[[Node], bool],
     ) -> None:
         """``number_of`` gives the value of a node that is a known number, such as a size, or that holds one everywhere;
-        ``is_constant`` tells whether a node computes
-        tensors that do not depend on the images and that nothing has written to."""
+        ``is_constant`` tells whether a node computes tensors that do not depend on the images and that nothing has
+        written to."""
         self._graph_module = graph_module
         self._number_of = number_of
         self._is_constant = is_constant
@@ -59,9 +59,10 @@ class Constants:
         needed: dict[Node, Any] = {}
         open_nodes = [node]
         while open_nodes:
-            needed[node] = self._number_of(node := open_nodes.pop())
-            if needed[node] is None:
-                open_nodes += [n for n in node.all_input_nodes if n not in needed]
+            needs = open_nodes.pop()
+            needed[needs] = self._number_of(needs)
+            if needed[needs] is None:
+                open_nodes += [n for n in needs.all_input_nodes if n not in needed]
         return {n: needed[n] for n in self._graph_module.graph.nodes if n in needed}
 
     def evaluate(self, node: Node) -> Any:

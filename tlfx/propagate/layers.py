@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
@@ -21,6 +22,7 @@ class LayerSelection:
     def __init__(self, layers: Layers | None) -> None:
         self._layers = layers
         self._numbers: dict[Node, int] = {}
+        self._matched: set[str | int] = set()
 
     @property
     def count(self) -> int:
@@ -33,7 +35,27 @@ class LayerSelection:
         if self._layers is None:
             return True
         path = module_path(node)
-        return any(number == x if isinstance(x, int) else _is_inside(path, x) for x in self._layers)
+        matched = {x for x in self._layers if (number == x if isinstance(x, int) else _is_inside(path, x))}
+        self._matched |= matched
+        return bool(matched)
+
+    def check_all_match(self) -> None:
+        """Raise InputError for a pattern or a number that no attention layer matches."""
+        for layer in self._layers or ():
+            if layer not in self._matched:
+                raise InputError(self._unmatched(layer))
+
+    def _unmatched(self, layer: str | int) -> str:
+        if not self._numbers:
+            return f"layers={layer!r} matches nothing: this model has no token-mixing attention layers, so leave it out"
+        if isinstance(layer, int):
+            return f"layers contains {layer}, but this model has {_counted(self.count)}"
+        paths = list(dict.fromkeys(map(module_path, self._numbers)))
+        near = difflib.get_close_matches(layer, paths, cutoff=0.3) or paths[:3]
+        return (
+            f"layers={layer!r} matches none of the {self.count} token-mixing attention layers of this model; near are "
+            f"{', '.join(map(repr, near))}. A pattern such as 'blocks.[0-5]' matches all layers inside of these modules"
+        )
 
 
 def count_from_first(layers: Sequence[str | int], count: int) -> Layers:
@@ -46,11 +68,13 @@ def count_from_first(layers: Sequence[str | int], count: int) -> Layers:
     """
     lowest = min((layer for layer in layers if isinstance(layer, int)), default=0)
     if lowest < -count:
-        raise InputError(
-            f"layers contains {lowest}, but this model has {count} token-mixing attention layers: expected "
-            + (f"numbers from {-count} to {count - 1}" if count else "no numbers, as there is no layer to choose")
-        )
+        raise InputError(f"layers contains {lowest}, but this model has {_counted(count)}")
     return tuple(layer + count if isinstance(layer, int) and layer < 0 else layer for layer in layers)
+
+
+def _counted(count: int) -> str:
+    expected = f"numbers from {-count} to {count - 1}" if count else "no numbers, as there is no layer to choose"
+    return f"{count} token-mixing attention layers: expected {expected}"
 
 
 def _is_inside(path: str, pattern: str) -> bool:

@@ -70,7 +70,7 @@ def propagate(captured: Captured, options: Options | None = None) -> Propagation
     """Propagate labels through a captured graph.
 
     Raises UnknownOperatorError for an operator without a rule, RuleError or ProvenanceError where content cannot be
-    followed, NoContentError if no output holds any, InputError for layers counted from the last beyond the first.
+    followed, NoContentError if no output holds any, InputError for layers that match no attention.
     """
     options = options or Options()
     if any(isinstance(layer, int) and layer < 0 for layer in options.layers or ()):
@@ -128,6 +128,7 @@ class Propagator:
                 observer.see(node, self.values)
             for source in reads.get(node, ()):
                 self._free(source)
+        self.state.layers.check_all_match()
         op = OpContext(graph.output_node(), (), {}, self.state)
         outputs = read_outputs(op, self.values)
         recorded = observer.choose(self.options.record, op) if observer else ObservedLabels()

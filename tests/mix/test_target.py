@@ -398,3 +398,47 @@ def test_labels_alone_are_checked() -> None:
 
 def test_examples_in_the_docstrings() -> None:
     assert doctest.testmod(tlfx.mix.target).failed == 0
+
+
+def small(batch: int = 4) -> MixedTarget:
+    first = torch.arange(batch)
+    return MixedTarget(first=first, second=first.flip(0), mask=torch.ones(batch, 1, 2, 2), num_classes=7, smoothing=0.1)
+
+
+def test_it_is_used_like_a_tensor_of_labels() -> None:
+    target = small()
+    assert len(target) == target.size(0) == target.size(-2) == 4
+    assert target.size(1) == target.size(-1) == 7
+    with pytest.raises(IndexError, match=r"dim is 2, expected 0 \(images\) or 1 \(classes\)"):
+        target.size(2)
+    moved = target.cpu()
+    assert isinstance(moved, MixedTarget)
+    assert moved.mask.device.type == "cpu"
+    if torch.cuda.is_available():
+        assert target.cuda().mask.device.type == target.cuda(0, non_blocking=True).first.device.type == "cuda"
+
+
+def test_length_of_collated_batches_and_of_one_sample() -> None:
+    sample = MixedTarget(first=torch.tensor(1), second=torch.tensor(2), mask=torch.ones(1, 2, 2), num_classes=7)
+    with pytest.raises(TypeError, match=r"single sample has no length.*default_collate"):
+        len(sample)
+    assert len(default_collate([sample, sample, sample])) == 3
+    assert len(default_collate([small(), small()])) == 8
+
+
+def test_repr_is_short() -> None:
+    expected = "MixedTarget(first=(4,), second=(4,), mask=(4, 1, 2, 2), num_classes=7, smoothing=0.1)"
+    assert repr(small()) == str(small()) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("frist", r"'frist' is no item of a MixedTarget, expected first, .*; did you mean first\?"),
+        ("num_class", r"did you mean num_classes\?"),
+        ("weights", r"'weights' is no item of a MixedTarget, expected .*smoothing$"),
+    ],
+)
+def test_misspelt_items(name: str, words: str) -> None:
+    with pytest.raises(TargetError, match=words):
+        MixedTarget({**small(), name: 1})

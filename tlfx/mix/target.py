@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,6 +13,9 @@ from torch import Tensor
 from tlfx.errors import TargetError
 
 __all__ = ["MixedTarget", "check_labels", "hard_or_soft"]
+
+
+_ITEMS = ("first", "second", "labels", "mask", "num_classes", "smoothing")
 
 
 class MixedTarget(dict[str, Any]):
@@ -30,18 +34,48 @@ class MixedTarget(dict[str, Any]):
 
     It is a `dict`, so that code which collates, moves, pins, slices or pickles dictionaries of tensors handles it. A
     single sample has labels and mask without batch axis; `default_collate` adds it. Attributes of the same names return
-    the items with the types and shapes of the table. Nothing is validated before `check` is called.
+    the items with the types and shapes of the table. Names of items are validated at once, the items when `check` is
+    called. `len` is the number of images, as of a tensor of labels.
 
     >>> mask = torch.ones(1, 1, 2, 4)
     >>> mask[..., 3] = 0
     >>> target = MixedTarget(first=torch.tensor([0]), second=torch.tensor([2]), mask=mask, num_classes=3)
     >>> target.area()
     tensor([[0.7500, 0.0000, 0.2500]])
+    >>> target
+    MixedTarget(first=(1,), second=(1,), mask=(1, 1, 2, 4), num_classes=3, smoothing=0.0)
+
+    Raises TargetError for an item of any other name.
     """
 
     def __init__(self, items: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **fields: Any) -> None:
         super().__init__(items, **fields)
         self.setdefault("smoothing", 0.0)
+        for name in self:
+            if name not in _ITEMS:
+                near = difflib.get_close_matches(str(name), _ITEMS, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise TargetError(f"{name!r} is no item of a MixedTarget, expected {', '.join(_ITEMS)}{hint}")
+
+    def __len__(self) -> int:
+        """The number of images. TypeError for a single sample, which has no batch axis."""
+        shape = self._batch_shape()
+        if not shape:
+            raise TypeError("a MixedTarget of a single sample has no length: torch.utils.data.default_collate adds it")
+        return int(shape.numel())
+
+    def __repr__(self) -> str:
+        shown = (f"{k}={tuple(v.shape) if isinstance(v, Tensor) else v!r}" for k, v in self.items())
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def size(self, dim: int) -> int:
+        """The number of images for dim 0, the number of classes for dim 1, as of a tensor of soft labels.
+
+        IndexError for any other dim.
+        """
+        if dim not in (0, 1, -1, -2):
+            raise IndexError(f"dim is {dim}, expected 0 (images) or 1 (classes)")
+        return len(self) if dim in (0, -2) else self.num_classes
 
     @property
     def first(self) -> Tensor:
@@ -91,6 +125,14 @@ class MixedTarget(dict[str, Any]):
             for key, value in self.items()
         }
         return type(self)(moved)
+
+    def cuda(self, device: torch.device | str | int = "cuda", non_blocking: bool = False) -> MixedTarget:
+        """A new target on a GPU, as `to`."""
+        return self.to(device, non_blocking)
+
+    def cpu(self) -> MixedTarget:
+        """A new target on the CPU, as `to`."""
+        return self.to("cpu")
 
     def area(self) -> Tensor:
         """Plain CutMix/MixUp target λ·y₁ + (1 − λ)·y₂ with λ the mean of the mask: float32 (B, num_classes)."""

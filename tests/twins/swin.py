@@ -36,17 +36,20 @@ def aligned_share(model: Any, images: Tensor, mask: Tensor) -> Tensor:
         if isinstance(layer, nn.Conv2d):
             labels = convolution(labels, layer)
         elif isinstance(layer, MERGINGS):
-            labels = merge(labels, share)
+            labels = merge(labels)
         elif isinstance(layer, BLOCKS):
             labels = residual(labels, window_mixing(layer, seen[layer.norm1], labels, share))
     return labels.mean((1, 2))
 
 
-def merge(labels: Tensor, share: Tensor) -> Tensor:
-    """Table 10: the four labels of a 2 × 2 square aggregated; the padding of an odd edge is labelled λ (eq. 5)."""
+def merge(labels: Tensor) -> Tensor:
+    """Table 10: the labels of a 2 × 2 square aggregated; the padding of an odd edge has none."""
     _, height, width = labels.shape
-    centred = pad(labels - share[:, None, None], (0, width % 2, 0, height % 2))
-    return uniform(centred + share[:, None, None], (2, 2), (2, 2), (0, 0))
+    total, valid = (
+        uniform(pad(x, (0, width % 2, 0, height % 2)), (2, 2), (2, 2), (0, 0))
+        for x in (labels, torch.ones_like(labels))
+    )
+    return total / valid
 
 
 def window_mixing(

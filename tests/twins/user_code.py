@@ -16,7 +16,7 @@ from twins.vit import multihead_map, through_blocks
 
 
 def evit(model: Any, images: Tensor, mask: Tensor) -> Tensor:
-    """Eq. 5, 9 and 11; kept tokens keep their label, and those fused to one are aggregated (Table 10)."""
+    """Eq. 5, 9 and 11; kept tokens keep their label, and those fused to one are mixed by attention (eq. 9)."""
     labels = join(convolution(start(mask), model.patches).flatten(1), mask)
     seen = outputs_of(model, images, [block.norm1 for block in model.blocks])
     for block in model.blocks:
@@ -32,7 +32,10 @@ def pruned(block: Any, q: Tensor, k: Tensor, labels: Tensor) -> Tensor:
     chosen = looks.topk(math.ceil(block.keep * looks.shape[1]), 1, sorted=True).indices
     parts = [labels[:, :1], labels[:, 1:].gather(1, chosen)]
     if block.fuse:
-        parts.append(labels[:, 1:].gather(1, complement(chosen, looks.shape[1])).mean(1, keepdim=True))
+        rest = complement(chosen, looks.shape[1])
+        weights = looks.gather(1, rest)
+        fused = (weights * labels[:, 1:].gather(1, rest)).sum(1, keepdim=True)
+        parts.append(fused / weights.sum(1, keepdim=True))
     return torch.cat(parts, 1)
 
 

@@ -113,23 +113,20 @@ def _leaves_graph(entry: Entry, program: _Program, gradients: bool) -> bool:
 
 def _export(entry: Entry, any_batch: bool, gradients: bool = True) -> _Program:
     """Export a forward, for any batch size if it can be, with gradients if they are visible. Raises CaptureError."""
-    call, model = entry.call, getattr(entry, MODEL)
+    call = entry.call
     batched = [x.dim() > 0 and x.shape[0] == call.batch for x in call.tensors]
-    recording = Recording()
-    try:
-        exported = _export_for(entry, batched if any_batch else None, recording, gradients)
-        return _Program(exported, entry.record, recording, None if any_batch else call.batch)
-    except TlfxError:
-        raise
-    except Exception:
+    attempts = [(batched, None), (None, call.batch)] if any_batch else [(None, call.batch)]
+    for dynamic, batch in attempts:
         recording = Recording()
         try:
-            return _Program(_export_for(entry, None, recording, gradients), entry.record, recording, call.batch)
-        except TlfxError:
-            raise
+            return _Program(_export_for(entry, dynamic, recording, gradients), entry.record, recording, batch)
         except Exception as error:
             function = recording.function_that_raised(error)
-            raise explain(class_name(model), error, lambda: _run(model, call), call.tensors, function) from error
+            if isinstance(error, TlfxError) and function is None:
+                raise
+            failed, cause = function, error
+    model = getattr(entry, MODEL)
+    raise explain(class_name(model), cause, lambda: _run(model, call), call.tensors, failed) from cause
 
 
 def _export_for(entry: Entry, dynamic: list[bool] | None, recording: Recording, gradients: bool) -> GraphModule:

@@ -6,7 +6,6 @@ import inspect
 import linecache
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -21,6 +20,10 @@ from tlfx.errors import CaptureError
 from tlfx.graph.nodes import hint
 
 __all__ = ["check_changes"]
+
+
+_OTHERS = frozenset({"tlfx", "torch", *sys.stdlib_module_names})
+"""Packages whose lines are not a model's."""
 
 
 def check_changes(
@@ -117,21 +120,12 @@ class _Watch:
         self.line: str | None = None
 
     def trace(self, frame: FrameType, event: str, argument: Any) -> Any:
-        """Compare the place with its value before the last line."""
+        """Compare the place with its value before the last line of the model's code."""
+        if str(frame.f_globals.get("__name__")).partition(".")[0] in _OTHERS:
+            return None  # neither this function nor, by itself, what it calls: that is asked again
         now = self.change.container.items().get(self.change.key)
         if self.line is None and self.place is not None and now is not self.value and not are_equal(now, self.value):
             name, number, function = self.place
             self.line = f"{name}:{number} in {function}: {linecache.getline(name, number).strip()}"
-        self.value, code = now, frame.f_code
-        is_own = Path(code.co_filename).parent == Path(__file__).parent  # sets the state that the forward starts from
-        self.place = None if is_own else _outside_torch(frame)
+        self.value, self.place = now, (frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
         return self.trace
-
-
-def _outside_torch(frame: FrameType) -> tuple[str, int, str]:
-    """File, line and function of the innermost code that is not torch's: its module sets attributes for others."""
-    found: FrameType | None = frame
-    while found is not None and str(found.f_globals.get("__name__")).partition(".")[0] == "torch":
-        found = found.f_back
-    found = found or frame
-    return found.f_code.co_filename, found.f_lineno, found.f_code.co_name

@@ -46,7 +46,7 @@ def swin_labels(model: Any, images: Tensor, mask: Tensor) -> dict[str, Tensor]:
         if isinstance(layer, nn.Conv2d):
             labels = convolution(labels, layer)
         elif isinstance(layer, swin.MERGINGS):
-            labels = swin.merge(labels, share)
+            labels = swin.merge(labels)
         elif isinstance(layer, swin.BLOCKS):
             labels = residual(labels, swin.window_mixing(layer, seen[layer.norm1], labels, share))
         else:

@@ -176,11 +176,12 @@ class Assigning(nn.Module):
         self.register_buffer("in_place", torch.zeros(8))
 
     def forward(self, x: Tensor) -> Tensor:
+        y = x - self.mean / (self.steps + 1) + self.in_place
         if self.training:
             self.mean = 0.9 * self.mean + 0.1 * x.detach().mean((0, 1))
             self.steps = self.steps + 1
             self.in_place += x.detach().amax((0, 1))
-        return x - self.mean / self.steps + self.in_place
+        return y
 
 
 def test_buffers_that_a_forward_assigns() -> None:
@@ -214,8 +215,9 @@ class Rooted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.net(x).mean(2)
+        y = x * (1 + self.total)
         self.total = self.total + x.detach().sum()
-        return x * self.total
+        return y
 
 
 def test_indices_that_convit_assigns() -> None:

@@ -41,8 +41,26 @@ class InPlaceWrites:
         self._sharing.get(storage_of(node) or 0, {}).pop(node, None)
 
     def note(self, node: Node) -> None:
-        """Note the storage that a node writes to, if any."""
-        self._written |= written_storages([node])
+        """Note the storage that a node writes constants to, if any: it no longer holds one number, unless that is what
+        was written."""
+        for storage in written_storages([node]):
+            self._written.add(storage)
+            number = self._number_written(node)
+            for other in self._sharing[storage]:
+                value = self._values.get(other)
+                if isinstance(value, Value) and value.number not in (None, number):
+                    self._values[other] = replace(value, number=None)
+
+    def _number_written(self, node: Node) -> float | None:
+        if node.target is torch.ops.aten.zero_.default:
+            return 0.0
+        if getattr(node.target, "overloadpacket", None) not in (torch.ops.aten.copy_, torch.ops.aten.fill_):
+            return None
+        given = node.args[1]
+        if isinstance(given, int | float):
+            return float(given)
+        value = self._values.get(given) if isinstance(given, Node) else None
+        return self._number_of(value) if isinstance(value, Value) else None
 
     def is_written(self, node: Node) -> bool:
         """Whether a node has written to the storage of this node's value so far."""

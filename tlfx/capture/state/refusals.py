@@ -22,7 +22,7 @@ from tlfx.graph.nodes import hint
 __all__ = ["check_changes"]
 
 
-_OTHERS = frozenset({"tlfx", "torch", *sys.stdlib_module_names})
+_OTHERS = frozenset({"numpy", "tlfx", "torch", *sys.stdlib_module_names})
 """Packages whose lines are not a model's."""
 
 

@@ -135,6 +135,14 @@ def test_a_scripted_model() -> None:
         tlfx.align(torch.jit.script(nn.Sequential(nn.Flatten())))
 
 
+def test_a_scripted_part_is_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), torch.jit.script(nn.ReLU()))  # type: ignore[no-untyped-call]
+    with pytest.raises(
+        tlfx.InputError, match=r"1 is a RecursiveScriptModule, whose code is fixed.*that it was made from"
+    ):
+        tlfx.align(model)
+
+
 @pytest.fixture
 def one_process(tmp_path: Path) -> Iterator[None]:
     """A process group of this process alone."""

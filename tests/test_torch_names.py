@@ -235,6 +235,24 @@ def storage_key() -> None:
     assert _torch.storage_key(x) == _torch.storage_key(x[1:]) != _torch.storage_key(x.clone())
 
 
+class Draws(nn.Module):
+    """Draws from its own generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rand(2, generator=self.generator)
+
+
+def generator_key() -> None:
+    module = Draws()
+    held: Any = next(iter(torch.export.export(module, (torch.ones(2),), strict=False).constants.values()))
+    assert _torch.generator_key(held) == _torch.generator_key(module.generator)
+    assert _torch.generator_key(held) != _torch.generator_key(torch.Generator())
+
+
 def operators() -> None:
     assert isinstance(LINEAR, _torch.OpOverload)
     assert isinstance(torch.ops.aten.linear, _torch.OpOverloadPacket)
@@ -312,6 +330,7 @@ NAMES: dict[str, Callable[[], None]] = {
     "torch._C._functorch.is_functorch_wrapped_tensor, get_unwrapped": without_vmap,
     "torch._functorch.pyfunctorch.temporarily_clear_interpreter_stack": outside_transforms,
     "UntypedStorage._cdata": storage_key,
+    "torch.Generator._cdata": generator_key,
     "torch._ops.OpOverload, OpOverloadPacket, HigherOrderOperator": operators,
     "OpOverload._schema": schema,
     "OpOverload._overloadname": overload_name,

@@ -47,6 +47,7 @@ __all__ = [
     "flash_attention_backward",
     "fsdp_policy",
     "fused_attention_choice",
+    "generator_key",
     "is_context_of",
     "is_fake",
     "is_fully_sharded",
@@ -180,6 +181,11 @@ def is_fake(x: Any) -> bool:
 def storage_key(tensor: Tensor) -> int:
     """A number for the storage of a tensor: ``data_ptr()`` is refused by fake tensors."""
     return int(without_vmap(tensor).untyped_storage()._cdata)
+
+
+def generator_key(generator: torch.Generator) -> int:
+    """A number for a random generator: torch.export makes another object of Python for the same generator."""
+    return int(generator._cdata)  # type: ignore[attr-defined]
 
 
 def schema(operator: OpOverload) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import random
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -300,6 +301,70 @@ def own_generator(net: Any, x: Tensor) -> Tensor:
     return x * net.generator.random()
 
 
+def generator_of_torch(net: Any, x: Tensor) -> Tensor:
+    return x * torch.rand(8, generator=net.generator)
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+def test_a_generator_of_torch_is_the_models(replaces: bool) -> None:
+    models: list[Any] = [Net(generator_of_torch, generator=torch.Generator().manual_seed(3)) for _ in range(2)]
+    tlfx.align(models[1])
+    for step in range(3):
+        if replaces and step:
+            for model in models:
+                model.generator = torch.Generator().manual_seed(step)
+        assert torch.equal(models[1](pictures(), target(3))[0], models[0](pictures()))
+        assert torch.equal(models[1].generator.get_state(), models[0].generator.get_state())
+
+
+def generator_made_in_forward(net: Any, x: Tensor) -> Tensor:
+    return x * torch.rand(8, generator=torch.Generator().manual_seed(3))
+
+
+def generator_seeded_in_forward(net: Any, x: Tensor) -> Tensor:
+    return x * torch.rand(8, generator=net.generator.manual_seed(3))
+
+
+def reference_to_a_value(net: Any, x: Tensor) -> Tensor:
+    net.kept, net.reference = x, weakref.ref(x)
+    return x
+
+
+def summed_numbers(net: Any, x: Tensor) -> Tensor:
+    net.meter.total += x.detach().mean().item()
+    return x
+
+
+def test_a_recurrent_network_that_goes_on_from_its_last_state() -> None:
+    def body(net: Any, x: Tensor) -> Tensor:
+        y, state = net.gru(x, net.state)
+        net.state = state.detach()
+        return y
+
+    models: list[Any] = []
+    for _ in range(2):
+        model: Any = Net(body, state=None)
+        model.gru = nn.GRU(8, 8, batch_first=True)
+        models.append(model)
+    models[1].load_state_dict(models[0].state_dict())
+    tlfx.align(models[1])
+    for step in range(3):
+        images = pictures(seed=step)
+        assert torch.equal(models[1](images, target(3))[0], models[0](images))
+        assert torch.equal(models[1].state, models[0].state)
+
+
+def test_a_sum_of_numbers_that_tensors_give() -> None:
+    assert_same_training(summed_numbers, meter=SimpleNamespace(total=0.0))
+
+
+def test_weak_references_to_weights_stay() -> None:
+    model: Any = Net(lambda net, x: net.lstm(x)[0], lstm=nn.LSTM(8, 8, batch_first=True))
+    tlfx.align(model)(pictures(), target(3))
+    references = model.lstm._flat_weight_refs
+    assert [reference() for reference in references] == [getattr(model.lstm, n) for n in model.lstm._flat_weights_names]
+
+
 class Holder:
     """Not a structure that torch knows."""
 
@@ -319,7 +384,7 @@ REFUSED: list[tuple[Body, dict[str, Any], str]] = [
         r".*test_left_behind.py:\d+ in counter: net.steps \+= 1.*register_buffer.*ignore_state=\['steps'\]"),
     (annealed, {"temperature": 1.0}, r"changes temperature at each call.*net.temperature = net.temperature"),
     (growing_list, {"history": []}, r"changes history at each call.*net.history.append"),
-    (growing_from_nothing, {}, r"changes found .* otherwise \(\(tensor\(2, 16, 8\),\).*forward that begins at"),
+    (growing_from_nothing, {}, r"changes found .* otherwise \(\(tensor\(3, 16, 8\),\).*forward that begins at"),
     (growing_dictionary, {"by_step": {}}, r"changes by_step\[1\] at each call.*ignore_state=\['by_step'\]"),
     (growing_tensor, {"bank": None}, r"changes bank at each call"),
     (flipping, {"flipped": False}, r"changes flipped at each call"),
@@ -332,6 +397,11 @@ REFUSED: list[tuple[Body, dict[str, Any], str]] = [
     (new_module, {}, r"changes late to a Linear that the forward makes.*in __init__"),
     (own_generator, {"generator": random.Random(0)}, r"draws from the random generator of Python or NumPy"),
     (own_generator, {"generator": np.random.default_rng(0)}, r"draws from the random generator of Python or NumPy"),
+    (own_generator, {"generator": random.Random(0)}, r"(?s)Python or NumPy.*test_left_behind.py:\d+ in own_generator"),
+    (generator_made_in_forward, {}, r"makes a torch.Generator.*in __init__"),
+    (generator_seeded_in_forward, {"generator": torch.Generator().manual_seed(3)},
+        r"seeds a torch.Generator.*test_left_behind.py:\d+ in generator_seeded_in_forward"),
+    (reference_to_a_value, {}, r"changes reference to an object of class"),
     (from_an_iterator, {"counts": itertools.count(1)}, r"takes values from an iterator, counts.*register_buffer"),
     (from_an_iterator, {"counts": iter([1, 2, 3, 4])}, r"takes values from an iterator, counts"),
     (from_an_iterator, {"counts": (i * i for i in range(1, 9))}, r"takes values from an iterator, counts"),

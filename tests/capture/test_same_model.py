@@ -391,6 +391,22 @@ def assigned_data(net: Any, x: Tensor) -> Tensor:
     return x
 
 
+def random_state(net: Any, x: Tensor) -> Tensor:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return x * torch.rand(8)
+
+
+def seeded(net: Any, x: Tensor) -> Tensor:
+    torch.manual_seed(3)
+    return x * torch.rand(8)
+
+
+def packed(net: Any, x: Tensor) -> Tensor:
+    with torch.autograd.graph.saved_tensors_hooks(lambda a: a * 2, lambda a: a):
+        return x * x
+
+
 def assigned_later(net: Any, x: Tensor) -> Tensor:
     scale = x.mean()
     x.register_hook(lambda g: g * scale)
@@ -405,7 +421,13 @@ def assigned_later(net: Any, x: Tensor) -> Tensor:
         (reading_a_gradient, "reads the gradient of a tensor.*after backward"),
         (on_several, "registers hooks on the graph of gradients.*use Tensor.register_hook"),
         (on_the_graph, "registers hooks on the graph of gradients"),
-        (assigned_data, "assigns Tensor.data.*use copy_ under torch.no_grad"),
+        (
+            assigned_data,
+            r"(?s)assigns Tensor.data.*use copy_ under torch.no_grad.*in assigned_data",
+        ),
+        (random_state, r"(?s)the random state of torch \(torch.fork_rng\).*outside of the forward.*in random_state"),
+        (seeded, r"(?s)the random state of torch \(torch.manual_seed\).*in seeded"),
+        (packed, r"(?s)changes tensors that autograd saves.*around the call of the model.*in packed"),
         (assigned_later, "register_hook reads variables that the forward assigns after.*before it"),
     ],
     ids=lambda x: getattr(x, "__name__", ""),

@@ -35,6 +35,12 @@ def check_alignable(model: Any) -> None:
             raise InputError(f"{name} runs the model that it wraps and cannot be aligned itself: use {order}")
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError(f"{type(model).__name__} is scripted, and its forward is fixed: align the model before that")
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise InputError(
+                f"{path} is a {type(module).__name__}, whose code is fixed and cannot be captured: give the model the "
+                "module that it was made from"
+            )
     if isinstance(model, GraphModule):
         raise InputError(
             f"{type(model).__name__} is a torch.fx.GraphModule, whose class is rewritten whenever its graph is: align "

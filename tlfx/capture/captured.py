@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from tlfx._torch import TreeSpec, rename, tree_leaves
+from tlfx._torch import TreeSpec, generator_key, rename, tree_leaves
 from tlfx.capture.arguments import Call
 from tlfx.capture.entry import ForwardRecord
 from tlfx.capture.model_class import class_name, own_parameters
@@ -17,6 +18,8 @@ from tlfx.capture.recording import Recording, build_tree
 from tlfx.capture.regions import RegionTree
 from tlfx.capture.state.stored import Stored, Watched, put_state
 from tlfx.capture.tensor_calls import TensorCalls, place_tensor_calls
+from tlfx.errors import CaptureError
+from tlfx.graph.nodes import describe
 from tlfx.graph.shells import MODEL, graph_module_of
 
 __all__ = ["Captured", "cleaned"]
@@ -78,12 +81,31 @@ def cleaned(
     for node in graph.nodes:
         if node.op == "get_attr" and not _is_own(model, str(node.target)):
             path, node.target = str(node.target), str(node.target).replace(".", "_")
-            # modules among them are functions that an operator takes
-            (modules if isinstance(held[path], nn.Module) else buffers)[node.target] = held[path]
-    watched.watch_constants(model, buffers.values())
+            if isinstance(held[path], torch.Generator):
+                modules[node.target] = HeldGenerator(held[path])
+                node.target += ".generator"
+            else:  # modules among them are functions that an operator takes
+                (modules if isinstance(held[path], nn.Module) else buffers)[node.target] = held[path]
+    generators = {k: x.generator for k, x in modules.items() if isinstance(x, HeldGenerator)}
+    placed = watched.watch_constants(model, (*buffers.values(), *generators.values()))
+    for name, generator in generators.items():
+        if generator_key(generator) not in placed:
+            reader = next(n for n in graph.nodes if any(x.target == f"{name}.generator" for x in n.all_input_nodes))
+            raise CaptureError(
+                f"the forward of {class_name(model)} makes a torch.Generator, which an aligned call would not make anew"
+                f"\n{describe(reader)}\nMake it in __init__, and seed it outside of the forward."
+            )
     graph_module = graph_module_of(graph, {**modules, MODEL: model}, buffers, class_name(model))
     position = next(i for i, x in enumerate(call.tensors) if x is call.images)
     return Captured(graph_module, placeholders[position].name, record.out_spec, batch, regions, watched, gradients)
+
+
+class HeldGenerator(nn.Module):
+    """A random generator of the model, as a part of the graph's module: a buffer would have to be a tensor."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self.generator = generator
 
 
 def _attribute(module: nn.Module, path: str) -> Any:

@@ -20,11 +20,11 @@ from tlfx.capture.modes import without_mode_passes
 from tlfx.capture.recording import Recording, recorded_regions
 from tlfx.capture.recurrent import recurrent_shapes
 from tlfx.capture.sharding import whole_parameters
-from tlfx.capture.state.refusals import check_changes
+from tlfx.capture.state.refusals import check_changes, random_error
 from tlfx.capture.state.snapshot import Change, state_kept
 from tlfx.capture.state.stored import Watched
 from tlfx.capture.surroundings import capture_mode, quiet
-from tlfx.errors import TlfxError
+from tlfx.errors import CaptureError, TlfxError
 from tlfx.graph.shells import MODEL
 from tlfx.rules.registry import REGISTRY
 
@@ -58,7 +58,12 @@ def _capture(model: nn.Module, call: Call, any_batch: bool, ignore_state: Sequen
         program = _export(entry, any_batch, gradients)
     changes = program.record.changes
     check_changes(model, changes, lambda: _run(model, call))
-    watched = Watched(changes, _leaves_graph(entry, program, gradients)) if changes else Watched()
+    try:
+        watched = Watched(changes, _leaves_graph(entry, program, gradients)) if changes else Watched()
+    except CaptureError:
+        if any_batch and any(change.has_batch for change in changes):  # the next batch may have to be of the same size
+            return _capture(model, call, False, ignore_state)
+        raise
     return cleaned(
         program.graph_module,
         program.record,
@@ -135,7 +140,7 @@ def _export_for(entry: Entry, dynamic: list[bool] | None, recording: Recording, 
     size = Dim("batch", min=1, max=4096)
     shapes = None if dynamic is None else (tuple({0: size} if d else {} for d in dynamic),)
     with (
-        state_kept(model) as has_drawn,
+        state_kept(model) as changed_random_state,
         capture_mode(gradients),
         quiet(),
         whole_parameters(model),
@@ -145,10 +150,12 @@ def _export_for(entry: Entry, dynamic: list[bool] | None, recording: Recording, 
     ):
         example = tuple(_example(x, bool(dynamic and dynamic[i])) for i, x in enumerate(tensors))
         program = torch.export.export(entry, example, dynamic_shapes=shapes, strict=False)
-        if has_drawn():  # the graph would repeat the same numbers at every call
-            raise RuntimeError("the forward draws from the random generator of Python or NumPy: use torch's instead")
+        changed = changed_random_state()
         unchecked = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
-        return program.module(**unchecked)
+        exported = program.module(**unchecked)
+    if changed is not None:  # the graph would repeat the same numbers at every call
+        raise random_error(model, changed, lambda: _run(model, entry.call))
+    return exported
 
 
 def _example(x: Tensor, batched: bool) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tlfx._torch import is_fake
+from tlfx.capture import autograd_functions
 from tlfx.capture.model_class import class_name
 from tlfx.capture.surroundings import replaced
 from tlfx.errors import CaptureError
@@ -32,12 +33,22 @@ _NODES = (
     "registers hooks on the graph of gradients, which a captured graph does not have: use Tensor.register_hook, which "
     "acts at each aligned call"
 )
+_SAVED = (
+    "changes tensors that autograd saves (saved_tensors_hooks), which a captured graph does not repeat: do it "
+    "around the call of the model"
+)
+_RANDOM = (
+    "reads or sets the random state of torch ({}), which a captured graph does not repeat: do it outside of the "
+    "forward, in a torch.autograd.Function, or draw from a torch.Generator of the model"
+)
+_RANDOM_CALLS = ("manual_seed", "seed", "get_rng_state", "set_rng_state", "fork_rng")
+_DATA = "assigns Tensor.data, which a captured graph cannot repeat: use copy_ under torch.no_grad()"
 
 
 @contextlib.contextmanager
 def refused_calls(model: nn.Module) -> Iterator[None]:
-    """Raise CaptureError where a forward computes or reads gradients, removes hooks that it has not registered, or
-    converts tensors to NumPy."""
+    """Raise CaptureError where a forward computes or reads gradients, removes hooks that it has not registered, changes
+    what autograd saves, sets random states, assigns Tensor.data, or converts tensors to NumPy."""
     paths = {id(module): path for path, module in model.named_modules()}
 
     def refuse(reason: str) -> None:
@@ -52,6 +63,12 @@ def refused_calls(model: nn.Module) -> Iterator[None]:
         stack.enter_context(replaced(Tensor, "grad", _gradient(refuse)))
         stack.enter_context(replaced(Tensor, "grad_fn", _gradient_node(refuse)))
         stack.enter_context(replaced(torch.autograd.graph, "register_multi_grad_hook", _refusing(refuse, _NODES)))
+        hooks = torch.autograd.graph.saved_tensors_hooks
+        stack.enter_context(replaced(hooks, "__enter__", _saved(refuse, hooks.__enter__)))
+        for owner, name in ((o, n) for o in (torch, torch.random) for n in _RANDOM_CALLS if hasattr(o, n)):
+            refused = _unless_in_torch(refuse, getattr(owner, name), _RANDOM.format(f"torch.{name}"))
+            stack.enter_context(replaced(owner, name, refused))
+        stack.enter_context(replaced(Tensor, "data", _data(refuse)))
         stack.enter_context(replaced(RemovableHandle, "remove", _removing(refuse, RemovableHandle.next_id)))
         yield
 
@@ -61,6 +78,43 @@ Refuse = Callable[[str], None]
 
 def _refusing(refuse: Refuse, reason: str) -> Callable[..., None]:
     return lambda *args, **kwargs: refuse(reason)
+
+
+def _unless_in_torch(refuse: Refuse, original: Callable[..., Any], reason: str) -> Callable[..., Any]:
+    """A function that only torch may call, or an autograd function, which an aligned call runs as it is."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        frame: FrameType | None = _caller()
+        while frame is not None and frame.f_globals is globals():
+            frame = frame.f_back
+        is_torch = str(frame and frame.f_globals.get("__name__")).partition(".")[0] == "torch"
+        while frame is not None and not is_torch and frame.f_globals.get("__name__") != autograd_functions.__name__:
+            frame = frame.f_back
+        if frame is None:
+            refuse(reason)
+        return original(*args, **kwargs)
+
+    return call
+
+
+def _saved(refuse: Refuse, original: Callable[..., Any]) -> Callable[..., Any]:
+    others = _unless_in_torch(refuse, original, _SAVED)
+
+    def enter(hooks: Any) -> Any:  # save_on_cpu moves tensors and changes no values
+        return (original if isinstance(hooks, torch.autograd.graph.save_on_cpu) else others)(hooks)
+
+    return enter
+
+
+def _data(refuse: Refuse) -> property:
+    data: Any = Tensor.data
+
+    def write(tensor: Tensor, value: Tensor) -> None:
+        if is_fake(tensor) and str(_caller().f_globals.get("__name__")).partition(".")[0] != "torch":
+            refuse(_DATA)
+        data.__set__(tensor, value)
+
+    return property(data.__get__, write)
 
 
 def _without_numpy(refuse: Refuse, original: Callable[..., Any]) -> Callable[..., Any]:

@@ -101,7 +101,7 @@ class TensorCallRecorder:
             for name in _NAMES:
                 stack.enter_context(replaced(Tensor, name, self._recorded(name, getattr(Tensor, name))))
             stack.enter_context(replaced(Tensor, "requires_grad", property(_REQUIRES_GRAD.__get__, self._require)))
-            stack.enter_context(replaced(Tensor, "data", property(self._data, self._assign_data)))
+            stack.enter_context(replaced(Tensor, "data", property(self._data, _DATA.__set__)))
             yield
         for call in self.calls:
             if [id(x) for x in call.held] != [id(x) for x in _held_by(call.args)]:
@@ -121,13 +121,6 @@ class TensorCallRecorder:
             return data
         self.add(_Call("data", (), []), [tensor], [])
         return tensor.detach()
-
-    def _assign_data(self, tensor: Tensor, value: Tensor) -> None:
-        if is_fake(tensor) and package_of_caller() != "torch":
-            raise CaptureError(
-                "the forward assigns Tensor.data, which a captured graph cannot repeat: use copy_ under torch.no_grad()"
-            )
-        _DATA.__set__(tensor, value)
 
     def _recorded(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)

@@ -21,11 +21,12 @@ from tlfx.capture.describe import ATOMS, INTERNAL
 from tlfx.capture.state.containers import Cell, ClassAttributes, Container, Globals, Items, Mapping, Members
 from tlfx.capture.state.randomness import Generator
 
-__all__ = ["Reach"]
+__all__ = ["OTHERS", "Reach"]
 
 _MOST = 200_000
 """Objects that are visited; a model that reaches more is not searched further."""
-_OTHERS = frozenset({"torch", "numpy", "tlfx", "tlfx_rules", *sys.stdlib_module_names})
+OTHERS = frozenset({"torch", "numpy", "tlfx", "tlfx_rules", *sys.stdlib_module_names})
+"""Packages whose code is not a model's."""
 _HOLDERS = frozenset({"argparse", "collections", "queue", "types"})
 """Packages of the standard library whose classes hold what users put there, such as types.SimpleNamespace."""
 _CACHE = type(functools.lru_cache(lambda: None))
@@ -40,7 +41,7 @@ class Reach:
         self.tensors: dict[int, Tensor] = {}
         """Tensors other than parameters and buffers, by identity."""
         self.generators: list[Generator] = []
-        """Generators of random numbers of Python or NumPy."""
+        """Generators of random numbers of Python, NumPy or torch."""
         self.iterators: list[tuple[str, Iterator[Any]]] = []
         self._seen: set[int] = set()
         self._open: deque[tuple[str, Any]] = deque()
@@ -55,7 +56,7 @@ class Reach:
                 visit(self, name, value)
                 return
         package = type(value).__module__.partition(".")[0]
-        if package in _OTHERS and package not in _HOLDERS:
+        if package in OTHERS and package not in _HOLDERS:
             return
         if isinstance(getattr(value, "__dict__", None), dict):  # that of list[int] is not its own
             self._keep(Mapping(f"{name}.", vars(value)))
@@ -83,13 +84,13 @@ class Reach:
 
     def _class(self, name: str, kind: type) -> None:
         for base in kind.__mro__:
-            if base.__module__.partition(".")[0] in _OTHERS or (id(base) in self._seen and base is not kind):
+            if base.__module__.partition(".")[0] in OTHERS or (id(base) in self._seen and base is not kind):
                 continue
             self._seen.add(id(base))
             self._keep(ClassAttributes(f"{base.__qualname__}.", base))
 
     def _function(self, name: str, function: FunctionType) -> None:
-        if str(function.__module__).partition(".")[0] in _OTHERS:
+        if str(function.__module__).partition(".")[0] in OTHERS:
             return
         names = tuple(_names_in(function.__code__))
         self._keep(Globals("the global variable ", function.__globals__, names))
@@ -177,4 +178,4 @@ def _names_in(code: CodeType) -> Iterator[str]:
 
 
 def _is_followed(module: Any) -> TypeGuard[ModuleType]:
-    return isinstance(module, ModuleType) and module.__name__.partition(".")[0] not in _OTHERS
+    return isinstance(module, ModuleType) and module.__name__.partition(".")[0] not in OTHERS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import linecache
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
@@ -14,16 +15,13 @@ from torch import Tensor, nn
 from tlfx._torch import tree_map
 from tlfx.capture.describe import ATOMS
 from tlfx.capture.model_class import class_name, own_class
-from tlfx.capture.state.reach import Reach
+from tlfx.capture.state.randomness import RandomState
+from tlfx.capture.state.reach import OTHERS, Reach
 from tlfx.capture.state.snapshot import Change, are_equal, is_computed
 from tlfx.errors import CaptureError
 from tlfx.graph.nodes import hint
 
-__all__ = ["check_changes"]
-
-
-_OTHERS = frozenset({"numpy", "tlfx", "torch", *sys.stdlib_module_names})
-"""Packages whose lines are not a model's."""
+__all__ = ["check_changes", "random_error"]
 
 
 def check_changes(
@@ -44,6 +42,12 @@ def check_changes(
             raise CaptureError(_message(model, change, reason, run))
 
 
+def random_error(model: nn.Module, state: RandomState, run: Callable[[], None]) -> CaptureError:
+    """The error for a forward that changes a random state, which its graph would not; ``run`` runs the forward."""
+    line = _traced(model, lambda: repr(state.read()), run)
+    return CaptureError(f"the forward of {class_name(model)} {state.cause}\n  source: {line}")
+
+
 def _unfit(change: Change) -> str | None:
     """Why a graph cannot put a value into its place; None if it can."""
     for leaf in change.leaves:
@@ -55,6 +59,7 @@ def _unfit(change: Change) -> str | None:
 
 
 def _holds_computed(value: Any) -> bool:
+    value = value() if isinstance(value, weakref.ref) else value
     return any(map(is_computed, Reach([("", value)]).tensors.values()))
 
 
@@ -94,7 +99,12 @@ def _shown(value: Any) -> str:
 
 def _line_of(model: nn.Module, change: Change, run: Callable[[], None]) -> str:
     """The line that changes a place while the forward runs."""
-    watch, before = _Watch(change), sys.gettrace()
+    return _traced(model, lambda: change.container.items().get(change.key), run)
+
+
+def _traced(model: nn.Module, read: Callable[[], Any], run: Callable[[], None]) -> str:
+    """The line after which a value differs while the forward runs."""
+    watch, before = _Watch(read), sys.gettrace()
     sys.settrace(watch.trace)
     try:
         run()
@@ -111,19 +121,22 @@ def _beginning(model: nn.Module) -> str:
 
 
 class _Watch:
-    """Traces lines of Python until one of them changes a place."""
+    """Traces lines of Python until one of them changes a value."""
 
-    def __init__(self, change: Change) -> None:
-        self.change = change
-        self.value = change.container.items().get(change.key)
+    def __init__(self, read: Callable[[], Any]) -> None:
+        self.read = read
+        self.value = read()
         self.place: tuple[str, int, str] | None = None
         self.line: str | None = None
 
     def trace(self, frame: FrameType, event: str, argument: Any) -> Any:
-        """Compare the place with its value before the last line of the model's code."""
-        if str(frame.f_globals.get("__name__")).partition(".")[0] in _OTHERS:
-            return None  # neither this function nor, by itself, what it calls: that is asked again
-        now = self.change.container.items().get(self.change.key)
+        """Compare the value with that before the last line of code that is not a library's."""
+        package = str(frame.f_globals.get("__name__")).partition(".")[0]
+        if package == __name__.partition(".")[0]:  # it sets the state that the forward starts from
+            self.place = None
+        if package in OTHERS:  # the line that calls it is shown; to read random states at each of its lines takes long
+            return None
+        now = self.read()
         if self.line is None and self.place is not None and now is not self.value and not are_equal(now, self.value):
             name, number, function = self.place
             self.line = f"{name}:{number} in {function}: {linecache.getline(name, number).strip()}"

@@ -6,6 +6,7 @@ changed is computed by the graph too, and put back by it at each aligned call.""
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from tlfx._torch import TreeSpec, is_fake, tree_flatten, tree_map, tree_unflatten, version
 from tlfx.capture.describe import ATOMS, IGNORED, describe
 from tlfx.capture.state.containers import ABSENT, Container, Items
-from tlfx.capture.state.randomness import random_states_kept
+from tlfx.capture.state.randomness import RandomState, random_states_kept
 from tlfx.capture.state.reach import Reach
 from tlfx.capture.tensor_calls import RecordedHandle
 from tlfx.graph.nodes import hint
@@ -63,6 +64,11 @@ class Change:
         """The tensors and sizes among them."""
         return [x for x in self.computed if not isinstance(x, RecordedHandle)]
 
+    @property
+    def has_batch(self) -> bool:
+        """Whether the shape of a tensor among them depends on a size that may vary."""
+        return any(isinstance(s, SymInt) for x in self.outputs if isinstance(x, Tensor) for s in x.shape)
+
     def put(self, computed: Iterable[Any]) -> None:
         """Write the value, with these in place of what the graph computes."""
         given = iter(computed)
@@ -92,12 +98,16 @@ def is_computed(x: Any) -> bool:
     return isinstance(x, SymInt | SymFloat | SymBool | RecordedHandle) or (isinstance(x, Tensor) and is_fake(x))
 
 
+_UNKNOWN: dict[type, Any] = {SymInt: 7919, SymFloat: 0.7919, SymBool: True}
+"""Numbers that a graph computes: values that a model hardly starts from, so that a graph that reads them differs."""
+
+
 def _example(x: Any) -> Any:
     """A value like one that a graph computes."""
     if isinstance(x, RecordedHandle):
         return RemovableHandle(OrderedDict())
-    if not isinstance(x, Tensor):
-        return hint(x)
+    if not isinstance(x, Tensor):  # a number that is read from a tensor has no hint
+        return _UNKNOWN[type(x)] if hint(x) is None else hint(x)
     return torch.zeros([hint(s) for s in x.shape], dtype=x.dtype, device=x.device)
 
 
@@ -136,7 +146,7 @@ class Snapshot:
                 old, new = before.get(key, ABSENT), now.get(key, ABSENT)
                 if old is new:
                     continue
-                new = tree_map(lambda x: parameters.get(id(x), x), new)
+                new = tree_map(lambda x: _without_stand_in(x, parameters), new)
                 if not are_equal(old, new):
                     found.append(Change(container, key, old, new))
         return found
@@ -149,6 +159,14 @@ class Snapshot:
         """Put the contents of all containers back."""
         for container, before in self._before:
             container.restore(before)
+
+
+def _without_stand_in(x: Any, parameters: Mapping[int, nn.Parameter]) -> Any:
+    """A parameter of the model, or a reference to it, in place of the parameter without data."""
+    if isinstance(x, weakref.ref):
+        parameter = parameters.get(id(x()))
+        return x if parameter is None else weakref.ref(parameter)
+    return parameters.get(id(x), x)
 
 
 def _progress(iterator: Iterator[Any]) -> Any:
@@ -170,17 +188,18 @@ def are_equal(one: Any, other: Any) -> bool:
 
 
 @contextlib.contextmanager
-def state_kept(model: nn.Module) -> Iterator[Callable[[], bool]]:
+def state_kept(model: nn.Module) -> Iterator[Callable[[], RandomState | None]]:
     """Restore the state of a model, plain tensors that were written to, random states, and caches of functools.
 
-    Yields a function that tells whether a forward has drawn random numbers from Python or NumPy.
+    Yields a function that returns the random state that a forward has changed, if any; see
+    :func:`random_states_kept`.
     """
     snapshot = Snapshot(model)
     tensors = [(x, version(x), x.detach().clone()) for x in snapshot.reach.tensors.values() if _has_data(x)]
     caches = [(cache, cache.cache_info().misses) for cache in snapshot.reach.caches]
     try:
-        with random_states_kept(snapshot.reach.generators) as has_drawn:
-            yield has_drawn
+        with random_states_kept(snapshot.reach.generators) as changed_random_state:
+            yield changed_random_state
     finally:
         snapshot.restore()
         for tensor, before, value in tensors:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
-from tlfx._torch import disable_dynamo
+from tlfx._torch import disable_dynamo, generator_key
 from tlfx.capture.state.containers import ABSENT, Container
 from tlfx.capture.state.reach import Reach
 from tlfx.capture.state.snapshot import Change, describe_types
@@ -34,22 +34,28 @@ class Watched:
             if not (settled and c.computed)
         ]
 
-    def watch_constants(self, model: nn.Module, constants: Iterable[Tensor]) -> None:
-        """Watch the places of tensors that the graph holds itself, such as the entries of a dictionary: another tensor
-        may be put there."""
-        known = {id(x) for x in constants}
-        if not known:
-            return
-        for container in Reach(model.named_modules()).containers:
+    def watch_constants(self, model: nn.Module, constants: Iterable[Tensor | torch.Generator]) -> set[int]:
+        """Watch the places of tensors and generators that the graph holds itself, such as the entries of a dictionary:
+        others may be put there. Returns the keys of those that have a place."""
+        known = set(map(_key, constants))
+        placed: set[int] = set()
+        for container in Reach(model.named_modules()).containers if known else ():
             for key, value in container.items().items():
-                if any(id(x) in known for x in (value if isinstance(value, tuple) else (value,))):
+                found = known.intersection(map(_key, value if isinstance(value, tuple) else (value,)))
+                if found:
                     self._constants.append((container, key, value))
+                    placed |= found
+        return placed
 
     def are_current(self) -> bool:
         """Whether all values are as they may be."""
         if not all(_is_same(c.items().get(key, ABSENT), value) for c, key, value in self._constants):
             return False
         return all(describe_types(c.items().get(key, ABSENT)) in allowed for c, key, allowed in self._allowed)
+
+
+def _key(x: Any) -> int:
+    return generator_key(x) if isinstance(x, torch.Generator) else id(x)
 
 
 def _is_same(one: Any, other: Any) -> bool:

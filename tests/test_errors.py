@@ -136,7 +136,7 @@ def test_a_scripted_model() -> None:
 
 
 def test_a_scripted_part_is_refused() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), torch.jit.script(nn.ReLU()))  # type: ignore[no-untyped-call]
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), torch.jit.script(nn.ReLU()))
     with pytest.raises(
         tlfx.InputError, match=r"1 is a RecursiveScriptModule, whose code is fixed.*that it was made from"
     ):

@@ -92,6 +92,7 @@ set_grad_mode = torch._C._set_grad_enabled
 def kernels_replaced(operator: OpOverload, kernel: Callable[..., Any]) -> Iterator[None]:
     """Run an operator by another function where torch would run one of its Python kernels. torch.library registers
     kernels for good, and has no way to replace one for a while."""
+    importlib.import_module("torch._decomp.decompositions")  # registers Python kernels
     before = dict(operator.py_kernels)
     try:
         operator.py_kernels.update(dict.fromkeys(before, kernel))

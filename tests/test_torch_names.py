@@ -220,6 +220,23 @@ def outside_transforms() -> None:
     assert torch.equal(torch.func.grad(double)(torch.ones(2)), torch.full((2,), 2.0))
 
 
+def global_hooks() -> None:
+    def hook(*given: Any) -> None:
+        """Observes."""
+
+    assert hook not in _torch.global_hooks()
+    for register in (
+        nn.modules.module.register_module_forward_pre_hook,
+        nn.modules.module.register_module_forward_hook,
+        nn.modules.module.register_module_full_backward_pre_hook,
+        nn.modules.module.register_module_full_backward_hook,
+    ):
+        handle = register(hook)
+        assert hook in _torch.global_hooks()
+        handle.remove()
+    assert hook not in _torch.global_hooks()
+
+
 class Fakes(nn.Module):
     """Notes whether its input is fake."""
 
@@ -323,6 +340,7 @@ NAMES: dict[str, Callable[[], None]] = {
     "torch.amp.autocast_mode._enter_autocast, _exit_autocast": autocast,
     "torch._C._set_grad_enabled": set_grad_mode,
     "torch._subclasses.fake_tensor.FakeTensor": is_fake,
+    "torch.nn.modules.module._global_forward_hooks": global_hooks,
     "OpOverload.py_kernels, _dispatch_cache": kernels_replaced,
     "torch._export.passes.replace_autocast_with_hop_pass, replace_set_grad_with_hop_pass": mode_passes,
     "Module._call_impl": call_with_hooks,

@@ -48,6 +48,7 @@ __all__ = [
     "fsdp_policy",
     "fused_attention_choice",
     "generator_key",
+    "global_hooks",
     "is_context_of",
     "is_fake",
     "is_fully_sharded",
@@ -171,6 +172,11 @@ def without_vmap(tensor: Tensor) -> Tensor:
     while torch._C._functorch.is_batchedtensor(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
     return tensor
+
+
+def global_hooks() -> list[Any]:
+    """Hooks for all modules (torch.nn.modules.module.register_module_forward_hook): nothing public lists them."""
+    return [hook for kind in HOOKS for hook in getattr(nn.modules.module, f"_global{kind}").values()]
 
 
 def is_fake(x: Any) -> bool:

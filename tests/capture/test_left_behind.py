@@ -281,6 +281,53 @@ def nested_counter(net: Any, x: Tensor) -> Tensor:
     return x
 
 
+class Slotted:
+    """An object without a dictionary."""
+
+    __slots__ = ("calls", "last")
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.last: Tensor | None = None
+
+
+def on_slots(net: Any, x: Tensor) -> Tensor:
+    net.info.calls += 1
+    return x
+
+
+def in_an_array(net: Any, x: Tensor) -> Tensor:
+    net.array[0] += 1
+    return x * float(net.array[0])
+
+
+def in_a_bytearray(net: Any, x: Tensor) -> Tensor:
+    net.array[0] += 1
+    return x
+
+
+def test_a_tensor_on_slots() -> None:
+    def body(net: Any, x: Tensor) -> Tensor:
+        net.info.last = x.detach()
+        return x
+
+    model = tlfx.align(Net(body, info=Slotted()), example=pictures())
+    assert model.info.last is None
+    model(pictures(), target(3))
+    assert is_real(model.info.last)
+
+
+def test_hooks_for_all_modules_are_refused() -> None:
+    handle = nn.modules.module.register_module_forward_hook(lambda *given: None)
+    try:
+        with pytest.raises(
+            CaptureError, match=r"<lambda> is registered as a hook for all modules.*register_forward_hook"
+        ):
+            tlfx.align(Net(lambda net, x: x), example=pictures())
+    finally:
+        handle.remove()
+
+
 def on_a_namespace(net: Any, x: Tensor) -> Tensor:
     net.info.calls += 1
     return x
@@ -392,6 +439,10 @@ REFUSED: list[tuple[Body, dict[str, Any], str]] = [
     (global_counter, {}, r"the global variable CALLS at each call.*CALLS \+= 1"),
     (global_log, {}, r"the global variable LOG at each call"),
     (on_a_namespace, {"info": SimpleNamespace(calls=0)}, r"changes info.calls at each call"),
+    (on_slots, {"info": Slotted()}, r"changes info.calls at each call"),
+    (in_an_array, {"array": np.zeros(2)}, r"changes array at each call"),
+    (in_a_bytearray, {"array": bytearray(2)}, r"changes array at each call"),
+    (counter, {"steps": np.int64(0)}, r"changes steps at each call"),
     (nested_counter, {}, r"changes mix.info\['calls'\]\['forward'\] at each call.*module: mix \(Linear\)"),
     (on_the_class, {}, r"changes AlignedNet.made at each call"),
     (new_module, {}, r"changes late to a Linear that the forward makes.*in __init__"),

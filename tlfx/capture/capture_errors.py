@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.fx import Graph, Node
 
+from tlfx._torch import global_hooks
 from tlfx.errors import CaptureError
 from tlfx.graph.nodes import describe, sizes
 
-__all__ = ["check_sizes", "check_vmap", "explain", "unknown_size"]
+__all__ = ["check_global_hooks", "check_sizes", "check_vmap", "explain", "unknown_size"]
 
 _REMEDY = (
     "Replace it by torch.where or masks of a fixed size, or align the part of the model without it (its backbone, say)."
@@ -57,6 +58,17 @@ def explain(
         "It runs by itself, but at this line its course depends on the data (an if, a loop or a size taken from a "
         f"tensor's values), or it leaves torch. {_REMEDY}"
     )
+
+
+def check_global_hooks(kind: str) -> None:
+    """Raise CaptureError if hooks for all modules are registered, which an aligned call would not run."""
+    for hook in global_hooks():
+        if str(getattr(hook, "__module__", "")).partition(".")[0] != "torch":
+            raise CaptureError(
+                f"{kind} cannot be captured while {getattr(hook, '__qualname__', hook)} is registered as a hook for "
+                "all modules: an aligned call would not run it. Register it on the modules that it is for "
+                "(module.register_forward_hook), or remove it"
+            )
 
 
 def check_vmap(kind: str, graph: Graph) -> None:

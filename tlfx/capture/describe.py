@@ -6,6 +6,7 @@ import enum
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +17,20 @@ __all__ = ["ATOMS", "IGNORED", "INTERNAL", "Attributes", "describe"]
 IGNORED = None
 """The description of tensors and of what holds tensors, which do not count: a forward left them there as results."""
 
-ATOMS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.layout, enum.Enum)
+ATOMS = (
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    type(None),
+    torch.dtype,
+    torch.device,
+    torch.layout,
+    enum.Enum,
+    np.generic,
+)
 _PLAIN = frozenset((bool, int, float, str, type(None)))
 _MANY = 10_000
 """An object from which more values than this can be reached is compared by identity."""

@@ -7,7 +7,20 @@ from collections.abc import Collection
 from types import CellType
 from typing import Any
 
-__all__ = ["ABSENT", "Cell", "ClassAttributes", "Container", "Globals", "Items", "Mapping", "Members"]
+import numpy as np
+
+__all__ = [
+    "ABSENT",
+    "Cell",
+    "ClassAttributes",
+    "Container",
+    "Globals",
+    "Items",
+    "Mapping",
+    "Members",
+    "Numbers",
+    "Slots",
+]
 
 ABSENT: Any = type("Absent", (), {"__repr__": lambda self: "nothing"})()
 """The value of a key that a container does not have."""
@@ -174,3 +187,48 @@ class Cell(Container):
             cell.cell_contents = value
         else:
             del cell.cell_contents
+
+
+class Slots(Container):
+    """The attributes of an object that its classes list in ``__slots__``."""
+
+    def __init__(self, name: str, held: Any) -> None:
+        super().__init__(name, held)
+        listed = [vars(kind).get("__slots__", ()) for kind in type(held).__mro__]
+        names = [n for slots in listed for n in ([slots] if isinstance(slots, str) else slots)]
+        self.names = [n for n in dict.fromkeys(names) if n not in ("__dict__", "__weakref__")]
+
+    def items(self) -> dict[Any, Any]:
+        """Those that have a value."""
+        return {name: getattr(self.held, name) for name in self.names if hasattr(self.held, name)}
+
+    def put(self, key: Any, value: Any) -> None:
+        """Set or delete an attribute, of a frozen object too."""
+        if value is not ABSENT:
+            object.__setattr__(self.held, key, value)
+        elif hasattr(self.held, key):
+            object.__delattr__(self.held, key)
+
+    def name_of(self, key: Any) -> str:
+        """An attribute."""
+        return f"{self.name}{key}"
+
+
+class Numbers(Container):
+    """An array of NumPy, or a bytearray: its contents as bytes."""
+
+    def items(self) -> dict[Any, Any]:
+        """All contents as one value."""
+        return {None: bytes(self.held) if isinstance(self.held, bytearray) else self.held.tobytes()}
+
+    def put(self, key: Any, value: Any) -> None:
+        """Replace all contents."""
+        if isinstance(self.held, bytearray):
+            self.held[:] = value
+        else:
+            self.held[...] = np.frombuffer(value, self.held.dtype).reshape(self.held.shape)
+
+    def restore(self, before: dict[Any, Any]) -> None:
+        """Put back all contents."""
+        if self.items() != before:
+            self.put(None, before[None])

@@ -1,8 +1,8 @@
 """What a forward can reach and change: attributes, lists, dictionaries, closures, globals that its code names, and
 caches of functools.
 
-The walk follows code of the user and of other libraries; it does not follow torch, NumPy, the standard library or
-tlfx, whose state is not a model's."""
+The walk follows code of the user and of the libraries that the model's classes are from; it does not follow torch,
+NumPy, the standard library or tlfx, whose state is not a model's."""
 
 from __future__ import annotations
 
@@ -12,13 +12,24 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any, TypeGuard
+from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from tlfx._torch import HOOKS
 from tlfx.capture.describe import ATOMS, INTERNAL
-from tlfx.capture.state.containers import Cell, ClassAttributes, Container, Globals, Items, Mapping, Members
+from tlfx.capture.state.containers import (
+    Cell,
+    ClassAttributes,
+    Container,
+    Globals,
+    Items,
+    Mapping,
+    Members,
+    Numbers,
+    Slots,
+)
 from tlfx.capture.state.randomness import Generator
 
 __all__ = ["OTHERS", "Reach"]
@@ -45,21 +56,36 @@ class Reach:
         self.iterators: list[tuple[str, Iterator[Any]]] = []
         self._seen: set[int] = set()
         self._open: deque[tuple[str, Any]] = deque()
+        self._packages: dict[str, bool] = {}
         for name, value in roots:
+            self._packages |= {_package(kind.__module__): True for kind in type(value).__mro__}
             self._add(name, value)
+        self._packages |= dict.fromkeys(OTHERS, False)
         while self._open and len(self._seen) < _MOST:
             self._visit(*self._open.popleft())
+
+    def _follows(self, module: str) -> bool:
+        """Whether code of a module is followed: that of the packages of the model's classes, and of all that is not
+        installed, since other installed packages (of tests, notebooks, logging) change their state at any time."""
+        package = _package(module)
+        if package not in self._packages:
+            file = str(getattr(sys.modules.get(package), "__file__", None) or "")
+            self._packages[package] = "site-packages" not in file and "dist-packages" not in file
+        return self._packages[package]
 
     def _visit(self, name: str, value: Any) -> None:
         for kind, visit in self._VISITS:
             if isinstance(value, kind):
                 visit(self, name, value)
                 return
-        package = type(value).__module__.partition(".")[0]
+        package = _package(type(value).__module__)
         if package in OTHERS and package not in _HOLDERS:
             return
         if isinstance(getattr(value, "__dict__", None), dict):  # that of list[int] is not its own
             self._keep(Mapping(f"{name}.", vars(value)))
+        slots = Slots(f"{name}.", value)
+        if slots.names:
+            self._keep(slots)
         self._add(name, type(value))
 
     def _add(self, name: str, value: Any) -> None:
@@ -84,18 +110,19 @@ class Reach:
 
     def _class(self, name: str, kind: type) -> None:
         for base in kind.__mro__:
-            if base.__module__.partition(".")[0] in OTHERS or (id(base) in self._seen and base is not kind):
+            if not self._follows(base.__module__) or (id(base) in self._seen and base is not kind):
                 continue
             self._seen.add(id(base))
             self._keep(ClassAttributes(f"{base.__qualname__}.", base))
 
     def _function(self, name: str, function: FunctionType) -> None:
-        if str(function.__module__).partition(".")[0] in OTHERS:
+        if not self._follows(str(function.__globals__.get("__name__"))):
             return
         names = tuple(_names_in(function.__code__))
         self._keep(Globals("the global variable ", function.__globals__, names))
-        for module in [x for x in map(function.__globals__.get, names) if _is_followed(x)]:
-            self._keep(Globals(f"{module.__name__}.", vars(module), names))
+        for module in map(function.__globals__.get, names):
+            if isinstance(module, ModuleType) and self._follows(module.__name__):
+                self._keep(Globals(f"{module.__name__}.", vars(module), names))
         for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
             self._cell(f"the variable {variable!r} around {function.__qualname__}", cell)
         for value in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
@@ -149,6 +176,10 @@ class Reach:
     def _iterator(self, name: str, value: Iterator[Any]) -> None:
         self.iterators.append((name, value))
 
+    def _numbers(self, name: str, value: Any) -> None:
+        if isinstance(value, bytearray) or (value.dtype != object and value.size <= _MOST and value.flags.writeable):
+            self._keep(Numbers(name, value))
+
     _VISITS: tuple[tuple[Any, Callable[[Any, str, Any], None]], ...] = (
         (Tensor, _tensor),
         (nn.Module, _module),
@@ -164,6 +195,7 @@ class Reach:
         (set, _members),
         ((tuple, frozenset), _tuple),
         (Generator, _generator),
+        ((np.ndarray, bytearray), _numbers),
         (ModuleType, lambda self, name, value: None),
         (Iterator, _iterator),
     )
@@ -177,5 +209,5 @@ def _names_in(code: CodeType) -> Iterator[str]:
             yield from _names_in(constant)
 
 
-def _is_followed(module: Any) -> TypeGuard[ModuleType]:
-    return isinstance(module, ModuleType) and module.__name__.partition(".")[0] not in OTHERS
+def _package(module: str) -> str:
+    return module.partition(".")[0]

@@ -497,7 +497,8 @@ CHANNELS = {"recurrence.recurrent": [-1], "resampling.max_unpool": [1]}
 """Axes of outputs along which channels of a token see different things."""
 
 WITHOUT_CONTENT = {
-    "creation.assign": "keeps a buffer and returns nothing",
+    "creation.store_state": "keeps state and returns nothing",
+    "creation.hook": "registers a hook and returns nothing",
     "creation.fill": "makes constants",
     "creation.full": "makes constants",
     "creation.noise": "makes constants",

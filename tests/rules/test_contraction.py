@@ -117,18 +117,6 @@ def test_patches_by_rearrangement_are_aggregated(order: tuple[int, ...]) -> None
     )
 
 
-def test_linear_over_overlapping_patches_is_aggregation() -> None:
-    """im2col with padding, then a linear layer (T2T): uniform over the patch, of which padding is no part."""
-
-    def function(x: Tensor, linear: nn.Module) -> Tensor:
-        return linear(F.unfold(x, 3, padding=1, stride=2).transpose(1, 2))
-
-    def twin(y: Tensor, x: Tensor) -> Tensor:
-        return spread(F.avg_pool2d(y[:, :1], 3, 2, 1, count_include_pad=False).flatten(1), 5)
-
-    check(function, twin, SIZE, {"linear": Operation.AGGREGATION}, linear=nn.Linear(36, 5))
-
-
 def test_linear_with_a_reparametrised_weight() -> None:
     """The weight that runs is the one that counts."""
     linear = nn.utils.parametrizations.weight_norm(nn.Linear(TOKENS, TOKENS))

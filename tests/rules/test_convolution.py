@@ -285,20 +285,19 @@ def test_channels_of_different_labels(groups: int) -> None:
     )
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-def test_fusion_of_channels_of_different_labels(groups: int) -> None:
-    """A 1x1 kernel over concatenated features: the mean of what it joins."""
+def test_groups_of_channels_of_different_labels() -> None:
+    """A 1x1 kernel in groups over concatenated features: each group keeps its label."""
 
     def twin(y: Tensor, x: Tensor) -> Tensor:
-        both = torch.cat((y, y.flip(3)), 1).unflatten(1, (groups, -1)).mean(2)
-        return both.repeat_interleave(6 // groups, 1)
+        both = torch.cat((y, y.flip(3)), 1).unflatten(1, (2, -1)).mean(2)
+        return both.repeat_interleave(3, 1)
 
     check(
         lambda x, conv: conv(torch.cat((x, x.flip(3)), 1)),
         twin,
         (4, 4, 5),
-        {"conv2d": Operation.AGGREGATION},
-        conv=nn.Conv2d(8, 6, 1, groups=groups),
+        {"conv2d": Operation.CHANNEL_MIX},
+        conv=nn.Conv2d(8, 6, 1, groups=2),
     )
 
 

@@ -158,17 +158,6 @@ def test_gather_inside_windows() -> None:
     check(lambda x: cut(x).gather(1, order(x)), lambda y, x: cut(y).gather(1, order(x)), SIZE)
 
 
-def test_one_order_for_the_whole_batch() -> None:
-    """index_select by a permutation drawn as the model runs."""
-
-    def order(x: Tensor) -> Tensor:
-        torch.manual_seed(0)
-        return torch.randperm(x.shape[3])
-
-    check(lambda x: x.index_select(3, order(x)), lambda y, x: y.index_select(3, order(x)), SIZE)
-    check(lambda x: x[..., order(x)], lambda y, x: y[..., order(x)], SIZE)
-
-
 def test_patches_dropped_by_chance() -> None:
     """Patch dropout: the same random indices move images and labels; a constant label stays."""
 

@@ -119,20 +119,21 @@ def _leaves_graph(entry: Entry, program: _Program, gradients: bool) -> bool:
 
 def _export(entry: Entry, any_batch: bool, gradients: bool = True) -> _Program:
     """Export a forward, for any batch size if it can be, with gradients if they are visible. Raises CaptureError."""
-    call = entry.call
+    call, model = entry.call, getattr(entry, MODEL)
     batched = [x.dim() > 0 and x.shape[0] == call.batch for x in call.tensors]
     attempts = [(batched, None), (None, call.batch)] if any_batch else [(None, call.batch)]
-    for dynamic, batch in attempts:
+    for attempt in attempts:
         recording = Recording()
         try:
+            dynamic, batch = attempt
             return _Program(_export_for(entry, dynamic, recording, gradients), entry.record, recording, batch)
         except Exception as error:
             function = recording.function_that_raised(error)
             if isinstance(error, TlfxError) and function is None:
                 raise
-            failed, cause = function, error
-    model = getattr(entry, MODEL)
-    raise explain(class_name(model), cause, lambda: _run(model, call), call.tensors, failed) from cause
+            if attempt is attempts[-1]:
+                raise explain(class_name(model), error, lambda: _run(model, call), call.tensors, function) from error
+    raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 def _export_for(entry: Entry, dynamic: list[bool] | None, recording: Recording, gradients: bool) -> GraphModule:

@@ -180,9 +180,12 @@ def _removing(refuse: Refuse, first: int) -> Callable[[RemovableHandle], None]:
 
 def _caller() -> FrameType:
     """The frame of the code that called the function in which this is called."""
-    frame = inspect.currentframe()
-    assert frame is not None and frame.f_back is not None and frame.f_back.f_back is not None  # noqa: PT018
-    return frame.f_back.f_back
+    frame: Any = inspect.currentframe()
+    try:
+        caller: FrameType = frame.f_back.f_back
+        return caller
+    finally:
+        del frame  # it would refer to itself
 
 
 def _place(model: nn.Module, paths: dict[int, str]) -> str:

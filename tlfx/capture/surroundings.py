@@ -27,9 +27,11 @@ def capture_mode(gradients: bool = True) -> Iterator[None]:
 
 def package_of_caller() -> str:
     """The top-level package of the code that calls the function in which this is called."""
-    function = inspect.currentframe()
-    caller = function and function.f_back and function.f_back.f_back
-    return str(caller.f_globals.get("__name__")).partition(".")[0] if caller else ""
+    function: Any = inspect.currentframe()
+    try:
+        return str(function.f_back.f_back.f_globals.get("__name__")).partition(".")[0]
+    finally:
+        del function  # a frame that refers to itself keeps those of its callers, and the modes of torch that they set
 
 
 @contextlib.contextmanager

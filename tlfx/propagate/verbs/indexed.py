@@ -76,7 +76,8 @@ class Indexed(Movement):
         source, *after, **options)``. Labels that meet are averaged, those of products with a factor by the factor if
         the sum is ``linear``; places without any have the image-level label."""
         settings = tuple(before), tuple(after)
-        if not adds and all(self.is_fixed(a) for a in tree_leaves(settings)):
+        both = x.is_content and source.is_content
+        if not adds and all((self.is_fixed if both else self.is_known)(a) for a in tree_leaves(settings)):
             before, after = tree_map(self.concrete, settings)
             return self._overlaid(x, source, function, before, after, options)
         x, source = self.resolve_all(x, source)

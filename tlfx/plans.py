@@ -100,18 +100,19 @@ class Plan:
     def run(self, call: Call, mask: Tensor) -> tuple[Any, list[Any], list[Tensor]]:
         """The model's output, the share of the first image at each position of it (a flat list, None where an output
         has none, channels last), and the observed labels."""
-        if torch.compiler.is_compiling():  # a compiled graph has no handlers of errors
-            outputs, shares = self.program(*call.tensors, mask)
-            count = len(self.outputs)
-            return self.structured(outputs), list(shares[:count]), list(shares[count:])
-        modes = modes_of(call.images.device.type)
-        try:
-            outputs, shares = self.program(*call.tensors, mask)
-        except BaseException:
-            restore_modes(*modes)  # the graph enters and leaves modes by nodes, not by context managers
-            raise
+        compiling = torch.compiler.is_compiling()  # a compiled graph has no handlers of errors
+        outputs, shares = (self.program if compiling else self._run_and_restore)(*call.tensors, mask)
         count = len(self.outputs)
         return self.structured(outputs), list(shares[:count]), list(shares[count:])
+
+    def _run_and_restore(self, *tensors: Tensor) -> Any:
+        """Run the program. An error restores modes: the graph enters and leaves them by nodes, not by contexts."""
+        modes = modes_of(tensors[-1].device.type)  # of the mask, which is on the device of the images
+        try:
+            return self.program(*tensors)
+        except BaseException:
+            restore_modes(*modes)
+            raise
 
     def structured(self, leaves: Iterable[Any]) -> Any:
         """A flat list with one item for each output, in the structure of the model's output."""

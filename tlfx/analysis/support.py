@@ -11,13 +11,11 @@ from torch import Tensor, nn
 from tlfx._torch import tree_leaves
 from tlfx.aligned import align
 from tlfx.analysis.figures import Invariant
-from tlfx.analysis.invariants import class_axis, device_of, target
+from tlfx.analysis.invariants import class_axis, device_of, share, target
 
 __all__ = ["SUPPORT", "Support", "measure_support"]
 
 SUPPORT = Invariant("extra", "labels come only from pixels that the output depends on", 1e-5)
-
-
 _IMAGES = 8
 """Images by whose gradients dependence is told: a ReLU or a maximum passes on the gradient of some images only."""
 
@@ -54,7 +52,7 @@ def measure_support(
         aligned = align(_perturbed(deepcopy(model)).eval())
         image = torch.randn(1, *size, device=device_of(model))
         masks = _cells(size[-2:], cells).to(image.device)
-        labels = _labels(aligned, image, masks)
+        labels = share(aligned, image.expand(len(masks), *size).contiguous(), masks)  # (cells, positions)
         chosen = torch.linspace(0, labels.shape[1] - 1, min(positions, labels.shape[1])).round().long().unique()
         depends = _dependences(aligned, torch.randn(_IMAGES, *size, device=image.device), masks, chosen.tolist())
         labels = labels[:, chosen].T
@@ -77,14 +75,6 @@ def _cells(size: tuple[int, ...], cells: int) -> Tensor:
     grid = torch.arange(height * width).view(1, height, width).float()
     places = nn.functional.interpolate(grid[None], size, mode="nearest")[0]
     return torch.stack([(places == i).float() for i in range(height * width)])
-
-
-@torch.no_grad()
-def _labels(aligned: nn.Module, image: Tensor, masks: Tensor) -> Tensor:
-    """The share of each cell in the labels of all positions of all outputs, (cells, positions)."""
-    _, soft = aligned(image.expand(len(masks), *image.shape[1:]).contiguous(), target(masks))
-    leaves = [leaf for leaf in tree_leaves(soft) if leaf is not None]
-    return torch.cat([leaf.select(class_axis(leaf), 0).reshape(len(masks), -1) for leaf in leaves], 1)
 
 
 def _dependences(aligned: nn.Module, images: Tensor, masks: Tensor, positions: list[int]) -> Tensor:

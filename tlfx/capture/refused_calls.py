@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from tlfx._torch import is_fake
 from tlfx.capture import autograd_functions
 from tlfx.capture.model_class import class_name
-from tlfx.capture.surroundings import replaced
+from tlfx.capture.surroundings import package_of_caller, replaced
 from tlfx.errors import CaptureError
 
 __all__ = ["refused_calls"]
@@ -27,8 +27,6 @@ _BACKWARD = (
     "computes gradients inside ({}), which a captured graph cannot follow: align the part of the model before it, or "
     "compute them in a torch.autograd.Function"
 )
-
-
 _NODES = (
     "registers hooks on the graph of gradients, which a captured graph does not have: use Tensor.register_hook, which "
     "acts at each aligned call"
@@ -110,7 +108,7 @@ def _data(refuse: Refuse) -> property:
     data: Any = Tensor.data
 
     def write(tensor: Tensor, value: Tensor) -> None:
-        if is_fake(tensor) and str(_caller().f_globals.get("__name__")).partition(".")[0] != "torch":
+        if is_fake(tensor) and package_of_caller() != "torch":
             refuse(_DATA)
         data.__set__(tensor, value)
 
@@ -131,7 +129,7 @@ def _without_numpy(refuse: Refuse, original: Callable[..., Any]) -> Callable[...
 
 def _gradient(refuse: Refuse) -> property:
     def read(tensor: Tensor) -> Tensor | None:
-        if not str(_caller().f_globals.get("__name__")).startswith("torch."):
+        if package_of_caller() != "torch":
             refuse(
                 "reads the gradient of a tensor (Tensor.grad), which would be that of the time of capture: read it "
                 "after backward, outside of the forward"
@@ -157,7 +155,7 @@ class _Node:
 def _gradient_node(refuse: Refuse) -> property:
     def read(tensor: Tensor) -> Any:
         node = _GRADIENT_NODE.__get__(tensor)
-        is_torch = str(_caller().f_globals.get("__name__")).startswith("torch.")
+        is_torch = package_of_caller() == "torch"
         return node if node is None or is_torch else _Node(node, refuse)
 
     return property(read)

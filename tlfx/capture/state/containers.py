@@ -49,8 +49,17 @@ class Container:
                 self.put(key, before.get(key, ABSENT))
 
     def name_of(self, key: Any) -> str:
-        """How messages name the value of a key."""
-        return self.name
+        """How messages name the value of a key, such as an attribute."""
+        return self.name if key is None else f"{self.name}{key}"
+
+
+class _Whole(Container):
+    """A container without keys."""
+
+    def restore(self, before: dict[Any, Any]) -> None:
+        """Put back all contents, if they differ."""
+        if self.items() != before:
+            self.put(None, before[None])
 
 
 class Mapping(Container):
@@ -85,7 +94,7 @@ class Mapping(Container):
 
     def name_of(self, key: Any) -> str:
         """An attribute, or an entry."""
-        return f"{self.name}{key}" if self.of_attributes else f"{self.name}[{key!r}]"
+        return super().name_of(key) if self.of_attributes else f"{self.name}[{key!r}]"
 
 
 class Globals(Container):
@@ -106,16 +115,9 @@ class Globals(Container):
         else:
             self.held[key] = value
 
-    def name_of(self, key: Any) -> str:
-        """A variable."""
-        return f"{self.name}{key}"
-
 
 class ClassAttributes(Container):
     """The attributes of a class."""
-
-    def __init__(self, name: str, held: type) -> None:
-        super().__init__(name, held)
 
     def items(self) -> dict[Any, Any]:
         """All attributes of the class itself."""
@@ -127,10 +129,6 @@ class ClassAttributes(Container):
             setattr(self.held, key, value)
         elif key in vars(self.held):
             delattr(self.held, key)
-
-    def name_of(self, key: Any) -> str:
-        """An attribute."""
-        return f"{self.name}{key}"
 
 
 class Items(Container):
@@ -152,7 +150,7 @@ class Items(Container):
             self.put(None, kept)
 
 
-class Members(Container):
+class Members(_Whole):
     """A set."""
 
     def items(self) -> dict[Any, Any]:
@@ -163,11 +161,6 @@ class Members(Container):
         """Replace all members."""
         self.held.clear()
         self.held.update(value)
-
-    def restore(self, before: dict[Any, Any]) -> None:
-        """Put back all members."""
-        if self.held != before[None]:
-            self.put(None, before[None])
 
 
 class Cell(Container):
@@ -209,12 +202,8 @@ class Slots(Container):
         elif hasattr(self.held, key):
             object.__delattr__(self.held, key)
 
-    def name_of(self, key: Any) -> str:
-        """An attribute."""
-        return f"{self.name}{key}"
 
-
-class Numbers(Container):
+class Numbers(_Whole):
     """An array of NumPy, or a bytearray: its contents as bytes."""
 
     def items(self) -> dict[Any, Any]:
@@ -227,8 +216,3 @@ class Numbers(Container):
             self.held[:] = value
         else:
             self.held[...] = np.frombuffer(value, self.held.dtype).reshape(self.held.shape)
-
-    def restore(self, before: dict[Any, Any]) -> None:
-        """Put back all contents."""
-        if self.items() != before:
-            self.put(None, before[None])

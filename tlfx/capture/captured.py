@@ -76,6 +76,17 @@ def cleaned(
     for node in graph.nodes:
         _strip_entry(node, class_name(model))
     _rename(placeholders, _names(call, model))
+    modules, buffers = _named(graph, model, held)
+    generators = {name: x.generator for name, x in modules.items() if isinstance(x, HeldGenerator)}
+    placed = watched.watch_constants(model, (*buffers.values(), *generators.values()))
+    _check_generators(graph, model, {name for name, x in generators.items() if generator_key(x) not in placed})
+    graph_module = graph_module_of(graph, {**modules, MODEL: model}, buffers, class_name(model))
+    position = next(i for i, x in enumerate(call.tensors) if x is call.images)
+    return Captured(graph_module, placeholders[position].name, record.out_spec, batch, regions, watched, gradients)
+
+
+def _named(graph: Graph, model: nn.Module, held: dict[str, Any]) -> tuple[dict[str, nn.Module], dict[str, Tensor]]:
+    """The modules and the tensors that a graph holds itself, by the names by which its nodes read them from now on."""
     modules: dict[str, nn.Module] = {}
     buffers: dict[str, Tensor] = {}
     for node in graph.nodes:
@@ -86,18 +97,17 @@ def cleaned(
                 node.target += ".generator"
             else:  # modules among them are functions that an operator takes
                 (modules if isinstance(held[path], nn.Module) else buffers)[node.target] = held[path]
-    generators = {k: x.generator for k, x in modules.items() if isinstance(x, HeldGenerator)}
-    placed = watched.watch_constants(model, (*buffers.values(), *generators.values()))
-    for name, generator in generators.items():
-        if generator_key(generator) not in placed:
-            reader = next(n for n in graph.nodes if any(x.target == f"{name}.generator" for x in n.all_input_nodes))
+    return modules, buffers
+
+
+def _check_generators(graph: Graph, model: nn.Module, made: set[str]) -> None:
+    """Raise CaptureError if a graph reads a generator that the forward makes; ``made`` are the names of such."""
+    for reader in graph.nodes:
+        if any(x.op == "get_attr" and str(x.target).removesuffix(".generator") in made for x in reader.all_input_nodes):
             raise CaptureError(
                 f"the forward of {class_name(model)} makes a torch.Generator, which an aligned call would not make anew"
                 f"\n{describe(reader)}\nMake it in __init__, and seed it outside of the forward."
             )
-    graph_module = graph_module_of(graph, {**modules, MODEL: model}, buffers, class_name(model))
-    position = next(i for i, x in enumerate(call.tensors) if x is call.images)
-    return Captured(graph_module, placeholders[position].name, record.out_spec, batch, regions, watched, gradients)
 
 
 class HeldGenerator(nn.Module):

@@ -69,7 +69,7 @@ class Capture:
         return (
             self.rules == REGISTRY.generation
             and captured.batch in (None, call.batch)
-            and captured.gradients in (None, torch.is_grad_enabled())
+            and (captured.gradients is None or captured.gradients == torch.is_grad_enabled())
             and self.call == call.key
         )
 

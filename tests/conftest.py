@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import timm
+import torch
 from helpers import ReportOf
 from hypothesis import settings
 
+from tlfx.capture.modes import autocast_depth
 from tlfx.report import Report, inspect
 
 # Without a deadline, because a busy machine is not a failure. ``make slow`` asks for many examples.
 settings.register_profile("few", deadline=None, max_examples=40)
 settings.register_profile("many", deadline=None, max_examples=100)
 settings.load_profile("few")
+
+
+@pytest.fixture(autouse=True)
+def _leaves_no_mode() -> Iterator[None]:
+    """A mode that outlives its test changes the ones after it: an autocast that stays open keeps its cast weights."""
+    yield
+    assert autocast_depth() == 0
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
 from collections import Counter
@@ -17,7 +18,7 @@ from tlfx._torch import disable_dynamo, outside_transforms, tree_flatten, tree_u
 from tlfx.capture.arguments import Call
 from tlfx.capture.export import Captured, capture
 from tlfx.capture.model_class import class_name, own_forward
-from tlfx.capture.modes import modes_of, restore_modes
+from tlfx.capture.modes import restored_after_error
 from tlfx.capture.settings import ModelSettings
 from tlfx.errors import TargetError
 from tlfx.graph.constants import Decision
@@ -100,19 +101,12 @@ class Plan:
     def run(self, call: Call, mask: Tensor) -> tuple[Any, list[Any], list[Tensor]]:
         """The model's output, the share of the first image at each position of it (a flat list, None where an output
         has none, channels last), and the observed labels."""
-        compiling = torch.compiler.is_compiling()  # a compiled graph has no handlers of errors
-        outputs, shares = (self.program if compiling else self._run_and_restore)(*call.tensors, mask)
+        # the mask is on the device of the images; a compiled graph has no handlers of errors
+        compiling = torch.compiler.is_compiling()
+        with contextlib.nullcontext() if compiling else restored_after_error(mask.device.type):
+            outputs, shares = self.program(*call.tensors, mask)
         count = len(self.outputs)
         return self.structured(outputs), list(shares[:count]), list(shares[count:])
-
-    def _run_and_restore(self, *tensors: Tensor) -> Any:
-        """Run the program. An error restores modes: the graph enters and leaves them by nodes, not by contexts."""
-        modes = modes_of(tensors[-1].device.type)  # of the mask, which is on the device of the images
-        try:
-            return self.program(*tensors)
-        except BaseException:
-            restore_modes(*modes)
-            raise
 
     def structured(self, leaves: Iterable[Any]) -> Any:
         """A flat list with one item for each output, in the structure of the model's output."""

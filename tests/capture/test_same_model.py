@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import tlfx
+from tlfx.capture.modes import autocast_depth
 from tlfx.errors import CaptureError
 
 Body = Callable[[Any, Tensor], Tensor]
@@ -120,6 +121,14 @@ def cached_casts(net: Any, x: Tensor) -> Tensor:
     return y.float()
 
 
+def cast_under_a_checkpoint(net: Any, x: Tensor) -> Tensor:
+    def cast(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):  # the recomputation ends within
+            return net.head(x) @ net.head.weight
+
+    return checkpoint(cast, x, use_reentrant=False).float()
+
+
 @torch.no_grad()
 def statistic(x: Tensor) -> Tensor:
     """Without gradients, by a decorator."""
@@ -167,11 +176,22 @@ def left_by_an_error(net: Any, x: Tensor) -> Tensor:
     return x * 2
 
 
-MODES = [nested, autocast_and_none, cached_casts, decorated, by_function, reused, left_by_an_error]
+MODES = [
+    nested,
+    autocast_and_none,
+    cached_casts,
+    cast_under_a_checkpoint,
+    decorated,
+    by_function,
+    reused,
+    left_by_an_error,
+]
 
 
 @pytest.mark.parametrize(
-    "body", slow_except((nested, autocast_and_none, cached_casts), MODES), ids=lambda f: f.__name__
+    "body",
+    slow_except((nested, autocast_and_none, cached_casts, cast_under_a_checkpoint), MODES),
+    ids=lambda f: f.__name__,
 )
 def test_modes(body: Body) -> None:
     aligned = assert_same_training(body if body is not reused else lambda n, x: reused(n, x) + x)
@@ -203,6 +223,7 @@ def test_an_error_leaves_the_modes_of_the_caller() -> None:
         model(pictures(), target(3))
     assert torch.is_grad_enabled()
     assert not torch.is_autocast_enabled("cpu")
+    assert autocast_depth() == 0
 
 
 # calls on tensors

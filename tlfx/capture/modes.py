@@ -19,7 +19,7 @@ from torch.fx import Graph, Node
 from tlfx._torch import enter_autocast, exit_autocast, mode_passes, set_grad_mode
 from tlfx.capture.surroundings import package_of_caller, replaced
 
-__all__ = ["ModeRecorder", "modes_of", "pair_modes", "restore_modes", "without_mode_passes"]
+__all__ = ["ModeRecorder", "autocast_depth", "pair_modes", "restored_after_error", "without_mode_passes"]
 
 _is_grad_enabled, _is_cache_enabled = torch.is_grad_enabled, torch.is_autocast_cache_enabled
 
@@ -130,17 +130,35 @@ def pair_modes(graph: Graph) -> None:
         graph.erase_node(node)
 
 
-def modes_of(device: str) -> tuple[bool, str, bool, torch.dtype]:
-    """The gradient mode, and the autocast mode of a type of devices."""
-    device = "cpu" if device == "meta" else device
-    return torch.is_grad_enabled(), device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+@contextlib.contextmanager
+def restored_after_error(device: str) -> Iterator[None]:
+    """Restore the gradient mode, and autocast of a type of devices and of the CPU, if an error ends the context.
+
+    A graph enters and leaves modes by nodes, so that an error between them (also the one by which a checkpoint ends its
+    recomputation) would leave them as they are; autocast that stays open keeps its casts of weights for ever.
+    """
+    devices = {"cpu", device} - {"meta"}
+    gradients, caches, depth = torch.is_grad_enabled(), torch.is_autocast_cache_enabled(), autocast_depth()
+    autocast = [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices]
+    try:
+        yield
+    except BaseException:
+        torch.set_grad_enabled(gradients)
+        torch.set_autocast_cache_enabled(caches)
+        for kind, enabled, dtype in autocast:
+            torch.set_autocast_enabled(kind, enabled)
+            torch.set_autocast_dtype(kind, dtype)
+        while autocast_depth() > depth:
+            torch.autocast_decrement_nesting()
+        if depth == 0:
+            torch.clear_autocast_cache()
+        raise
 
 
-def restore_modes(gradients: bool, device: str, autocast: bool, dtype: torch.dtype) -> None:
-    """Restore the modes that :func:`modes_of` gave."""
-    torch.set_grad_enabled(gradients)
-    torch.set_autocast_enabled(device, autocast)
-    torch.set_autocast_dtype(device, dtype)
+def autocast_depth() -> int:
+    """How many autocast contexts are open: the last to close clears the cache of casts."""
+    torch.autocast_increment_nesting()
+    return torch.autocast_decrement_nesting()
 
 
 def set_gradients(enabled: bool) -> bool:

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from tlfx._torch import call_with_hooks, tree_leaves, tree_unflatten, version
 from tlfx.capture.hooks import is_changed
+from tlfx.capture.modes import restored_after_error
 from tlfx.capture.regions import FORWARD_HOOKS, Checkpoint, HookedCall, Region, RegionTree
 from tlfx.errors import CaptureError
 from tlfx.graph.shells import MODEL, graph_module_of
@@ -190,7 +191,14 @@ class _Checkpointed(nn.Module):
         """The values that later nodes read."""
         writes = self.buffers_of_model and not torch.compiler.is_compiling()  # torch.compile writes them once
         options = {**self.options, "context_fn": self.contexts} if writes else self.options
-        return checkpoint(self.body, *values, use_reentrant=False, **options)[1]
+        run = self.body if torch.compiler.is_compiling() else self.run
+        return checkpoint(run, *values, use_reentrant=False, **options)[1]
+
+    def run(self, *values: Any) -> Any:
+        """Run the graph; a recomputation ends by an error as soon as all that backward needs is computed."""
+        device = next((x.device.type for x in values if isinstance(x, Tensor)), "cpu")
+        with restored_after_error(device):
+            return self.body(*values)
 
     def contexts(self) -> tuple[Any, Any]:
         """The contexts around the function and around its recomputation."""

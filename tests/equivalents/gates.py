@@ -137,4 +137,34 @@ NORMS = Group("norms").add(
     less_the_largest=lambda s, z: tokens(z - z.amax((2, 3), True)),
 )
 
-GROUPS = [GATE, SPATIAL, ONE_CHANNEL, STATISTICS, NORMS]
+
+def mean(z: Tensor) -> Tensor:
+    """(batch, tokens, channels) → (batch, 1, channels)."""
+    return z.mean(1, keepdim=True)
+
+
+def own_norm(z: Tensor) -> Tensor:
+    centred = z - z.mean(-1, keepdim=True)
+    return centred * (centred.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+
+
+OWN_FACTORS = Group("the mean of a function of one value").add(
+    gelu=lambda s, z: mean(F.gelu(tokens(z))),
+    gelu_written_out=lambda s, z: mean(tokens(z) * 0.5 * (1 + torch.erf(tokens(z) / 2**0.5))),
+    silu=lambda s, z: mean(tokens(z) * tokens(z).sigmoid()),
+    silu_as_a_quotient=lambda s, z: mean(tokens(z / (1 + z.neg().exp()))),
+    hard_silu=lambda s, z: mean(tokens(z * F.relu6(z + 3) / 6)),
+    square=lambda s, z: mean(tokens(z * z)),
+    layer_norm=lambda s, z: mean(F.layer_norm(tokens(z), (CHANNELS,))),
+    layer_norm_written_out=lambda s, z: mean(own_norm(tokens(z))),
+    rms_norm=lambda s, z: mean(tokens(z * z.square().mean(1, keepdim=True).rsqrt())),
+    length=lambda s, z: mean(F.normalize(tokens(z), dim=-1)),
+    length_written_out=lambda s, z: mean(tokens(z / z.norm(dim=1, keepdim=True).expand_as(z))),
+)
+GLU = Group("the mean of a gated linear unit", {"linear": nn.Linear(CHANNELS, 2 * CHANNELS)}).add(
+    chunks=lambda s, z: (lambda a, b: mean(a * b.sigmoid()))(*s.linear(tokens(z)).chunk(2, -1)),
+    glu=lambda s, z: mean(F.glu(s.linear(tokens(z)))),
+    glu_along_channels=lambda s, z: mean(F.glu(s.linear(tokens(z)).mT, 1).mT),
+)
+
+GROUPS = [GATE, SPATIAL, ONE_CHANNEL, STATISTICS, NORMS, OWN_FACTORS, GLU]

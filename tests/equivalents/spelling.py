@@ -16,7 +16,7 @@ __all__ = ["BATCH", "CHANNELS", "IMAGES", "SIDE", "TOKENS", "Group", "Program", 
 
 BATCH, CHANNELS, SIDE = 2, 4, 4
 TOKENS = SIDE * SIDE
-IMAGES = torch.randn(BATCH, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.randn(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
 Body = Callable[[Any, Tensor], Tensor]
 """Parts of the program and the features (batch, CHANNELS, SIDE, SIDE) of its stem to an output (batch, ...)."""
 
@@ -52,27 +52,33 @@ class Group:
         self.spellings.update(spellings)
         return self
 
+    def plain(self, *names: str) -> Program:
+        """The program of some spellings."""
+        return Program([self.spellings[name] for name in names], self.parts)
+
 
 def tokens(features: Tensor) -> Tensor:
     """(batch, channels, height, width) → (batch, tokens, channels)."""
     return features.flatten(2).transpose(1, 2)
 
 
-def label_matrices(group: Group, *names: str) -> dict[str, Tensor]:
+def label_matrices(group: Group, *names: str, batch: int = BATCH, shared: bool = True) -> dict[str, Tensor]:
     """The part that each pixel has in the label of each row of the output, (batch, rows, TOKENS), by spelling.
 
     Spellings are captured together, which takes a fraction of the time. Every pixel is an image by itself, of a class
     by itself, so that one call gives whole matrices. Outputs and gradients must be those of the plain program, bit for
-    bit.
+    bit. ``shared``: all samples have one mask, the same memory.
     """
     names = names or tuple(group.spellings)
-    plain = Program([group.spellings[name] for name in names], group.parts)
+    plain, images = group.plain(*names), IMAGES[:batch]
     aligned: Any = tlfx.align(copy.deepcopy(plain))
-    mask = torch.eye(TOKENS).view(1, TOKENS, SIDE, SIDE).expand(BATCH, -1, -1, -1)
-    labels = torch.arange(TOKENS).expand(BATCH, -1)
-    target = tlfx.MixedTarget(labels=labels, mask=mask, num_classes=TOKENS, smoothing=0.0)
-    expected = plain(IMAGES)
-    outputs, soft = aligned(IMAGES, target)
+    mask = torch.eye(TOKENS).view(1, TOKENS, SIDE, SIDE).expand(batch, -1, -1, -1)
+    labels = torch.arange(TOKENS).expand(batch, -1)
+    target = tlfx.MixedTarget(
+        labels=labels, mask=mask if shared else mask.contiguous(), num_classes=TOKENS, smoothing=0.0
+    )
+    expected = plain(images)
+    outputs, soft = aligned(images, target)
     for one, other in zip(outputs, expected, strict=True):
         assert torch.equal(one, other)
     for values in (outputs, expected):

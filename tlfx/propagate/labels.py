@@ -13,7 +13,7 @@ from torch.fx import Node
 
 from tlfx._torch import tree_leaves
 
-__all__ = ["MASK", "LabelTable", "LabelTensor", "Operand", "ParameterFunction", "by_first_occurrence", "digest"]
+__all__ = ["MASK", "LabelTable", "LabelTensor", "NodeFunction", "Operand", "by_first_occurrence", "digest"]
 
 MASK = "mask"
 """Stands for the mask of the images among the arguments of a label tensor, and names it in the aligned graph."""
@@ -27,8 +27,8 @@ class Operand:
 
 
 @dataclass(frozen=True, eq=False)
-class ParameterFunction:
-    """An argument of a label tensor: a function of a parameter, computed once however many label tensors read it."""
+class NodeFunction:
+    """An argument of a label tensor: a function of a node, computed once however many label tensors read it."""
 
     function: Callable[..., Tensor]
     node: Node
@@ -71,7 +71,7 @@ class LabelTensor:
     @property
     def nodes(self) -> list[Node]:
         """The nodes of the graph among the arguments."""
-        leaves = (a.node if isinstance(a, ParameterFunction) else a for a in tree_leaves((self.args, self.kwargs)))
+        leaves = (a.node if isinstance(a, NodeFunction) else a for a in tree_leaves((self.args, self.kwargs)))
         return [a for a in leaves if isinstance(a, Node)]
 
     @property

@@ -75,12 +75,14 @@ class Value:
     """The node that data movement and products with factors took the content from, if not this one."""
     statistic: tuple[Node, int] | None = None
     """The source of the content that the value is a statistic of (a mean, a maximum), and the sign with which."""
+    function_of: Node | None = None
+    """The node of the value that it is an element-wise function or a statistic of, if not of itself."""
     outer: tuple[Value, Value] | None = None
     """The factors of an outer product: summed over tokens, it is a context kᵀv."""
     elements: Tensor | None = None
     """A map of elements that are equal where their numbers are, of a value that data movement repeats along an axis."""
     read_as: Any = None
-    """Stands for the value among the arguments of a label tensor, if its node has another shape."""
+    """Stands for the value among the arguments of a label tensor, if that is not its node."""
     number: float | None = None
     """The number that a constant holds everywhere, if its rule knows it."""
     mixes_samples: Node | None = None
@@ -95,6 +97,16 @@ class Value:
     def source(self) -> Node:
         """The node that computed the content, before data movement and products with factors."""
         return self.origin or self.node
+
+    @property
+    def subject(self) -> Node:
+        """The node of the one value that the value is an element-wise function or a statistic of."""
+        return self.function_of or self.node
+
+    @property
+    def read(self) -> Any:
+        """What label tensors read as the value."""
+        return self.node if self.read_as is None else self.read_as
 
     @property
     def is_constant(self) -> bool:

@@ -23,8 +23,8 @@ from tlfx.propagate.labels import (
     MASK,
     LabelTable,
     LabelTensor,
+    NodeFunction,
     Operand,
-    ParameterFunction,
     by_first_occurrence,
     digest,
 )
@@ -163,8 +163,8 @@ class _Writer:
         assert label.after is not None
         after = self.functions.end_of(label.after) or self.copies.get(label.after) or self._end()  # of the output node
         for leaf in tree_leaves((label.args, label.kwargs)):
-            if isinstance(leaf, Node | ParameterFunction):
-                self.functions.check_read(label.after, leaf.node if isinstance(leaf, ParameterFunction) else leaf)
+            if isinstance(leaf, Node | NodeFunction):
+                self.functions.check_read(label.after, leaf.node if isinstance(leaf, NodeFunction) else leaf)
         self.position[label.first : label.first + label.size] = label.position()
         for_each = place not in self.shared
         args = tuple(self._operand(a, after, for_each) for a in label.args)
@@ -188,25 +188,23 @@ class _Writer:
     def _operand(self, value: Any, after: Node, for_each: bool) -> Any:
         if isinstance(value, Operand):
             return self._read(value.ids, after, for_each)
-        if isinstance(value, ParameterFunction):
-            return self._of_parameter(value, after)
+        if isinstance(value, NodeFunction):
+            return self._of_node(value, after)
         if isinstance(value, Tensor):
             return self._constant(value, "weights", after)
         if isinstance(value, str) and value == MASK:
             return self.mask
         return tree_map(lambda v: self.copies[v] if isinstance(v, Node) else v, value)
 
-    def _of_parameter(self, value: ParameterFunction, after: Node) -> Node:
-        """A function of a parameter, computed where it is read first."""
+    def _of_node(self, value: NodeFunction, after: Node) -> Node:
+        """A function of a node, computed where it is read first."""
         key = (
             value.function,
             value.node.target if value.node.op == "get_attr" else value.node,
             tuple(value.kwargs.items()),
         )
         if key not in self.known:
-            self.known[key] = self._insert(
-                after, value.function, (self.copies[value.node],), value.kwargs, "of_parameter"
-            )
+            self.known[key] = self._insert(after, value.function, (self.copies[value.node],), value.kwargs, "function")
         return self.known[key]
 
     def _read(self, ids: Tensor, after: Node, for_each: bool) -> Node:

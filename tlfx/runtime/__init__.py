@@ -17,6 +17,7 @@ from tlfx.runtime.labels import average, gather, output, pixels, scan, share, sp
 from tlfx.runtime.softmax_attention import attend_by_operator, attention
 from tlfx.runtime.weighted import (
     attention_by_norm,
+    glu_gate,
     heads_by_norm,
     massed,
     residual_by_norm,
@@ -43,6 +44,7 @@ __all__ = [
     "gather",
     "gather_by_output",
     "gather_labels",
+    "glu_gate",
     "heads_by_norm",
     "kernel_weights",
     "label_arithmetic",

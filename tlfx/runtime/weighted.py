@@ -23,6 +23,7 @@ from tlfx.runtime.softmax_attention import attention_bias, repeat_groups, select
 __all__ = [
     "BranchScale",
     "attention_by_norm",
+    "glu_gate",
     "heads_by_norm",
     "massed",
     "residual_by_norm",
@@ -157,6 +158,12 @@ def weighted(
 def massed(labels: Tensor) -> Tensor:
     """Labels with mass 1 as a last channel."""
     return with_mass(labels)
+
+
+@label_arithmetic
+def glu_gate(x: Tensor, axis: int) -> Tensor:
+    """The factor by which a gated linear unit multiplies the first half of ``x`` along an axis."""
+    return x.chunk(2, axis)[1].sigmoid()
 
 
 @label_arithmetic

@@ -133,8 +133,7 @@ class Mixing(Pointwise, Reduction):
         self._check_weight(w)
         content, labels, sizes = axes.content, axes.varying, self._sizes(w, of_w, axes)
         queries = [c for c in kept if c not in content.subscripts]
-        weight = w.node if w.read_as is None else w.read_as
-        args: tuple[Any, ...] = (weight, Operand(content.pick(labels)), equation(axes.weight, labels, kept, queries))
+        args: tuple[Any, ...] = (w.read, Operand(content.pick(labels)), equation(axes.weight, labels, kept, queries))
         args += () if own is None else (own,)
         options = {"where": _where_in_weight(content, of_w), **options}
         if value is not None:

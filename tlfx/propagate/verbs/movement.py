@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from tlfx import runtime
 from tlfx._torch import tree_map
 from tlfx.operations import Operation
+from tlfx.propagate.labels import NodeFunction
 from tlfx.propagate.values import IMAGE, NONE, Role, Value, compact, image_map
 from tlfx.propagate.verbs.pending import Pending
 
@@ -24,7 +26,8 @@ class Movement(Pending):
     def same(self, x: Value) -> Value:
         """The value itself under another name, type, device or memory layout."""
         out = Value(self.node, self.shape, self.batch, x.role, x.maps, x.softmax_dim, pending=x.pending)
-        return replace(out, elements=x.elements, mass=x.mass, origin=x.source, statistic=x.statistic)
+        out = replace(out, elements=x.elements, mass=x.mass, origin=x.source)
+        return replace(out, statistic=x.statistic, function_of=x.subject)
 
     def move(self) -> Value:
         """Run the operator on the map of its one value with content; indices are evaluated."""
@@ -65,7 +68,10 @@ class Movement(Pending):
 
         repeated = self._repeated(x, move)
         out = replace(out, pending=pending, mass=mass and moved, origin=x.source, elements=repeated)
-        return replace(out, statistic=x.statistic if _keeps_order(x, out) else None)
+        if not _keeps_order(x, out):
+            return out
+        keeps_all = torch.Size(out.shape).numel() >= torch.Size(x.shape).numel()
+        return replace(out, statistic=x.statistic, function_of=x.subject if keeps_all else None)
 
     def _repeated(self, x: Value, move: Callable[[Tensor], Tensor]) -> Tensor | None:
         """The map of equal elements of a value that is moved, if movement repeats any."""
@@ -126,12 +132,13 @@ class Movement(Pending):
         return replace(x, node=node or self.node) if isinstance(x, Value) else x
 
     def halves(self, x: Value, axis: int) -> tuple[Value, Value]:
-        """The two halves of a value along an axis."""
+        """The two halves of a value along an axis, the second as the gate that it is (GLU)."""
         one, other = (
             self.content(*m, role=x.role, shape=self.shape)
             for m in zip(*(full.chunk(2, axis) for full in x.expanded()), strict=True)
         )
-        return one, other
+        gate = NodeFunction(runtime.glu_gate, x.node, {"axis": axis})
+        return one, replace(other, read_as=gate, function_of=x.node)
 
     def taken_from(self, source: Value) -> Value:
         """The content of another value, broadcast to the shape of the output."""

@@ -42,6 +42,7 @@ class Pending(Verbs):
         the last. Labels stay without a mass if the factor is the same for all tokens, unless they ``always`` need one.
         """
         out = replace(out, origin=x.source)
+        out = out if factor.is_constant else replace(out, function_of=None)
         rank, where = len(out.shape), out.batch_axis
         of_x, of_factor = (
             range(rank - len(v.shape), rank) if at is None else at for v, at in ((x, of_x), (factor, of_factor))
@@ -61,8 +62,9 @@ class Pending(Verbs):
         options: dict[str, Any] = {"where": where, "at": tuple(of_factor), **self.signed}
         options |= {"massed": True} if pending is not None else {}
         options |= {"inverse": True} if inverse else {}
-        new = self.label(runtime.weigh, Operand(_filled(ids)), factor.node, shape=ids.shape, kwargs=options)
-        return replace(out, pending=map_of_ids(torch.where(ids == NONE, NONE, new), self.batch, where))
+        new = self.label(runtime.weigh, Operand(_filled(ids)), factor.read, shape=ids.shape, kwargs=options)
+        pending = map_of_ids(torch.where(ids == NONE, NONE, new), self.batch, where)
+        return replace(out, pending=pending, function_of=None)
 
     def _mass_of(
         self, out: Value, x: Value, factor: Value, of_x: Sequence[int], of_factor: Sequence[int], inverse: bool
@@ -113,7 +115,9 @@ class Pending(Verbs):
 
     def _as_statistic(self, out: Value, x: Value) -> Value:
         """A reduction of ``x``, marked as a statistic of it unless it is a weighted sum."""
-        return replace(out, statistic=x.statistic or (x.source, 1)) if x.pending is None and x.mass is None else out
+        if x.pending is not None or x.mass is not None:
+            return out
+        return replace(out, statistic=x.statistic or (x.source, 1), function_of=x.subject)
 
     def _sum_of_masses(self, ids: Tensor, over: Sequence[int], scale: float = 1) -> Tensor:
         """Ids of labels with a mass summed over axes, which have size 1 afterwards, times a number."""

@@ -30,7 +30,7 @@ class Pointwise(Pending):
         """Point-wise transformation, Y ← Y, of one value, alone or combined with constants."""
         self.record(Operation.WEIGHT if x.role is Role.WEIGHT else Operation.POINTWISE)
         alone = self.shape == x.shape and len(self.node.all_input_nodes) == 1
-        return replace(self._shaped(x), elements=x.elements if alone else None)
+        return replace(self._shaped(x), elements=x.elements if alone else None, function_of=x.subject)
 
     def linear(self, x: Value, scale: float | None = 1) -> Value:
         """The same by a linear function, such as a sum with a constant, or a product with the number ``scale``."""
@@ -58,7 +58,7 @@ class Pointwise(Pending):
             return replace(self.weight(), softmax_dim=axis)
         out = self.pointwise(x)
         over_tokens = x.role is Role.WEIGHT or x.map.shape[axis] > 1
-        return replace(out, softmax_dim=axis if over_tokens and sums_to_one else None)
+        return replace(out, softmax_dim=axis if sums_to_one else None, function_of=None) if over_tokens else out
 
     def residual(self, a: Value, b: Value, scales: Sequence[float] | None = (1, 1)) -> Value:
         """Sum of two values: residual connection, Y ← Norm(Y + g(Y)) (eq. 11), the average of differing labels unless
@@ -67,6 +67,10 @@ class Pointwise(Pending):
         Point-wise where one of the two is a constant, or a statistic that is subtracted from the other. ``scales`` are
         the factors by which the operator multiplies the two, None if they are not known at capture.
         """
+        out = self._residual(a, b, scales)
+        return replace(out, function_of=a.subject) if self._have_one_subject(a, b) else out
+
+    def _residual(self, a: Value, b: Value, scales: Sequence[float] | None) -> Value:
         counted = [v for v, scale in zip((a, b), scales or (1, 1), strict=True) if self.number(scale) != 0]
         if len(counted) < 2:
             return self.linear(counted[0]) if counted else self.constant(number=0)
@@ -109,6 +113,8 @@ class Pointwise(Pending):
             content = [v for v in (a, b) if v.is_content]
             return self._weighed(pair, content[0], b if content[0] is a else a) if content and pair.is_content else pair
         self.record(Operation.POINTWISE)
+        if self._have_one_subject(a, b):
+            return replace(self._shaped(a), function_of=a.subject)
         gated = self._gated(a, b)
         if gated is None:
             return self._averaged(a, b)
@@ -145,7 +151,15 @@ class Pointwise(Pending):
         self._check_samples(a, b)
         if not a.is_content:
             return self.pointwise(b if a.is_constant else a)
-        return self._weighed(self.pointwise(a), a, b, inverse=True)
+        out = self.pointwise(a)
+        return out if self._have_one_subject(a, b) else self._weighed(out, a, b, inverse=True)
+
+    def _have_one_subject(self, a: Value, b: Value) -> bool:
+        """Whether two values are functions of the same elements, such as x and sigmoid(x), or x and its norm: their
+        product or quotient is another element-wise function of these, or a normalisation, and not a weighted value."""
+        if not (a.is_content and b.is_content and a.subject is b.subject and (self._is_full(a) or self._is_full(b))):
+            return False
+        return torch.equal(*torch.broadcast_tensors(*(self._shaped(v).map for v in (a, b))))
 
     def either(self, a: Value, b: Value, first: Tensor | None = None) -> Value:
         """Element-wise choice between two values (maximum, where): the average of differing labels, unless ``first``

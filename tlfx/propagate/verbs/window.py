@@ -12,7 +12,7 @@ from torch import Tensor
 from tlfx import runtime
 from tlfx.errors import ProvenanceError
 from tlfx.operations import Operation
-from tlfx.propagate.labels import Operand, ParameterFunction
+from tlfx.propagate.labels import NodeFunction, Operand
 from tlfx.propagate.values import NONE, Role, Value, compact, ids_of_sample, map_of_ids
 from tlfx.propagate.verbs.base import varying
 from tlfx.propagate.verbs.contraction import Contraction
@@ -48,7 +48,7 @@ class Window(Contraction):
         if x.batch_axis.axis != 0:
             raise ProvenanceError(f"{self.node.name} takes its batch on axis {x.batch_axis.axis}, not 0")
         size, kernel = ([f"{kind}{i}" for i in range(len(x.shape) - 2)] for kind in ("size", "kernel"))
-        read_as = ParameterFunction(runtime.by_group, weight.node, {"groups": groups})
+        read_as = NodeFunction(runtime.by_group, weight.node, {"groups": groups})
         by_group = Value(
             weight.node,
             (groups, weight.shape[0] // groups, *weight.shape[1:]),
@@ -70,7 +70,7 @@ class Window(Contraction):
             spatial,
             lambda ones: self.target(ones, kernel, None, *args),
             (self.target,),
-            (ParameterFunction(runtime.kernel_weights, weight.node, self.signed), *args),
+            (NodeFunction(runtime.kernel_weights, weight.node, self.signed), *args),
         )
 
     def patchify(self, x: Value, operator: Callable[..., Tensor], weight: Value, *args: Any, groups: int = 1) -> Value:

@@ -7,7 +7,7 @@ PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 FAST := tests/capture tests/graph tests/propagate tests/rewrite tests/runtime tests/test_layers.py \
 	tests/test_operations.py tests/rules/test_attention.py tests/rules/test_contraction.py
 
-.PHONY: demo test test-fast lint format slow clean
+.PHONY: demo test test-fast lint format slow docs clean
 
 demo: .venv/examples.stamp  ## train a small ViT on real images, plain and aligned
 	$(BIN)/python examples/train.py
@@ -21,6 +21,9 @@ test-fast: .venv/test.stamp  ## test the engine alone: from capture to the align
 slow: .venv/test.stamp  ## run what takes long: every family of timm, full sizes, several processes, many examples
 	$(BIN)/python -m pytest -m slow
 	$(PYTEST) $(PARALLEL) --hypothesis-profile=many tests/rules
+
+docs: .venv/docs.stamp  ## build the documentation site in site/
+	$(BIN)/mkdocs build
 
 lint: .venv/dev.stamp  ## check style and types
 	$(BIN)/ruff check .
@@ -37,4 +40,4 @@ format: .venv/dev.stamp  ## mend style
 	touch $@
 
 clean:  ## remove the environment and caches
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv site .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -55,9 +55,10 @@ def align(
         example: images, a tuple of arguments or a dict of keyword arguments to capture now.
         layers: attention layers to align: glob patterns of modules such as ``"blocks.[0-5]"``, or numbers in order of
             execution (−1 for the last). All others leave labels in place (Table 8).
-        policy: how labels are combined, by default as in the paper; see :class:`tlfx.Policy`. on_unknown: ``"error"``,
-        or ``"pointwise"`` to treat operators without a rule as point-wise if they keep the shape. attention: how the
-        labels of fused attention (``scaled_dot_product_attention``) are computed. ``"fused"``: by a
+        policy: how labels are combined, by default as in the paper; see :class:`tlfx.Policy`.
+        on_unknown: ``"error"``, or ``"pointwise"`` to treat operators without a rule as point-wise if they keep the
+            shape.
+        attention: how the labels of fused attention (``scaled_dot_product_attention``) are computed. ``"fused"``: by a
             second pass without autograd over a few samples at a time, so that no tensor (batch, heads, queries, keys)
             is allocated. ``"reuse"``: as extra columns of the value in the model's own pass, where this does not change
             a bit of its output (the CPU's float32 kernel, at shapes where it rounds the same with and without the

@@ -1,4 +1,4 @@
-"""The entry of a capture: a model's forward as a function of flat tensors, and what it changes beside its output."""
+"""The entry of a capture: a model's forward as a function of flat tensors, and its side effects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""State: what a forward changes beside its output, such as attributes of modules, entries of dictionaries and closures.
+"""State: the side effects of a forward, such as changed attributes of modules, entries of dictionaries and closures.
 
 The forward is captured between two snapshots of all containers that it reaches. Everything is restored; what has
 changed is computed by the graph too, and put back by it at each aligned call."""

@@ -54,6 +54,7 @@ class Capture:
             self.is_like(call)
             and any(settings.are_current(model) for settings in self.settings)
             and self.captured.watched.are_current()
+            and self.captured.readings.are_current()
         )
 
     def note_call(self, model: nn.Module, ignore_state: Sequence[str]) -> None:
@@ -218,7 +219,7 @@ class Planner:
     def _tell(self, model: nn.Module, call: Call) -> None:
         """Log why the model is captured, and warn once if the same attribute keeps causing captures."""
         last = next((c for c in reversed(self.captures) if c.is_like(call)), None)
-        name = None if last is None else last.settings[-1].change()
+        name = None if last is None else last.settings[-1].change() or last.captured.readings.change()
         if name is None:
             _LOG.info("%s is captured for images %s", class_name(model), tuple(call.images.shape))
             return

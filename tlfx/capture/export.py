@@ -74,6 +74,7 @@ def _capture(model: nn.Module, call: Call, any_batch: bool, ignore_state: Sequen
         program.recording,
         watched,
         gradients if program.record.modes.is_read else None,
+        ignore_state,
     )
 
 

@@ -50,8 +50,8 @@ class Captured:
     """Places that the forward changes and that the graph depends on."""
     readings: Readings
     """What the forward reads besides the settings of its modules."""
-    gradients: bool | None
-    """The gradient mode of the caller, if the forward asks for it."""
+    gradients: tuple[bool, ...] | None
+    """The gradient mode of the caller, and which tensors require gradients, if the forward asks for that."""
 
 
 def cleaned(
@@ -62,7 +62,7 @@ def cleaned(
     batch: int | None,
     recording: Recording,
     watched: Watched,
-    gradients: bool | None,
+    gradients: tuple[bool, ...] | None,
     ignore_state: Sequence[str],
 ) -> Captured:
     """The captured graph module: flat inputs and outputs, no checks, parameters read from the model itself."""

@@ -47,6 +47,7 @@ class Entry(nn.Module):
         self.ignore_state = tuple(ignore_state)
         self.caches = torch.is_autocast_cache_enabled()
         self.parameters_of_model = dict(model.named_parameters(remove_duplicate=False))
+        self.requires_grad = (False,) * len(call.tensors)
         self.record = ForwardRecord()
 
     def forward(self, *tensors: Tensor) -> Any:
@@ -68,7 +69,7 @@ class Entry(nn.Module):
                 record.modes.recorded(),
                 record.tensor_calls.recorded(),
                 record.values.recorded(),
-                refused_calls(model),
+                refused_calls(model, record.modes.note_read),
             ):
                 outputs, record.out_spec = _flatten(own_forward(model)(model, *args, **kwargs))
             changes = [c for c in state.changes(parameters) if not is_ignored_state(c.name, self.ignore_state)]

@@ -66,8 +66,7 @@ def set_grad_mode() -> None:
 
 
 def kernels_replaced() -> None:
-    called: list[Any] = []
-    setters: Any = torch._C
+    called = []
 
     def kernel(x: Tensor, state: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
         called.append(x.shape)
@@ -335,7 +334,8 @@ def sample_dirichlet() -> None:
 
 
 def attention_setters() -> None:
-    called = []
+    called: list[Any] = []
+    setters: Any = torch._C
     names = ("flash", "mem_efficient", "math", "cudnn", "overrideable")
     assert {(torch._C, f"_set_sdp_use_{name}") for name in names} <= set(_torch.ATTENTION_SETTERS)
     before = torch._C._set_sdp_use_math

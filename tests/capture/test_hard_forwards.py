@@ -200,7 +200,7 @@ REFUSED = [
     (by_backend, "chooses kernels of attention"),
     (
         by_jvp,
-        r"computes derivatives by forward-mode differentiation \(torch.func.jvp\).*align the part of the model before it",
+        r"computes derivatives by forward-mode differentiation \(torch.func.jvp\).*align the part of the model",
     ),
     (by_packing, r"packs sequences \(pack_padded_sequence\).*pad them"),
     (by_sequences, "packs sequences"),

@@ -95,16 +95,16 @@ def refused_calls(model: nn.Module, note_gradients: Callable[[], None]) -> Itera
             refused = _unless_in_torch(refuse, getattr(owner, name), _RANDOM.format(f"torch.{name}"))
             stack.enter_context(replaced(owner, name, refused))
         rnn = torch.nn.utils.rnn
-        for owner, name, shown, reason in (
+        refusals: tuple[tuple[Any, str, str, str], ...] = (
             (rnn.PackedSequence, "__new__", "pack_padded_sequence", _PACKED),
             *(
                 (torch.autograd.forward_ad, n, "torch.func.jvp", _FORWARD_MODE)
                 for n in ("enter_dual_level", "make_dual")
             ),
             *((*setter, "torch.nn.attention.sdpa_kernel", _KERNELS) for setter in ATTENTION_SETTERS),
-        ):
-            refused = _refusing(refuse, reason.format(shown))
-            stack.enter_context(replaced(owner, name, refused))
+        )
+        for place, name, shown, reason in refusals:
+            stack.enter_context(replaced(place, name, _refusing(refuse, reason.format(shown))))
         for source, name, shown in _ENTROPY:
             drawing = _drawing(refuse, getattr(source, name), _UNSEEDED.format(shown))
             stack.enter_context(replaced(source, name, drawing))

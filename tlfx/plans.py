@@ -18,7 +18,7 @@ from tlfx._torch import disable_dynamo, outside_transforms, tree_flatten, tree_u
 from tlfx.capture.arguments import Call
 from tlfx.capture.export import Captured, capture
 from tlfx.capture.model_class import class_name, own_forward
-from tlfx.capture.modes import restored_after_error
+from tlfx.capture.modes import gradients_of, restored_after_error
 from tlfx.capture.settings import ModelSettings
 from tlfx.errors import TargetError
 from tlfx.graph.constants import Decision
@@ -53,8 +53,10 @@ class Capture:
         """Whether a new capture for this call would give the same graph."""
         return (
             self.is_like(call)
+            and (self.captured.gradients is None or self.captured.gradients == gradients_of(model, call.tensors))
             and any(settings.are_current(model) for settings in self.settings)
             and self.captured.watched.are_current()
+            and self.captured.readings.are_current()
         )
 
     def note_call(self, model: nn.Module, ignore_state: Sequence[str]) -> None:
@@ -67,12 +69,7 @@ class Capture:
     def is_like(self, call: Call) -> bool:
         """Whether it was captured for a call like this one, by the same rules."""
         captured = self.captured
-        return (
-            self.rules == REGISTRY.generation
-            and captured.batch in (None, call.batch)
-            and (captured.gradients is None or captured.gradients == torch.is_grad_enabled())
-            and self.call == call.key
-        )
+        return self.rules == REGISTRY.generation and captured.batch in (None, call.batch) and self.call == call.key
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,7 +209,7 @@ class Planner:
     def _tell(self, model: nn.Module, call: Call) -> None:
         """Log why the model is captured, and warn once if the same attribute keeps causing captures."""
         last = next((c for c in reversed(self.captures) if c.is_like(call)), None)
-        name = None if last is None else last.settings[-1].change()
+        name = None if last is None else last.settings[-1].change() or last.captured.readings.change()
         if name is None:
             _LOG.info("%s is captured for images %s", class_name(model), tuple(call.images.shape))
             return

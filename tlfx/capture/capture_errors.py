@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 from torch.fx import Graph, Node
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from tlfx._torch import global_hooks
 from tlfx.errors import CaptureError
 from tlfx.graph.nodes import describe, sizes
 
-__all__ = ["check_global_hooks", "check_sizes", "check_vmap", "explain", "unknown_size"]
+__all__ = ["check_global_hooks", "check_initialized", "check_sizes", "check_vmap", "explain", "unknown_size"]
 
 _REMEDY = (
     "Replace it by torch.where or masks of a fixed size, or align the part of the model without it (its backbone, say)."
@@ -68,6 +69,16 @@ def check_global_hooks(kind: str) -> None:
                 f"{kind} cannot be captured while {getattr(hook, '__qualname__', hook)} is registered as a hook for "
                 "all modules: an aligned call would not run it. Register it on the modules that it is for "
                 "(module.register_forward_hook), or remove it"
+            )
+
+
+def check_initialized(model: nn.Module) -> None:
+    """Raise CaptureError for a lazy module that has no parameters yet."""
+    for path, module in model.named_modules():
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
+            raise CaptureError(
+                f"{path or 'the model'} is a {type(module).__name__} without parameters, which its first call makes: "
+                "run one plain forward first, model(images)"
             )
 
 

@@ -26,8 +26,9 @@ def run(args: argparse.Namespace) -> int:
     """Print the code; exit status 0."""
     from tlfx.trace import trace
 
-    traced = trace(*arguments.model_from(args))
-    aligned = traced.graph_module
+    with output.progress(f"capturing {args.model}"):
+        traced = trace(*arguments.model_from(args))
+        aligned = traced.graph_module
     code = str(aligned.code).strip()
     console = output.console(args)
     if args.no_color or not console.is_terminal:

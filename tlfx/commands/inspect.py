@@ -9,11 +9,11 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tlfx.commands import arguments, output
-from tlfx.errors import InputError, TlfxError
-from tlfx.files import write_atomically
+from tlfx.errors import InputError
+from tlfx.files import check_writable, write_atomically
 
 if TYPE_CHECKING:
     from tlfx.report import NodeReport, Report
@@ -42,11 +42,15 @@ def run(args: argparse.Namespace) -> int:
     """Print or write the report; exit status 0."""
     if args.depth is not None and args.depth < 1:
         raise InputError(f"--depth {args.depth}: expected 1 or more")
-    report = _report(args)
+    forms = [form for form in FORMS if getattr(args, form)]
+    for form in forms:
+        if getattr(args, form) != "-":
+            check_writable(getattr(args, form), f"--{form}")
+    with output.progress(f"capturing {args.model}"):
+        report = _report(args)
     chosen = report.select(args.module, args.only) if args.module or args.only else None
     if chosen is not None and not chosen:
         raise InputError("no node of the model is in these modules and has these classes")
-    forms = [form for form in FORMS if getattr(args, form)]
     for form in forms:
         _write(getattr(report, f"to_{form}")(), getattr(args, form))
     if args.json:
@@ -57,28 +61,19 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> Report:
-    """The report of a model on the meta device; on the CPU if the model must compute something."""
-    from tlfx.report import inspect
+    """The report of a model by name."""
+    from tlfx.inspection import inspect
 
-    try:
-        return inspect(*_built(args, "meta"))
-    except (TlfxError, NotImplementedError, RuntimeError):
-        return inspect(*_built(args, "cpu"))
-
-
-def _built(args: argparse.Namespace, device: str) -> tuple[Any, Any]:
-    model, images = arguments.model_from(args, device)
-    return (model.eval() if args.eval else model), images
+    kwargs, size = arguments.options_from(args)
+    return inspect(args.model, input_size=size, training=not args.eval, kwargs=kwargs, paths=args.path)
 
 
 def _write(text: str, file: str) -> None:
     if file == "-":
         sys.stdout.write(text)
         return
-    try:
-        write_atomically(file, lambda raw: raw.write(text.encode()))
-    except OSError as error:
-        raise InputError(f"{file} cannot be written: {error.strerror}") from error
+    write_atomically(file, lambda raw: raw.write(text.encode()))
+    output.wrote(file)
 
 
 def _show(args: argparse.Namespace, report: Report, chosen: Sequence[NodeReport] | None) -> None:

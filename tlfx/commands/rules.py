@@ -47,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
 def _run_missing(args: argparse.Namespace) -> int:
     from tlfx.analysis.missing import HEADER, missing
 
-    unknown = missing(*arguments.model_from(args))
+    with output.progress(f"capturing {args.model}"):
+        unknown = missing(*arguments.model_from(args))
     if args.json:
         output.print_json([_missing_row(m) | {"skeleton": m.skeleton()} for m in unknown])
     elif not unknown:

@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     save(draw_label_maps(args.model, pair, chosen, share), args.output, args.small)
     console = output.console(args)
     console.print(_table(args.model, chosen, area, share))
-    console.print(f"drawn in {args.output}", markup=False, soft_wrap=True)
+    output.wrote(args.output)
     return 0
 
 

@@ -97,3 +97,17 @@ def test_what_cannot_be_drawn(
 def test_models_of_other_inputs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "test_vit", "--kwargs", '{"in_chans": 1}']) == 2
     assert "the model takes inputs of 1x160x160, expected images of three channels, 3xHxW" in capsys.readouterr().err
+
+
+def test_label_maps_as_arrays(tmp_path: Path) -> None:
+    picture, arrays = tmp_path / "labels.png", tmp_path / "labels.npz"
+    done = tlfx("show", *SMALL, "-o", str(picture), "--npz", str(arrays), "--seed", "3")
+    assert done.stderr == f"wrote {picture}\nwrote {arrays}\n"
+    with np.load(arrays) as maps:
+        assert maps["mask"].shape == (160, 160)
+        layers = {name: maps[name] for name in maps if name != "mask"}
+    assert next(iter(layers)).startswith("blocks.0")
+    assert all(m.shape == (10, 10) for m in layers.values())
+    assert all(0 <= m.min() <= m.max() <= 1 for m in layers.values())
+    done = tlfx("show", *SMALL, "-o", str(picture), "--npz", str(tmp_path / "labels.txt"))
+    assert "expected a file that ends in .npz" in done.stderr

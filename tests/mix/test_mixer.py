@@ -330,7 +330,7 @@ def test_repr_shows_the_arguments() -> None:
     )
     attentive = repr(AttentiveCutMix(nn.AvgPool2d(4), num_classes=7))
     assert attentive.endswith("attention=AvgPool2d, patches=6)")
-    assert repr(AttentiveCutMix(batch, num_classes=7)).endswith("attention=batch, patches=6)")
+    assert repr(AttentiveCutMix(torch.nn.functional.relu, num_classes=7)).endswith("attention=relu, patches=6)")
     chosen = repr(RandomChoice([CutMix(num_classes=7)], p=[2.0]))
     assert chosen.startswith("RandomChoice([CutMix(images=2, ")
     assert chosen.endswith("], p=[2.0])")

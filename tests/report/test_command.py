@@ -100,3 +100,24 @@ def test_the_same_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
         package.inspect("test_vitt")
     with pytest.raises(package.InputError, match="kwargs and paths are for models by name, and a module was given"):
         package.inspect(model, kwargs={"depth": 1})
+
+
+def test_modules_are_shown_without_constants() -> None:
+    text = inspect("test_vit", "--module", "blocks.0", *SMALL).stdout
+    tree = text.partition(" class ")[0]
+    assert "layer_norm" in tree
+    assert "constant" not in tree
+    assert "constant" in inspect("test_vit", "--module", "blocks.0", "--nodes", *SMALL).stdout.partition(" class ")[0]
+    assert "constant" in inspect("test_vit", "--only", "constant", *SMALL).stdout.partition(" class ")[0]
+
+
+def test_two_models_side_by_side() -> None:
+    lines = inspect("test_vit", "test_vit2").stdout.splitlines()
+    reports = [package.inspect(name) for name in ("test_vit", "test_vit2")]
+    for operation, word in (("spatial_mix", "spatial mixing"), ("residual", "residual"), ("layout", "layout")):
+        cells = next(line for line in lines if line.strip().startswith(word)).split()
+        assert [cell for cell in cells if cell.isdigit()] == [str(report.counts[operation]) for report in reports]
+    row = next(line for line in lines if line.strip().startswith("operators"))
+    assert row.split()[1:] == [str(len(report.nodes)) for report in reports]
+    done = inspect("test_vit", "test_vit2", "--json", "--depth", "1", status=2)
+    assert "--depth, --json: options for one model, and two were given" in done.stderr

@@ -25,7 +25,8 @@ from tlfx.policy import DEFAULT, OPTIONS, Policy, check_policy
 
 __all__ = ["POLICIES", "fidelity", "policy_name"]
 
-POLICIES = (DEFAULT, *(replace(DEFAULT, **{name: x}) for name, known in OPTIONS.items() for x in known[1:]))
+_CHANGES: list[dict[str, Any]] = [{name: x} for name, known in OPTIONS.items() for x in known[1:]]
+POLICIES = (DEFAULT, *(replace(DEFAULT, **change) for change in _CHANGES))
 """The paper's policy, then every policy that changes one of its rules."""
 
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, MixedTarget]]

@@ -223,8 +223,8 @@ def _check_no_weights(kwargs: dict[str, Any], *names: str) -> None:
 def _unknown(kind: str, name: str, known: Sequence[str]) -> ModelError:
     longer = [other for other in known if name and other.startswith(name)]
     near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
-    if longer:
-        advice = f"{len(longer)} {'name begins' if len(longer) == 1 else 'names begin'} so: {named(longer, most=MOST)}"
+    if len(longer) > 1:
+        advice = f"{len(longer)} names begin so: {named(longer, most=MOST)}"
     else:
         advice = f"did you mean {', '.join(near)}?" if near else "no known name is similar."
     return ModelError(f"unknown {kind} {name!r}; {advice}")

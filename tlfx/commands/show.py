@@ -111,7 +111,7 @@ def _write_maps(readings: Sequence[Reading], mask: Tensor, file: str) -> None:
 
     from tlfx.files import write_atomically
 
-    maps: dict[str, Any] = {reading.layer.path: reading.map[0].numpy() for reading in readings}
+    maps: dict[str, Any] = {reading.layer.path: reading.map[0, ..., 0].numpy() for reading in readings}
     write_atomically(file, lambda raw: np.savez(raw, mask=mask[0, 0].numpy(), **maps))
 
 

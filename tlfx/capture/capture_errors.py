@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.fx import Graph, Node
-from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
 
 from tlfx._torch import global_hooks
+from tlfx.capture.model_class import class_name
 from tlfx.errors import CaptureError
 from tlfx.graph.nodes import describe, sizes
 
-__all__ = ["check_global_hooks", "check_initialized", "check_sizes", "check_vmap", "explain", "unknown_size"]
+__all__ = ["check_data", "check_global_hooks", "check_sizes", "check_vmap", "explain", "unknown_size"]
 
 _REMEDY = (
     "Replace it by torch.where or masks of a fixed size, or align the part of the model without it (its backbone, say)."
@@ -72,13 +73,20 @@ def check_global_hooks(kind: str) -> None:
             )
 
 
-def check_initialized(model: nn.Module) -> None:
-    """Raise CaptureError for a lazy module that has no parameters yet."""
-    for path, module in model.named_modules():
-        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
+def check_data(model: nn.Module, images: Tensor) -> None:
+    """Raise CaptureError for parameters or buffers without sizes (lazy modules), or without data while the images have
+    some."""
+    for path, tensor in (*model.named_parameters(), *model.named_buffers()):
+        kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
+        if is_lazy(tensor):
             raise CaptureError(
-                f"{path or 'the model'} is a {type(module).__name__} without parameters, which its first call makes: "
-                "run one plain forward first, model(images)"
+                f"{class_name(model)} has the uninitialised {kind} {path} of a lazy module, whose size is unknown: "
+                "call model(images) once before an optimiser is made and the model is called with a target"
+            )
+        if tensor.is_meta and not images.is_meta:
+            raise CaptureError(
+                f"{class_name(model)} has its {kind} {path} on the meta device, without data, and the images are on "
+                f"{images.device}: give it memory by model.to_empty(device={str(images.device)!r}) and load its weights"
             )
 
 

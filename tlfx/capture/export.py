@@ -13,14 +13,7 @@ from torch.fx import GraphModule
 
 from tlfx._torch import build_dynamo_tables
 from tlfx.capture.arguments import Call, is_channels_last
-from tlfx.capture.capture_errors import (
-    check_global_hooks,
-    check_initialized,
-    check_sizes,
-    check_vmap,
-    explain,
-    unknown_size,
-)
+from tlfx.capture.capture_errors import check_data, check_global_hooks, check_sizes, check_vmap, explain, unknown_size
 from tlfx.capture.captured import Captured, cleaned
 from tlfx.capture.entry import Entry, ForwardRecord
 from tlfx.capture.model_class import class_name, own_forward
@@ -49,7 +42,7 @@ def capture(model: nn.Module, call: Call, any_batch: bool = True, ignore_state: 
     reason, the source line and the remedy.
     """
     check_global_hooks(class_name(model))
-    check_initialized(model)
+    check_data(model, call.images)
     REGISTRY.load()  # an error in a rule must not look like a failure of the model
     captured = _capture(model, call, any_batch, ignore_state)
     if captured.batch is None and unknown_size(captured.graph_module.graph):  # it may follow from the batch size

@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentTypeError
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, cast
 
 from mixers import MIXERS
 from torch import nn
@@ -28,7 +29,7 @@ class Method:
     """
 
     mixer: str = "cutmix"
-    target: str = "plain"
+    target: Literal["plain", "transmix", "aligned"] = "plain"
     policy: tlfx.Policy = field(default_factory=tlfx.Policy)
 
     def __str__(self) -> str:
@@ -60,7 +61,8 @@ class Method:
         twice = [name for name, count in Counter(name for name, _ in changes).items() if count > 1]
         if twice:
             raise ValueError(f"{text!r} sets {', '.join(twice)} twice")
-        return cls(mixer, target, tlfx.Policy(**dict(changes)))
+        given_fields: Any = dict(changes)
+        return cls(mixer, cast(Any, target), tlfx.Policy(**given_fields))
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """The model, aligned in place if the target requires it."""

@@ -11,11 +11,11 @@ from statistics import fmean
 import numpy as np
 import torch
 from data import Digits
-from devices import choose_device
 from torch import Tensor, nn
 from trainer import Mixing, Trainer
 
 import tlfx
+from tlfx.devices import choose_device
 from tlfx.errors import InputError
 
 __all__ = ["SIZE", "DigitMeter", "DigitTrainer", "Recipe", "accuracy", "add_recipe", "read_recipe"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from tlfx.errors import ProvenanceError
 from tlfx.propagate.values import Value
 from tlfx.propagate.verbs import OpContext
 from tlfx.rules import rule
@@ -32,6 +33,12 @@ def recurrent(
     initial state (layers, batch, channels), if it has content, is a step before the first; states that are returned
     have seen every step."""
     axis = 1 if batch_first else 0
+    if x.is_content and x.batch_axis.axis == axis:
+        raise ProvenanceError(
+            f"a recurrent layer that is given a value of shape {tuple(x.shape)} runs over the samples of the batch as "
+            "over steps; labels belong to one sample each. Pass (batch, steps, channels) to a layer with "
+            "batch_first=True, else (steps, batch, channels)."
+        )
     before = _initial(op, state if isinstance(state, list | tuple) else [state], axis)
     inputs = op.step((*x.shape[:2], 1)).reduce(x, -1, keepdim=True) if x.is_content else None
     given = [v for v in (before, inputs) if v is not None]

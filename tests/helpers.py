@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 import tlfx
 from tlfx.analysis.invariants import rectangles
 from tlfx.analysis.invariants import target as target_of
+from tlfx.mix import ShareTarget
 from tlfx.report import Report
 
 ReportOf = Callable[..., Report]
@@ -56,9 +57,9 @@ def pictures(batch: int = 3, side: int = SIDE, seed: int = 1) -> Tensor:
     return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(seed))
 
 
-def mixture(batch: int = 3, side: int = SIDE, **changes: Any) -> tlfx.MixedTarget:
+def mixture(batch: int = 3, side: int = SIDE, **changes: Any) -> ShareTarget:
     """Rectangles of class 1 in images of class 0, of two classes; other items by name."""
-    return tlfx.MixedTarget(target_of(rectangles(batch, (side, side), seed=0)) | changes)
+    return ShareTarget(target_of(rectangles(batch, (side, side), seed=0)) | changes)
 
 
 def pair(model: nn.Module) -> tuple[Any, Any]:

@@ -45,6 +45,7 @@ from twins.vit import timm_maps
 import tlfx
 from tlfx.aligned import planner_of
 from tlfx.analysis.invariants import share
+from tlfx.mix import ShareTarget
 
 vit = partial(helpers.vit, qkv_std=0.7, depth=1)
 
@@ -271,7 +272,7 @@ def test_example_captures_at_once() -> None:
 def test_plain_labels_come_back_as_soft_targets() -> None:
     plain, aligned = pair(vit())
     labels = torch.tensor([3, 0, 4])
-    soft_labels = torch.rand(3, 7).softmax(-1).half()
+    soft_labels = torch.rand(3, CLASSES).softmax(-1).half()
     for given, expected in ((labels, one_hot(labels, CLASSES).float()), (soft_labels, soft_labels.float())):
         output, soft = aligned(pictures(), target=given)
         assert_same(output, plain(pictures()))
@@ -293,7 +294,7 @@ def test_smoothing_is_that_of_the_target() -> None:
     aligned = tlfx.align(vit())
     mixed = mixture()
     _, sharp = aligned(pictures(), mixed)
-    _, smooth = aligned(pictures(), tlfx.MixedTarget(mixed | {"smoothing": 0.2}))
+    _, smooth = aligned(pictures(), ShareTarget(mixed | {"smoothing": 0.2}))
     torch.testing.assert_close(smooth, sharp * 0.8 + 0.1, **LABEL)
 
 
@@ -386,7 +387,7 @@ def test_feature_lists_of_timm() -> None:
     soft = assert_same_step(*pair(model), pictures(2, 32))
     assert isinstance(soft, list)
     assert [leaf.shape for leaf in soft] == [(2, 2, side, side) for side in (16, 8, 4, 2, 1)]
-    constant = tlfx.MixedTarget(mixture(2, 32) | {"mask": torch.full((1, 1, 32, 32), 0.3)})
+    constant = ShareTarget(mixture(2, 32) | {"mask": torch.full((1, 1, 32, 32), 0.3)})
     for leaf in model(pictures(2, 32), constant)[1]:
         torch.testing.assert_close(leaf[:, 0], torch.full_like(leaf[:, 0], 0.3), **LABEL)
 
@@ -562,7 +563,7 @@ def test_one_capture_serves_all_batch_sizes() -> None:
 def test_a_first_call_with_one_image() -> None:
     plain, aligned = pair(vit())
     _, alone = aligned(pictures(1), mixture(1))
-    _, beside = aligned(pictures(1).repeat(4, 1, 1, 1), tlfx.MixedTarget(mixture(4) | {"mask": mixture(1).mask}))
+    _, beside = aligned(pictures(1).repeat(4, 1, 1, 1), ShareTarget(mixture(4) | {"mask": mixture(1).mask}))
     torch.testing.assert_close(beside, alone.expand(4, -1), **LABEL)
     assert plans(aligned) == 1
     assert_same_step(plain, aligned, pictures(5))

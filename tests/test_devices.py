@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import partial
+from typing import Any
 
 import helpers
 import pytest
@@ -95,7 +96,7 @@ def test_autocast_and_channels_last(device: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("attention", ["auto", "fused", "reuse"])
-def test_ways_of_attention_agree(attention: str, device: str) -> None:
+def test_ways_of_attention_agree(attention: Any, device: str) -> None:
     images, target = batch(device)
     model = vit().to(device)
     with torch.no_grad():

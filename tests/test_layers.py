@@ -17,7 +17,7 @@ import tlfx
 
 ROOT = Path(__file__).parents[1] / "tlfx"
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "files", "operations", "policy"),
+    ("errors", "devices", "files", "operations", "policy"),
     ("_torch",),
     ("mix",),
     ("runtime",),
@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("propagate",),
     ("rewrite",),
     ("trace",),
+    ("positional", "targets"),
     ("plans",),
     ("aligned",),
     ("recording",),
@@ -35,6 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("analysis",),
     ("testing",),
     ("zoo",),
+    ("inspection",),
     ("integrations",),
     ("commands", "__main__"),
 )

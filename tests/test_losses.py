@@ -160,3 +160,12 @@ def test_settings_out_of_range() -> None:
         BinaryCrossEntropy(1.0)
     with pytest.raises(InputError, match=r"beta is -1.0, expected a weight of at least 0"):
         TokenLabelCrossEntropy(-1.0)
+
+
+def test_targets_near_the_threshold_do_not_cross_it_in_half_precision() -> None:
+    logits, target = torch.randn(2, 4).bfloat16(), torch.full((2, 4), 0.2)  # 0.2 is 0.2002 in bfloat16
+    loss = BinaryCrossEntropy(target_threshold=0.2)
+    assert torch.equal(loss(logits, target), loss(logits.float(), torch.zeros(2, 4)))
+    soft = BinaryCrossEntropy()(logits, target)
+    assert soft.dtype == torch.float32
+    assert torch.equal(soft, BinaryCrossEntropy()(logits.float(), target))

@@ -178,7 +178,7 @@ JOINS = {
 
 @pytest.mark.parametrize("residual", ["norm", "gated"])
 @pytest.mark.parametrize("name", JOINS)
-def test_every_way_to_add(name: str, residual: str) -> None:
+def test_every_way_to_add(name: str, residual: Any) -> None:
     """Sums in place read their summands before they are overwritten; scales of the operator count."""
     join, factor = JOINS[name]
     model, images, mask = Sum(join), torch.randn(BATCH, 3, 8, 8), rectangles(BATCH, 8)
@@ -268,7 +268,8 @@ def test_weighted_aggregation_of_everything_at_once() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 6 * 5, 7))
     weight = model[1].weight.detach().double()
     images, mask = torch.randn(BATCH, 3, 6, 5), torch.rand(BATCH, 1, 6, 5)
-    for weights, size in (("absolute", weight.abs()), ("signed", weight.clamp_min(0))):
+    choices: Any = ("absolute", weight.abs()), ("signed", weight.clamp_min(0))
+    for weights, size in choices:
         policy = tlfx.Policy(weights=weights, aggregation="weighted")
         by_pixel = size.sum(0).view(3, -1).sum(0)
         expected = linear(mask.flatten(1).double(), by_pixel[None] / by_pixel.sum())
@@ -342,7 +343,7 @@ def test_a_sum_that_hides_a_summand_of_the_same_label() -> None:
 
 
 @pytest.mark.parametrize("residual", ["norm", "gated"])
-def test_a_sum_that_hides_a_summand(residual: str) -> None:
+def test_a_sum_that_hides_a_summand(residual: Any) -> None:
     model = Sum(lambda x, y: torch.addcmul(x, y, y.new_full((3, 1, 1), 0.5)))
     aligned = tlfx.align(model, policy=tlfx.Policy(residual=residual))
     words = (

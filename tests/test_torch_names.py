@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import subprocess
 import sys
@@ -332,6 +333,26 @@ def sample_dirichlet() -> None:
     assert torch.allclose(drawn.sum(1), torch.ones(4, dtype=torch.float64))
 
 
+def attention_setters() -> None:
+    called: list[Any] = []
+    setters: Any = torch._C
+    names = ("flash", "mem_efficient", "math", "cudnn", "overrideable")
+    assert {(torch._C, f"_set_sdp_use_{name}") for name in names} <= set(_torch.ATTENTION_SETTERS)
+    before = torch._C._set_sdp_use_math
+    try:
+        setters._set_sdp_use_math = called.append
+        torch.backends.cuda.enable_math_sdp(True)
+    finally:
+        setters._set_sdp_use_math = before
+    assert called == [True]
+
+
+def dynamo_tables() -> None:
+    _torch.build_dynamo_tables()
+    handlers = importlib.import_module("torch._dynamo.variables.torch").TorchInGraphFunctionVariable._get_handlers()
+    assert torch.is_grad_enabled in handlers
+
+
 NAMES: dict[str, Callable[[], None]] = {
     "Module._forward_pre_hooks, _forward_hooks, _backward_pre_hooks, _backward_hooks": hooks,
     "Module._is_torch_compile, _compiled_call_impl": compiled,
@@ -339,6 +360,8 @@ NAMES: dict[str, Callable[[], None]] = {
     "torch._compile._disable_dynamo": disable_dynamo,
     "torch.amp.autocast_mode._enter_autocast, _exit_autocast": autocast,
     "torch._C._set_grad_enabled": set_grad_mode,
+    "torch._C._set_sdp_use_flash, _set_sdp_use_math, _set_sdp_priority_order": attention_setters,
+    "torch._dynamo.variables.torch, torch._dynamo.trace_rules": dynamo_tables,
     "torch._subclasses.fake_tensor.FakeTensor": is_fake,
     "torch.nn.modules.module._global_forward_hooks": global_hooks,
     "OpOverload.py_kernels, _dispatch_cache": kernels_replaced,

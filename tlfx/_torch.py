@@ -29,6 +29,7 @@ from torch.utils import checkpoint as checkpointing
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 __all__ = [
+    "ATTENTION_SETTERS",
     "COMPILED",
     "HOOKS",
     "CustomOpDef",
@@ -36,6 +37,7 @@ __all__ = [
     "OpOverload",
     "OpOverloadPacket",
     "TreeSpec",
+    "build_dynamo_tables",
     "call_with_hooks",
     "checkpoint_generator_name",
     "checkpointing",
@@ -78,11 +80,26 @@ HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backwa
 COMPILED = ("_is_torch_compile", "_compiled_call_impl")
 """What torch.compile leaves on a module: a forward does not depend on it. torch has no public list of such names."""
 
+ATTENTION_SETTERS = tuple((torch._C, n) for n in dir(torch._C) if n.startswith(("_set_sdp_use_", "_set_sdp_priority")))
+"""Functions, as owner and name, that choose kernels of attention: the public ones (sdpa_kernel) call them."""
+
 disable_dynamo = _disable_dynamo
 """As torch.compiler.disable, which imports dynamo (a second) when it decorates and not when it is called."""
 
 enter_autocast, exit_autocast = _enter_autocast, _exit_autocast
 """torch.autocast as two functions, which a graph can call; torch.autocast itself is a context manager only."""
+
+
+def build_dynamo_tables() -> None:
+    """Build the tables of functions of torch that dynamo makes at its first use and keeps, so that they never hold
+    functions that stand for torch's while a model is captured. torch has no public function for that."""
+    rules = importlib.import_module("torch._dynamo.trace_rules")
+    variables = importlib.import_module("torch._dynamo.variables.torch")
+    variables.tracing_state_functions()
+    variables.get_overridable_functions()
+    variables.TorchInGraphFunctionVariable._get_handlers()
+    rules.get_torch_obj_rule_map()
+    rules.get_tensor_method()
 
 
 set_grad_mode = torch._C._set_grad_enabled

@@ -5,19 +5,21 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from weakref import WeakValueDictionary
 
+import torch
 from torch import nn
 
 from tlfx.capture.alignable import check_alignable
 from tlfx.capture.arguments import Call
-from tlfx.capture.model_class import CHOSEN, own_forward, own_parameters
+from tlfx.capture.model_class import CHOSEN, own_parameters
 from tlfx.capture.sharding import casts_arguments
 from tlfx.errors import InputError, TargetError
 from tlfx.mix.target import MixedTarget
 from tlfx.plans import Planner
 from tlfx.policy import Policy, check_policy
+from tlfx.positional import plain_call, split_labels
 from tlfx.propagate.options import Options
 
 __all__ = ["Aligned", "align", "aligned_code", "planner_of", "unalign"]
@@ -31,8 +33,8 @@ def align(
     example: Any = None,
     layers: Sequence[str | int] | None = None,
     policy: Policy | None = None,
-    on_unknown: str = "error",
-    attention: str = "auto",
+    on_unknown: Literal["error", "pointwise"] = "error",
+    attention: Literal["auto", "fused", "reuse"] = "auto",
     ignore_state: Sequence[str] = (),
 ) -> M:
     """Align a model in place and return it: the same object with the same parameters, of a subclass of its class.
@@ -44,10 +46,10 @@ def align(
     structure of targets, with None for outputs without image content or of a type other than floating point.
 
     The target is a :class:`tlfx.MixedTarget`, anywhere among the arguments or as ``target=``; integer labels (batch,)
-    and soft labels (batch, classes) are taken as ``target=`` too and come back as plain soft targets. All other
-    arguments are passed to the model's own forward. The first call captures the model (some seconds). Calls with other
-    image sizes, types, devices or modes capture it again; calls with other batch sizes do not. A model keeps the graphs
-    of its 16 most recently used kinds of call.
+    and soft labels (batch, classes) are taken as ``target=`` too, or after all arguments that the model's own forward
+    takes, and come back as plain soft targets. All other arguments are passed to the model's own forward. The first
+    call captures the model (some seconds). Calls with other image sizes, types, devices or modes capture it again;
+    calls with other batch sizes do not. A model keeps the graphs of its 16 most recently used kinds of call.
 
     Args:
         model: any module with images (batch, channels, height, width) among its inputs; video (batch, channels,
@@ -148,15 +150,18 @@ class Aligned(nn.Module):
     def forward(self, *args: Any, target: Any = None, **kwargs: Any) -> Any:
         """The model's own forward, or ``(output, soft_target)`` if a target is among the arguments."""
         args, target, kwargs = tuple(map(_opened, args)), _opened(target), {k: _opened(v) for k, v in kwargs.items()}
-        targets = [a for a in (*args, *kwargs.values()) if isinstance(a, MixedTarget)]
+        targets: list[Any] = [a for a in (*args, *kwargs.values()) if isinstance(a, MixedTarget)]
         args = tuple(a for a in args if not isinstance(a, MixedTarget))
         kwargs = {k: v for k, v in kwargs.items() if not isinstance(v, MixedTarget)}
         if target is not None and not isinstance(target, MixedTarget) and _takes_target(self):
             kwargs = {**kwargs, "target": target}
         elif target is not None:
             targets.append(target)
+        if not targets and len(args) > 1 and not torch.compiler.is_compiling():  # Dynamo traces no signatures
+            args, labels = split_labels(self, args)
+            targets.extend(labels)
         if not targets:
-            return own_forward(self)(self, *args, **kwargs)
+            return plain_call(self, args, kwargs)
         if len(targets) > 1:
             raise TargetError(f"{len(targets)} targets were given, expected one")
         return planner_of(self).run(self, Call.of(*args, **kwargs), targets[0])

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor, nn
 
 from tlfx._torch import tree_map
 from tlfx.aligned import align
 from tlfx.errors import InputError, TargetError
-from tlfx.mix.target import MixedTarget, check_labels, hard_or_soft
+from tlfx.mix.labels import check_labels, hard_or_soft
+from tlfx.mix.target import MixedTarget
 
 __all__ = ["METHODS", "TargetAssigner"]
 
@@ -49,7 +50,7 @@ class TargetAssigner:
     aligned torch.Size([4, 2])
     """
 
-    method: str = "aligned"
+    method: Literal["plain", "transmix", "aligned"] = "aligned"
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

@@ -9,7 +9,28 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-__all__ = ["write_atomically"]
+from tlfx.errors import InputError
+
+__all__ = ["check_writable", "write_atomically"]
+
+
+def check_writable(path: str | Path, option: str, make_parents: bool = False) -> None:
+    """Raise InputError if a file cannot be written, before the work whose result it is to hold.
+
+    Args:
+        path: the file; an existing pipe or device is accepted.
+        option: the command-line option that messages name.
+        make_parents: whether folders that do not exist will be created.
+    """
+    file = Path(path)
+    folder = next((f for f in file.absolute().parents if f.exists()), Path("/")) if make_parents else file.parent
+    if not folder.is_dir():
+        kind = "is not a directory" if folder.exists() else "does not exist; create it first"
+        raise InputError(f"{option} {str(path)!r} cannot be written: {str(folder)!r} {kind}")
+    if file.is_dir():
+        raise InputError(f"{option} {str(path)!r} cannot be written: it is a directory; add the name of a file")
+    if not os.access(file if file.exists() and not file.is_file() else folder, os.W_OK):
+        raise InputError(f"{option} {str(path)!r} cannot be written: no permission to write in {str(folder)!r}")
 
 
 def write_atomically(path: str | Path, fill: Callable[[IO[bytes]], object]) -> None:

@@ -73,9 +73,10 @@ class BinaryCrossEntropy(nn.Module):
         """The scalar loss."""
         _check(logits, soft_target)
         axis = _class_axis(logits)
-        logits, target = logits.movedim(axis, -1), soft_target.movedim(axis, -1).to(logits.dtype)
-        if self.target_threshold is not None:
-            target = target.gt(self.target_threshold).to(logits.dtype)
+        # The wider type: in bfloat16 under autocast, targets next to the threshold would cross it.
+        kind = torch.promote_types(logits.dtype, soft_target.dtype)
+        logits, target = logits.movedim(axis, -1).to(kind), soft_target.movedim(axis, -1)
+        target = (target if self.target_threshold is None else target.gt(self.target_threshold)).to(kind)
         loss = F.binary_cross_entropy_with_logits(
             logits, target, self.weight, pos_weight=self.pos_weight, reduction="none"
         )

@@ -18,16 +18,16 @@ from tlfx._torch import disable_dynamo, outside_transforms, tree_flatten, tree_u
 from tlfx.capture.arguments import Call
 from tlfx.capture.export import Captured, capture
 from tlfx.capture.model_class import class_name, own_forward
-from tlfx.capture.modes import restored_after_error
+from tlfx.capture.modes import gradients_of, restored_after_error
 from tlfx.capture.settings import ModelSettings
-from tlfx.errors import TargetError
 from tlfx.graph.constants import Decision
-from tlfx.mix.target import MixedTarget, check_labels
+from tlfx.mix.target import MixedTarget
 from tlfx.propagate.observer import LabelRecorder, ObservedLabels
 from tlfx.propagate.options import Options
 from tlfx.propagate.outputs import OutputLabel
 from tlfx.rewrite.segments import segmented
 from tlfx.rules.registry import REGISTRY
+from tlfx.targets import check_classes, check_mixed, check_plain, soft_mixed, soft_plain
 from tlfx.trace import trace
 
 __all__ = ["MOST_PLANS", "Capture", "Plan", "Planner"]
@@ -53,8 +53,10 @@ class Capture:
         """Whether a new capture for this call would give the same graph."""
         return (
             self.is_like(call)
+            and (self.captured.gradients is None or self.captured.gradients == gradients_of(model, call.tensors))
             and any(settings.are_current(model) for settings in self.settings)
             and self.captured.watched.are_current()
+            and self.captured.readings.are_current()
         )
 
     def note_call(self, model: nn.Module, ignore_state: Sequence[str]) -> None:
@@ -67,12 +69,7 @@ class Capture:
     def is_like(self, call: Call) -> bool:
         """Whether it was captured for a call like this one, by the same rules."""
         captured = self.captured
-        return (
-            self.rules == REGISTRY.generation
-            and captured.batch in (None, call.batch)
-            and (captured.gradients is None or captured.gradients == torch.is_grad_enabled())
-            and self.call == call.key
-        )
+        return self.rules == REGISTRY.generation and captured.batch in (None, call.batch) and self.call == call.key
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,25 +128,27 @@ class Planner:
         """The model's output and the target that reaches it."""
         if not isinstance(target, MixedTarget):
             return self._plain(model, call, target)
-        _check(target, call.images)
+        check_mixed(target, call.images)
         plan = self.plan(model, call, tuple(dict.fromkeys(p for r in self.recorders for p in r.patterns)))
+        check_classes(model, target, plan.outputs)
         mask = target.mask
         output, shares, labels = plan.run(call, mask if mask.stride(0) else mask[:1])  # one for all samples
         plan.capture.note_call(model, self.options.ignore_state)
         for recorder in self.recorders:
             recorder.take(plan.observed, labels)
-        soft = [None if o is None else _soft(target, s, o) for s, o in zip(shares, plan.outputs, strict=True)]
+        soft = [None if o is None else soft_mixed(target, s, o) for s, o in zip(shares, plan.outputs, strict=True)]
         return output, plan.structured(soft)
 
     def _plain(self, model: nn.Module, call: Call, target: Any) -> tuple[Any, Any]:
         """An unmixed target: the model's own forward, and the target as soft labels in the structure of the output."""
-        _check_plain(target, call.batch)
+        check_plain(target, call.batch)
         plan = self.plan(model, call)
+        check_classes(model, target, plan.outputs)
         output = own_forward(model)(model, *call.args, **call.kwargs)
         plan.capture.note_call(model, self.options.ignore_state)
         leaves, spec = tree_flatten(output)
         soft = [
-            None if o is None else _soft_plain(target, leaf, o) for leaf, o in zip(leaves, plan.outputs, strict=True)
+            None if o is None else soft_plain(target, leaf, o) for leaf, o in zip(leaves, plan.outputs, strict=True)
         ]
         return output, tree_unflatten(soft, spec)
 
@@ -212,7 +211,7 @@ class Planner:
     def _tell(self, model: nn.Module, call: Call) -> None:
         """Log why the model is captured, and warn once if the same attribute keeps causing captures."""
         last = next((c for c in reversed(self.captures) if c.is_like(call)), None)
-        name = None if last is None else last.settings[-1].change()
+        name = None if last is None else last.settings[-1].change() or last.captured.readings.change()
         if name is None:
             _LOG.info("%s is captured for images %s", class_name(model), tuple(call.images.shape))
             return
@@ -225,53 +224,3 @@ class Planner:
                 "read at every call, or change it less often.",
                 stacklevel=2,
             )
-
-
-def _check_plain(target: Any, batch: int) -> None:
-    """An unmixed target against the batch."""
-    if not isinstance(target, Tensor):
-        raise TargetError(
-            f"the target is a {type(target).__name__}, expected a tlfx.MixedTarget from a mixer, integer labels "
-            "(batch,) or soft labels (batch, classes)"
-        )
-    if target.dim() != (2 if target.is_floating_point() else 1):
-        raise TargetError(
-            f"the target is {target.dtype} of shape {tuple(target.shape)}, expected integer labels (batch,) or "
-            "soft labels (batch, classes)"
-        )
-    if target.shape[0] != batch:
-        raise TargetError(
-            f"a target of shape {tuple(target.shape)} was given with {batch} images; it seems to come from "
-            "another batch"
-        )
-
-
-def _check(target: MixedTarget, images: Tensor) -> None:
-    """The target against the images."""
-    mask = target.get("mask")
-    flat = isinstance(mask, Tensor) and images.dim() == 5 and target.mask.dim() == 4
-    target.check(images.shape[0], tuple(images.shape[3:] if flat else images.shape[2:]), values=_is_readable(images))
-    if target.mask.device != images.device:
-        raise TargetError(
-            f"the target lies on {target.mask.device}, the images on {images.device}: use target.to(images.device)"
-        )
-
-
-def _is_readable(tensor: Tensor) -> bool:
-    """Whether values may be checked: to read them waits for a GPU, and breaks a compiled graph."""
-    return not tensor.is_cuda and not torch.compiler.is_compiling()
-
-
-def _soft(target: MixedTarget, share: Tensor, output: OutputLabel) -> Tensor:
-    """Soft targets of an output from the share of the first image, or of each of K, at each of its positions."""
-    batch = output.where.axis
-    soft = target.soften((share if "labels" in target else share[..., 0]).movedim(batch, 0))
-    return soft.movedim(0, batch).movedim(-1, output.class_axis)
-
-
-def _soft_plain(target: Tensor, leaf: Tensor, output: OutputLabel) -> Tensor:
-    classes = target.shape[-1] if target.is_floating_point() else leaf.shape[output.class_axis]
-    check_labels(target, classes, values=_is_readable(target))
-    same = MixedTarget(first=target, second=target, mask=torch.ones(1, 1, 1, 1), num_classes=classes)
-    positions = [s for i, s in enumerate(leaf.shape) if i != output.class_axis]
-    return _soft(same, torch.ones(*positions, 1, device=target.device), output)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from tlfx.errors import InputError
 
@@ -49,10 +49,10 @@ class Policy:
     Policy(residual='norm', heads='mean', weights='absolute', aggregation='uniform')
     """
 
-    residual: str = "average"
-    heads: str = "mean"
-    weights: str = "absolute"
-    aggregation: str = "uniform"
+    residual: Literal["average", "skip", "norm", "gated"] = "average"
+    heads: Literal["mean", "norm"] = "mean"
+    weights: Literal["absolute", "signed"] = "absolute"
+    aggregation: Literal["uniform", "weighted"] = "uniform"
 
     def __post_init__(self) -> None:
         for field in fields(self):

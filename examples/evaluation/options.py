@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from devices import choose_device
 
 from evaluation.attacks import ATTACKS, NORMS, Threat
 from evaluation.corruption import ALEXNET, CORRUPTIONS
 from evaluation.folders import DATASETS
+from tlfx.devices import choose_device
 from tlfx.errors import InputError
 
 __all__ = ["Settings", "parse"]

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from devices import choose_device
 from timm.utils.distributed import init_distributed_device_so
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict as sharded
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
+
+from tlfx.devices import choose_device
 
 __all__ = ["Processes", "blocks_of", "last_step", "load_state", "load_states", "shard", "start", "state", "states"]
 

@@ -208,6 +208,11 @@ def _check(options: Namespace) -> None:
         for name, value in given.items():
             if not low <= value <= high:
                 raise InputError(f"{_flag(name)} {value}: expected {expected}")
+    if options.method is not None and not mixes(options):
+        raise InputError(
+            f"--method {options.method} chooses the target of mixed images, but no images are mixed: pass --cutmix "
+            "1.0, --mixup 0.8 or both, or omit --method to train without mixing"
+        )
     if mixes(options) and options.batch_size % 2:
         raise InputError(
             f"--batch-size {options.batch_size}: images are mixed in pairs within a batch of one process; pass an even "

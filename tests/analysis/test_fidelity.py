@@ -24,7 +24,7 @@ from tlfx.analysis import Fidelity, fidelity
 from tlfx.analysis.agreement import agreement
 from tlfx.analysis.label_fidelity import POLICIES, policy_name
 from tlfx.analysis.reference import REFERENCES
-from tlfx.mix import MixedTarget, Mixup
+from tlfx.mix import MixedTarget, Mixup, ShareTarget
 
 SIDE, CLASSES = 16, 3
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 2, 0])
@@ -110,7 +110,7 @@ def test_shares_are_those_of_the_aligned_model(found: Fidelity) -> None:
         parts = []
         for (images, target), rows in zip(mixed, kept, strict=True):
             zeros = torch.zeros_like(target.first)
-            _, soft = model(images, MixedTarget(target, first=zeros, second=zeros + 1, num_classes=2))
+            _, soft = model(images, ShareTarget(target, first=zeros, second=zeros + 1, num_classes=2))
             parts.append(soft[rows, 0])
         expected[policy_name(policy)] = torch.cat(parts)
     assert list(found.shares) == ["area", *map(policy_name, POLICIES)]

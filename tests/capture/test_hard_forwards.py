@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+import random
+import subprocess
+import sys
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -12,11 +16,13 @@ import numpy as np
 import pytest
 import torch
 from helpers import pictures, slow_except
+from numpy.random import default_rng
 from test_same_model import Net, assert_same_training, target
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import tlfx
-from tlfx.errors import CaptureError
+from tlfx.errors import CaptureError, ProvenanceError
 
 Body = Callable[[Any, Tensor], Tensor]
 KINDS: dict[str, Callable[[], nn.Module]] = {
@@ -136,7 +142,68 @@ def by_backward_function(net: Any, x: Tensor) -> Tensor:
     return x
 
 
+def by_generator(net: Any, x: Tensor) -> Tensor:
+    return x * default_rng().random()
+
+
+def by_bits(net: Any, x: Tensor) -> Tensor:
+    return x * np.random.Generator(np.random.PCG64()).random()
+
+
+def by_random_state(net: Any, x: Tensor) -> Tensor:
+    return x * np.random.RandomState().rand()
+
+
+def by_random_object(net: Any, x: Tensor) -> Tensor:
+    return x * random.Random().random()
+
+
+def by_system(net: Any, x: Tensor) -> Tensor:
+    return x * random.SystemRandom().random()
+
+
+def by_uuid(net: Any, x: Tensor) -> Tensor:
+    return x * (uuid.uuid4().int % 7)
+
+
+def by_kernel(net: Any, x: Tensor) -> Tensor:
+    with sdpa_kernel(SDPBackend.MATH):
+        return nn.functional.scaled_dot_product_attention(x, x, x)
+
+
+def by_backend(net: Any, x: Tensor) -> Tensor:
+    torch.backends.cuda.enable_flash_sdp(True)
+    return nn.functional.scaled_dot_product_attention(x, x, x)
+
+
+def by_jvp(net: Any, x: Tensor) -> Tensor:
+    return x + torch.func.jvp(torch.sin, (x,), (torch.ones_like(x),))[1]
+
+
+def by_packing(net: Any, x: Tensor) -> Tensor:
+    packed = nn.utils.rnn.pack_padded_sequence(x, torch.full((len(x),), 16), batch_first=True)
+    return nn.utils.rnn.pad_packed_sequence(packed, batch_first=True)[0]
+
+
+def by_sequences(net: Any, x: Tensor) -> Tensor:
+    return x + nn.utils.rnn.pack_sequence(list(x)).data.mean()
+
+
 REFUSED = [
+    (by_generator, r"makes a random generator without a seed \(numpy.random\).*torch's functions"),
+    (by_bits, r"makes a random generator without a seed \(numpy.random\)"),
+    (by_random_state, r"makes a random generator without a seed \(numpy.random\)"),
+    (by_random_object, r"makes a random generator without a seed \(random.Random\)"),
+    (by_system, r"makes a random generator without a seed \(random.SystemRandom\)"),
+    (by_uuid, r"makes a random generator without a seed \(os.urandom\)"),
+    (by_kernel, r"chooses kernels of attention \(torch.nn.attention.sdpa_kernel\).*around the call"),
+    (by_backend, "chooses kernels of attention"),
+    (
+        by_jvp,
+        r"computes derivatives by forward-mode differentiation \(torch.func.jvp\).*align the part of the model",
+    ),
+    (by_packing, r"packs sequences \(pack_padded_sequence\).*pad them"),
+    (by_sequences, "packs sequences"),
     (by_numpy, "converts a tensor to NumPy.*functions of torch"),
     (by_asarray, "converts a tensor to NumPy"),
     (by_numpy_function, "converts a tensor to NumPy"),
@@ -151,6 +218,49 @@ def test_what_cannot_be_captured_is_named(body: Body, words: str) -> None:
     place = rf"module: the model itself \(Net\)\n  source: .*test_hard_forwards.py:\d+ in {body.__name__}: "
     with pytest.raises(CaptureError, match=f"(?s)the forward of Net {words}.*{place}"):
         tlfx.align(Net(body), example=pictures())
+
+
+def test_seeded_generators_are_captured() -> None:
+    assert_same_training(lambda net, x: x * np.random.default_rng(3).random() * random.Random(3).random())
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_samples_as_steps_are_refused(kind: type[nn.Module]) -> None:
+    def body(net: Any, x: Tensor) -> Tensor:
+        y: Tensor = net.recurrent(x.mean(1))[0]
+        return x + y[:, None]
+
+    with pytest.raises(ProvenanceError, match=r"runs over the samples of the batch as over steps.*batch_first=True"):
+        tlfx.align(Net(body, recurrent=kind(8, 8)), example=pictures())
+
+
+DYNAMO = """
+import torch, tlfx
+from torch import nn
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+class Flex(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 4, 4)
+        self.mask = create_block_mask(lambda b, h, q, k: q >= k, None, None, 16, 16, device="cpu")
+
+    def forward(self, x):
+        tokens = self.stem(x).flatten(2).mT[:, None]
+        return flex_attention(tokens, tokens, tokens, block_mask=self.mask)[:, 0].mean(1)
+
+tlfx.align(Flex().eval().requires_grad_(False), example=torch.rand(2, 3, 16, 16))
+
+def asks(x):
+    return x * 2 if torch.is_grad_enabled() else x
+
+assert torch.equal(torch.compile(asks, fullgraph=True, backend="eager")(torch.ones(2)), torch.full((2,), 2.0))
+"""
+
+
+def test_a_capture_leaves_the_tables_of_dynamo_as_they_are() -> None:
+    """Flex attention runs dynamo while functions of torch are replaced."""
+    subprocess.run([sys.executable, "-c", DYNAMO], check=True)
 
 
 def test_numpy_of_constants_is_captured() -> None:

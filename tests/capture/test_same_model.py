@@ -630,3 +630,21 @@ EVERY_RUN = [case for case in STATE if case[0] in SOME_STATE]
 @pytest.mark.parametrize(("body", "state"), slow_except(EVERY_RUN, STATE), ids=lambda x: getattr(x, "__name__", ""))
 def test_state(body: Body, state: dict[str, Any]) -> None:
     assert_same_training(body, **state)
+
+
+def test_a_counter_under_a_checkpoint_counts_once_in_a_step() -> None:
+    """A plain step counts again where backward runs the part again; without checkpoints it counts once, too."""
+
+    def body(net: Any, x: Tensor) -> Tensor:
+        def inner(a: Tensor) -> Tensor:
+            net.count.add_(1)
+            return a.sin()
+
+        y: Tensor = checkpoint(inner, x, use_reentrant=False)
+        return y
+
+    plain, aligned = Net(body), tlfx.align(Net(body))
+    plain(pictures()).sum().backward()
+    aligned(pictures(), target(3))[0].sum().backward()
+    counts = [dict(model.named_buffers())["count"].item() for model in (plain, aligned)]
+    assert counts == [2, 1]

@@ -17,6 +17,8 @@ def test_plain_code_in_a_pipe() -> None:
     assert isinstance(function, ast.FunctionDef)
     assert [a.arg for a in function.args.args] == ["self", "x", "mask"]
     assert "tlfx_runtime_pixels(mask, x)" in found.stdout
+    assert "torch.ops.aten.conv2d.default(x, getattr(self._m." in found.stdout
+    assert not any(line.partition(" = ")[2].startswith(("self._m.", "getattr(")) for line in found.stdout.splitlines())
 
 
 def test_colours_where_there_are_any() -> None:

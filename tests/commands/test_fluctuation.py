@@ -85,7 +85,7 @@ def test_one_model_with_two_weights(tmp_path: Path, capsys: pytest.CaptureFixtur
         ),
         (["test_vit", "--plot", "f.bmp"], "--plot 'f.bmp': expected a file that ends in .png, .pdf, .svg"),
         (["test_vit", "--csv", "f.txt"], "--csv 'f.txt': expected a file that ends in .csv"),
-        (["test_vit", "--csv", "no/f.csv"], "--csv 'no/f.csv': there is no directory 'no'; create it first"),
+        (["test_vit", "--csv", "no/f.csv"], "--csv 'no/f.csv' cannot be written: 'no' does not exist; create it first"),
         (["test_vit", "--kwargs", '{"in_chans": 4}'], "test_vit takes inputs of 4x160x160, expected images of three"),
     ],
 )

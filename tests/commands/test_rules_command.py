@@ -117,3 +117,18 @@ def test_missing_prints_code_alone(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_nothing_missing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rules", "--missing", "test_resnet", "--input-size", "64"]) == 0
     assert capsys.readouterr().out == "test_resnet: every operator that receives image content has a rule\n"
+
+
+def test_operators_that_match(capsys: pytest.CaptureFixture[str]) -> None:
+    def shown(pattern: str) -> list[str]:
+        assert main(["rules", "--json", pattern]) == 0
+        return [row["operator"] for row in json.loads(capsys.readouterr().out)]
+
+    assert {"aten.softmax", "aten.log_softmax"} <= {*shown("softmax")}
+    assert all("softmax" in name for name in shown("softmax"))
+    assert all(name.startswith("aten.conv") for name in shown("aten.conv*"))
+    assert len(shown("aten.conv*")) > 3
+    assert main(["rules", "sofmax"]) == 2
+    assert "no operator with a rule matches 'sofmax'; did you mean aten.softmax, " in capsys.readouterr().err
+    assert main(["rules", "softmax", "--missing", "test_vit"]) == 2
+    assert "'softmax' and --missing were both given" in capsys.readouterr().err

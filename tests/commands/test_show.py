@@ -20,14 +20,13 @@ def test_a_picture_of_shipped_photos(tmp_path: Path) -> None:
     file = tmp_path / "labels.png"
     done = tlfx("show", *SMALL, "--every-block", "--seed", "3", "-o", str(file))
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
     with Image.open(file) as image:
         assert image.format == "PNG"
         assert min(image.size) > 500
     assert [done.stdout.count(f"blocks.{i} ") for i in range(7)] == [1] * 6 + [0]
     assert done.stdout.count("10×10") == 6
     assert "λ by area 0.892" in done.stdout
-    assert done.stdout.endswith(f"drawn in {file}\n")
+    assert done.stderr == f"wrote {file}\n"
     assert [p.name for p in tmp_path.iterdir()] == ["labels.png"]
 
 
@@ -76,7 +75,7 @@ def test_weights_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         (["one.png"], "1 image was given, expected two, or none for photos from scikit-image"),
         (["one.png", "two.png"], "there is no image file 'one.png'"),
         (["-o", "labels.txt"], "--output 'labels.txt': expected a file that ends in .png, .pdf, .svg"),
-        (["-o", "no/such/labels.png"], "there is no directory 'no/such'; create it first"),
+        (["-o", "no/such/labels.png"], "'no/such' does not exist; create it first"),
         (["--mixer", "cut"], "mixer 'cut' is unknown, expected one of cutmix, mixup, blocks, patches"),
         (["--weights", "none.pt"], "--weights: there is no file 'none.pt'"),
         (["--weights", "a", "--weights", "b"], "--weights was given 2 times, expected once"),
@@ -98,3 +97,17 @@ def test_what_cannot_be_drawn(
 def test_models_of_other_inputs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "test_vit", "--kwargs", '{"in_chans": 1}']) == 2
     assert "the model takes inputs of 1x160x160, expected images of three channels, 3xHxW" in capsys.readouterr().err
+
+
+def test_label_maps_as_arrays(tmp_path: Path) -> None:
+    picture, arrays = tmp_path / "labels.png", tmp_path / "labels.npz"
+    done = tlfx("show", *SMALL, "-o", str(picture), "--npz", str(arrays), "--seed", "3")
+    assert done.stderr == f"wrote {picture}\nwrote {arrays}\n"
+    with np.load(arrays) as maps:
+        assert maps["mask"].shape == (160, 160)
+        layers = {name: maps[name] for name in maps if name != "mask"}
+    assert next(iter(layers)).startswith("blocks.0")
+    assert all(m.shape == (10, 10) for m in layers.values())
+    assert all(0 <= m.min() <= m.max() <= 1 for m in layers.values())
+    done = tlfx("show", *SMALL, "-o", str(picture), "--npz", str(tmp_path / "labels.txt"))
+    assert "expected a file that ends in .npz" in done.stderr

@@ -80,6 +80,17 @@ def test_a_method_goes_before_other_flags() -> None:
     assert options_of("--no-align").align is False
 
 
+@pytest.mark.parametrize("method", ["plain", "transmix", "aligned"])
+def test_a_method_without_mixing_is_refused(method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        options_of("--cutmix", "0", "--method", method)
+    assert f"--method {method} chooses the target of mixed images, but no images are mixed: pass --cutmix 1.0," in (
+        " ".join(capsys.readouterr().err.split())
+    )
+    assert options_of("--cutmix", "0", "--mixup", "0.8", "--method", method).mixup == 0.8
+    assert options_of("--cutmix", "0", "--no-align").method is None
+
+
 def test_mixers_keep_the_settings_of_mixing(weights: Path) -> None:
     from imagenet.mixing import make_mixer
 

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from transformers import TrainingArguments, ViTConfig, ViTForImageClassification
 
 import tlfx
+from tlfx.errors import InputError, TargetError
 from tlfx.integrations.huggingface import Trainer
 from tlfx.mix import CutMix
 
@@ -163,3 +164,14 @@ def test_what_it_refuses(tmp_path: Path) -> None:
     for labels, given in ((None, "missing"), ([0, 1], "a list"), (torch.rand(7, 3), r"float32 of shape \(7, 3\)")):
         with pytest.raises(tlfx.TargetError, match=f"labels of a batch with pixel_values, labels are .*{given}"):
             ours.compute_loss(ours.model, {"pixel_values": Noise.images, "labels": labels})
+
+
+def test_other_names_of_images_and_another_number_of_classes(tmp_path: Path) -> None:
+    ours = trainer(tmp_path)
+    ours.model.train()
+    batch = {"image": Noise.images, "label": torch.tensor([0, 1, 2, 0, 1, 2, 0])}
+    with pytest.raises(InputError, match=r"has image, label, expected images under 'pixel_values' and .* 'labels'"):
+        ours.compute_loss(ours.model, batch)
+    ours = trainer(tmp_path, mixer=CutMix(num_classes=7))
+    with pytest.raises(TargetError, match="num_classes=7, but ViTForImageClassification has logits of 3 classes"):
+        ours.compute_loss(ours.model, {"pixel_values": Noise.images, "labels": batch["label"]})

@@ -154,6 +154,6 @@ def test_what_the_prefetching_loader_cannot_take() -> None:
     with pytest.raises(InputError, match=r"dtype torch.float32, expected torch.uint8, .* use tlfx.mix.Collate"):
         FastCollateMixup(num_classes=2)([(torch.zeros(3, 4, 4), 1)] * 2)
     with pytest.raises(InputError, match="mode is 'half'"):
-        FastCollateMixup(mode="half")
+        FastCollateMixup(mode="half")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="a batch of 3 images cannot be mixed in pairs"):
         FastCollateMixup(num_classes=CLASSES)(samples(3))

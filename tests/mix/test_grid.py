@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import tlfx
 from tlfx.errors import InputError
-from tlfx.mix import Collate, GridMix, MixedTarget, MixUp, RandomChoice
+from tlfx.mix import Collate, GridMix, MixUp, RandomChoice, ShareTarget
 
 
 @settings(max_examples=50, deadline=None)
@@ -135,9 +135,9 @@ def test_shares_of_each_image_are_those_of_two_image_mixing(build: Callable[[], 
         expected = torch.zeros_like(soft)
         for k in range(4):
             one = torch.zeros(5, dtype=torch.long)
-            against = MixedTarget(first=one, second=one + 1, mask=target.mask[:, k : k + 1], num_classes=2)
+            against = ShareTarget(first=one, second=one + 1, mask=target.mask[:, k : k + 1], num_classes=2)
             share = model(mixed, against)[1][:, 0]
-            label = tlfx.mix.target.hard_or_soft(target.labels[:, k], CLASSES, 0.1)
+            label = tlfx.mix.labels.hard_or_soft(target.labels[:, k], CLASSES, 0.1)
             expected += share.unsqueeze(1) * label.view(5, CLASSES, *[1] * (share.dim() - 1))
     assert soft.shape == logits.shape
     torch.testing.assert_close(soft, expected, atol=2e-6, rtol=0)

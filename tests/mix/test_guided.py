@@ -138,6 +138,14 @@ def test_grids_that_do_not_divide_the_image() -> None:
         (lambda x: x.flatten(1), r"attention is of shape \(4, 288\) for 4 images"),
         (lambda x: x[:2], r"attention is of shape \(2, 3, 12, 8\)"),
         (lambda x: x[:, :, :2, :2], "6 patches of a grid of 2×2 were requested for images of 12×8"),
+        (
+            lambda x: torch.rand(4, 12, 5),
+            r"grid of 12×5 on images of 12×8, whose cells are not square; .* token sequences",
+        ),
+        (
+            lambda x: x.movedim(1, 3),
+            r"attention of shape \(4, 12, 8, 3\) is a grid of 8×3 .* Permute channels-last features, x.permute",
+        ),
         (lambda x: x.repeat(1, 1, 2, 1), "6 patches of a grid of 24×8 were requested for images of 12×8"),
     ],
 )

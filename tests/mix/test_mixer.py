@@ -10,11 +10,24 @@ import torch
 from batches import CLASSES, batch, numbered, seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.utils.data import DataLoader, default_collate
 from torchvision.transforms import v2  # type: ignore[import-untyped]
 
 from tlfx.errors import InputError, TargetError
-from tlfx.mix import BlockMix, CutMix, GridMix, MaskMixer, MixedTarget, Mixer, MixUp, RandomPatchMix
+from tlfx.mix import (
+    AttentiveCutMix,
+    BlockMix,
+    Collate,
+    CutMix,
+    GridMix,
+    MaskMixer,
+    MixedTarget,
+    Mixer,
+    MixUp,
+    RandomChoice,
+    RandomPatchMix,
+)
 
 MIXERS: dict[str, Callable[..., MaskMixer]] = {
     "cutmix": CutMix,
@@ -258,9 +271,21 @@ def test_an_odd_batch_has_no_mirror() -> None:
     ("labels", "words"),
     [
         (torch.tensor([0, 1, 2, 7]), "first holds labels from 0 to 7, expected 0 to 6"),
-        (torch.tensor([0, 1]), "2 labels was given with 4 images; expected one label per image"),
-        (torch.tensor(3), "0 labels was given with 4 images"),
-        (torch.tensor([0.0, 1.0, 2.0, 3.0]), r"expected soft labels \(batch, 7\); use first.long\(\)"),
+        (
+            torch.tensor([0, 1]),
+            r"labels of shape \(2,\) was given with 4 images, expected one label per image; it seems",
+        ),
+        (torch.tensor(3), r"labels is torch.int64 of shape \(\), expected .* use labels.expand\(batch\) if all images"),
+        (
+            torch.rand(4),
+            r"labels is torch.float32 of shape \(4,\), .* use labels.long\(\) if .* or labels\[:, None\] if",
+        ),
+        (torch.rand(4, 6), r"first is torch.float32 of shape \(4, 6\), expected soft labels \(batch, 7\)"),
+        (torch.zeros(4, 1).long(), r"labels is torch.int64 of shape \(4, 1\), .* use labels.squeeze\(1\)"),
+        (torch.eye(4, 7).long(), r"torch.int64 of shape \(4, 7\), .* use labels.argmax\(1\) if they are one-hot, or"),
+        (torch.eye(4, 7).bool(), r"torch.bool of shape \(4, 7\), .* use labels.argmax\(1\) if they are one-hot"),
+        (torch.zeros(4, 8, 8).long(), r"of shape \(4, 8, 8\), .* maps of labels are not supported: a mixed image has"),
+        (torch.zeros(4, 1, 8, 8), r"of shape \(4, 1, 8, 8\), .* maps of labels are not supported"),
         ([0, 1, 2, 3], "labels are a list"),
         (None, "labels are a NoneType"),
     ],
@@ -297,3 +322,16 @@ def test_arguments_that_no_mixing_can_follow(
 ) -> None:
     with pytest.raises(InputError, match=words):
         make(**arguments)
+
+
+def test_repr_shows_the_arguments() -> None:
+    assert repr(CutMix(num_classes=7, prob=0.5)) == (
+        "CutMix(images=2, num_classes=7, label_smoothing=0.0, mode='batch', prob=0.5, pairing='roll', alpha=1.0)"
+    )
+    attentive = repr(AttentiveCutMix(nn.AvgPool2d(4), num_classes=7))
+    assert attentive.endswith("attention=AvgPool2d, patches=6)")
+    assert repr(AttentiveCutMix(torch.nn.functional.relu, num_classes=7)).endswith("attention=relu, patches=6)")
+    chosen = repr(RandomChoice([CutMix(num_classes=7)], p=[2.0]))
+    assert chosen.startswith("RandomChoice([CutMix(images=2, ")
+    assert chosen.endswith("], p=[2.0])")
+    assert repr(Collate(CutMix(num_classes=7))).startswith("Collate(CutMix(")

@@ -144,10 +144,10 @@ def blocks_of(image: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
-def test_moved_or_not_the_mask_tells_the_image(mode: str, dtype: torch.dtype) -> None:
+def test_moved_or_not_the_mask_tells_the_image(mode: Any, dtype: torch.dtype) -> None:
     images, labels = numbered(6, 8, 12)
     images = (10 * images + 1).to(dtype)
-    pairing = "mirror" if mode == "pair" else "shuffle"
+    pairing: Any = "mirror" if mode == "pair" else "shuffle"
     mixer = PuzzleMix(
         brightness, eta=2.0, move=0.0, mode=mode, pairing=pairing, num_classes=6, prob=0.7, generator=seeded(1)
     )

@@ -22,10 +22,10 @@ from tlfx.mix import ResizeMix
     dtype=st.sampled_from([torch.float32, torch.uint8, torch.float64, torch.bfloat16]),
     prob=st.sampled_from([0.5, 1.0]),
 )
-def test_the_box_holds_the_other_image_whole(seed: int, mode: str, dtype: torch.dtype, prob: float) -> None:
+def test_the_box_holds_the_other_image_whole(seed: int, mode: Any, dtype: torch.dtype, prob: float) -> None:
     images, labels = batch(4, 12, 9, seed)
     images = (images * 60 + 128).clamp(0, 255).to(dtype)
-    pairing = "mirror" if mode == "pair" else "roll"
+    pairing: Any = "mirror" if mode == "pair" else "roll"
     mixer = ResizeMix(num_classes=CLASSES, mode=mode, prob=prob, pairing=pairing, generator=seeded(seed))
     mixed, target = mixer(images, labels)
     assert mixed.dtype == dtype

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 import tlfx.mix.target
 from tlfx.errors import TargetError
 from tlfx.mix import MixedTarget, Mixup
-from tlfx.mix.target import check_labels, hard_or_soft
+from tlfx.mix.labels import check_labels, hard_or_soft
 
 CLASSES, HEIGHT, WIDTH = 5, 4, 6
 

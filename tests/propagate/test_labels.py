@@ -95,7 +95,7 @@ def test_a_label_that_cannot_be_cut_is_computed_in_full() -> None:
 
 
 def output(rows: Tensor) -> OutputLabel:
-    return OutputLabel(rows.view(1, 1, -1), BatchAxis(0), 1)
+    return OutputLabel(rows.view(1, 1, -1), BatchAxis(0), class_axis=1, classes=1)
 
 
 def chain(function: Callable[..., Tensor], *operands: Tensor) -> LabelTable:

@@ -312,3 +312,14 @@ def test_rules_of_a_sweep(tmp_path: Path) -> None:
     row = table.read(csv)["test_vit"]
     assert row["status"] != "ok"
     assert "the file is used" in row["reason"]
+
+
+@pytest.mark.parametrize(
+    ("result", "given"), [(None, "None"), (torch.zeros(3), "a Tensor"), ((), "a tuple"), (3, "a int")], ids=str
+)
+def test_a_rule_that_returns_no_value(result: Any, given: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.GELU())
+    words = rf"<lambda> returned {given}, expected a tlfx.propagate.Value for each tensor.* such as op.pointwise\(x\)"
+    with use_rules({torch.ops.aten.gelu: lambda op, x, **_: result}, override=True):  # noqa: SIM117
+        with pytest.raises(RuleError, match=words):
+            inspect(model, torch.zeros(2, 3, 8, 8))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 from pathlib import Path
 
@@ -55,10 +56,8 @@ def test_files_that_hold_no_state_dict(tmp_path: Path) -> None:
     file = tmp_path / "w.pt"
     with pytest.raises(ModelError, match=r"--weights: there is no file '.*w\.pt'"):
         load_weights(model(), file)
-    torch.save({"epoch": 3, "state_dict": model().state_dict()}, file)
-    with pytest.raises(
-        ModelError, match=r"holds a dict of epoch, state_dict, expected a state_dict .* save only that part"
-    ):
+    torch.save({"epoch": 3, "weights": model().state_dict()}, file)
+    with pytest.raises(ModelError, match=r"holds a dict of epoch, weights, expected a state_dict .* save only that"):
         load_weights(model(), file)
     torch.save([torch.zeros(1)], file)
     with pytest.raises(ModelError, match="holds a list, expected a state_dict"):
@@ -67,3 +66,23 @@ def test_files_that_hold_no_state_dict(tmp_path: Path) -> None:
         file.write_bytes(content)
         with pytest.raises(ModelError, match=r"cannot be read as tensors \(.*\); write it with torch\.save"):
             load_weights(model(), file)
+
+
+@pytest.mark.parametrize("part", ["state_dict_ema", "model_ema", "state_dict", "model"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_checkpoints_of_training(part: str, prefix: str, tmp_path: Path) -> None:
+    trained, other = model(), model()
+    weights = {prefix + name: value for name, value in trained.state_dict().items()}
+    rest = {"epoch": 3, "optimizer": {"state": {}}, "args": argparse.Namespace(lr=0.1), "arch": "x"}
+    torch.save({**rest, "state_dict_ema": None, part: weights}, tmp_path / "w.pt")
+    load_weights(other, tmp_path / "w.pt")
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in trained.state_dict().items())
+
+
+def test_the_moving_average_goes_first(tmp_path: Path) -> None:
+    states = [model().state_dict() for _ in range(2)]
+    torch.save({"state_dict": states[0], "state_dict_ema": states[1]}, tmp_path / "w.pt")
+    loaded = model()
+    load_weights(loaded, tmp_path / "w.pt")
+    assert torch.equal(loaded[0].weight, states[1]["0.weight"])
+    assert not torch.equal(loaded[0].weight, states[0]["0.weight"])

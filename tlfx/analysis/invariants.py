@@ -16,7 +16,7 @@ from tlfx.capture.describe import ATOMS, INTERNAL
 from tlfx.capture.model_class import CHOSEN
 from tlfx.capture.state.reach import Reach
 from tlfx.errors import TlfxError
-from tlfx.mix.target import MixedTarget
+from tlfx.mix.target import MixedTarget, ShareTarget
 
 __all__ = ["INVARIANTS", "Figures", "Invariant", "class_axis", "device_of", "measure", "rectangles", "share", "target"]
 
@@ -59,14 +59,14 @@ def rectangles(batch: int, size: tuple[int, ...], seed: int) -> Tensor:
     return mask
 
 
-def target(mask: Tensor) -> MixedTarget:
-    """A target of two classes: 0 for the first image, 1 for the second.
+def target(mask: Tensor) -> ShareTarget:
+    """A target whose soft targets are the shares of the first and the second image.
 
     >>> target(torch.ones(2, 1, 4, 4)).first
     tensor([0, 0])
     """
     zeros = torch.zeros(len(mask), dtype=torch.int64, device=mask.device)
-    return MixedTarget(first=zeros, second=zeros + 1, mask=mask, num_classes=2, smoothing=0.0)
+    return ShareTarget(first=zeros, second=zeros + 1, mask=mask, num_classes=2, smoothing=0.0)
 
 
 @torch.no_grad()

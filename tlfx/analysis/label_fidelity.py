@@ -19,13 +19,14 @@ from tlfx.analysis.reference import Mixture, references
 from tlfx.capture.arguments import Call
 from tlfx.errors import InputError, TargetError
 from tlfx.mix import MixedTarget, Mixup
-from tlfx.mix.target import check_labels
+from tlfx.mix.labels import check_labels
 from tlfx.plans import Capture
 from tlfx.policy import DEFAULT, OPTIONS, Policy, check_policy
 
 __all__ = ["POLICIES", "fidelity", "policy_name"]
 
-POLICIES = (DEFAULT, *(Policy(**{name: other}) for name, known in OPTIONS.items() for other in known[1:]))
+_CHANGES: list[dict[str, Any]] = [{name: x} for name, known in OPTIONS.items() for x in known[1:]]
+POLICIES = (DEFAULT, *(replace(DEFAULT, **change) for change in _CHANGES))
 """The paper's policy, then every policy that changes one of its rules."""
 
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, MixedTarget]]

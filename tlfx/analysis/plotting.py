@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tlfx.errors import InputError
-from tlfx.files import write_atomically
+from tlfx.files import check_writable, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
@@ -48,10 +47,7 @@ def check_file(path: str | Path, option: str, formats: Sequence[str] = FORMATS) 
     file = Path(path)
     if file.suffix.lower() not in formats:
         raise InputError(f"{option} {str(path)!r}: expected a file that ends in {', '.join(formats)}")
-    if not file.parent.is_dir():
-        raise InputError(f"{option} {str(path)!r}: there is no directory {str(file.parent)!r}; create it first")
-    if file.is_dir() or not os.access(file.parent, os.W_OK):
-        raise InputError(f"{option} {str(path)!r} cannot be written")
+    check_writable(file, option)
 
 
 def save(drawn: Figure, path: str | Path, small: bool = False) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,7 @@ class Settings:
     dtype: torch.dtype = torch.float32
     """Types other than float32 use autocast."""
     device: str = "cpu"
-    attention: str = "auto"
+    attention: Literal["auto", "fused", "reuse"] = "auto"
     """See :func:`tlfx.align`."""
     published: bool = False
     """Whether to time the published formulation too."""

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 from torch.fx import Graph, Node
+from torch.nn.parameter import is_lazy
 
 from tlfx._torch import global_hooks
+from tlfx.capture.model_class import class_name
 from tlfx.errors import CaptureError
 from tlfx.graph.nodes import describe, sizes
 
-__all__ = ["check_global_hooks", "check_sizes", "check_vmap", "explain", "unknown_size"]
+__all__ = ["check_data", "check_global_hooks", "check_sizes", "check_vmap", "explain", "unknown_size"]
 
 _REMEDY = (
     "Replace it by torch.where or masks of a fixed size, or align the part of the model without it (its backbone, say)."
@@ -68,6 +70,23 @@ def check_global_hooks(kind: str) -> None:
                 f"{kind} cannot be captured while {getattr(hook, '__qualname__', hook)} is registered as a hook for "
                 "all modules: an aligned call would not run it. Register it on the modules that it is for "
                 "(module.register_forward_hook), or remove it"
+            )
+
+
+def check_data(model: nn.Module, images: Tensor) -> None:
+    """Raise CaptureError for parameters or buffers without sizes (lazy modules), or without data while the images have
+    some."""
+    for path, tensor in (*model.named_parameters(), *model.named_buffers()):
+        kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
+        if is_lazy(tensor):
+            raise CaptureError(
+                f"{class_name(model)} has the uninitialised {kind} {path} of a lazy module, whose size is unknown: "
+                "call model(images) once before an optimiser is made and the model is called with a target"
+            )
+        if tensor.is_meta and not images.is_meta:
+            raise CaptureError(
+                f"{class_name(model)} has its {kind} {path} on the meta device, without data, and the images are on "
+                f"{images.device}: give it memory by model.to_empty(device={str(images.device)!r}) and load its weights"
             )
 
 

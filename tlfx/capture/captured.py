@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,14 @@ from tlfx.capture.entry import ForwardRecord
 from tlfx.capture.model_class import class_name, own_parameters
 from tlfx.capture.modes import pair_modes
 from tlfx.capture.recording import Recording, build_tree
-from tlfx.capture.regions import RegionTree
+from tlfx.capture.regions import FORWARD_HOOKS, HookedCall, RegionTree
+from tlfx.capture.state.ignoring import is_ignored_state
+from tlfx.capture.state.readings import Readings
 from tlfx.capture.state.stored import Stored, Watched, put_state
 from tlfx.capture.tensor_calls import TensorCalls, place_tensor_calls
+from tlfx.capture.value_reads import ValueRecorder
 from tlfx.errors import CaptureError
+from tlfx.graph.aliasing import storage_of, written_storages
 from tlfx.graph.nodes import describe
 from tlfx.graph.shells import MODEL, graph_module_of
 
@@ -43,8 +48,10 @@ class Captured:
     """The parts of the graph that stand for one call."""
     watched: Watched
     """Places that the forward changes and that the graph depends on."""
-    gradients: bool | None
-    """The gradient mode of the caller, if the forward asks for it."""
+    readings: Readings
+    """What the forward reads besides the settings of its modules."""
+    gradients: tuple[bool, ...] | None
+    """The gradient mode of the caller, and which tensors require gradients, if the forward asks for that."""
 
 
 def cleaned(
@@ -55,7 +62,8 @@ def cleaned(
     batch: int | None,
     recording: Recording,
     watched: Watched,
-    gradients: bool | None,
+    gradients: tuple[bool, ...] | None,
+    ignore_state: Sequence[str],
 ) -> Captured:
     """The captured graph module: flat inputs and outputs, no checks, parameters read from the model itself."""
     graph = Graph()
@@ -82,7 +90,29 @@ def cleaned(
     _check_generators(graph, model, {name for name, x in generators.items() if generator_key(x) not in placed})
     graph_module = graph_module_of(graph, {**modules, MODEL: model}, buffers, class_name(model))
     position = next(i for i, x in enumerate(call.tensors) if x is call.images)
-    return Captured(graph_module, placeholders[position].name, record.out_spec, batch, regions, watched, gradients)
+    changed = {change.place for change in record.changes}
+    readings = Readings(
+        model,
+        _computed_hooks(regions),
+        lambda container, key: (
+            (id(container.held), key) in changed or is_ignored_state(container.name_of(key), ignore_state)
+        ),
+    )
+    _watch_values(graph, model, buffers, record.values, watched, readings)
+    images = placeholders[position].name
+    return Captured(graph_module, images, record.out_spec, batch, regions, watched, readings, gradients)
+
+
+def _computed_hooks(regions: RegionTree) -> set[int]:
+    """The identities of the hooks that are a part of the graph."""
+    calls = [region for region in regions.regions if isinstance(region, HookedCall)]
+    return {
+        id(vars(call.subject)[kind][n])
+        for call in calls
+        for kind in FORWARD_HOOKS
+        for n in call.computed
+        if n in vars(call.subject)[kind]
+    }
 
 
 def _named(graph: Graph, model: nn.Module, held: dict[str, Any]) -> tuple[dict[str, nn.Module], dict[str, Tensor]]:
@@ -108,6 +138,25 @@ def _check_generators(graph: Graph, model: nn.Module, made: set[str]) -> None:
                 f"the forward of {class_name(model)} makes a torch.Generator, which an aligned call would not make anew"
                 f"\n{describe(reader)}\nMake it in __init__, and seed it outside of the forward."
             )
+
+
+def _watch_values(
+    graph: Graph, model: nn.Module, held: dict[str, Tensor], values: ValueRecorder, watched: Watched, readings: Readings
+) -> None:
+    """Watch the values that a forward reads as numbers, and those that it may read as bounds of slices.
+
+    Raises CaptureError if the graph writes to a tensor of the former.
+    """
+    written = written_storages(graph.nodes)
+    changed = {id(held[str(n.target)]): n for n in graph.nodes if storage_of(n) in written and str(n.target) in held}
+    for node in (changed[key] for key in values.tensors if key in changed):
+        raise CaptureError(
+            f"the forward of {class_name(model)} writes to a plain tensor and reads it as a number, which would be "
+            f"that of the time of capture\n{describe(next(iter(node.users)))}\n"
+            "Keep it in a buffer (register_buffer), and compute with the tensor, not with its number."
+        )
+    numbers = [x for x in readings.tensors if x.numel() == 1 and not x.is_floating_point() and id(x) not in changed]
+    watched.watch_values((*values.tensors.values(), *numbers))
 
 
 class HeldGenerator(nn.Module):

@@ -1,4 +1,4 @@
-"""The entry of a capture: a model's forward as a function of flat tensors, and what it changes beside its output."""
+"""The entry of a capture: a model's forward as a function of flat tensors, and its side effects."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tlfx.capture.refused_calls import refused_calls
 from tlfx.capture.state.ignoring import is_ignored_state
 from tlfx.capture.state.snapshot import Change, Snapshot
 from tlfx.capture.tensor_calls import TensorCallRecorder
+from tlfx.capture.value_reads import ValueRecorder
 from tlfx.errors import CaptureError
 from tlfx.graph.shells import MODEL
 
@@ -30,6 +31,7 @@ class ForwardRecord:
     changes: list[Change]
     tensor_calls: TensorCallRecorder
     modes: ModeRecorder
+    values: ValueRecorder
 
 
 class Entry(nn.Module):
@@ -45,6 +47,7 @@ class Entry(nn.Module):
         self.ignore_state = tuple(ignore_state)
         self.caches = torch.is_autocast_cache_enabled()
         self.parameters_of_model = dict(model.named_parameters(remove_duplicate=False))
+        self.requires_grad = (False,) * len(call.tensors)
         self.record = ForwardRecord()
 
     def forward(self, *tensors: Tensor) -> Any:
@@ -52,13 +55,23 @@ class Entry(nn.Module):
         leaves = [next(given) if isinstance(x, Tensor) else x for x in self.call.leaves]
         args, kwargs = tree_unflatten(leaves, self.call.spec)
         model: nn.Module = getattr(self, MODEL)
-        self.record.tensor_calls, self.record.modes = TensorCallRecorder(), ModeRecorder(self.caches)
+        record = self.record
+        record.tensor_calls, record.modes, record.values = (
+            TensorCallRecorder(),
+            ModeRecorder(self.caches),
+            ValueRecorder(),
+        )
         state = Snapshot(model)
         stand_ins = model.named_parameters(remove_duplicate=False)
         parameters = {id(x): self.parameters_of_model[path] for path, x in stand_ins}
         try:
-            with self.record.modes.recorded(), self.record.tensor_calls.recorded(), refused_calls(model):
-                outputs, self.record.out_spec = _flatten(own_forward(model)(model, *args, **kwargs))
+            with (
+                record.modes.recorded(),
+                record.tensor_calls.recorded(),
+                record.values.recorded(),
+                refused_calls(model, record.modes.note_read),
+            ):
+                outputs, record.out_spec = _flatten(own_forward(model)(model, *args, **kwargs))
             changes = [c for c in state.changes(parameters) if not is_ignored_state(c.name, self.ignore_state)]
         finally:
             state.restore()
@@ -68,7 +81,7 @@ class Entry(nn.Module):
                 "graph would take the same at each call: keep a count in a buffer (register_buffer), or pass the value "
                 "as an argument"
             )
-        self.record.changes = changes
+        record.changes = changes
         return (*outputs, *(x for change in changes for x in change.outputs))
 
 

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.fx import GraphModule
 
+from tlfx._torch import build_dynamo_tables
 from tlfx.capture.arguments import Call, is_channels_last
-from tlfx.capture.capture_errors import check_global_hooks, check_sizes, check_vmap, explain, unknown_size
+from tlfx.capture.capture_errors import check_data, check_global_hooks, check_sizes, check_vmap, explain, unknown_size
 from tlfx.capture.captured import Captured, cleaned
 from tlfx.capture.entry import Entry, ForwardRecord
 from tlfx.capture.model_class import class_name, own_forward
-from tlfx.capture.modes import without_mode_passes
+from tlfx.capture.modes import gradients_of, without_mode_passes
 from tlfx.capture.recording import Recording, recorded_regions
 from tlfx.capture.recurrent import recurrent_shapes
 from tlfx.capture.sharding import whole_parameters
@@ -41,6 +42,7 @@ def capture(model: nn.Module, call: Call, any_batch: bool = True, ignore_state: 
     reason, the source line and the remedy.
     """
     check_global_hooks(class_name(model))
+    check_data(model, call.images)
     REGISTRY.load()  # an error in a rule must not look like a failure of the model
     captured = _capture(model, call, any_batch, ignore_state)
     if captured.batch is None and unknown_size(captured.graph_module.graph):  # it may follow from the batch size
@@ -55,7 +57,8 @@ def _capture(model: nn.Module, call: Call, any_batch: bool, ignore_state: Sequen
     entry = Entry(model, call, ignore_state)
     gradients = torch.is_grad_enabled()
     program = _export(entry, any_batch)
-    if program.record.modes.is_read and not gradients:
+    if program.record.modes.is_read and (not gradients or any(x.requires_grad for x in call.tensors)):
+        entry.requires_grad = tuple(x.requires_grad for x in call.tensors)
         program = _export(entry, any_batch, gradients)
     changes = program.record.changes
     check_changes(model, changes, lambda: _run(model, call))
@@ -73,7 +76,8 @@ def _capture(model: nn.Module, call: Call, any_batch: bool, ignore_state: Sequen
         program.batch,
         program.recording,
         watched,
-        gradients if program.record.modes.is_read else None,
+        gradients_of(model, call.tensors) if program.record.modes.is_read else None,
+        ignore_state,
     )
 
 
@@ -109,6 +113,7 @@ def _leaves_graph(entry: Entry, program: _Program, gradients: bool) -> bool:
     if all(change.keeps_type for change in changes):
         return False
     again = Entry(model, entry.call, entry.ignore_state)
+    again.requires_grad = entry.requires_grad
     with state_kept(model):
         for change in changes:
             change.put_example()
@@ -140,6 +145,7 @@ def _export_for(entry: Entry, dynamic: list[bool] | None, recording: Recording, 
     """The graph of a forward; its regions go to ``recording``."""
     tensors, model = entry.call.tensors, getattr(entry, MODEL)
     size = Dim("batch", min=1, max=4096)
+    build_dynamo_tables()  # before functions of torch are replaced: flex attention runs dynamo
     shapes = None if dynamic is None else (tuple({0: size} if d else {} for d in dynamic),)
     with (
         state_kept(model) as changed_random_state,
@@ -151,6 +157,8 @@ def _export_for(entry: Entry, dynamic: list[bool] | None, recording: Recording, 
         recurrent_shapes(),
     ):
         example = tuple(_example(x, bool(dynamic and dynamic[i])) for i, x in enumerate(tensors))
+        for x, requires_grad in zip(example, entry.requires_grad, strict=True):
+            x.requires_grad_(requires_grad)
         program = torch.export.export(entry, example, dynamic_shapes=shapes, strict=False)
         changed = changed_random_state()
         unchecked = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}

@@ -10,16 +10,24 @@ from __future__ import annotations
 import contextlib
 import inspect
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from tlfx._torch import enter_autocast, exit_autocast, mode_passes, set_grad_mode
 from tlfx.capture.surroundings import package_of_caller, replaced
 
-__all__ = ["ModeRecorder", "autocast_depth", "pair_modes", "restored_after_error", "without_mode_passes"]
+__all__ = [
+    "ModeRecorder",
+    "autocast_depth",
+    "gradients_of",
+    "pair_modes",
+    "restored_after_error",
+    "without_mode_passes",
+]
 
 _is_grad_enabled, _is_cache_enabled = torch.is_grad_enabled, torch.is_autocast_cache_enabled
 
@@ -40,7 +48,7 @@ class ModeRecorder:
     def __init__(self, caches: bool = True) -> None:
         """``caches``: whether autocast caches the casts of weights where the forward is called."""
         self.is_read = False
-        """Whether the forward asks for the gradient mode, and so may depend on that of the caller."""
+        """Whether the forward asks for the gradient mode, or whether tensors require gradients."""
         self._caches = caches
         self._numbers = itertools.count()
         self._entered: dict[int, list[tuple[int, bool]]] = {}
@@ -59,6 +67,10 @@ class ModeRecorder:
         torch.ops.tlfx.grad_mode(number, before, False)
         set_grad_mode(before)
 
+    def note_read(self) -> None:
+        """Note that the forward depends on what requires gradients."""
+        self.is_read = True
+
     @contextlib.contextmanager
     def recorded(self) -> Iterator[None]:
         """Record modes in the context."""
@@ -66,6 +78,8 @@ class ModeRecorder:
             for kind, name, method in self._methods():
                 stack.enter_context(replaced(kind, name, method))
             stack.enter_context(replaced(torch, "is_grad_enabled", self._read))
+            for name in ("requires_grad", "is_leaf"):
+                stack.enter_context(replaced(Tensor, name, self._reading(getattr(Tensor, name))))
             stack.enter_context(replaced(torch, "is_autocast_cache_enabled", self._caches_casts))
             yield
 
@@ -79,6 +93,15 @@ class ModeRecorder:
     def _read(self) -> bool:
         self.is_read |= package_of_caller() not in ("torch", "tlfx")
         return _is_grad_enabled()
+
+    def _reading(self, attribute: Any) -> property:
+        """An attribute of tensors that depends on the gradient mode and on what requires gradients."""
+
+        def read(tensor: Tensor) -> Any:
+            self.is_read |= package_of_caller() not in ("torch", "tlfx")
+            return attribute.__get__(tensor)
+
+        return property(read, getattr(attribute, "__set__", None))
 
     def _methods(self) -> Iterator[tuple[type, str, Callable[..., Any]]]:
         """Classes, names of their methods that set the gradient mode, and what replaces these."""
@@ -128,6 +151,12 @@ def pair_modes(graph: Graph) -> None:
         if node.next.target is set_grad_mode:  # what capture itself called; traced outside of autograd functions only
             graph.erase_node(node.next)
         graph.erase_node(node)
+
+
+def gradients_of(model: nn.Module, tensors: Sequence[Tensor]) -> tuple[bool, ...]:
+    """The gradient mode, and which of the tensors of a call and of the parameters of a model require gradients."""
+    parameters = [x.requires_grad for x in model.parameters()]
+    return (torch.is_grad_enabled(), *[x.requires_grad for x in tensors], *parameters)
 
 
 @contextlib.contextmanager

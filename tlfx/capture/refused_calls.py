@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import inspect
 import linecache
+import os
+import random
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tlfx._torch import is_fake
+from tlfx._torch import ATTENTION_SETTERS, is_fake
 from tlfx.capture import autograd_functions
 from tlfx.capture.model_class import class_name
+from tlfx.capture.state.reach import OTHERS
 from tlfx.capture.surroundings import package_of_caller, replaced
 from tlfx.errors import CaptureError
 
@@ -40,13 +44,37 @@ _RANDOM = (
     "forward, in a torch.autograd.Function, or draw from a torch.Generator of the model"
 )
 _RANDOM_CALLS = ("manual_seed", "seed", "get_rng_state", "set_rng_state", "fork_rng")
+_PACKED = (
+    "packs sequences ({}), whose tokens have no place of their own, so that labels cannot follow: pad them, and mask "
+    "what is padding"
+)
+_KERNELS = (
+    "chooses kernels of attention ({}), which a captured graph does not repeat: choose them around the call of the "
+    "model"
+)
+_FORWARD_MODE = (
+    "computes derivatives by forward-mode differentiation ({}), which a captured graph cannot follow: align the part "
+    "of the model before it, or compute them in a torch.autograd.Function"
+)
+_UNSEEDED = (
+    "makes a random generator without a seed ({}), which draws other numbers at each call, where a captured graph "
+    "repeats those of the capture: draw with torch's functions"
+)
+_ENTROPY: tuple[tuple[Any, str, str], ...] = (
+    (np.random.bit_generator, "randbits", "numpy.random"),
+    (random, "_urandom", "random.SystemRandom"),
+    (os, "urandom", "os.urandom"),
+)
+"""Where generators without a seed, secrets and uuid get their entropy: owners, names, and what messages say."""
 _DATA = "assigns Tensor.data, which a captured graph cannot repeat: use copy_ under torch.no_grad()"
 
 
 @contextlib.contextmanager
-def refused_calls(model: nn.Module) -> Iterator[None]:
+def refused_calls(model: nn.Module, note_gradients: Callable[[], None]) -> Iterator[None]:
     """Raise CaptureError where a forward computes or reads gradients, removes hooks that it has not registered, changes
-    what autograd saves, sets random states, assigns Tensor.data, or converts tensors to NumPy."""
+    what autograd saves, sets random states, assigns Tensor.data, or converts tensors to NumPy.
+
+    ``note_gradients`` is called where it reads Tensor.grad_fn."""
     paths = {id(module): path for path, module in model.named_modules()}
 
     def refuse(reason: str) -> None:
@@ -59,13 +87,28 @@ def refused_calls(model: nn.Module) -> Iterator[None]:
         for name in ("numpy", "__array__"):
             stack.enter_context(replaced(Tensor, name, _without_numpy(refuse, getattr(Tensor, name))))
         stack.enter_context(replaced(Tensor, "grad", _gradient(refuse)))
-        stack.enter_context(replaced(Tensor, "grad_fn", _gradient_node(refuse)))
+        stack.enter_context(replaced(Tensor, "grad_fn", _gradient_node(refuse, note_gradients)))
         stack.enter_context(replaced(torch.autograd.graph, "register_multi_grad_hook", _refusing(refuse, _NODES)))
         hooks = torch.autograd.graph.saved_tensors_hooks
         stack.enter_context(replaced(hooks, "__enter__", _saved(refuse, hooks.__enter__)))
         for owner, name in ((o, n) for o in (torch, torch.random) for n in _RANDOM_CALLS if hasattr(o, n)):
             refused = _unless_in_torch(refuse, getattr(owner, name), _RANDOM.format(f"torch.{name}"))
             stack.enter_context(replaced(owner, name, refused))
+        rnn = torch.nn.utils.rnn
+        refusals: tuple[tuple[Any, str, str, str], ...] = (
+            (rnn.PackedSequence, "__new__", "pack_padded_sequence", _PACKED),
+            *(
+                (torch.autograd.forward_ad, n, "torch.func.jvp", _FORWARD_MODE)
+                for n in ("enter_dual_level", "make_dual")
+            ),
+            *((*setter, "torch.nn.attention.sdpa_kernel", _KERNELS) for setter in ATTENTION_SETTERS),
+        )
+        for place, name, shown, reason in refusals:
+            stack.enter_context(replaced(place, name, _refusing(refuse, reason.format(shown))))
+        for source, name, shown in _ENTROPY:
+            drawing = _drawing(refuse, getattr(source, name), _UNSEEDED.format(shown))
+            stack.enter_context(replaced(source, name, drawing))
+        stack.enter_context(replaced(random.Random, "seed", _seeding(refuse)))
         stack.enter_context(replaced(Tensor, "data", _data(refuse)))
         stack.enter_context(replaced(RemovableHandle, "remove", _removing(refuse, RemovableHandle.next_id)))
         yield
@@ -140,6 +183,36 @@ def _gradient(refuse: Refuse) -> property:
     return property(read, _GRADIENT.__set__)
 
 
+def _drawing(refuse: Refuse, original: Callable[..., Any], reason: str) -> Callable[..., Any]:
+    def draw(*args: Any, **kwargs: Any) -> Any:
+        if not _is_for_torch(_caller()):
+            refuse(reason)
+        return original(*args, **kwargs)
+
+    return draw
+
+
+def _seeding(refuse: Refuse) -> Callable[..., None]:
+    original = random.Random.seed
+
+    def seed(generator: random.Random, a: Any = None, *args: Any, **kwargs: Any) -> None:
+        if a is None and not _is_for_torch(_caller()):
+            refuse(_UNSEEDED.format("random.Random"))
+        original(generator, a, *args, **kwargs)
+
+    return seed
+
+
+def _is_for_torch(frame: FrameType | None) -> bool:
+    """Whether torch called the function of the standard library or of NumPy whose frame is given."""
+    while frame is not None:
+        package = str(frame.f_globals.get("__name__")).partition(".")[0]
+        if package not in OTHERS or package == "torch":
+            return package == "torch"
+        frame = frame.f_back
+    return True
+
+
 class _Node:
     """Stands for a node of the graph of gradients, for code of the model: hooks on it are refused."""
 
@@ -152,10 +225,12 @@ class _Node:
         return getattr(self._node, name)
 
 
-def _gradient_node(refuse: Refuse) -> property:
+def _gradient_node(refuse: Refuse, note: Callable[[], None]) -> property:
     def read(tensor: Tensor) -> Any:
         node = _GRADIENT_NODE.__get__(tensor)
         is_torch = package_of_caller() == "torch"
+        if not is_torch:
+            note()
         return node if node is None or is_torch else _Node(node, refuse)
 
     return property(read)
@@ -192,7 +267,7 @@ def _place(model: nn.Module, paths: dict[int, str]) -> str:
     line = module = None
     while frame is not None and module is None:
         package = str(frame.f_globals.get("__name__")).partition(".")[0]
-        if line is None and package not in ("torch", "tlfx"):
+        if line is None and package not in OTHERS:
             name, number = frame.f_code.co_filename, frame.f_lineno
             line = f"{name}:{number} in {frame.f_code.co_name}: {linecache.getline(name, number).strip()}"
         owner = frame.f_locals.get("self")

@@ -6,13 +6,13 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from tlfx.errors import ModelError
+from tlfx.errors import InputError, ModelError
 from tlfx.zoo.models import load, parse_size
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["add_input_size", "add_model", "add_rules", "add_weights", "model_from"]
+__all__ = ["add_input_size", "add_model", "add_rules", "add_weights", "model_from", "options_from"]
 
 
 def add_model(parser: argparse.ArgumentParser, model: str = "model", several: bool = False) -> None:
@@ -29,7 +29,8 @@ def add_model(parser: argparse.ArgumentParser, model: str = "model", several: bo
     parser.add_argument(
         model,
         metavar="MODEL",
-        help="a timm name (deit_small_patch16_224), torchvision:NAME, or an import path package.module:factory",
+        help="a timm name (deit_small_patch16_224, hf-hub:REPOSITORY, local-dir:FOLDER), torchvision:NAME, or an "
+        "import path package.module:factory",
         **named,
     )
     parser.add_argument("--kwargs", metavar="JSON", help="arguments of the model, such as '{\"num_classes\": 10}'")
@@ -60,15 +61,26 @@ def add_weights(parser: argparse.ArgumentParser, several: bool = False) -> None:
         metavar="FILE",
         action="append",
         default=[],
-        help=f"state_dict saved by torch.save{more}; default: random weights",
+        help=f"state_dict or checkpoint of tlfx or timm{more}; default: random weights",
+    )
+    parser.add_argument(
+        "--pretrained", action="store_true", help="the weights that timm or torchvision publishes; may download them"
     )
 
 
 def model_from(args: argparse.Namespace, device: str = "cpu") -> tuple[nn.Module, Tensor]:
     """The model that parsed arguments select, and two example images. Raises ModelError."""
+    kwargs, size = options_from(args)
+    pretrained = getattr(args, "pretrained", False)
+    if pretrained and args.weights:
+        raise InputError("--pretrained and --weights were both given: use only one of them")
+    return load(args.model, kwargs, args.path, size, device, pretrained)
+
+
+def options_from(args: argparse.Namespace) -> tuple[dict[str, Any] | None, tuple[int, ...] | None]:
+    """The arguments of a model and the size of its images, None for those not given. Raises ModelError."""
     kwargs = None if args.kwargs is None else _parse_kwargs(args.kwargs)
-    size = None if args.input_size is None else parse_size(args.input_size)
-    return load(args.model, kwargs, args.path, size, device)
+    return kwargs, None if args.input_size is None else parse_size(args.input_size)
 
 
 def _parse_kwargs(text: str) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=TYPES, default="float32", help="types other than float32 use autocast")
     parser.add_argument("--attention", choices=("auto", "fused", "reuse"), default="auto", help="as in tlfx.align")
     parser.add_argument("--against", choices=("published",), help="also time another formulation")
-    parser.add_argument("--device", help="default: a GPU if there is one")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto (default): a GPU if there is one")
     parser.add_argument("--threads", metavar="N", type=int, help="number of CPU threads; default: torch's")
     parser.add_argument("--json", action="store_true", help="print JSON")
     output.add_color(parser)
@@ -72,8 +72,9 @@ def _steps(args: argparse.Namespace) -> tuple[dict[str, Any], Table]:
     timed: dict[str, dict[str, Timing]] = {}
     for name in args.models:
         args.model = name
-        model, images = arguments.model_from(args)
-        timed[name] = bench(model, tuple(images.shape[1:]), settings)
+        with output.progress(f"timing {name}"):
+            model, images = arguments.model_from(args)
+            timed[name] = bench(model, tuple(images.shape[1:]), settings)
     rows = {name: {k: _row(t) for k, t in timings.items()} for name, timings in timed.items()}
     return rows, _table(timed, settings)
 
@@ -90,7 +91,8 @@ def _captures(args: argparse.Namespace) -> tuple[dict[str, Any], Table]:
     rows: dict[str, Any] = {}
     for name in args.models:
         args.model = name
-        cost = prepare(*arguments.model_from(args))
+        with output.progress(f"capturing {name}"):
+            cost = prepare(*arguments.model_from(args))
         rows[name] = {**asdict(cost), "seconds": cost.seconds}
         stages = (f"{s:.2f}" for s in (cost.capture, cost.propagate, cost.rewrite, cost.seconds))
         table.add_row(name, str(cost.operators), *stages, f"{cost.memory / 2**20:.0f} MiB")
@@ -101,8 +103,9 @@ def _settings(args: argparse.Namespace) -> Settings:
     import torch
 
     from tlfx.analysis.speed import Settings
+    from tlfx.devices import choose_device
 
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = str(choose_device(args.device))
     return Settings(
         batch=args.batch,
         pairs=args.pairs,

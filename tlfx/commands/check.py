@@ -34,9 +34,10 @@ def run(args: argparse.Namespace) -> int:
     from tlfx.analysis.invariants import measure
     from tlfx.analysis.support import measure_support
 
-    model, images = arguments.model_from(args)
-    size = tuple(images.shape[1:])
-    figures, support = measure(model, size, args.seed), measure_support(model, size, args.seed)
+    with output.progress(f"checking {args.model}"):
+        model, images = arguments.model_from(args)
+        size = tuple(images.shape[1:])
+        figures, support = measure(model, size, args.seed), measure_support(model, size, args.seed)
     rows = _rows(figures, support)
     passed = all(row["passed"] for row in rows)
     if args.json:

@@ -13,10 +13,11 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from types import ModuleType
 
 import tlfx
+from tlfx.commands import output
 from tlfx.errors import TlfxError
 from tlfx.zoo import models
 
@@ -43,23 +44,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is None:
         _tune_garbage_collection()
+    output.prepare_streams()
     given = list(sys.argv[1:] if argv is None else argv)
     args = _parser(given).parse_args(given)
     try:
         models.add_paths(getattr(args, "path", []))  # files of rules may import from there too
         with _rules(getattr(args, "rules", [])):
-            return int(_command(args.command).run(args))
+            status = int(_command(args.command).run(args))
+        sys.stdout.flush()  # at exit, a full disk would be a traceback
+        return status
     except TlfxError as error:
         if args.debug:
             traceback.print_exc()
         print(f"tlfx {args.command}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        # The reader (head, a pager) has closed the pipe; Python would raise again when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # the reader (head, a pager) has closed the pipe
         return 0
+    except OSError as error:
+        if args.debug:
+            traceback.print_exc()
+        _drop_output()
+        print(f"tlfx {args.command}: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _drop_output() -> None:
+    """Send what is left in stdout nowhere: Python would raise again when it flushes it at exit."""
+    with suppress(OSError, ValueError):  # not a file of the system, as in tests and notebooks
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _tune_garbage_collection() -> None:

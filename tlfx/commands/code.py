@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import TYPE_CHECKING
 
 from tlfx.commands import arguments, output
@@ -10,10 +11,12 @@ from tlfx.commands import arguments, output
 if TYPE_CHECKING:
     from rich.text import Text
 
-__all__ = ["add_arguments", "highlighted", "run"]
+__all__ = ["add_arguments", "highlighted", "inlined", "run"]
 
 LABEL_STYLE = "bold green"
 RELEASED_STYLE = "dim"
+_NAME = re.compile(r"(?<![\w.])[A-Za-z_]\w*")
+"""A name in Python code that is not an attribute of another."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,9 +29,11 @@ def run(args: argparse.Namespace) -> int:
     """Print the code; exit status 0."""
     from tlfx.trace import trace
 
-    traced = trace(*arguments.model_from(args))
-    aligned = traced.graph_module
-    code = str(aligned.code).strip()
+    with output.progress(f"capturing {args.model}"):
+        traced = trace(*arguments.model_from(args))
+        aligned = traced.graph_module
+    reads = {node.name for node in aligned.graph.nodes if node.op == "get_attr"}
+    code = inlined(str(aligned.code).strip(), reads)
     console = output.console(args)
     if args.no_color or not console.is_terminal:
         print(code)
@@ -37,6 +42,34 @@ def run(args: argparse.Namespace) -> int:
     labels = {node.name for node in aligned.graph.nodes} - own
     console.print(highlighted(code, labels), soft_wrap=True)
     return 0
+
+
+def inlined(code: str, reads: set[str]) -> str:
+    """Code in which parameters are read where they are used, so that it starts with the computation.
+
+    Args:
+        code: lines that each assign one name, as torch.fx writes them.
+        reads: the names that hold parameters, buffers and constants.
+
+    >>> print(inlined("def forward(self, x):\\n    w = self.m.w;  y = f(x, w);  w = None", set()))
+    def forward(self, x):
+        w = self.m.w;  y = f(x, w);  w = None
+    >>> print(inlined("    w = self.m.w\\n    y = f(x, w);  x = w = None\\n    z = f(y, y);  y = None", {"w"}))
+        y = f(x, self.m.w);  x = None
+        z = f(y, y);  y = None
+    """
+    read: dict[str, str] = {}
+    lines = []
+    for line in code.split("\n"):
+        name, _, value = line.partition(" = ")
+        if name.strip() in reads:
+            read[name.strip()] = value.partition(";  ")[0]
+            continue
+        statement, separator, released = line.partition(";  ")
+        statement = _NAME.sub(lambda match: read.get(match[0], match[0]), statement)
+        kept = [n for n in released.split(" = ") if n not in read]
+        lines.append(statement + (separator + " = ".join(kept) if len(kept) > 1 else ""))
+    return "\n".join(lines)
 
 
 def highlighted(code: str, labels: set[str]) -> Text:

@@ -55,8 +55,10 @@ def run(args: argparse.Namespace) -> int:
     measured = {name: _measure(args, place, console) for place, name in enumerate(_names(args))}
     if args.csv:
         write(as_csv([f for figures in measured.values() for f in figures]), args.csv)
+        output.wrote(args.csv)
     if args.plot:
         _plot(measured, args.plot)
+        output.wrote(args.plot)
     if len(measured) > 1:
         console.print(_summary(measured))
     return 0

@@ -1,6 +1,7 @@
 """Show every operator of a model: its class in Table 10, its label rule, and its tokens before and after.
 
-Repeated blocks are folded. The sums below the tree are over the whole model, also if only a part of it is shown.
+Repeated blocks are folded. The sums below the tree are over the whole model, also if only a part of it is shown. Two
+models are shown side by side, class by class.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tlfx.commands import arguments, output
-from tlfx.errors import InputError, TlfxError
-from tlfx.files import write_atomically
+from tlfx.errors import InputError
+from tlfx.files import check_writable, write_atomically
 
 if TYPE_CHECKING:
     from tlfx.report import NodeReport, Report
@@ -27,6 +28,7 @@ FORMS = ("dot", "graphml", "svg", "html")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``tlfx inspect``."""
     arguments.add_model(parser)
+    parser.add_argument("other", metavar="OTHER", nargs="?", help="another model: show both side by side, by class")
     parser.add_argument("--nodes", action="store_true", help="list every node of the graph, including constants")
     parser.add_argument("--module", metavar="PATTERN", help="only these modules, such as 'blocks.0' or '*.attn'")
     parser.add_argument("--only", metavar="CLASSES", help="only these classes, such as spatial,residual")
@@ -42,11 +44,17 @@ def run(args: argparse.Namespace) -> int:
     """Print or write the report; exit status 0."""
     if args.depth is not None and args.depth < 1:
         raise InputError(f"--depth {args.depth}: expected 1 or more")
-    report = _report(args)
+    if args.other is not None:
+        return _compare(args)
+    forms = [form for form in FORMS if getattr(args, form)]
+    for form in forms:
+        if getattr(args, form) != "-":
+            check_writable(getattr(args, form), f"--{form}")
+    with output.progress(f"capturing {args.model}"):
+        report = _report(args)
     chosen = report.select(args.module, args.only) if args.module or args.only else None
     if chosen is not None and not chosen:
         raise InputError("no node of the model is in these modules and has these classes")
-    forms = [form for form in FORMS if getattr(args, form)]
     for form in forms:
         _write(getattr(report, f"to_{form}")(), getattr(args, form))
     if args.json:
@@ -56,36 +64,46 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _compare(args: argparse.Namespace) -> int:
+    """Print two models side by side; exit status 0."""
+    from tlfx.report.comparison import comparison
+
+    options = ("nodes", "module", "only", "depth", "json", *FORMS)
+    given = [f"--{name}" for name in options if getattr(args, name) not in (None, False)]
+    if given:
+        raise InputError(f"{', '.join(given)}: options for one model, and two were given")
+    names, reports = [args.model, args.other], []
+    for args.model in names:
+        with output.progress(f"capturing {args.model}"):
+            reports.append(_report(args))
+    output.console(args).print(comparison(names, reports))
+    return 0
+
+
 def _report(args: argparse.Namespace) -> Report:
-    """The report of a model on the meta device; on the CPU if the model must compute something."""
-    from tlfx.report import inspect
+    """The report of a model by name."""
+    from tlfx.inspection import inspect
 
-    try:
-        return inspect(*_built(args, "meta"))
-    except (TlfxError, NotImplementedError, RuntimeError):
-        return inspect(*_built(args, "cpu"))
-
-
-def _built(args: argparse.Namespace, device: str) -> tuple[Any, Any]:
-    model, images = arguments.model_from(args, device)
-    return (model.eval() if args.eval else model), images
+    kwargs, size = arguments.options_from(args)
+    return inspect(args.model, input_size=size, training=not args.eval, kwargs=kwargs, paths=args.path)
 
 
 def _write(text: str, file: str) -> None:
     if file == "-":
         sys.stdout.write(text)
         return
-    try:
-        write_atomically(file, lambda raw: raw.write(text.encode()))
-    except OSError as error:
-        raise InputError(f"{file} cannot be written: {error.strerror}") from error
+    write_atomically(file, lambda raw: raw.write(text.encode()))
+    output.wrote(file)
 
 
 def _show(args: argparse.Namespace, report: Report, chosen: Sequence[NodeReport] | None) -> None:
     """Print the report, through a pager if it is longer than the terminal."""
+    from tlfx.operations import Operation
     from tlfx.report.text import View
 
     console = output.console(args)
+    if chosen is not None and args.only is None and not args.nodes:
+        chosen = [node for node in chosen if node.operation is not Operation.CONSTANT]
     view = View(report, chosen, args.depth, flat=args.nodes)
     if not console.is_terminal or len(console.render_lines(view)) < console.height:
         console.print(view)

@@ -1,4 +1,4 @@
-"""List the operators with a rule, and for each the rule, its rule pack and plugin.
+"""List the operators with a rule, all or those that match PATTERN, and for each the rule, its rule pack and plugin.
 
 With --missing MODEL, list instead the operators that the model calls on image content and that have no rule, and print
 templates of rules for them. The exit status is then 1 if there are any.
@@ -7,11 +7,13 @@ templates of rules for them. The exit status is then 1 if there are any.
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib.metadata
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from tlfx.commands import arguments, output
-from tlfx.errors import named
+from tlfx.errors import InputError, named
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,6 +26,9 @@ __all__ = ["add_arguments", "run"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``tlfx rules``."""
+    parser.add_argument(
+        "pattern", metavar="PATTERN", nargs="?", help="only operators like this: 'aten.conv*', or softmax"
+    )
     arguments.add_model(parser, "--missing")
     parser.add_argument("--json", action="store_true", help="print JSON")
     output.add_color(parser)
@@ -31,23 +36,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print operators with a rule, exit status 0; or without one, exit status 1 if there are any."""
+    if args.model is not None and args.pattern is not None:
+        raise InputError(f"{args.pattern!r} and --missing were both given: use only one of them")
     if args.model is not None:
         return _run_missing(args)
+    from tlfx.report.style import count
     from tlfx.rules.registry import ENTRY_POINTS, REGISTRY
 
     packs = list(importlib.metadata.entry_points(group=ENTRY_POINTS))
     rows = sorted((_row(r, packs) for r in REGISTRY), key=lambda row: row["operator"])
+    if args.pattern is not None:
+        rows = _matching(rows, args.pattern)
     if args.json:
         output.print_json(rows)
     else:
-        output.console(args).print(_table(f"{len(rows)} operators", rows))
+        output.console(args).print(_table(count(len(rows), "operator"), rows))
     return 0
+
+
+def _matching(rows: list[dict[str, Any]], pattern: str) -> list[dict[str, Any]]:
+    """Rows whose operator matches a shell pattern or contains it. InputError with similar names if there are none."""
+    wildcard = any(c in pattern for c in "*?[")
+    found = [r for r in rows if (fnmatchcase(r["operator"], pattern) if wildcard else pattern in r["operator"])]
+    if not found:
+        names = {row["operator"].rpartition(".")[2]: row["operator"] for row in rows}
+        near = [names[n] for n in difflib.get_close_matches(pattern.rpartition(".")[2], names, n=5)]
+        hint = f"; did you mean {', '.join(near)}?" if near else "; tlfx rules lists them all"
+        raise InputError(f"no operator with a rule matches {pattern!r}{hint}")
+    return found
 
 
 def _run_missing(args: argparse.Namespace) -> int:
     from tlfx.analysis.missing import HEADER, missing
 
-    unknown = missing(*arguments.model_from(args))
+    with output.progress(f"capturing {args.model}"):
+        unknown = missing(*arguments.model_from(args))
     if args.json:
         output.print_json([_missing_row(m) | {"skeleton": m.skeleton()} for m in unknown])
     elif not unknown:

@@ -47,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", metavar="FILE", default="labels.png", help="PNG, PDF or SVG; default: labels.png"
     )
     parser.add_argument("--small", action="store_true", help="write a PNG with 256 colours, a third of the size")
+    parser.add_argument(
+        "--npz", metavar="FILE", help="also write the label maps, by layer, and the mask of the mixture as NumPy arrays"
+    )
     arguments.add_weights(parser)
     output.add_color(parser)
     _intermix(parser)
@@ -79,12 +82,15 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--weights was given {len(args.weights)} times, expected once")
     check_mixer(args.mixer)
     check_file(args.output, "--output")
+    if args.npz:
+        check_file(args.npz, "--npz", (".npz",))
     torch.manual_seed(args.seed)
     model, example = arguments.model_from(args)
     first, second = _photos(args.images, example)
     for file in args.weights:
         load_weights(model, file)
-    probe = Probe(model, tuple(example.shape[1:]), args.at, attention=False)
+    with output.progress(f"capturing {args.model}"):
+        probe = Probe(model, tuple(example.shape[1:]), args.at, attention=False)
     pair = mixed(first, second, args.mixer, args.seed, patch=_patch(probe, example))
     readings, arrival = probe(normalised(pair.mixed, model), pair.mask)
     chosen = readings if args.at or args.every_block else _spread(readings)
@@ -92,8 +98,21 @@ def run(args: argparse.Namespace) -> int:
     save(draw_label_maps(args.model, pair, chosen, share), args.output, args.small)
     console = output.console(args)
     console.print(_table(args.model, chosen, area, share))
-    console.print(f"drawn in {args.output}", markup=False, soft_wrap=True)
+    output.wrote(args.output)
+    if args.npz:
+        _write_maps(readings if args.at is None else chosen, pair.mask, args.npz)
+        output.wrote(args.npz)
     return 0
+
+
+def _write_maps(readings: Sequence[Reading], mask: Tensor, file: str) -> None:
+    """Write shares of the first image: "mask" (height, width), and an array (rows, columns) for each layer."""
+    import numpy as np
+
+    from tlfx.files import write_atomically
+
+    maps: dict[str, Any] = {reading.layer.path: reading.map[0, ..., 0].numpy() for reading in readings}
+    write_atomically(file, lambda raw: np.savez(raw, mask=mask[0, 0].numpy(), **maps))
 
 
 def _photos(files: Sequence[str], example: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tlfx.commands import arguments, output
 from tlfx.errors import InputError
+from tlfx.files import check_writable
 from tlfx.zoo import models, table
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--jobs {args.jobs} and --timeout {args.timeout:g} must be positive")
     if args.input_size is not None:
         models.parse_size(args.input_size)
+    check_writable(args.output, "--output", make_parents=True)
     task = Task(args.timeout, parse_bytes(args.memory), args.check, args.input_size, tuple(args.rules))
     console = output.console(args, stderr=True)
     selected = select(args.patterns or ["*"])
@@ -76,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
     finally:
         table.write(args.output, rows.values())
     _summarise(console, [rows[n] for n in names], set(selected.values()))
+    output.wrote(args.output)
     return 0
 
 

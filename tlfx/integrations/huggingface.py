@@ -33,8 +33,9 @@ class Trainer(transformers.Trainer):
         target, float32 (batch, classes).
 
     The other arguments are those of `transformers.Trainer`. InputError if the model is not aligned, or if
-    `label_smoothing_factor` is set, which Hugging Face ignores together with a loss function. TargetError if labels are
-    missing or not class indices.
+    `label_smoothing_factor` is set, which Hugging Face ignores together with a loss function, or if a batch has no
+    images under the name of the model's main input. TargetError if labels are missing or not class indices, or if the
+    mixer has another number of classes than the model.
 
     >>> import tempfile, torch, tlfx
     >>> config = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
@@ -71,6 +72,11 @@ class Trainer(transformers.Trainer):
         """The mixed batch, with the target for the model and as labels for the loss."""
         model: Any = self.model
         name, labels = model.main_input_name, inputs.get("labels")
+        if name not in inputs:
+            raise InputError(
+                f"a batch has {', '.join(inputs) or 'no items'}, expected images under {name!r} and labels under "
+                f"'labels'; rename the columns of the data set, or pass a data_collator that returns these names"
+            )
         if not isinstance(labels, Tensor) or labels.dim() != 1 or labels.is_floating_point():
             given = f"a {type(labels).__name__}" if labels is not None else "missing"
             given = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else given

@@ -11,7 +11,7 @@ from tlfx.mix.mixup import Mixup
 from tlfx.mix.patches import BlockMix, RandomPatchMix
 from tlfx.mix.puzzle import PuzzleMix
 from tlfx.mix.resize import ResizeMix
-from tlfx.mix.target import MixedTarget
+from tlfx.mix.target import MixedTarget, ShareTarget
 
 __all__ = [
     "AttentiveCutMix",
@@ -29,4 +29,5 @@ __all__ = [
     "RandomPatchMix",
     "ResizeMix",
     "SaliencyMix",
+    "ShareTarget",
 ]

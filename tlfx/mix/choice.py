@@ -51,6 +51,9 @@ class RandomChoice:
         chosen = int(self.draws.choice(torch.tensor([self.p], dtype=torch.float64), 1))
         return self.mixers[chosen](images, labels)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.mixers}, p={self.p})"
+
     @property
     def mixup_enabled(self) -> bool:
         """Whether any of the mixers mixes."""

@@ -35,6 +35,9 @@ class Collate:
     def __init__(self, mixer: Callable[[Tensor, Tensor], tuple[Tensor, MixedTarget]]) -> None:
         self.mixer = mixer
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.mixer})"
+
     def __call__(self, samples: Sequence[Any]) -> tuple[Tensor, MixedTarget]:
         """Stack the samples and mix them."""
         return self.mixer(*stack(samples))

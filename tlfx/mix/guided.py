@@ -116,7 +116,26 @@ class AttentiveCutMix(MaskMixer):
                 f"{self.patches} patches of a grid of {maps.shape[1]}×{maps.shape[2]} were requested for images of "
                 f"{others.shape[2]}×{others.shape[3]}, expected at most one patch per cell and one cell per pixel"
             )
+        _check_cells(attention, others)
         return maps
+
+
+def _check_cells(attention: Tensor, images: Tensor) -> None:
+    """InputError unless the grid of attention may come from one stride along both axes of the images."""
+    bounds = [_strides(length, cells) for length, cells in zip(images.shape[-2:], attention.shape[-2:], strict=True)]
+    if max(low for low, _ in bounds) > min(high for _, high in bounds):
+        rows, columns = attention.shape[-2:]
+        raise InputError(
+            f"attention of shape {tuple(attention.shape)} is a grid of {rows}×{columns} on images of "
+            f"{images.shape[-2]}×{images.shape[-1]}, whose cells are not square; expected (batch, rows, columns) or "
+            "features (batch, channels, rows, columns). Permute channels-last features, x.permute(0, 3, 1, 2), and "
+            "reshape token sequences (batch, tokens, channels) without their class token"
+        )
+
+
+def _strides(length: int, cells: int) -> tuple[float, float]:
+    """The least and the largest stride that may divide an axis into cells, padded or not."""
+    return length / (cells + 1), length / (cells - 1) if cells > 1 else float("inf")
 
 
 def _saliency_model() -> Any:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tlfx.errors import InputError, TargetError
 from tlfx.mix.draws import Draws
+from tlfx.mix.labels import check_label_shape
 from tlfx.mix.target import MixedTarget
 
 __all__ = ["Mixer", "MixerArguments"]
@@ -23,9 +24,9 @@ class MixerArguments(TypedDict, total=False):
 
     num_classes: int | None
     label_smoothing: float
-    mode: str
+    mode: Literal["batch", "pair", "elem"]
     prob: float
-    pairing: str
+    pairing: Literal["mirror", "roll", "shuffle"]
     generator: torch.Generator | None
 
 
@@ -52,9 +53,9 @@ class Mixer(ABC):
         *,
         num_classes: int | None = None,
         label_smoothing: float = 0.0,
-        mode: str = "batch",
+        mode: Literal["batch", "pair", "elem"] = "batch",
         prob: float = 1.0,
-        pairing: str = "roll",
+        pairing: Literal["mirror", "roll", "shuffle"] = "roll",
         generator: torch.Generator | None = None,
         images: int = 2,
     ) -> None:
@@ -92,12 +93,17 @@ class Mixer(ABC):
         self._check_images(images)
         self.draws.check_worker()
         sources = self._sources(len(images)).to(images.device)
-        labels = _checked(labels, len(images))
+        labels = self._checked(labels, len(images))
         mixed, mask = self._mix(images, labels, sources)
         target = self._target(labels, sources, mask)
         on_cpu = images.device.type == "cpu"  # reading values synchronises a GPU
         target.check(len(images), tuple(images.shape[-2:]), values=on_cpu)
         return mixed, target
+
+    def __repr__(self) -> str:
+        names = {"mix_prob": "prob"}
+        shown = (f"{names.get(k, k)}={_shown(v)}" for k, v in vars(self).items() if k not in ("draws", "mixup_enabled"))
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     @abstractmethod
     def _mix(self, images: Tensor, labels: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,6 +129,13 @@ class Mixer(ABC):
         if len(mixed) > 2:
             return MixedTarget(labels=mixed.transpose(0, 1), **fields)
         return MixedTarget(first=mixed[0], second=mixed[1], **fields)
+
+    def _checked(self, labels: Any, batch: int) -> Tensor:
+        """The labels of a batch. TargetError unless they are a tensor with one label per image."""
+        if not isinstance(labels, Tensor):
+            raise TargetError(f"labels are a {type(labels).__name__}, expected a torch.Tensor (batch,)")
+        check_label_shape(labels, batch, name="labels")
+        return labels
 
     def _smoothed(self, labels: Tensor) -> tuple[Tensor, float]:
         """Labels, and the smoothing that the target applies to them later."""
@@ -165,14 +178,11 @@ class Mixer(ABC):
             )
 
 
-def _checked(labels: Any, batch: int) -> Tensor:
-    """The labels of a batch. TargetError unless they are a tensor with one label per image."""
-    if not isinstance(labels, Tensor):
-        raise TargetError(f"labels are a {type(labels).__name__}, expected a torch.Tensor (batch,)")
-    if labels.dim() == 0 or len(labels) != batch:
-        count = len(labels) if labels.dim() else 0
-        raise TargetError(f"a batch of {count} labels was given with {batch} images; expected one label per image")
-    return labels
+def _shown(value: Any) -> str:
+    """An attribute in one line: the type of a module or tensor, the name of a function."""
+    if isinstance(value, Tensor | nn.Module):
+        return type(value).__name__
+    return getattr(value, "__qualname__", None) or repr(value)
 
 
 def _check_choice(name: str, value: object, known: tuple[str, ...]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -81,13 +81,13 @@ class Mixup(Mixer):
         cutmix_minmax: Sequence[float] | None = None,
         prob: float = 1.0,
         switch_prob: float = 0.5,
-        mode: str = "batch",
+        mode: Literal["batch", "pair", "elem"] = "batch",
         correct_lam: bool = True,
         label_smoothing: float = 0.1,
         num_classes: int = 1000,
         multi_label: bool = False,
         *,
-        pairing: str = "mirror",
+        pairing: Literal["mirror", "roll", "shuffle"] = "mirror",
     ) -> None:
         super().__init__(
             num_classes=num_classes, label_smoothing=label_smoothing, mode=mode, prob=prob, pairing=pairing
@@ -157,6 +157,10 @@ class Mixup(Mixer):
         if self.cutmix_minmax is None:
             return Blend(lam, _box_of_area(lam, height, width))
         return Blend(lam, _box_of_sides(self.cutmix_minmax, height, width))
+
+    def _checked(self, labels: Any, batch: int) -> Tensor:
+        dense = self.multi_label and isinstance(labels, Tensor) and labels.dim() == 2
+        return super()._checked(labels.float() if dense else labels, batch)
 
     def _smoothed(self, labels: Tensor) -> tuple[Tensor, float]:
         smoothing = self.label_smoothing

@@ -7,13 +7,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tlfx.errors import TargetError
+from tlfx.mix.labels import check_labels, hard_or_soft, not_a_tensor
 
-__all__ = ["MixedTarget", "check_labels", "hard_or_soft"]
-
+__all__ = ["MixedTarget", "ShareTarget"]
 
 _ITEMS = ("first", "second", "labels", "mask", "num_classes", "smoothing")
 
@@ -170,6 +169,11 @@ class MixedTarget(dict[str, Any]):
             raise TargetError(f"num_classes is {self.num_classes}, expected at least 1")
         if not 0.0 <= self.smoothing < 1.0:
             raise TargetError(f"smoothing is {self.smoothing}, expected a number in [0, 1), often 0.1")
+        if self.num_classes == 1 and self.smoothing:
+            raise TargetError(
+                f"smoothing is {self.smoothing} for a single class, which would move all labels towards 1; use "
+                "label_smoothing=0, or Mixup(multi_label=True), which smooths towards 0.5"
+            )
         for name in self._label_items():
             check_labels(self.get(name), self.num_classes, name=name, values=values)
         self._check_lengths(batch)
@@ -246,7 +250,7 @@ class MixedTarget(dict[str, Any]):
         """The item, unchanged. TargetError if it is missing or not a tensor."""
         value = self.get(name)
         if not isinstance(value, Tensor):
-            raise TargetError(_not_a_tensor(name, value))
+            raise TargetError(not_a_tensor(name, value))
         return value
 
     def _number(self, name: str) -> int | float:
@@ -259,38 +263,15 @@ class MixedTarget(dict[str, Any]):
         return number
 
 
-def hard_or_soft(target: Tensor, num_classes: int, smoothing: float = 0.0) -> Tensor:
-    """Soft labels, float32 (…, num_classes), from int labels (…) or soft labels (…, num_classes), smoothed as in timm.
+class ShareTarget(MixedTarget):
+    """A target whose classes are the images of the mixture: its soft targets are the shares of the images.
 
-    >>> hard_or_soft(torch.tensor([1]), num_classes=2, smoothing=0.2)
-    tensor([[0.1000, 0.9000]])
+    It fits a model with any number of classes, while the classes of any other target must be those of the model.
+
+    >>> zero, mask = torch.tensor([0]), torch.full((1, 1, 2, 2), 0.25)
+    >>> ShareTarget(first=zero, second=zero + 1, mask=mask, num_classes=2).area()
+    tensor([[0.2500, 0.7500]])
     """
-    soft = target if target.is_floating_point() else F.one_hot(target.long(), num_classes)
-    return soft.float() * (1.0 - smoothing) + smoothing / num_classes
-
-
-def check_labels(labels: object, num_classes: int, *, name: str = "target", values: bool = True) -> None:
-    """TargetError unless `labels` are int (B,) in [0, num_classes) or soft float (B, num_classes).
-
-    `values=False` omits the check of the range, which synchronises a GPU.
-    """
-    if not isinstance(labels, Tensor):
-        raise TargetError(_not_a_tensor(name, labels))
-    if labels.dtype == torch.bool or labels.is_complex():
-        raise TargetError(f"{name} has dtype {labels.dtype}, expected int64 labels or float soft labels")
-    if labels.is_floating_point():
-        if labels.dim() == 0 or labels.shape[-1] != num_classes:
-            raise TargetError(
-                f"{name} is {labels.dtype} of shape {tuple(labels.shape)}, expected soft labels "
-                f"(batch, {num_classes}); use {name}.long() if they are class numbers"
-            )
-    elif values and labels.numel():
-        low, high = (int(bound) for bound in labels.aminmax())
-        if low < 0 or high >= num_classes:
-            raise TargetError(
-                f"{name} holds labels from {low} to {high}, expected 0 to {num_classes - 1}; "
-                f"check the labels or num_classes={num_classes}"
-            )
 
 
 def _check_range(mask: Tensor) -> None:
@@ -319,9 +300,3 @@ def _batched(labels: Tensor, images: int) -> Tensor:
     labels = labels.float() if labels.is_floating_point() else labels.long()
     shape = labels.shape[max(labels.dim() - own, 0) :]
     return labels.reshape(-1, *[1] * (own - len(shape)), *shape)
-
-
-def _not_a_tensor(name: str, value: object) -> str:
-    """The error message for a missing item or one of a wrong type."""
-    given = "missing" if value is None else f"a {type(value).__name__}"
-    return f"{name} is {given}, expected a torch.Tensor"

@@ -22,20 +22,27 @@ __all__ = ["OutputLabel", "is_real", "read_label", "read_outputs"]
 
 @dataclass(frozen=True, eq=False)
 class OutputLabel:
-    """Where the label of one output is read: ids in the shape of the output without its class axis."""
+    """Where the label of one output is read: ids in the shape of the output without its class axis.
+
+    ``class_axis`` is None for an output (batch,), one logit for each image; ``classes`` is the length of the axis.
+    """
 
     ids: Tensor
     where: BatchAxis
-    class_axis: int
+    class_axis: int | None
+    classes: int
 
 
 def read_outputs(op: OpContext, values: Mapping[Node, Any]) -> list[OutputLabel | None]:
     """The labels of a graph's outputs, None for one without; ``op`` is the output node as an operation.
 
+    An output (batch,) has a label only if no other output has: beside logits, it is a statistic of each image.
     Raises NoContentError if no output has one.
     """
     leaves = tree_leaves(op.node.args)
-    labels = [_read(op, values[n]) if isinstance(n, Node) and is_real(n) else None for n in leaves]
+    real = [values[n] if isinstance(n, Node) and is_real(n) else None for n in leaves]
+    labels = [_read(op, value, rank=2) for value in real]
+    labels = labels if any(labels) else [_read(op, value, rank=1) for value in real]
     if not any(labels):
         raise NoContentError(
             "no output of the model carries image content, so there is no label to align; "
@@ -54,23 +61,26 @@ def _samples_mixed_by(outputs: Iterable[Any]) -> str:
     return f" It returns what {names} computes over several samples of the batch; labels belong to one sample each."
 
 
-def _read(op: OpContext, value: Any) -> OutputLabel | None:
+def _read(op: OpContext, value: Any, rank: int) -> OutputLabel | None:
+    """The label of an output of at least this rank."""
     if not isinstance(value, Value):
         return None
     value = op.resolve(value)
-    if not value.is_content or len(value.shape) < 2:
+    if not value.is_content or len(value.shape) < rank:
         return None
-    return read_label(op, value, _class_axis(value))
+    return read_label(op, value, _class_axis(value) if len(value.shape) > 1 else None)
 
 
-def read_label(op: OpContext, value: Value, axis: int) -> OutputLabel:
+def read_label(op: OpContext, value: Value, axis: int | None) -> OutputLabel:
     """The label of a value with content at each of its positions: the mean over ``axis``, that of its channels."""
     where, ids = value.batch_axis, value.ids
+    if axis is None:
+        return OutputLabel(with_image(ids).expand(where.split(value.shape)), where, None, 1)
     split_axis = axis_of_ids(where, axis)
     ids = op.uniform_over(ids, [split_axis]).squeeze(split_axis)
     full = [s for i, s in enumerate(value.shape) if i != axis]
     place = BatchAxis(where.axis - (axis < where.axis), where.outer, where.inner)
-    return OutputLabel(with_image(ids).expand(place.split(full)), place, axis)
+    return OutputLabel(with_image(ids).expand(place.split(full)), place, axis, int(value.shape[axis]))
 
 
 def is_real(node: Node) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
 from torch.fx import Node
 
 from tlfx._torch import tree_leaves, tree_map
@@ -44,13 +45,27 @@ def apply_rule(
 def call_rule(rule: Rule, op: OpContext, *args: Any, **kwargs: Any) -> Any:
     """The result of a rule. Raises its TlfxErrors with the place in the model, and RuleError for any other error."""
     try:
-        return _with_samples(op, rule.function(op, *args, **kwargs))
+        return _with_samples(op, _checked(rule, op, rule.function(op, *args, **kwargs)))
     except TlfxError as error:
         raise type(error)(f"{error}\n{describe(op.node)}") from error
     except Exception as error:
         raise RuleError(
             f"the rule {rule.origin} failed: {type(error).__name__}: {error}\n{describe(op.node)}"
         ) from error
+
+
+def _checked(rule: Rule, op: OpContext, out: Any) -> Any:
+    """What a rule returns. Raises RuleError for anything but the values that the operator computes."""
+    expected = op.node.meta.get("val")
+    tensors = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
+    missing = isinstance(expected, Tensor) and not isinstance(out, Value)
+    if tensors or missing or (out is None and expected is not None):
+        given = "None" if out is None else f"a {type(tensors[0] if tensors else out).__name__}"
+        raise RuleError(
+            f"the rule {rule.origin} returned {given}, expected a tlfx.propagate.Value for each tensor that the "
+            "operator returns: return the result of a verb, such as op.pointwise(x)"
+        )
+    return out
 
 
 def _with_samples(op: OpContext, out: Any) -> Any:

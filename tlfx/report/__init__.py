@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tlfx.capture.arguments import Call
 from tlfx.capture.model_class import class_name
@@ -22,31 +22,16 @@ __all__ = ["NodeReport", "OutputReport", "Report", "inspect"]
 
 
 def inspect(
-    model: nn.Module, example: Any = None, input_size: Sequence[int] | None = None, on_unknown: str = "error"
+    model: nn.Module,
+    example: Any = None,
+    input_size: Sequence[int] | None = None,
+    on_unknown: Literal["error", "pointwise"] = "error",
 ) -> Report:
-    """Report the effect of every operator of a model on tokens and labels (Table 10 of arXiv 2210.06455).
-
-    Only shapes and integer maps are computed, so that a model on the meta device can be inspected without memory for
-    its parameters. The model is not changed; the report is for its current mode, training or evaluation.
-
-    Args:
-        model: any module with images (batch, channels, height, width) among its inputs, or video.
-        example: images, a tuple of arguments or a dict of keyword arguments, with a batch of at least 2.
-        input_size: instead of an example, (size,), (height, width), (channels, height, width) or (channels, frames,
-            height, width); by default ``pretrained_cfg["input_size"]`` of the model, else (3, 224, 224).
-        on_unknown: ``"error"``, or ``"pointwise"`` to treat operators without a rule that keep the shape as
-            element-wise.
-
-    Raises:
-        InputError: the arguments hold no images, or the size is invalid.
-        CaptureError: the model cannot be captured as a graph.
-        UnknownOperatorError: an operator that receives image content has no rule.
-        ProvenanceError: image content cannot be followed.
+    """The report on a module; arguments and errors are those of :func:`tlfx.inspect`, which takes names too.
 
     >>> from torch import nn
-    >>> report = inspect(nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.GELU()), input_size=(32, 32))
-    >>> [(node.short, node.operation.value, node.after) for node in report.select(only="aggregation,pointwise")]
-    [('conv2d', 'aggregation', '8×8 × 8'), ('gelu', 'pointwise', '8×8 × 8')]
+    >>> inspect(nn.Conv2d(3, 8, 4, 4)).counts["aggregation"]
+    1
     """
     if example is not None and input_size is not None:
         raise InputError("both example and input_size were given: give one of them")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +11,7 @@ from tlfx.report.data import ModelReport
 from tlfx.report.graph import digraph, to_dot, to_graphml
 from tlfx.report.page import page, snippet
 from tlfx.report.picture import draw
-from tlfx.report.style import COLORS
+from tlfx.report.style import COLORS, count
 from tlfx.report.text import View
 
 if TYPE_CHECKING:
@@ -18,12 +20,33 @@ if TYPE_CHECKING:
 __all__ = ["Report"]
 
 
-@dataclass(frozen=True)
+PIPED_WIDTH = 120
+"""Width of text in columns where there is no terminal."""
+
+
+@dataclass(frozen=True, repr=False)
 class Report(ModelReport):
     """The operation of every operator of a model, its tokens and their labels; see :func:`tlfx.inspect`.
 
-    Printing it with rich shows a tree by module; a notebook shows a picture.
+    Printing it shows the text of ``tlfx inspect``, a tree by module; a notebook shows a picture.
+
+    >>> from torch import nn
+    >>> from tlfx.report import inspect
+    >>> inspect(nn.Conv2d(3, 8, 4, 4))
+    Report(Conv2d, 4 operators)
     """
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.model}, {count(len(self.nodes), 'operator')})"
+
+    def __str__(self) -> str:
+        """The text of ``tlfx inspect``, as wide as the terminal."""
+        from rich.console import Console
+
+        text = io.StringIO()
+        width = shutil.get_terminal_size((PIPED_WIDTH, 24)).columns
+        Console(file=text, width=width, color_system=None, force_terminal=False).print(self)
+        return text.getvalue().rstrip("\n")
 
     def to_networkx(self) -> Any:
         """All nodes as a networkx.DiGraph, see :func:`tlfx.report.graph.digraph`."""

@@ -105,4 +105,4 @@ def _name(node: Node) -> str:
 def _elements(value: Value) -> OutputLabel:
     """The label of an output at every element, its class axis being no axis at all."""
     rows = value.ids.clamp_min(0).expand(value.batch_axis.split(value.shape))
-    return OutputLabel(rows, value.batch_axis, rows.dim())
+    return OutputLabel(rows, value.batch_axis, class_axis=rows.dim(), classes=1)

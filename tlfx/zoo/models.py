@@ -1,4 +1,4 @@
-"""Models by name: from timm, torchvision, or any importable factory. Weights are never downloaded."""
+"""Models by name: from timm, torchvision, or any importable factory. Weights are random unless they are asked for."""
 
 # torch, timm and torchvision are imported inside functions, so that the help of a command starts without them.
 
@@ -13,15 +13,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlfx.errors import ModelError
+from tlfx.errors import ModelError, named
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["add_paths", "load", "parse_size"]
+__all__ = ["add_paths", "library", "load", "parse_size"]
 
 IMAGE = (3, 224, 224)
 CLIP_FRAMES = 16
+SOURCES = ("hf-hub", "hf_hub", "local-dir")
+"""Prefixes of names that timm reads from the Hugging Face hub or from a folder."""
+MOST = 20
+"""Most names that a message lists."""
 DYNAMIC = ("img_size", "dynamic_img_size", "strict_img_size")
 """Arguments that build a timm model of fixed image size for another size."""
 
@@ -32,16 +36,19 @@ def load(
     paths: Iterable[str] = (),
     input_size: Sequence[int] | None = None,
     device: str = "cpu",
+    pretrained: bool = False,
 ) -> tuple[nn.Module, Tensor]:
     """Build a model with random weights, and an example batch: images (2, channels, height, width) or video clips.
 
     Args:
-        name: ``"deit_tiny_patch16_224"`` (timm), ``"torchvision:swin_t"`` or ``"package.module:factory"``.
+        name: ``"deit_tiny_patch16_224"`` (timm; ``"hf-hub:REPOSITORY"`` and ``"local-dir:FOLDER"`` too),
+            ``"torchvision:swin_t"`` or ``"package.module:factory"``.
         kwargs: arguments of the model.
         paths: directories that are searched first when importing.
         input_size: (size,), (height, width), (channels, height, width) or (channels, frames, height, width); by
             default the size in the model's configuration, else 224.
         device: ``"meta"`` for a model without memory for its parameters.
+        pretrained: load the weights that timm or torchvision publishes for the model, which may download them.
 
     Raises ModelError if the name is unknown (the message lists similar names), the model cannot be built, or it takes
     only images of another size.
@@ -53,10 +60,12 @@ def load(
     options = dict(kwargs or {})
     add_paths(paths)
     source, colon, rest = name.partition(":")
-    if not colon:
-        build = _timm(name, options)
+    if not colon or source in SOURCES:
+        build = _timm(name, options, pretrained)
     elif source == "torchvision":
-        build = _torchvision(rest, options)
+        build = _torchvision(rest, options, pretrained)
+    elif pretrained:
+        raise ModelError(f"--pretrained: {name} publishes no weights; pass a file as --weights, or use --kwargs")
     else:
         build = _imported(source, rest, options)
     model, fallback = _built(name, build, device)
@@ -85,16 +94,16 @@ Built = tuple["nn.Module", "tuple[int, ...]"]
 """A model, and its image size if its configuration has none."""
 
 
-def _timm(name: str, kwargs: dict[str, Any]) -> Callable[[], Built]:
-    timm = _library("timm", name)
-    if not timm.is_model(name):
+def _timm(name: str, kwargs: dict[str, Any], pretrained: bool) -> Callable[[], Built]:
+    timm = library("timm", name)
+    if ":" not in name and not timm.is_model(name):
         raise _unknown("timm model", name, timm.list_models())
     _check_no_weights(kwargs, "pretrained")
-    return lambda: (timm.create_model(name, **kwargs), IMAGE)
+    return lambda: (timm.create_model(name, pretrained=pretrained, **kwargs), IMAGE)
 
 
-def _torchvision(name: str, kwargs: dict[str, Any]) -> Callable[[], Built]:
-    models = _library("torchvision.models", f"torchvision:{name}")
+def _torchvision(name: str, kwargs: dict[str, Any], pretrained: bool) -> Callable[[], Built]:
+    models = library("torchvision.models", f"torchvision:{name}")
     if name not in models.list_models():
         raise _unknown("torchvision model", name, models.list_models())
     _check_no_weights(kwargs, "weights", "weights_backbone")
@@ -106,7 +115,8 @@ def _torchvision(name: str, kwargs: dict[str, Any]) -> Callable[[], Built]:
     crop = getattr(transforms, "keywords", {}).get("crop_size", IMAGE[-1])
     frames = (CLIP_FRAMES,) if ".video." in builder.__module__ else ()
     size = (IMAGE[0], *frames, *((crop, crop) if isinstance(crop, int) else crop))
-    return lambda: (builder(weights=None, **bare, **kwargs), size)
+    weights = "DEFAULT" if pretrained else None
+    return lambda: (builder(weights=weights, **bare, **kwargs), size)
 
 
 def _imported(module_name: str, path: str, kwargs: dict[str, Any]) -> Callable[[], Built]:
@@ -193,7 +203,8 @@ def add_paths(paths: Iterable[str]) -> None:
             sys.path.insert(0, full)
 
 
-def _library(module: str, name: str) -> Any:
+def library(module: str, name: str) -> Any:
+    """A module of a library. Raises ModelError if it is not installed, with the ``name`` of what needs it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -205,13 +216,17 @@ def _check_no_weights(kwargs: dict[str, Any], *names: str) -> None:
     for name in names:
         if kwargs.pop(name, None):
             raise ModelError(
-                f"{name}: weights are never downloaded; remove the option, the analysis needs random weights only"
+                f"{name}: --kwargs load no weights; remove the option, or use --pretrained in a command that has it"
             )
 
 
 def _unknown(kind: str, name: str, known: Sequence[str]) -> ModelError:
+    longer = [other for other in known if name and other.startswith(name)]
     near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
-    advice = f"did you mean {', '.join(near)}?" if near else "no known name is similar."
+    if len(longer) > 1:
+        advice = f"{len(longer)} names begin so: {named(longer, most=MOST)}"
+    else:
+        advice = f"did you mean {', '.join(near)}?" if near else "no known name is similar."
     return ModelError(f"unknown {kind} {name!r}; {advice}")
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from tlfx.errors import InputError, ModelError
-from tlfx.zoo.models import load
+from tlfx.zoo.models import library, load
 
 __all__ = ["families", "select", "size", "smallest"]
 
@@ -20,7 +20,7 @@ def select(patterns: Sequence[str]) -> dict[str, str]:
     """A mapping, sorted by name, from every model whose name matches one of the shell patterns to its family.
 
     Patterns match timm names; patterns with the prefix ``torchvision:`` match torchvision names. Raises InputError if
-    no model matches.
+    no model matches, ModelError without the library.
 
     >>> select(["test_vit?", "torchvision:swin_?"])["torchvision:swin_t"]
     'torchvision:swin_transformer'
@@ -93,14 +93,12 @@ class _TooLargeError(Exception):
 
 def _timm_families() -> dict[str, str]:
     """The family of every timm model: the file that defines it."""
-    import timm
-
+    timm = library("timm", "the list of timm models")
     return {name: family for family in timm.list_modules() for name in timm.list_models(module=family)}
 
 
 def _torchvision_families() -> dict[str, str]:
-    from torchvision import models  # type: ignore[import-untyped]
-
+    models = library("torchvision.models", "the list of torchvision models")
     builders = {name: models.get_model_builder(name) for name in models.list_models()}
     return {
         TORCHVISION + n: TORCHVISION + b.__module__.removeprefix("torchvision.models.") for n, b in builders.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,33 +14,66 @@ from tlfx.errors import ModelError, named
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Differences", "differences", "load_weights"]
+__all__ = ["PARTS", "PREFIXES", "Differences", "differences", "load_weights"]
+
+PARTS = ("state_dict_ema", "model_ema", "state_dict", "model")
+"""Where checkpoints keep weights, the moving averages of timm first."""
+PREFIXES = ("module.", "_orig_mod.")
+"""What DistributedDataParallel, moving averages and torch.compile add to names."""
 
 
 def load_weights(model: nn.Module, file: str | Path) -> None:
-    """Load a state_dict, which ``torch.save`` wrote and which holds only tensors, into a model.
+    """Load the weights in a file, which ``torch.save`` wrote, into a model.
 
-    Raises ModelError if the file is not such a state_dict, or its names and shapes differ from the model's; the model
-    is then unchanged.
+    The file holds a state_dict, or a checkpoint of tlfx or timm with one under a name of :data:`PARTS`: the moving
+    average of the weights if there is one. Prefixes of wrappers (:data:`PREFIXES`) are removed from the names. No code
+    in the file is run.
+
+    Raises ModelError if the file holds no state_dict, or its names and shapes differ from the model's; the model is
+    then unchanged.
     """
+    state = _unwrapped(_state_in(_read(file), str(file)))
+    _check(model, state, str(file))
+    model.load_state_dict(state)
+
+
+def _read(file: str | Path) -> Any:
     import torch
 
     if not Path(file).is_file():
         raise ModelError(f"--weights: there is no file {str(file)!r}")
     try:
-        state: Any = torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments that timm saves
+            return torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise ModelError(
             f"--weights {str(file)!r} cannot be read as tensors ({str(error).splitlines()[0]}); write it with "
             "torch.save(model.state_dict(), file)"
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        held = f"a dict of {named(list(map(str, state)))}" if isinstance(state, dict) else f"a {type(state).__name__}"
-        raise ModelError(
-            f"--weights {str(file)!r} holds {held}, expected a state_dict (names and tensors): save only that part"
-        )
-    _check(model, state, str(file))
-    model.load_state_dict(state)
+
+
+def _state_in(content: Any, file: str) -> dict[str, Any]:
+    """The state_dict in what a file holds."""
+    import torch
+
+    if isinstance(content, dict):
+        parts = [content[name] for name in PARTS if isinstance(content.get(name), dict)]
+        for state in (*parts, content):
+            if all(isinstance(value, torch.Tensor) for value in state.values()):
+                return dict(state)
+    held = f"a dict of {named(list(map(str, content)))}" if isinstance(content, dict) else f"a {type(content).__name__}"
+    raise ModelError(
+        f"--weights {file!r} holds {held}, expected a state_dict (names and tensors), or one under "
+        f"{', '.join(PARTS)}: save only that part"
+    )
+
+
+def _unwrapped(state: dict[str, Any]) -> dict[str, Any]:
+    """Names without the prefixes that wrappers of a model add to all of them."""
+    for prefix in PREFIXES:
+        if state and all(name.startswith(prefix) for name in state):
+            return _unwrapped({name.removeprefix(prefix): value for name, value in state.items()})
+    return state
 
 
 def _check(model: nn.Module, state: dict[str, Any], file: str) -> None:

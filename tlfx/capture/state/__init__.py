@@ -1,1 +1,1 @@
-"""What a forward changes beside its output: found by two snapshots, restored, and put back by the graph or refused."""
+"""Side effects of a forward: found by two snapshots, restored, and put back by the graph or refused."""

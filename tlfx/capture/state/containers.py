@@ -19,6 +19,7 @@ __all__ = [
     "Mapping",
     "Members",
     "Numbers",
+    "Objects",
     "Slots",
 ]
 
@@ -148,6 +149,23 @@ class Items(Container):
         now, kept = tuple(self.held), before[None]
         if len(now) != len(kept) or any(a is not b for a, b in zip(now, kept, strict=True)):
             self.put(None, kept)
+
+
+class Objects(Items):
+    """An array of NumPy that holds objects."""
+
+    def items(self) -> dict[Any, Any]:
+        """All items as one value."""
+        return {None: tuple(self.held.flat)}
+
+    def put(self, key: Any, value: Any) -> None:
+        """Replace all items."""
+        for index, item in enumerate(value):
+            self.held.flat[index] = item
+
+    def restore(self, before: dict[Any, Any]) -> None:
+        """Put back all items."""
+        self.put(None, before[None])
 
 
 class Members(_Whole):

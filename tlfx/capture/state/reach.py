@@ -6,12 +6,12 @@ NumPy, the standard library or tlfx, whose state is not a model's."""
 
 from __future__ import annotations
 
-import builtins
 import functools
+import gc
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from types import CellType, CodeType, FunctionType, MethodType, ModuleType
+from collections.abc import Iterable, Iterator
+from types import CellType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -28,11 +28,12 @@ from tlfx.capture.state.containers import (
     Mapping,
     Members,
     Numbers,
+    Objects,
     Slots,
 )
 from tlfx.capture.state.randomness import Generator
 
-__all__ = ["OTHERS", "Reach"]
+__all__ = ["OTHERS", "Reach", "names_in", "strings_in"]
 
 _MOST = 200_000
 """Objects that are visited; a model that reaches more is not searched further."""
@@ -57,12 +58,22 @@ class Reach:
         self._seen: set[int] = set()
         self._open: deque[tuple[str, Any]] = deque()
         self._packages: dict[str, bool] = {}
+        self._names: dict[str, None] = {}
+        """Names in all code that is reached, in their order."""
+        self._named: set[tuple[int, tuple[str, ...]]] = set()
+        self._modules: list[ModuleType] = []
+        """Modules of Python that attributes and variables refer to."""
         for name, value in roots:
             self._packages |= {_package(kind.__module__): True for kind in type(value).__mro__}
             self._add(name, value)
         self._packages |= dict.fromkeys(OTHERS, False)
+        self._walk()
+
+    def _walk(self) -> None:
         while self._open and len(self._seen) < _MOST:
             self._visit(*self._open.popleft())
+            if not self._open:
+                self._open_modules()
 
     def _follows(self, module: str) -> bool:
         """Whether code of a module is followed: that of the packages of the model's classes, and of all that is not
@@ -76,17 +87,17 @@ class Reach:
     def _visit(self, name: str, value: Any) -> None:
         for kind, visit in self._VISITS:
             if isinstance(value, kind):
-                visit(self, name, value)
+                getattr(self, visit)(name, value)
                 return
         package = _package(type(value).__module__)
         if package in OTHERS and package not in _HOLDERS:
             return
         if isinstance(getattr(value, "__dict__", None), dict):  # that of list[int] is not its own
-            self._keep(Mapping(f"{name}.", vars(value)))
+            self._attributes(Mapping(f"{name}.", vars(value)))
         slots = Slots(f"{name}.", value)
         if slots.names:
-            self._keep(slots)
-        self._add(name, type(value))
+            self._attributes(slots)
+        self._class_of(name, type(value))
 
     def _add(self, name: str, value: Any) -> None:
         """Visit a value later, unless it was seen or cannot hold anything."""
@@ -99,35 +110,73 @@ class Reach:
         for key, value in container.items().items():
             self._add(container.name_of(key), value)
 
+    def _attributes(self, container: Container) -> None:
+        """Keep a container whose keys are names in code."""
+        self._keep(container)
+
+    def _class_of(self, name: str, kind: type) -> None:
+        """Visit the class of a value later."""
+        self._add(name, kind)
+
     def _module(self, path: str, module: nn.Module) -> None:
         own = vars(module)
-        self._keep(Mapping(f"{path}." if path else "", own, hidden=INTERNAL))
+        self._attributes(Mapping(f"{path}." if path else "", own, hidden=INTERNAL))
         for name in ("_buffers", *HOOKS):
             self._keep(Mapping(f"{path}." if path else "", own[name]))
         for name in ("_parameters", "_modules"):
             self.containers.append(Mapping(f"{path}." if path else "", own[name]))
-        self._add(path, type(module))
+        self._class_of(path, type(module))
 
     def _class(self, name: str, kind: type) -> None:
+        self._class_of(name, type(kind))
         for base in kind.__mro__:
             if not self._follows(base.__module__) or (id(base) in self._seen and base is not kind):
                 continue
             self._seen.add(id(base))
-            self._keep(ClassAttributes(f"{base.__qualname__}.", base))
+            self._attributes(ClassAttributes(f"{base.__qualname__}.", base))
 
     def _function(self, name: str, function: FunctionType) -> None:
         if not self._follows(str(function.__globals__.get("__name__"))):
+            self._inner_functions(name, function)
             return
-        names = tuple(_names_in(function.__code__))
-        self._keep(Globals("the global variable ", function.__globals__, names))
-        for module in map(function.__globals__.get, names):
-            if isinstance(module, ModuleType) and self._follows(module.__name__):
-                self._keep(Globals(f"{module.__name__}.", vars(module), names))
+        names = tuple(dict.fromkeys(names_in(function.__code__)))
+        if "globals" in names:  # globals()["SCALE"]
+            names += tuple(s for s in strings_in(function.__code__) if s not in names)
+        self._names |= dict.fromkeys(names)
+        self._attributes(Globals("the global variable ", function.__globals__, names))
+        self._open_modules_in(function.__globals__, names)
+        for imported in _imported(names, str(function.__globals__.get("__package__"))):
+            self._globals(imported, names)
         for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
             self._cell(f"the variable {variable!r} around {function.__qualname__}", cell)
         for value in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
             self._add(f"a default value of {function.__qualname__}", value)
-        self._keep(Mapping(f"{function.__qualname__}.", vars(function)))
+        self._attributes(Mapping(f"{function.__qualname__}.", vars(function)))
+
+    def _inner_functions(self, name: str, function: FunctionType) -> None:
+        """Visit functions that a library's function holds, such as one that ``torch.no_grad`` decorates."""
+        is_own = _package(str(function.__globals__.get("__name__"))) == _package(__name__)  # a hook that is recorded
+        for cell in () if is_own else function.__closure__ or ():
+            held = Cell(name, cell).items().get(None)
+            if isinstance(held, FunctionType | MethodType | functools.partial):
+                self._add(name, held)
+
+    def _globals(self, module: ModuleType, names: tuple[str, ...]) -> None:
+        """Keep the variables of a module that code names, also in modules among them (``package.config.SCALE``)."""
+        if self._follows(module.__name__) and (id(module), names) not in self._named:
+            self._named.add((id(module), names))
+            self._attributes(Globals(f"{module.__name__}.", vars(module), names))
+            self._open_modules_in(vars(module), names)
+
+    def _open_modules_in(self, held: dict[str, Any], names: tuple[str, ...]) -> None:
+        for name in names:
+            if isinstance(held.get(name), ModuleType):
+                self._globals(held[name], names)
+
+    def _open_modules(self) -> None:
+        """Visit the modules that values refer to, as far as any code that is reached names their variables."""
+        for module in self._modules:
+            self._globals(module, tuple(self._names))
 
     def _cell(self, name: str, cell: CellType) -> None:
         if id(cell) not in self._seen:
@@ -149,6 +198,9 @@ class Reach:
         for part in (value.func, *value.args, *value.keywords.values()):
             self._add(name, part)
 
+    def _cached_property(self, name: str, value: functools.cached_property[Any]) -> None:
+        self._add(name, value.func)
+
     def _cache(self, name: str, cache: Any) -> None:
         self.caches.append(cache)
         self._add(name, cache.__wrapped__)
@@ -164,6 +216,10 @@ class Reach:
     def _mapping(self, name: str, value: dict[Any, Any]) -> None:
         self._keep(Mapping(name, value, of_attributes=False))
 
+    def _proxy(self, name: str, value: MappingProxyType[Any, Any]) -> None:
+        for held in gc.get_referents(value):  # nothing else gives the dictionary
+            self._add(name, held)
+
     def _items(self, name: str, value: Any) -> None:
         self._keep(Items(name, value))
 
@@ -176,38 +232,61 @@ class Reach:
     def _iterator(self, name: str, value: Iterator[Any]) -> None:
         self.iterators.append((name, value))
 
+    def _note_module(self, name: str, value: ModuleType) -> None:
+        self._modules.append(value)
+
     def _numbers(self, name: str, value: Any) -> None:
-        if isinstance(value, bytearray) or (value.dtype != object and value.size <= _MOST and value.flags.writeable):
-            self._keep(Numbers(name, value))
+        if isinstance(value, bytearray) or (value.size <= _MOST and value.flags.writeable):
+            is_data = isinstance(value, bytearray) or value.dtype != object
+            self._keep(Numbers(name, value) if is_data else Objects(name, value))
 
-    _VISITS: tuple[tuple[Any, Callable[[Any, str, Any], None]], ...] = (
-        (Tensor, _tensor),
-        (nn.Module, _module),
-        (type, _class),
-        (FunctionType, _function),
-        (MethodType, _method),
-        ((staticmethod, classmethod), _wrapped),
-        (property, _property),
-        (functools.partial, _partial),
-        (_CACHE, _cache),
-        (dict, _mapping),
-        ((list, deque), _items),
-        (set, _members),
-        ((tuple, frozenset), _tuple),
-        (Generator, _generator),
-        ((np.ndarray, bytearray), _numbers),
-        (ModuleType, lambda self, name, value: None),
-        (Iterator, _iterator),
+    _VISITS: tuple[tuple[Any, str], ...] = (
+        (Tensor, "_tensor"),
+        (nn.Module, "_module"),
+        (type, "_class"),
+        (FunctionType, "_function"),
+        (MethodType, "_method"),
+        ((staticmethod, classmethod), "_wrapped"),
+        (property, "_property"),
+        ((functools.partial, functools.partialmethod), "_partial"),
+        (functools.cached_property, "_cached_property"),
+        (_CACHE, "_cache"),
+        (dict, "_mapping"),
+        ((list, deque), "_items"),
+        (set, "_members"),
+        ((tuple, frozenset), "_tuple"),
+        (Generator, "_generator"),
+        ((np.ndarray, bytearray), "_numbers"),
+        (MappingProxyType, "_proxy"),
+        (ModuleType, "_note_module"),
+        (Iterator, "_iterator"),
     )
+    """Types of values, and the methods that visit them."""
 
 
-def _names_in(code: CodeType) -> Iterator[str]:
-    """Names that a function's code looks up outside of it, inner functions included."""
-    yield from (name for name in code.co_names if not hasattr(builtins, name))
+def names_in(code: CodeType) -> Iterator[str]:
+    """Names of variables and attributes in a function's code, inner functions included."""
+    yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _names_in(constant)
+            yield from names_in(constant)
 
 
-def _package(module: str) -> str:
-    return module.partition(".")[0]
+def strings_in(code: CodeType) -> Iterator[str]:
+    """The strings in a function's code, inner functions included."""
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from strings_in(constant)
+        for value in constant if isinstance(constant, tuple) else (constant,):
+            if isinstance(value, str):
+                yield value
+
+
+def _imported(names: Iterable[str], package: str) -> list[ModuleType]:
+    """Loaded modules that code imports where it runs."""
+    found = (sys.modules.get(name) or sys.modules.get(f"{package}.{name}") for name in names)
+    return [module for module in found if isinstance(module, ModuleType)]
+
+
+def _package(module: Any) -> str:
+    return str(module).partition(".")[0]  # a class of C may have a descriptor as its __module__

@@ -1,4 +1,4 @@
-"""State: what a forward changes beside its output, such as attributes of modules, entries of dictionaries and closures.
+"""State: the side effects of a forward, such as changed attributes of modules, entries of dictionaries and closures.
 
 The forward is captured between two snapshots of all containers that it reaches. Everything is restored; what has
 changed is computed by the graph too, and put back by it at each aligned call."""
@@ -26,7 +26,7 @@ from tlfx.capture.state.reach import Reach
 from tlfx.capture.tensor_calls import RecordedHandle
 from tlfx.graph.nodes import hint
 
-__all__ = ["Change", "Snapshot", "are_equal", "describe_types", "state_kept"]
+__all__ = ["Change", "Snapshot", "are_equal", "describe_data", "describe_types", "state_kept"]
 
 
 @dataclass(eq=False)
@@ -123,6 +123,15 @@ def describe_types(value: Any) -> Any:
 
     leaves, spec = tree_flatten(value)
     return [of(x) for x in leaves], str(spec)
+
+
+def describe_data(value: Any) -> Any:
+    """A comparable description of the data in a value: all tensors, and all that a graph computes, are the same."""
+    if isinstance(value, Tensor):
+        return Tensor
+    leaves, spec = tree_flatten(value)
+    kept = [Tensor if isinstance(x, Tensor) or is_computed(x) else x for x in leaves]
+    return [(type(x), x) if isinstance(x, ATOMS) else Tensor if x is Tensor else type(x) for x in kept], str(spec)
 
 
 class Snapshot:

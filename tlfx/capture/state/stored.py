@@ -12,8 +12,9 @@ from torch.fx import Graph, Node
 from tlfx._torch import disable_dynamo, generator_key
 from tlfx.capture.state.containers import ABSENT, Container
 from tlfx.capture.state.reach import Reach
-from tlfx.capture.state.snapshot import Change, describe_types
+from tlfx.capture.state.snapshot import Change, describe_data, describe_types
 from tlfx.capture.tensor_calls import RecordedHandle
+from tlfx.capture.value_reads import ReadValues
 
 __all__ = ["Stored", "Watched", "put_state", "store"]
 
@@ -21,17 +22,19 @@ __all__ = ["Stored", "Watched", "put_state", "store"]
 class Watched:
     """The places that a forward changes, as far as its graph may depend on their values.
 
-    ``settled`` tells that the graph is the same in the state that a call leaves: then the tensors in them do not
-    matter, and data may be as before the call or as after it.
+    ``settled`` tells that the graph is the same in the state that a call leaves: then values may be as before the call
+    or as after it, and of places to which the graph writes tensors only the data beside tensors counts.
     """
 
     def __init__(self, changes: Sequence[Change] = (), settled: bool = False) -> None:
         self.settled = settled
         self._constants: list[tuple[Container, Any, Any]] = []
+        self._values = ReadValues(())
         self._allowed = [
-            (c.container, c.key, [describe_types(c.before), *([c.described] if settled else [])])
+            (c.container, c.key, describe_data, [describe_data(c.before), describe_data(c.after)])
+            if settled and c.computed
+            else (c.container, c.key, describe_types, [describe_types(c.before), *([c.described] if settled else [])])
             for c in changes
-            if not (settled and c.computed)
         ]
 
     def watch_constants(self, model: nn.Module, constants: Iterable[Tensor | torch.Generator]) -> set[int]:
@@ -47,11 +50,17 @@ class Watched:
                     placed |= found
         return placed
 
+    def watch_values(self, tensors: Iterable[Tensor]) -> None:
+        """Watch the values of tensors that the forward reads as numbers."""
+        self._values = ReadValues(tensors)
+
     def are_current(self) -> bool:
         """Whether all values are as they may be."""
+        if not self._values.are_current():
+            return False
         if not all(_is_same(c.items().get(key, ABSENT), value) for c, key, value in self._constants):
             return False
-        return all(describe_types(c.items().get(key, ABSENT)) in allowed for c, key, allowed in self._allowed)
+        return all(describe(c.items().get(key, ABSENT)) in allowed for c, key, describe, allowed in self._allowed)
 
 
 def _key(x: Any) -> int:

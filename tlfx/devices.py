@@ -1,4 +1,4 @@
-"""The device that an example runs on."""
+"""The device that a command or an example runs on."""
 
 from __future__ import annotations
 

@@ -40,4 +40,4 @@ format: .venv/dev.stamp  ## mend style
 	touch $@
 
 clean:  ## remove the environment and caches
-	rm -rf .venv site .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

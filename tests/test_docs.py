@@ -19,6 +19,7 @@ def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
     assert 'id="tlfx.align"' in (tmp_path / "api" / "tlfx" / "index.html").read_text(encoding="utf-8")
     quick_start = (tmp_path / "quick-start" / "index.html").read_text(encoding="utf-8")
     assert "step 2: loss" in quick_start
+    assert "(True, " in quick_start  # logits are equal
     assert "data:image/png" in quick_start
 
 

@@ -42,7 +42,8 @@ def inspect(
         on_unknown: ``"error"``, or ``"pointwise"`` to treat operators without a rule that keep the shape as
             element-wise.
         training: the mode to report on; None for the mode of the model, which is training for a model by name.
-        kwargs, paths: arguments of a model by name, and directories that it is imported from.
+        kwargs: arguments of a model by name.
+        paths: directories that a model by name is imported from.
 
     Raises:
         InputError: the arguments hold no images, the size is invalid, or options of names are given with a module.

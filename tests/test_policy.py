@@ -83,6 +83,7 @@ def test_policies_equal_their_twins(name: str, policy: str) -> None:
     assert (paper - expected).abs().max() > 3e-5
 
 
+@pytest.mark.slow
 def test_dropped_paths_are_dropped_from_labels() -> None:
     """Where a sample skips every attention, its class token keeps the share of the image."""
     plain, size = model_of("vit")
@@ -102,7 +103,7 @@ def test_dropped_paths_are_dropped_from_labels() -> None:
 @pytest.mark.parametrize(
     ("name", "policy"),
     slow_except(
-        [("vit", "gated"), ("vit", "heads"), ("vit", "all-norm")],
+        [("vit", "all-norm")],
         product(("vit", "swin", "convnext"), [*SINGLE, *ALL]),
     ),
 )
@@ -177,7 +178,7 @@ JOINS = {
 
 
 @pytest.mark.parametrize("residual", ["norm", "gated"])
-@pytest.mark.parametrize("name", JOINS)
+@pytest.mark.parametrize("name", slow_except(("in-place", "rsub", "lerp", "moved"), JOINS))
 def test_every_way_to_add(name: str, residual: str) -> None:
     """Sums in place read their summands before they are overwritten; scales of the operator count."""
     join, factor = JOINS[name]

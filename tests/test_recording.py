@@ -95,7 +95,7 @@ def aligned_swin() -> nn.Module:
     return tlfx.align(FAMILIES["swin"].model().eval())
 
 
-@pytest.mark.parametrize("name", slow_except(TWINS.keys() - {"swin-padded"}, TWINS))
+@pytest.mark.parametrize("name", slow_except(("vit",), TWINS))
 def test_every_block_against_its_twin(name: str) -> None:
     """One share, and several channels of which each is followed as if it were alone."""
     family = FAMILIES[name]
@@ -127,6 +127,7 @@ def test_every_module_with_content_is_recorded(aligned: nn.Module) -> None:
     assert list(labels)[:3] == ["patch_embed.proj", "patch_embed", "pos_drop"]
 
 
+@pytest.mark.slow
 def test_shapes_of_positions(aligned_swin: nn.Module) -> None:
     """Grids with channels first or last, windows beside the batch, squares of tokens in the channels, no position."""
     images, mixed = inputs(BATCH, FAMILIES["swin"].size)

@@ -75,6 +75,7 @@ def test_plain_is_the_area() -> None:
     assert torch.equal(soft, target.area())
 
 
+@pytest.mark.slow
 def test_aligned_is_the_alignment() -> None:
     images, target = mixed()
     logits, soft = run("aligned", vit(), images, target)
@@ -106,6 +107,7 @@ def test_transmix_is_the_published_one_but_for_the_class_token_itself() -> None:
     assert not torch.allclose(soft, lam(target, area), atol=1e-2)
 
 
+@pytest.mark.slow
 def test_transmix_without_a_class_token_averages_over_tokens() -> None:
     model = vit("avg")
     images, target = mixed()

@@ -719,6 +719,7 @@ def test_copies_are_aligned_and_apart(name: str) -> None:
     assert not torch.equal(aligned.head.bias, copy.head.bias)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_state_dicts_go_between_plain_and_aligned_models() -> None:
     plain, aligned = pair(vit())
     aligned.load_state_dict(STATE)

@@ -111,7 +111,7 @@ def test_twin_equals_golden() -> None:
     torch.testing.assert_close(soft_rows(share, case.first, case.second, case.num_classes), case.aligned, **TOLERANCE)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", slow_except([name for name, _ in EVERY_RUN], FAMILIES))
 def test_twin_is_a_convex_combination(name: str) -> None:
     family = FAMILIES[name]
     model = family.model().eval()

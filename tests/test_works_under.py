@@ -164,6 +164,7 @@ def test_checkpoints_under_autocast() -> None:
         assert_same_step(checkpointing(vit()), checkpointing(tlfx.align(vit())), *batch())
 
 
+@pytest.mark.slow
 def test_a_graph_without_regions_is_one_piece() -> None:
     aligned = tlfx.align(Transformer())
     aligned(*batch())

@@ -117,6 +117,7 @@ def test_the_outer_of_nested_modules_wins() -> None:
             assert_shares(Net(Turned()), PATCHES.roll(1, 1))
 
 
+@pytest.mark.slow
 def test_a_module_called_twice() -> None:
     with use_rules({Turned: turned}):
         assert_shares(Net(Turned(2), lambda m, x: m(m(x) * 2)), PATCHES.roll(4, 1))

@@ -34,6 +34,7 @@ def test_a_table_of_ratios(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_ratios_as_json() -> None:
     done = tlfx("bench", "test_vit", *SMALL, "--json", "--forward", "--dtype", "bfloat16", *QUICK)
     rows = json.loads(done.stdout)["test_vit"]

@@ -76,7 +76,7 @@ def test_weights_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
             "no module with tokens matches 'blocks.9'; similar names are blocks.",
             marks=pytest.mark.slow,
         ),
-        (["--at", "head"], "the tokens of head form no grid on the image"),
+        pytest.param(["--at", "head"], "the tokens of head form no grid on the image", marks=pytest.mark.slow),
         (["--at", "blocks.0", "--every-block"], "--at and --every-block were both given: use only one of them"),
         (["one.png"], "1 image was given, expected two, or none for photos from scikit-image"),
         (["one.png", "two.png"], "there is no image file 'one.png'"),

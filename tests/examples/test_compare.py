@@ -190,6 +190,7 @@ def test_a_failure_names_its_run(tmp_path: Path) -> None:
         list(train([replace(run, architecture="resnet")], tmp_path, jobs=1))
 
 
+@pytest.mark.slow
 def test_runs_of_a_seed_differ_in_their_target_only() -> None:
     from architectures import build
     from data import load_digits

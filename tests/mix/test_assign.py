@@ -10,6 +10,7 @@ import helpers
 import pytest
 import torch
 from batches import CLASSES, batch, seeded
+from helpers import slow_except
 from timm.models.cait import Cait
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
@@ -158,7 +159,7 @@ def test_a_model_without_attention_has_no_transmix() -> None:
         run("transmix", model, *mixed())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", slow_except(("plain", "aligned"), METHODS))
 def test_unmixed_labels_come_back_soft(method: str) -> None:
     images, labels = batch(5, 16, 16)
     soft = torch.nn.functional.one_hot(labels, CLASSES).float()
@@ -181,6 +182,7 @@ class Both(nn.Module):
         return {"cls": tokens[:, 0], "tokens": tokens[:, 1:], "count": torch.tensor(tokens.shape[1])}
 
 
+@pytest.mark.slow
 def test_several_outputs_have_targets_in_their_structure() -> None:
     images, target = mixed()
     shapes = {}

@@ -333,7 +333,7 @@ STRUCTURES = {
 }
 
 
-@pytest.mark.parametrize("name", STRUCTURES)
+@pytest.mark.parametrize("name", slow_except(STRUCTURES.keys() - {"tuple", "dict", "dataclass"}, STRUCTURES))
 def test_targets_have_the_structure_of_the_output(name: str) -> None:
     made = STRUCTURES[name]
     plain, aligned = pair(Head(made))
@@ -419,10 +419,10 @@ def test_dense_outputs_have_a_target_at_every_position() -> None:
 @pytest.mark.parametrize("dtype", slow_except([torch.bfloat16], [torch.float16, torch.bfloat16, torch.float64]))
 def test_models_of_other_types(dtype: torch.dtype) -> None:
     plain, aligned = pair(vit())
-    aligned(pictures(), mixture())
+    before = aligned(pictures(), mixture())[1]
     soft = assert_same_step(plain.to(dtype), aligned.to(dtype), pictures().to(dtype))
     assert plans(aligned) == 2
-    torch.testing.assert_close(soft, tlfx.align(vit())(pictures(), mixture())[1], atol=2e-2, rtol=0)
+    torch.testing.assert_close(soft, before, atol=2e-2, rtol=0)
 
 
 @pytest.mark.parametrize(

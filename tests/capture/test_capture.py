@@ -394,7 +394,7 @@ PLAINLY: dict[Function, Function] = {
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize("region", [without_gradients, gradients_within_none])
+@pytest.mark.parametrize("region", slow_except([gradients_within_none], [without_gradients, gradients_within_none]))
 def test_a_first_call_without_gradients(region: Function, mode: Callable[[], Any]) -> None:
     plain, aligned = pair(Net(region))
     with mode():

@@ -80,7 +80,13 @@ def puzzle_cost(
 
 
 @pytest.mark.parametrize("blocks", [2, 3])
-@pytest.mark.parametrize("weights", [{"beta": 1.2, "gamma": 0.5, "eta": 0.2}, {"beta": 9.0, "gamma": 1.0, "eta": 0.0}])
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {"beta": 1.2, "gamma": 0.5, "eta": 0.2},
+        pytest.param({"beta": 9.0, "gamma": 1.0, "eta": 0.0}, marks=pytest.mark.slow),
+    ],
+)
 def test_blocks_are_chosen_at_the_least_cost(blocks: int, weights: dict[str, Any]) -> None:
     images, labels = batch(4, 6, 12, seed=blocks)
     mixer = PuzzleMix(

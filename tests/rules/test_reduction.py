@@ -51,7 +51,7 @@ ALONG_ONE: dict[str, Callable[..., Any]] = {
 """Reductions over one axis."""
 
 
-@pytest.mark.parametrize("name", STATISTICS)
+@pytest.mark.parametrize("name", slow_except(("mean", "nansum", "amin", "std_corrected", "norm", "any"), STATISTICS))
 def test_over_tokens_is_aggregation(name: str) -> None:
     probe = check(lambda x: STATISTICS[name](x, (2, 3)), lambda y, x: y.mean((2, 3)), SIZE)
     assert Operation.AGGREGATION in probe.propagation.operations.values()
@@ -68,7 +68,7 @@ def test_over_channels_leaves_labels(name: str) -> None:
     assert Operation.CHANNEL_MIX in probe.propagation.operations.values()
 
 
-@pytest.mark.parametrize("name", ALONG_ONE)
+@pytest.mark.parametrize("name", slow_except(("prod", "min", "median", "kthvalue", "all"), ALONG_ONE))
 def test_along_one_axis(name: str) -> None:
     check(lambda x: ALONG_ONE[name](x, 2), lambda y, x: y.mean(2), SIZE)
 
@@ -152,9 +152,11 @@ DECISIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "var_of_all": lambda x: x.var(),
     "std_of_all": lambda x: x.std(unbiased=False),
 }
+ALIKE = {"argmin", "argsort_stable", "sum_of_the_batch", "maximum_of_all", "var_of_all"}
+"""Like another of these; they are tested by ``make slow``."""
 
 
-@pytest.mark.parametrize("name", DECISIONS)
+@pytest.mark.parametrize("name", slow_except(DECISIONS.keys() - ALIKE, DECISIONS))
 def test_decisions_and_statistics_of_the_batch_have_no_label(name: str) -> None:
     probe = Probe(lambda x: (x, DECISIONS[name](x)), SIZE)
     assert probe.roles == [Role.CONTENT, Role.WEIGHT]

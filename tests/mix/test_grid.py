@@ -142,6 +142,7 @@ def test_shares_of_each_image_are_those_of_two_image_mixing(build: Callable[[], 
     torch.testing.assert_close(soft.sum(1), torch.ones_like(soft[:, 0]), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_step_of_training() -> None:
     model = tlfx.align(vit().train())
     images, target = GridMix(images=3, num_classes=CLASSES)(*batch(3, 32, 32))

@@ -169,7 +169,7 @@ def test_models_of_one_class_share_the_aligned_class() -> None:
 
 
 def test_an_aligned_part_of_an_aligned_model() -> None:
-    model = nn.Sequential(vit(), nn.Linear(CLASSES, CLASSES))
+    model = nn.Sequential(convnext(), nn.Linear(CLASSES, CLASSES))
     plain = deepcopy(model)
     tlfx.align(model[0])
     assert_same_step(plain, tlfx.align(model), pictures())
@@ -244,6 +244,7 @@ class HuggingFace(nn.Module):
         return out | {"hidden_states": (features,)} if dense else out
 
 
+@pytest.mark.slow
 def test_keywords_of_hugging_face() -> None:
     plain, aligned = pair(HuggingFace())
     output, soft = aligned(pixel_values=pictures(), dense=True, target=mixture())
@@ -333,7 +334,7 @@ STRUCTURES = {
 }
 
 
-@pytest.mark.parametrize("name", STRUCTURES)
+@pytest.mark.parametrize("name", slow_except(STRUCTURES.keys() - {"tuple", "dict", "dataclass"}, STRUCTURES))
 def test_targets_have_the_structure_of_the_output(name: str) -> None:
     made = STRUCTURES[name]
     plain, aligned = pair(Head(made))
@@ -382,6 +383,7 @@ def test_auxiliary_heads() -> None:
     torch.testing.assert_close(alone, soft.logits, **LABEL)
 
 
+@pytest.mark.slow
 def test_feature_lists_of_timm() -> None:
     model = timm.create_model("resnet18", features_only=True)
     soft = assert_same_step(*pair(model), pictures(2, 32))
@@ -418,10 +420,10 @@ def test_dense_outputs_have_a_target_at_every_position() -> None:
 @pytest.mark.parametrize("dtype", slow_except([torch.bfloat16], [torch.float16, torch.bfloat16, torch.float64]))
 def test_models_of_other_types(dtype: torch.dtype) -> None:
     plain, aligned = pair(vit())
-    aligned(pictures(), mixture())
+    before = aligned(pictures(), mixture())[1]
     soft = assert_same_step(plain.to(dtype), aligned.to(dtype), pictures().to(dtype))
     assert plans(aligned) == 2
-    torch.testing.assert_close(soft, tlfx.align(vit())(pictures(), mixture())[1], atol=2e-2, rtol=0)
+    torch.testing.assert_close(soft, before, atol=2e-2, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -460,7 +462,7 @@ class ByType(nn.Module):
 @pytest.mark.parametrize(
     ("build", "dtype"),
     slow_except(
-        [(vit, torch.bfloat16), (ByType, torch.float16)],
+        [(ByType, torch.float16)],
         product((vit, convnet, ByType), (torch.bfloat16, torch.float16)),
     ),
 )
@@ -474,6 +476,7 @@ def test_autocast(build: Callable[[], nn.Module], dtype: torch.dtype) -> None:
     assert plans(aligned) == 2
 
 
+@pytest.mark.slow
 def test_steps_with_a_gradient_scaler() -> None:
     weights = []
     for model in pair(vit()):
@@ -539,7 +542,7 @@ def test_gradient_checkpointing() -> None:
     assert_same_step(plain, aligned, pictures())
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("mode", slow_except([torch.inference_mode], [torch.no_grad, torch.inference_mode]))
 def test_calls_without_gradients(mode: Callable[[], Any]) -> None:
     plain, aligned = pair(vit().eval())
     with mode():
@@ -594,6 +597,7 @@ def test_one_module_in_evaluation_mode_captures_again() -> None:
     assert plans(aligned) == 2
 
 
+@pytest.mark.slow
 def test_settings_changed_between_calls() -> None:
     plain, aligned = pair(vit(proj_drop_rate=0.1, drop_path_rate=0.1))
     assert_same_step(plain, aligned, pictures())
@@ -603,6 +607,7 @@ def test_settings_changed_between_calls() -> None:
     assert_same_step(plain, aligned, pictures())
 
 
+@pytest.mark.slow
 def test_hooks_on_inner_modules() -> None:
     plain, aligned = pair(vit())
     calls: list[Callable[[nn.Module], Any]] = [
@@ -658,7 +663,7 @@ CHANGES: dict[str, Callable[[nn.Module], Any]] = {
 STATE = other(vit())
 
 
-@pytest.mark.parametrize("name", slow_except(CHANGES.keys() - {"classes", "double"}, CHANGES))
+@pytest.mark.parametrize("name", slow_except(("assign", "module"), CHANGES))
 def test_changes_between_calls(name: str) -> None:
     plain, aligned = pair(vit())
     before = aligned(pictures(), mixture())[0].detach()
@@ -700,7 +705,7 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", slow_except(("deepcopy", "pickle"), COPIES))
+@pytest.mark.parametrize("name", slow_except(("pickle",), COPIES))
 def test_copies_are_aligned_and_apart(name: str) -> None:
     aligned = tlfx.align(vit(), layers=())
     labels = share(aligned, pictures(), mixture().mask)
@@ -715,6 +720,7 @@ def test_copies_are_aligned_and_apart(name: str) -> None:
     assert not torch.equal(aligned.head.bias, copy.head.bias)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_state_dicts_go_between_plain_and_aligned_models() -> None:
     plain, aligned = pair(vit())
     aligned.load_state_dict(STATE)
@@ -753,7 +759,7 @@ def blocks(model: Any, images: Tensor, mask: Tensor, aligned: tuple[int, ...], s
 @pytest.mark.parametrize(
     ("layers", "aligned"),
     slow_except(
-        [(("blocks.0",), (0,)), (("blocks.0.attn", 1), (0, 1)), ((), ())],
+        [(("blocks.0",), (0,)), ((), ())],
         [
             (None, (0, 1)),
             ("blocks.*", (0, 1)),
@@ -791,6 +797,7 @@ def assert_layers(layers: Any, aligned: tuple[int, ...], fused: bool) -> None:
     assert_same(model(pictures(), mixture())[0], plain(pictures()))
 
 
+@pytest.mark.slow
 def test_without_aligned_attention_the_class_token_keeps_the_area() -> None:
     aligned = tlfx.align(vit(), layers=())
     torch.testing.assert_close(aligned(pictures(), mixture())[1], mixture().area(), **LABEL)
@@ -814,6 +821,7 @@ def test_layers_leave_linear_attention_in_place() -> None:
     torch.testing.assert_close(share(tlfx.align(plain, layers=()), pictures(), mixture().mask), patches, **LABEL)
 
 
+@pytest.mark.slow
 def test_residual_without_the_skip() -> None:
     plain = vit(depth=2)
     mask = mixture().mask

@@ -132,7 +132,9 @@ def loaded(net: Any) -> None:
 
 
 CHANGES = (in_place, by_data, replaced, loaded)
-MOST = {(b, in_place) for b in BODIES} | {(b, change) for b in (by_topk, by_filling, by_listed) for change in CHANGES}
+MOST = {(b, in_place) for b in (by_index, by_take_along_dim, by_writing, by_argsort, by_where, by_threshold)}
+MOST |= {(by_topk, change) for change in CHANGES} | {(by_listed, replaced)}
+"""One body of each kind of operator, and each change once; the others are tested by ``make slow``."""
 PAIRS = [
     pytest.param(body, change, id=f"{body.__name__}-{change.__name__}", marks=[] if (body, change) in MOST else SLOW)
     for body in BODIES

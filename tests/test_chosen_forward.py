@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import slow_except
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -160,7 +161,7 @@ def test_without_gradients() -> None:
 
 
 @pytest.mark.parametrize("copied", [deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-@pytest.mark.parametrize("name", ["chooses", "chooses without one", "partial"])
+@pytest.mark.parametrize("name", slow_except(("partial",), ("chooses", "chooses without one", "partial")))
 def test_copies_run_their_own_parameters(name: str, copied: Callable[[nn.Module], nn.Module]) -> None:
     model = tlfx.align(MODELS[name]())
     model(*batch())

@@ -10,6 +10,7 @@ from typing import Any
 import helpers
 import pytest
 import torch
+from helpers import slow_except
 from timm.models.convnext import ConvNeXtBlock
 from torch import nn
 
@@ -95,7 +96,7 @@ def test_autocast_and_channels_last(device: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("attention", ["auto", "fused", "reuse"])
+@pytest.mark.parametrize("attention", slow_except(("reuse",), ("auto", "fused", "reuse")))
 def test_ways_of_attention_agree(attention: Any, device: str) -> None:
     images, target = batch(device)
     model = vit().to(device)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import CLASSES, SIDE, mixture, pictures
+from helpers import CLASSES, SIDE, mixture, pictures, slow_except
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
@@ -404,9 +404,11 @@ OVER_THE_BATCH: dict[str, Callable[[Tensor], Tensor]] = {
     "where": lambda x: x.where(x > x.mean(0), torch.zeros_like(x)),
     "fft": lambda x: torch.fft.fft(x, dim=0).real,
 }
+EVERY_RUN = ("mean", "norm", "softmax", "cumsum", "flip as a gate", "instance_norm", "weights", "indices", "where")
+"""One of each kind; the others are tested by ``make slow``."""
 
 
-@pytest.mark.parametrize("name", OVER_THE_BATCH)
+@pytest.mark.parametrize("name", slow_except(EVERY_RUN, OVER_THE_BATCH))
 def test_what_is_computed_over_the_batch_and_reaches_content(name: str) -> None:
     with pytest.raises(tlfx.TlfxError) as caught:
         tlfx.align(Net(OVER_THE_BATCH[name]))(pictures(), mixture())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import weakref
 from copy import deepcopy
@@ -90,12 +91,13 @@ def aligned(plain: nn.Module) -> nn.Module:
     return tlfx.align(deepcopy(plain))
 
 
-@pytest.fixture(scope="module")
-def aligned_swin() -> nn.Module:
-    return tlfx.align(FAMILIES["swin"].model().eval())
+@functools.cache
+def evaluated(name: str) -> nn.Module:
+    """An aligned model of a family in evaluation mode, captured once."""
+    return tlfx.align(FAMILIES[name].model().eval())
 
 
-@pytest.mark.parametrize("name", slow_except(TWINS.keys() - {"swin-padded"}, TWINS))
+@pytest.mark.parametrize("name", slow_except(("vit",), TWINS))
 def test_every_block_against_its_twin(name: str) -> None:
     """One share, and several channels of which each is followed as if it were alone."""
     family = FAMILIES[name]
@@ -127,11 +129,13 @@ def test_every_module_with_content_is_recorded(aligned: nn.Module) -> None:
     assert list(labels)[:3] == ["patch_embed.proj", "patch_embed", "pos_drop"]
 
 
-def test_shapes_of_positions(aligned_swin: nn.Module) -> None:
+@pytest.mark.slow
+def test_shapes_of_positions() -> None:
     """Grids with channels first or last, windows beside the batch, squares of tokens in the channels, no position."""
     images, mixed = inputs(BATCH, FAMILIES["swin"].size)
-    with tlfx.record(aligned_swin) as labels:
-        _, soft = aligned_swin(images, mixed)
+    model = evaluated("swin")
+    with tlfx.record(model) as labels:
+        _, soft = model(images, mixed)
     assert labels["patch_embed.proj"].shape == labels["patch_embed"].shape == (BATCH, 12, 12)
     assert labels["layers.0.blocks.0.attn"].shape == (BATCH, 9, 16)
     assert labels["head"].shape == (BATCH,)
@@ -285,17 +289,19 @@ def test_under_autocast(aligned: nn.Module, plain: nn.Module) -> None:
     assert (labels["blocks.2"] - expected).abs().max() < 0.05
 
 
+@pytest.mark.parametrize("name", slow_except(("vit",), ("vit", "swin")))
 @several(8)
 @given(weight=st.floats(-2, 2, width=32), seed=st.integers(0, 2**16), batch=st.integers(1, 4))
-def test_labels_are_linear_in_the_mask(aligned_swin: nn.Module, weight: float, seed: int, batch: int) -> None:
+def test_labels_are_linear_in_the_mask(name: str, weight: float, seed: int, batch: int) -> None:
     """Whatever the initial label holds; a constant stays constant, and samples keep to themselves."""
     generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(batch, 3, 48, 48, generator=generator)
-    one, other = torch.rand(2, batch, 2, 48, 48, generator=generator)
+    size = FAMILIES[name].size
+    images = torch.randn(batch, 3, size, size, generator=generator)
+    one, other = torch.rand(2, batch, 2, size, size, generator=generator)
     other[:, 1] = 0.25
 
     def labels(mask: Tensor) -> dict[str, Tensor]:
-        return labels_of(aligned_swin, images, mask)[2]
+        return labels_of(evaluated(name), images, mask)[2]
 
     found, first, second = labels(weight * one + (1 - weight) * other), labels(one), labels(other)
     alone = labels(torch.cat((one[:1], other[1:])))

@@ -139,6 +139,7 @@ def test_checkpoints_of_hugging_face() -> None:
     assert same_gradients(aligned, plain)
 
 
+@pytest.mark.slow
 def test_checkpoints_of_timm() -> None:
     options = {"proj_drop_rate": 0.2, "drop_path_rate": 0.2}
     plain, aligned = vit(**options), checkpointing(tlfx.align(vit(**options)))
@@ -163,6 +164,7 @@ def test_checkpoints_under_autocast() -> None:
         assert_same_step(checkpointing(vit()), checkpointing(tlfx.align(vit())), *batch())
 
 
+@pytest.mark.slow
 def test_a_graph_without_regions_is_one_piece() -> None:
     aligned = tlfx.align(Transformer())
     aligned(*batch())
@@ -170,6 +172,7 @@ def test_a_graph_without_regions_is_one_piece() -> None:
     assert plan.program is plan.graph_module
 
 
+@pytest.mark.slow
 def test_labels_are_recorded_inside_checkpoints() -> None:
     found = []
     for checkpointed in (False, True):
@@ -279,6 +282,7 @@ def test_hooks_see_outputs_that_nothing_reads() -> None:
     assert torch.equal(seen[-1], (tokens @ tokens.mT).softmax(-1).mean(1))
 
 
+@pytest.mark.slow
 def test_a_hook_that_writes_through_a_view_is_computed() -> None:
     def written(module: nn.Module, args: tuple[Tensor]) -> None:
         args[0][:, 2:] = args[0][:, 1:2].clone()
@@ -369,6 +373,7 @@ def test_compiled_with_hooks() -> None:
 # averages and evaluation
 
 
+@pytest.mark.slow
 def test_averaged_model_of_torch() -> None:
     model = tlfx.align(Transformer(), example=batch()[0])
     averaged = AveragedModel(model, multi_avg_fn=None, use_buffers=True)

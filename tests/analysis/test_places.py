@@ -49,7 +49,7 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", slow_except(("vit-registers", "mixer"), SIZES))
 def test_plain_models(name: str) -> None:
     """Patches follow one another row by row, class and register tokens come first."""
     family = FAMILIES[name]

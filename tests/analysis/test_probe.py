@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import slow_except
 from rollout import initial, mixing_matrices
 from timm.models.cait import Cait
 from torch import Tensor, nn
@@ -95,7 +96,7 @@ def test_a_class_token_that_is_joined_last() -> None:
     assert (expected - patches.mean(1)).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["vit-unfused", "vit-registers"])
+@pytest.mark.parametrize("name", slow_except(("vit-unfused",), ("vit-unfused", "vit-registers")))
 def test_class_token_whatever_the_attention(name: str) -> None:
     model, images, mask, readings, _ = read(name, count=2)
     prefix = model.num_prefix_tokens
@@ -105,7 +106,9 @@ def test_class_token_whatever_the_attention(name: str) -> None:
     torch.testing.assert_close(readings[-1].class_attention[:, 0].double(), expected, **CLOSE)
 
 
-@pytest.mark.parametrize("name", ["vit-average-with-class-token", "swin"])
+@pytest.mark.parametrize(
+    "name", slow_except(("vit-average-with-class-token",), ("vit-average-with-class-token", "swin"))
+)
 def test_averages_read_all_of_the_grid(name: str) -> None:
     """A class token that the classifier does not read is none."""
     *_, readings, arrival = read(name, count=2)
@@ -116,7 +119,7 @@ def test_averages_read_all_of_the_grid(name: str) -> None:
     torch.testing.assert_close(last.share, arrival.label, **CLOSE)
 
 
-@pytest.mark.parametrize("name", ["swin", "convnext"])
+@pytest.mark.parametrize("name", slow_except(("swin",), ("swin", "convnext")))
 def test_maps_are_upright(name: str) -> None:
     """A mask that rises from top to bottom does so in the first layer's map, one from left to right likewise; and the
     label of the output is that of the slow reference."""

@@ -18,7 +18,7 @@ from tlfx.analysis.published import explicit_attention, published
 
 def test_targets_and_outputs_are_those_of_alignment() -> None:
     torch.manual_seed(0)
-    model = timm.create_model("test_vit", img_size=32, patch_size=8, num_classes=6)
+    model = timm.create_model("test_vit", img_size=32, patch_size=8, depth=2, num_classes=6)
     images, mask = torch.rand(3, 3, 32, 32), torch.rand(3, 1, 32, 32)
     first, second = torch.tensor([0, 1, 2]), torch.tensor([3, 4, 5])
     target = tlfx.MixedTarget(first=first, second=second, mask=mask, num_classes=6, smoothing=0.1)

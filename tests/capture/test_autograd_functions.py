@@ -210,6 +210,7 @@ def test_a_function_that_returns_its_input() -> None:
     assert_same(Net(lambda s, x: x * 2 + Reversed.apply(x, 0.3)), PIXELS)
 
 
+@pytest.mark.slow
 def test_setup_context_bound_when_imported() -> None:
     assert_same(Net(lambda s, x: swish(x)), PIXELS)
     assert_same(Net(lambda s, x: Swish.apply(swish(x), 2.0).flip(1)), PIXELS.flip(1))
@@ -226,10 +227,12 @@ def test_several_outputs_none_and_numbers() -> None:
     assert_same(Net(halves), first, second.flip(1))
 
 
+@pytest.mark.slow
 def test_one_output_used() -> None:
     assert_same(Net(lambda s, x: Halves.apply(x, None, [4, 12], True)[2]), PIXELS[:, 4:].flip(1))
 
 
+@pytest.mark.slow
 def test_two_outputs_with_gradients_of_their_own() -> None:
     def twice(s: Any, x: Tensor) -> Tensor:
         a, b = Twice.apply(x)
@@ -395,6 +398,7 @@ def test_a_rule_of_a_class() -> None:
     assert set(seen) == {Attention}
 
 
+@pytest.mark.slow
 def test_a_rule_of_a_base_class() -> None:
     class Derived(Straight):
         pass

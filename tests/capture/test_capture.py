@@ -11,7 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import CLASSES, LABEL, SIDE, assert_same, assert_same_step, hooks_of, mixture, pair, pictures, vit
+from helpers import (
+    CLASSES,
+    LABEL,
+    SIDE,
+    assert_same,
+    assert_same_step,
+    hooks_of,
+    mixture,
+    pair,
+    pictures,
+    slow_except,
+    vit,
+)
 from timm.models.convit import ConVit
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -22,6 +34,7 @@ from tlfx.analysis.invariants import share
 from tlfx.errors import CaptureError
 
 TOKENS = 16
+SLOW = pytest.mark.slow
 Function = Callable[["Net", Tensor], Any]
 
 
@@ -70,7 +83,7 @@ class Noisy(nn.Module):
         return x.mean((2, 3)) + torch.rand(()) * torch.empty(CLASSES).normal_()
 
 
-@pytest.mark.parametrize("build", [Noisy, lambda: vit(drop_path_rate=0.5)])
+@pytest.mark.parametrize("build", [Noisy, pytest.param(lambda: vit(drop_path_rate=0.5), marks=SLOW)])
 def test_the_random_state_stays(build: Callable[[], nn.Module]) -> None:
     model = build()
     torch.manual_seed(1), np.random.seed(2), random.seed(3)
@@ -133,7 +146,9 @@ def test_plain_attributes_are_those_of_a_plain_call() -> None:
 # what a graph does as the model does
 
 
-@pytest.mark.parametrize("options", [{"proj_drop_rate": 0.2, "attn_drop_rate": 0.2}, {"drop_path_rate": 0.3}])
+@pytest.mark.parametrize(
+    "options", [pytest.param({"proj_drop_rate": 0.2, "attn_drop_rate": 0.2}, marks=SLOW), {"drop_path_rate": 0.3}]
+)
 def test_dropped_parts_are_the_same_with_the_same_seed(options: dict[str, float]) -> None:
     plain, aligned = pair(vit(drop_rate=0.5, **options))
     assert_same_step(plain, aligned, pictures(), seed=1)
@@ -220,6 +235,7 @@ class Rooted(nn.Module):
         return y
 
 
+@pytest.mark.slow
 def test_indices_that_convit_assigns() -> None:
     torch.manual_seed(0)
     model = ConVit(img_size=SIDE, patch_size=4, embed_dim=16, depth=1, num_heads=2, num_classes=5, local_up_to_layer=1)
@@ -344,15 +360,15 @@ REGIONS = [
     without_autocast,
     with_autocast,
     without_gradients,
-    pytest.param(decorated, marks=pytest.mark.slow),
-    pytest.param(gradients_within_none, marks=pytest.mark.slow),
-    pytest.param(autocast_within_no_gradients, marks=pytest.mark.slow),
+    decorated,
+    gradients_within_none,
+    autocast_within_no_gradients,
     no_gradients_within_autocast,
     written_in_place,
 ]
 
 
-@pytest.mark.parametrize("region", REGIONS)
+@pytest.mark.parametrize("region", slow_except((with_autocast, without_gradients), REGIONS))
 def test_regions_of_another_mode(region: Function) -> None:
     plain, aligned = pair(Net(region))
     soft = assert_same_step(plain, aligned, pictures())
@@ -378,7 +394,7 @@ PLAINLY: dict[Function, Function] = {
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize("region", [without_gradients, gradients_within_none])
+@pytest.mark.parametrize("region", slow_except([gradients_within_none], [without_gradients, gradients_within_none]))
 def test_a_first_call_without_gradients(region: Function, mode: Callable[[], Any]) -> None:
     plain, aligned = pair(Net(region))
     with mode():
@@ -534,7 +550,14 @@ IN_PLACE: list[tuple[Function, Function]] = [
 ]
 
 
-@pytest.mark.parametrize(("in_place", "functional"), IN_PLACE)
+SOME = (
+    *(shift_in_place, relu_in_place, write_through_a_chain_of_views, write_to_a_reshaped_copy, write_at_indices),
+    *(write_without_gradient, class_token_in_place, emptied_channels_in_place),
+)
+EVERY_RUN = [case for case in IN_PLACE if case[0] in SOME]
+
+
+@pytest.mark.parametrize(("in_place", "functional"), slow_except(EVERY_RUN, IN_PLACE))
 def test_in_place_writes_carry_labels(in_place: Function, functional: Function) -> None:
     plain, aligned = pair(Net(in_place))
     assert_same_step(plain, aligned, pictures())
@@ -579,6 +602,7 @@ def sequence_first(net: Net, x: Tensor) -> Tensor:
     return net.head(net.attend(tokens).transpose(0, 1).mean(0))
 
 
+@pytest.mark.slow
 def test_a_batch_on_the_second_axis() -> None:
     plain, aligned = pair(Net(sequence_first))
     soft = assert_same_step(plain, aligned, pictures())

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import hooks_of
+from helpers import hooks_of, slow_except
 from torch import Tensor, nn
 
 from tlfx import Operation, RuleError, align, inspect, use_rules
@@ -99,6 +99,7 @@ def test_inspect_shows_inner_nodes_as_constant_and_why() -> None:
     assert last.after == "16 tokens × 8"
 
 
+@pytest.mark.slow
 def test_derived_classes_and_the_nearest_rule() -> None:
     with use_rules({Turned: turned}):
         assert_shares(Net(Derived()), PATCHES.roll(1, 1))
@@ -116,6 +117,7 @@ def test_the_outer_of_nested_modules_wins() -> None:
             assert_shares(Net(Turned()), PATCHES.roll(1, 1))
 
 
+@pytest.mark.slow
 def test_a_module_called_twice() -> None:
     with use_rules({Turned: turned}):
         assert_shares(Net(Turned(2), lambda m, x: m(m(x) * 2)), PATCHES.roll(4, 1))
@@ -167,6 +169,7 @@ def test_an_output_equal_to_the_input() -> None:
         assert_shares(Net(nn.Identity(), lambda m, x: (m(x), m(x.flip(1)) * 2)), PATCHES, PATCHES.flip(1))
 
 
+@pytest.mark.slow
 def test_a_module_without_content_or_use() -> None:
     with use_rules({Turned: turned}):
         assert_shares(Net(Turned(), lambda m, x: x + m(torch.ones_like(x))), PATCHES)
@@ -197,7 +200,12 @@ def through_a_view(module: nn.Module, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     "function",
-    [lambda m, x: m(x), lambda m, x: (m(x), x)[1], lambda m, x: m(x) + x, through_a_view],
+    [
+        lambda m, x: m(x),
+        pytest.param(lambda m, x: (m(x), x)[1], marks=pytest.mark.slow),
+        pytest.param(lambda m, x: m(x) + x, marks=pytest.mark.slow),
+        through_a_view,
+    ],
     ids=["returned", "argument", "both", "through a view"],
 )
 def test_a_module_that_writes_in_place(function: Callable[[nn.Module, Tensor], Tensor]) -> None:
@@ -252,7 +260,7 @@ def test_what_leaves_a_module_without_being_returned() -> None:
             shares(Net(Remembering(), lambda m, x: m(x) + m.kept))
 
 
-@pytest.mark.parametrize("module", [Turned, Derived, Outer])
+@pytest.mark.parametrize("module", slow_except([Outer], [Turned, Derived, Outer]))
 def test_outputs_gradients_and_buffers_are_bit_equal(module: type[nn.Module]) -> None:
     class Classifier(nn.Sequential):
         def __init__(self) -> None:

@@ -123,9 +123,7 @@ CACHES = [
 
 
 @pytest.mark.usefixtures("_empty_caches")
-@pytest.mark.parametrize(
-    "body", slow_except((by_lru_cache, by_module_dictionary, by_helper), CACHES), ids=lambda f: f.__name__
-)
+@pytest.mark.parametrize("body", slow_except((by_lru_cache, by_module_dictionary), CACHES), ids=lambda f: f.__name__)
 def test_caches_hold_no_tensors_without_data(body: Body) -> None:
     model = tlfx.align(Net(body, frequencies=Frequencies()), example=pictures())
     assert not CACHE
@@ -352,7 +350,7 @@ def generator_of_torch(net: Any, x: Tensor) -> Tensor:
     return x * torch.rand(8, generator=net.generator)
 
 
-@pytest.mark.parametrize("replaces", [False, True])
+@pytest.mark.parametrize("replaces", slow_except([False], [False, True]))
 def test_a_generator_of_torch_is_the_models(replaces: bool) -> None:
     models: list[Any] = [Net(generator_of_torch, generator=torch.Generator().manual_seed(3)) for _ in range(2)]
     tlfx.align(models[1])
@@ -382,6 +380,7 @@ def summed_numbers(net: Any, x: Tensor) -> Tensor:
     return x
 
 
+@pytest.mark.slow
 def test_a_recurrent_network_that_goes_on_from_its_last_state() -> None:
     def body(net: Any, x: Tensor) -> Tensor:
         y, state = net.gru(x, net.state)
@@ -466,7 +465,7 @@ def made(body: Body, state: dict[str, Any], **options: Any) -> Any:
     return tlfx.align(model, **options)
 
 
-SOME = (counter, growing_list, growing_tensor, global_log, nested_counter, on_the_class, new_module, on_a_new_object)
+SOME = (counter, growing_tensor, global_log, on_the_class, new_module, on_a_new_object)
 EVERY_RUN = [case for case in REFUSED if case[0] in SOME]
 
 

@@ -340,7 +340,7 @@ TENSOR_CALLS = [
 ]  # fmt: skip
 
 
-SOME_CALLS = (halved, scaled_by_a_value, kept_gradient, on_a_parameter, required_by_assignment, under_a_checkpoint)
+SOME_CALLS = (halved, scaled_by_a_value, on_a_parameter, required_by_assignment, under_a_checkpoint)
 
 
 @pytest.mark.parametrize("body", slow_except(SOME_CALLS, TENSOR_CALLS), ids=lambda f: f.__name__)
@@ -351,6 +351,7 @@ def test_calls_on_tensors(body: Body) -> None:
         aligned(pictures(), target(3))
 
 
+@pytest.mark.slow
 def test_compiled_calls() -> None:
     def body(net: Any, x: Tensor) -> Tensor:
         net.attention = (x @ x.mT).softmax(-1)
@@ -621,8 +622,7 @@ STATE: list[tuple[Body, dict[str, Any]]] = [
 
 
 SOME_STATE = (
-    attribute, auxiliary_loss, structures, cleared_list, moving_average, moving_average_in_place, first_then_average,
-    buffers, once, sizes, set_again, average_in_a_list,
+    attribute, cleared_list, moving_average, moving_average_in_place, buffers, once, set_again,
 )  # fmt: skip
 EVERY_RUN = [case for case in STATE if case[0] in SOME_STATE]
 

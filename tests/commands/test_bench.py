@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from command import tlfx, tlfx_process
 
 QUICK = ("--batch", "2", "--pairs", "2", "--device", "cpu", "--threads", "1")
@@ -33,6 +34,7 @@ def test_a_table_of_ratios(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_ratios_as_json() -> None:
     done = tlfx("bench", "test_vit", *SMALL, "--json", "--forward", "--dtype", "bfloat16", *QUICK)
     rows = json.loads(done.stdout)["test_vit"]
@@ -47,6 +49,7 @@ def test_bad_numbers_are_refused() -> None:
     assert "--batch, --pairs and --threads must be positive" in done.stderr
 
 
+@pytest.mark.slow
 def test_what_happens_before_the_first_step() -> None:
     done = tlfx("bench", "test_vit", *SMALL, "--capture", "--json")
     found = json.loads(done.stdout)["test_vit"]

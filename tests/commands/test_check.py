@@ -36,10 +36,12 @@ class Net(nn.Module):
 """
 
 
-def test_a_sound_model() -> None:
-    found = tlfx("check", "test_resnet", "--input-size", "32")
+def test_a_sound_model(tmp_path: Path) -> None:
+    source = COUNTING.replace("COUNT", "self.calls += 0", 1).replace('int(os.environ["TLFX_CALLS"])', "self.calls")
+    (tmp_path / "shown_model.py").write_text(source)
+    found = tlfx("check", "shown_model:Net", "--path", str(tmp_path), "--input-size", "16")
     assert found.returncode == 0, found.stderr
-    assert "test_resnet: all invariants hold" in found.stdout
+    assert "shown_model:Net: all invariants hold" in found.stdout
     assert found.stdout.count(" pass ") == len(INVARIANTS) + 1
     assert SUPPORT.statement in found.stdout
     assert "Every part of the image that an output depends on is in its label." in found.stdout

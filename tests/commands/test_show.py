@@ -51,6 +51,7 @@ def test_images_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert any(abs(level - 255 * (1 - area)) < 4 for level in levels)
 
 
+@pytest.mark.slow
 def test_weights_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Queries and keys that choose, so that the class token reads another mixture than the area."""
     model = timm.create_model("test_vit", num_classes=4)
@@ -69,8 +70,12 @@ def test_weights_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--at", "blocks.9"], "no module with tokens matches 'blocks.9'; similar names are blocks."),
-        (["--at", "head"], "the tokens of head form no grid on the image"),
+        pytest.param(
+            ["--at", "blocks.9"],
+            "no module with tokens matches 'blocks.9'; similar names are blocks.",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(["--at", "head"], "the tokens of head form no grid on the image", marks=pytest.mark.slow),
         (["--at", "blocks.0", "--every-block"], "--at and --every-block were both given: use only one of them"),
         (["one.png"], "1 image was given, expected two, or none for photos from scikit-image"),
         (["one.png", "two.png"], "there is no image file 'one.png'"),

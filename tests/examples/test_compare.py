@@ -99,6 +99,7 @@ def accuracies(folder: Path, method: str) -> list[float]:
     return [100 * record["result"]["accuracy"] for record in records]
 
 
+@pytest.mark.slow
 def test_a_run_is_kept_with_its_weights(compared: Path) -> None:
     from architectures import build
     from data import load_digits
@@ -116,6 +117,7 @@ def test_a_run_is_kept_with_its_weights(compared: Path) -> None:
         assert record["result"]["lambda_gap"] > 0.0 if method == "aligned" else record["result"]["lambda_gap"] == 0.0
 
 
+@pytest.mark.slow
 def test_the_table_holds_the_figures(compared: Path) -> None:
     plain, aligned = (np.array(accuracies(compared, method)) for method in ("plain", "aligned"))
     low, high = stats.ttest_rel(aligned, plain).confidence_interval(0.95)
@@ -128,6 +130,7 @@ def test_the_table_holds_the_figures(compared: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_first_method_is_the_baseline(compared: Path) -> None:
     from compare import rows
 
@@ -141,13 +144,14 @@ def test_the_first_method_is_the_baseline(compared: Path) -> None:
     assert difference.startswith(f"{expected:+.1f} (")
 
 
-def test_other_settings_are_refused(compared: Path) -> None:
-    from experiment import SettingsError, finished
+def test_other_settings_are_refused(tmp_path: Path) -> None:
+    from experiment import SettingsError, execute, finished
 
-    run = settings("--output", compared, "--lr", "0.01", "--batch-size", "8").runs[0]
+    execute(settings("--output", tmp_path).runs[0], tmp_path)
+    run = settings("--output", tmp_path, "--lr", "0.01", "--batch-size", "8").runs[0]
     words = r"0\.json was trained with batch_size=16, lr=0\.002, expected batch_size=8, lr=0\.01: pass the same "
     with pytest.raises(SettingsError, match=words + "settings, or another --output"):
-        finished(run, compared)
+        finished(run, tmp_path)
 
 
 def test_missing_weights_mean_that_a_run_is_not_finished(tmp_path: Path) -> None:
@@ -162,6 +166,7 @@ def test_missing_weights_mean_that_a_run_is_not_finished(tmp_path: Path) -> None
     assert finished(run, tmp_path) is None
 
 
+@pytest.mark.slow
 def test_a_policy_without_effect_is_not_trained(tmp_path: Path) -> None:
     from compare import rows
     from experiment import UNCHANGED, execute, finished
@@ -185,6 +190,7 @@ def test_a_failure_names_its_run(tmp_path: Path) -> None:
         list(train([replace(run, architecture="resnet")], tmp_path, jobs=1))
 
 
+@pytest.mark.slow
 def test_runs_of_a_seed_differ_in_their_target_only() -> None:
     from architectures import build
     from data import load_digits
@@ -250,11 +256,11 @@ def small_vit() -> Any:
         pytest.param("switch", marks=pytest.mark.slow),
         pytest.param("patches", marks=pytest.mark.slow),
         pytest.param("blocks", marks=pytest.mark.slow),
-        "grid",
+        pytest.param("grid", marks=pytest.mark.slow),
         pytest.param("resizemix", marks=pytest.mark.slow),
-        "saliencymix",
-        "attentive",
-        "puzzlemix",
+        pytest.param("saliencymix", marks=pytest.mark.slow),
+        pytest.param("attentive", marks=pytest.mark.slow),
+        pytest.param("puzzlemix", marks=pytest.mark.slow),
     ],
 )
 def test_every_mixer_trains_every_target(mixer: str, small_vit: Any) -> None:

@@ -129,6 +129,7 @@ def test_imagenet(model: nn.Module, checkpoint: Path, tmp_path: Path) -> None:
     assert of_amp == pytest.approx(mixed, abs=100 / 15 + 1e-6)  # in another batch a picture may round otherwise
 
 
+@pytest.mark.slow
 def test_as_a_user_runs_it(model: nn.Module, checkpoint: Path, tmp_path: Path) -> None:
     pictures = draw(4)
     labels = ranked(logits_of(model, pictures), [0, 1, 0, 600])

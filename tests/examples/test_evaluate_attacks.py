@@ -117,7 +117,7 @@ def check_margins(case: Case, tmp_path: Path, attack: str, norm: str, eps: float
     assert found["attack"].get("steps") == (40 if attack == "pgd" else None)
 
 
-@pytest.mark.parametrize(("attack", "norm"), [("apgd-t", "Linf"), ("fab-t", "L2")])
+@pytest.mark.parametrize(("attack", "norm"), [("apgd-t", "Linf"), pytest.param("fab-t", "L2", marks=pytest.mark.slow)])
 def test_targeted_attacks_find_every_way_out(attack: str, norm: str, case: Case, tmp_path: Path) -> None:
     check_margins(case, tmp_path, attack, norm, eps_between(case.slack(DUAL[norm]), 0.4))
 

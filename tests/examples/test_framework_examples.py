@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from descent import by_hand, clipped, distance, named, recorded
+from helpers import slow_except
 
 import tlfx
 
@@ -26,6 +27,8 @@ NAMES = (
     "accelerate_loop",
     "huggingface_trainer",
 )
+EVERY_RUN = ("timm_train", "lightning_module", "accelerate_loop")
+"""The others are tested by ``make slow``; tests/integrations/ has timm's tasks and Hugging Face's trainer."""
 
 
 def tiny(**changes: object) -> Namespace:
@@ -38,7 +41,7 @@ def losses(shown: str) -> list[float]:
     return [float(number) for number in re.findall(r"(?<!eval_)loss'?:? '?(\d+\.\d+)", shown)]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_except(EVERY_RUN, NAMES))
 def test_every_step_descends_the_loss_of_the_aligned_target(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     module = importlib.import_module(name)
     with recorded() as run:

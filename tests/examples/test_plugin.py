@@ -53,6 +53,7 @@ def answers(python: Path) -> list[Any]:
     return [json.loads(answer) for answer in run(str(python), "-c", code).split("\x1e\n")[:-1]]
 
 
+@pytest.mark.slow
 def test_rules_name_operator_pack_and_plugin(answers: list[Any]) -> None:
     rows = {row["operator"]: row for row in answers[0]}
     pack = {"pack": "neighbourhood", "plugin": "tlfx-neighbourhood 0.1.0"}
@@ -62,12 +63,14 @@ def test_rules_name_operator_pack_and_plugin(answers: list[Any]) -> None:
     assert rows["aten.linear"]["pack"] == "builtin"
 
 
+@pytest.mark.slow
 def test_its_model_is_aligned_exactly(answers: list[Any]) -> None:
     found = answers[1]
     assert found["passed"]
     assert all(row["figure"] == 0 for row in found["invariants"] if row["name"] in ("logits", "gradients", "buffers"))
 
 
+@pytest.mark.slow
 def test_its_operators_mix_tokens(answers: list[Any]) -> None:
     nodes = answers[2]["nodes"]
     attention = [n for n in nodes if n["operator"].startswith(OPERATOR)]

@@ -144,6 +144,7 @@ def test_timm_reads_its_checkpoints(whole: Path) -> None:
     assert_same(dict(model.state_dict()), dict(last(whole)["state_dict_ema"]))
 
 
+@pytest.mark.slow
 def test_killed_midway_and_resumed_it_ends_in_the_same_weights(whole: Path, data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     run_killed(33, folder, *LONG, "--data-dir", data, "--workers", "2")
@@ -155,6 +156,7 @@ def test_killed_midway_and_resumed_it_ends_in_the_same_weights(whole: Path, data
         assert rows(folder / name, ("images_per_second",)) == rows(whole / name, ("images_per_second",))
 
 
+@pytest.mark.slow
 def test_without_alignment_targets_are_by_area(data: Path, tmp_path: Path) -> None:
     short: list[object] = [
         "--batch-size",

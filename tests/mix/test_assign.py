@@ -10,6 +10,7 @@ import helpers
 import pytest
 import torch
 from batches import CLASSES, batch, seeded
+from helpers import slow_except
 from timm.models.cait import Cait
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
@@ -75,6 +76,7 @@ def test_plain_is_the_area() -> None:
     assert torch.equal(soft, target.area())
 
 
+@pytest.mark.slow
 def test_aligned_is_the_alignment() -> None:
     images, target = mixed()
     logits, soft = run("aligned", vit(), images, target)
@@ -106,6 +108,7 @@ def test_transmix_is_the_published_one_but_for_the_class_token_itself() -> None:
     assert not torch.allclose(soft, lam(target, area), atol=1e-2)
 
 
+@pytest.mark.slow
 def test_transmix_without_a_class_token_averages_over_tokens() -> None:
     model = vit("avg")
     images, target = mixed()
@@ -156,7 +159,7 @@ def test_a_model_without_attention_has_no_transmix() -> None:
         run("transmix", model, *mixed())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", slow_except(("plain", "aligned"), METHODS))
 def test_unmixed_labels_come_back_soft(method: Any) -> None:
     images, labels = batch(5, 16, 16)
     soft = torch.nn.functional.one_hot(labels, CLASSES).float()
@@ -179,6 +182,7 @@ class Both(nn.Module):
         return {"cls": tokens[:, 0], "tokens": tokens[:, 1:], "count": torch.tensor(tokens.shape[1])}
 
 
+@pytest.mark.slow
 def test_several_outputs_have_targets_in_their_structure() -> None:
     images, target = mixed()
     shapes = {}

@@ -119,6 +119,7 @@ def test_any_mixer_in_a_data_loader(mixer: Any, workers: int) -> None:
         torch.testing.assert_close(mixed.float(), expected.expand_as(mixed), atol=0.5, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_collated_batch_trains_an_aligned_model() -> None:
     torch.manual_seed(0)
     model = tlfx.align(timm.create_model("test_vit", img_size=32, num_classes=CLASSES))

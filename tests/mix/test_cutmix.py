@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from batches import CLASSES, batch, numbered, seeded, shaped
 from hypothesis import given, settings
@@ -30,6 +31,7 @@ def test_the_box_has_the_area_that_was_drawn(seed: int, alpha: float, height: in
         assert torch.equal(mask[0], 1.0 - torch.tensor(inside).float())
 
 
+@pytest.mark.slow
 def test_shares_and_places_are_spread_as_those_of_torchvision() -> None:
     """λ and the frequency with which each pixel is replaced, over many draws."""
     torch.manual_seed(0)

@@ -76,8 +76,11 @@ def test_one_image_says_where_the_box_of_a_batch_lies() -> None:
 
 
 def test_without_opencv() -> None:
-    """In a process whose cv2 cannot be imported, as where the extra is not installed."""
-    code = "import sys; sys.modules['cv2'] = None\nfrom tlfx.mix import SaliencyMix; SaliencyMix(num_classes=2)"
+    """In a process that can import neither cv2 nor parts of SciPy, as where the extra is not installed."""
+    code = (
+        "import sys; sys.modules['cv2'] = sys.modules['scipy.sparse.csgraph'] = None\n"
+        "from tlfx.mix import SaliencyMix; SaliencyMix(num_classes=2)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert "tlfx.errors.InputError: SaliencyMix needs OpenCV's saliency module, which is missing" in done.stderr
     assert "pip install 'tlfx[saliency]'" in done.stderr

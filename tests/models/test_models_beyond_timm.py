@@ -20,16 +20,11 @@ README = Path(__file__).parents[2] / "rules" / "README.md"
 ALIGNED = {name: entry for name, entry in CATALOGUE.items() if entry.error is None}
 EVERY_RUN = {
     "torch: elu linear",
-    "torch: scan by cumsum",
     "torch: grid_sample (spatial transformer)",
-    "torch: deformable attention (DAT)",
     "torch: max_unpool2d (SegNet)",
-    "user code: soft mixture of slots",
-    "torchvision: deform_conv2d, modulated",
     "torchvision: stochastic depth by rows",
-    "torchvision: r3d (one block a stage)",
 }
-"""Models whose ways to mix tokens no other test of a default run has; all others are tested by ``make slow``."""
+"""Models whose ways to mix tokens no other model of a default run has; all others are tested by ``make slow``."""
 REFUSED = {name: entry for name, entry in CATALOGUE.items() if entry.error is not None}
 
 

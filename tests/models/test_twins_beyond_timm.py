@@ -48,9 +48,8 @@ FAMILIES = {
 }
 
 
-EVERY_RUN = [("EViT", True), ("ToMe", True), ("GFNet", False), ("HF ViT", True)]
-EVERY_RUN += [(MULTI_HEAD[0], True), (MULTI_HEAD[-1], False)]
-"""Each kind of model in training or evaluation; the others are tested by ``make slow``."""
+EVERY_RUN = [("EViT", True), ("GFNet", False), ("HF ViT", True), (MULTI_HEAD[-1], False)]
+"""Kinds of models in training or evaluation; the others are tested by ``make slow``."""
 
 
 @pytest.mark.parametrize(("name", "training"), slow_except(EVERY_RUN, product(FAMILIES, (True, False))))

@@ -15,6 +15,7 @@ from command import tlfx, tlfx_on_a_terminal
 import tlfx as package
 
 SMALL = ("--kwargs", '{"depth": 2}')
+SLOW = pytest.mark.slow
 
 
 def inspect(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
@@ -52,8 +53,8 @@ def test_text_in_a_pipe_is_plain() -> None:
     ("arguments", "message"),
     [
         (["test_vitt"], "did you mean test_vit"),
-        (["test_vit", "--only", "spatail"], "unknown class 'spatail'"),
-        (["test_vit", "--module", "nowhere"], "no node of the model is in these modules"),
+        pytest.param(["test_vit", "--only", "spatail"], "unknown class 'spatail'", marks=SLOW),
+        pytest.param(["test_vit", "--module", "nowhere"], "no node of the model is in these modules", marks=SLOW),
         (["test_vit", "--depth", "0"], "--depth 0: expected 1 or more"),
         (
             ["test_vit", "--svg", "/nowhere/x.svg"],

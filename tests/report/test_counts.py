@@ -110,6 +110,7 @@ def test_operators_by_class(name: str, report_of: ReportOf) -> None:
     assert sum(counts.values()) == len(report.nodes)
 
 
+@pytest.mark.slow
 def test_operators_of_fewer_blocks(report_of: ReportOf) -> None:
     """Two XCiT blocks: the counts of all twelve less ten times those of a block."""
     counts, whole = report_of("xcit_nano_12_p8_224", depth=2).counts, HAND["xcit_nano_12_p8_224"]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import slow_except
 from hypothesis import given
 from hypothesis import strategies as st
 from rule_harness import several
@@ -510,13 +511,31 @@ WITHOUT_CONTENT = {
     "creation.zeros": "makes constants",
 }
 
+ALIKE = {
+    "attention.flex_attention",
+    *(f"contraction.{name}" for name in ("addmm", "bilinear", "inner", "kron", "outer", "tensordot")),
+    *(f"difference.{name}" for name in ("cumulative_trapezoid", "gradient")),
+    *(f"indexing.{name}" for name in ("fill_at", "index_add", "index_copy", "index_reduce", "index_select", "one_hot")),
+    *(f"indexing.{name}" for name in ("scatter_reduce", "take", "take_along_dim", "sort")),
+    *(f"movement.{name}" for name in ("broadcast", "move_as", "same", "stack", "stack_side_by_side", "im2col", "view")),
+    *(f"normalisation.native_{name}_norm" for name in ("layer", "group", "batch")),
+    *(f"pointwise.{name}" for name in ("rsub", "sub", "addcdiv", "extreme", "compare", "lerp", "remainder")),
+    *(f"pooling.{name}" for name in ("adaptive_max_pool", "max_pool_with_indices")),
+    *(f"recurrence.{name}" for name in ("cumulative", "hermitian_fourier", "inverse_fourier", "cell")),
+    *(f"recurrence.{name}" for name in ("fourier_of_several", "inverse_fourier_of_several")),
+    *(f"reduction.{name}" for name in ("both_extremes", "deviation_and_mean", "median", "mode", "norm")),
+    *("resampling.upsample_bicubic", "similarity.pairwise_distance", "similarity.vecdot"),
+}
+"""Rules like another of these and with tests of their own beside this one; here they are tested by ``make slow``."""
+
 
 def test_every_rule_has_a_case() -> None:
     names = {r.origin.removeprefix("tlfx_rules.") for r in REGISTRY if r.origin.startswith("tlfx_rules.")}
     assert names == set(CASES) | set(WITHOUT_CONTENT)
+    assert set(CASES) > ALIKE
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_except(CASES.keys() - ALIKE, CASES))
 def test_a_rule_says_what_its_operator_does(name: str) -> None:
     case, less = CASES[name]
 

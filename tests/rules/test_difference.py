@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from helpers import slow_except
 from rule_harness import check
 from torch import Tensor
 
@@ -47,7 +48,7 @@ PAIRS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] 
 }
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", slow_except(PAIRS.keys() - {"diff", "gradient", "trapezoid"}, PAIRS))
 def test_along_an_axis(name: str) -> None:
     function, twin = PAIRS[name]
     check(function, lambda y, x: twin(y), SIZE)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import slow_except
 from rule_harness import check, tokens, unchanged
 from torch import Tensor, nn
 
@@ -26,9 +27,11 @@ LAYERS: dict[str, nn.Module] = {
     "rms_norm": nn.RMSNorm(4),
     "local response": nn.LocalResponseNorm(3),
 }
+ALIKE = {"batch_norm without statistics", "layer_norm of rows", "group_norm of all channels", "instance_norm"}
+"""Like another of these; they are tested by ``make slow``."""
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", slow_except(LAYERS.keys() - ALIKE, LAYERS))
 def test_normalisation_of_a_map(name: str) -> None:
     operation = name.split(" ")[0]
     expected = {operation: Operation.POINTWISE} if operation.endswith("norm") else {}

@@ -299,6 +299,7 @@ def test_rules_on_the_command_line(file: Path, tmp_path: Path, capsys: pytest.Ca
     assert f"no file of rules at {tmp_path / 'none.py'}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_rules_of_a_sweep(tmp_path: Path) -> None:
     path = tmp_path / "gelu.py"
     path.write_text(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import slow_except
 from hypothesis import given
 from hypothesis import strategies as st
 from rule_harness import Probe, check, groups, label_rows, several, tokens, unchanged
@@ -108,7 +109,11 @@ EITHER: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("name", RESIDUALS | EITHER)
+OFTEN = ("add", "sub_", "lerp_by_gate", "rsub", "mul_", "max", "greater", "where_by_chance", "where_by_content")
+"""The others are tested by ``make slow``."""
+
+
+@pytest.mark.parametrize("name", slow_except(OFTEN, RESIDUALS | EITHER))
 def test_differing_labels_are_averaged(name: str) -> None:
     function = (RESIDUALS | EITHER)[name]
     probe = check(lambda x: function(x, x.flip(3).tanh()), lambda y, x: (y + y.flip(3)) / 2, SIZE)
@@ -117,7 +122,7 @@ def test_differing_labels_are_averaged(name: str) -> None:
     assert expected in used
 
 
-@pytest.mark.parametrize("name", RESIDUALS | EITHER)
+@pytest.mark.parametrize("name", slow_except(OFTEN, RESIDUALS | EITHER))
 def test_equal_labels_stay(name: str) -> None:
     function = (RESIDUALS | EITHER)[name]
     probe = check(lambda x: function(x, x.tanh()), unchanged, SIZE)
@@ -318,7 +323,9 @@ QUOTIENTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("name", QUOTIENTS)
+@pytest.mark.parametrize(
+    "name", slow_except(("div", "div_", "fmod", "by_statistic", "number_over", "pow_by_content"), QUOTIENTS)
+)
 def test_quotient_keeps_the_label_of_the_numerator(name: str) -> None:
     check(QUOTIENTS[name], unchanged, SIZE)
 

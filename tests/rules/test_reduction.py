@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import slow_except
 from hypothesis import given
 from hypothesis import strategies as st
 from rule_harness import Probe, check, several, tokens
@@ -50,13 +51,16 @@ ALONG_ONE: dict[str, Callable[..., Any]] = {
 """Reductions over one axis."""
 
 
-@pytest.mark.parametrize("name", STATISTICS)
+@pytest.mark.parametrize("name", slow_except(("mean", "nansum", "amin", "std_corrected", "norm", "any"), STATISTICS))
 def test_over_tokens_is_aggregation(name: str) -> None:
     probe = check(lambda x: STATISTICS[name](x, (2, 3)), lambda y, x: y.mean((2, 3)), SIZE)
     assert Operation.AGGREGATION in probe.propagation.operations.values()
 
 
-@pytest.mark.parametrize("name", STATISTICS | ALONG_ONE)
+@pytest.mark.parametrize(
+    "name",
+    slow_except(("mean", "sum", "amax", "var", "norm_1", "any", "prod", "max", "kthvalue"), STATISTICS | ALONG_ONE),
+)
 def test_over_channels_leaves_labels(name: str) -> None:
     probe = check(
         lambda x: (STATISTICS | ALONG_ONE)[name](x, 1, keepdim=True), lambda y, x: y.mean(1, keepdim=True), SIZE
@@ -64,7 +68,7 @@ def test_over_channels_leaves_labels(name: str) -> None:
     assert Operation.CHANNEL_MIX in probe.propagation.operations.values()
 
 
-@pytest.mark.parametrize("name", ALONG_ONE)
+@pytest.mark.parametrize("name", slow_except(("prod", "min", "median", "kthvalue", "all"), ALONG_ONE))
 def test_along_one_axis(name: str) -> None:
     check(lambda x: ALONG_ONE[name](x, 2), lambda y, x: y.mean(2), SIZE)
 
@@ -148,9 +152,11 @@ DECISIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "var_of_all": lambda x: x.var(),
     "std_of_all": lambda x: x.std(unbiased=False),
 }
+ALIKE = {"argmin", "argsort_stable", "sum_of_the_batch", "maximum_of_all", "var_of_all"}
+"""Like another of these; they are tested by ``make slow``."""
 
 
-@pytest.mark.parametrize("name", DECISIONS)
+@pytest.mark.parametrize("name", slow_except(DECISIONS.keys() - ALIKE, DECISIONS))
 def test_decisions_and_statistics_of_the_batch_have_no_label(name: str) -> None:
     probe = Probe(lambda x: (x, DECISIONS[name](x)), SIZE)
     assert probe.roles == [Role.CONTENT, Role.WEIGHT]

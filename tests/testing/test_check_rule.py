@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import slow_except
 from torch import Tensor, nn
 
 from tlfx import CaptureError, InputError, ProvenanceError, UnknownOperatorError, WrongRuleError, use_rules
@@ -62,7 +63,7 @@ RIGHT: dict[str, tuple[Callable[..., Any], Callable[[], Any]]] = {
 }
 
 
-@pytest.mark.parametrize("case", RIGHT)
+@pytest.mark.parametrize("case", slow_except(RIGHT.keys() - {"images", "random"}, RIGHT))
 def test_right_rules(case: str) -> None:
     check_rule(*RIGHT[case])
 
@@ -200,7 +201,7 @@ WRONG: dict[str, tuple[Any, Callable[..., Any], Callable[..., Any], Callable[[],
 }
 
 
-@pytest.mark.parametrize("case", WRONG)
+@pytest.mark.parametrize("case", slow_except(WRONG.keys() - {"uniform for a local operator"}, WRONG))
 def test_wrong_rules(case: str) -> None:
     operator, rule, function, make_inputs, words = WRONG[case]
     with use_rules({operator: rule}, override=True), pytest.raises(WrongRuleError, match=words):

@@ -31,11 +31,12 @@ def published(model: nn.Module, images: Tensor, target: MixedTarget) -> Callable
     model's by rounding. The model is aligned in place. Raises InputError if it has no attention.
 
     >>> import timm
-    >>> x, mask = torch.rand(2, 3, 160, 160), torch.rand(2, 1, 160, 160)
-    >>> target = MixedTarget(first=torch.tensor([0, 1]), second=torch.tensor([2, 3]), mask=mask, num_classes=1000)
-    >>> output, soft = published(timm.create_model("test_vit"), x, target)()
+    >>> x, mask = torch.rand(2, 3, 32, 32), torch.rand(2, 1, 32, 32)
+    >>> target = MixedTarget(first=torch.tensor([0, 1]), second=torch.tensor([2, 3]), mask=mask, num_classes=10)
+    >>> model = timm.create_model("test_vit", img_size=32, depth=2, num_classes=10)
+    >>> output, soft = published(model, x, target)()
     >>> soft.shape, round(float(soft.sum()), 3)
-    (torch.Size([2, 1000]), 2.0)
+    (torch.Size([2, 10]), 2.0)
     """
     with patch.object(F, "scaled_dot_product_attention", explicit_attention):
         plan = planner_of(align(model)).plan(model, Call.of(images))

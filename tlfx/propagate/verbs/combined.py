@@ -1,0 +1,123 @@
+"""Two values in one operator: which of them decides, and their labels side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tlfx import runtime
+from tlfx.errors import ProvenanceError
+from tlfx.operations import Operation
+from tlfx.propagate.labels import Operand, by_first_occurrence
+from tlfx.propagate.values import NONE, Role, Value, compact, ids_of_sample, image_map
+from tlfx.propagate.verbs.pending import Pending
+from tlfx.runtime import BatchAxis
+
+__all__ = ["Combined", "merge"]
+
+
+class Combined(Pending):
+    """Point-wise verbs of one value, and what sums, products and choices of two values share."""
+
+    def pointwise(self, x: Value) -> Value:
+        """Point-wise transformation, Y ← Y, of one value, alone or combined with constants."""
+        self.record(Operation.WEIGHT if x.role is Role.WEIGHT else Operation.POINTWISE)
+        alone = self.shape == x.shape and len(self.node.all_input_nodes) == 1
+        return replace(self._shaped(x), elements=x.elements if alone else None, function_of=x.subject)
+
+    def linear(self, x: Value, scale: float | None = 1) -> Value:
+        """The same by a linear function, such as a sum with a constant, or a product with the number ``scale``."""
+        return self._scaled_mass(x, self.pointwise(x), scale)
+
+    def _one_of(self, a: Value, b: Value, keep: Role) -> Value | None:
+        """The result where one of two operands decides: with a constant, of two weights, or of a weight and content."""
+        if a.is_constant or b.is_constant:
+            return self.pointwise(b if a.is_constant else a)
+        if Role.CONTEXT in (a.role, b.role):
+            return self._beside_context(a, b)
+        if a.role is b.role:
+            return self.pointwise(a if a.maps else b) if a.role is Role.WEIGHT else None
+        weight, content = (a, b) if a.role is Role.WEIGHT else (b, a)
+        gates = self._is_full(weight) and not self._is_full(content)
+        as_weight = bool(weight.maps) and (keep is Role.WEIGHT or gates)
+        return self.pointwise(weight if as_weight else content)
+
+    def _beside_content(self, a: Value, b: Value) -> tuple[Value, Value]:
+        """A context combined with a value with content of the full shape is content itself."""
+        self._check_samples(a, b)
+        full = any(v.is_content and v.shape == self.shape for v in (a, b))
+        return (self.resolve(a), self.resolve(b)) if full else (a, b)
+
+    def _beside_context(self, a: Value, b: Value) -> Value:
+        context, other = (a, b) if a.role is Role.CONTEXT else (b, a)
+        self.record(Operation.POINTWISE)
+        return self._shaped(other if other.role is Role.WEIGHT and other.shape == self.shape else context)
+
+    def _check_samples(self, a: Value, b: Value) -> None:
+        """Raise ProvenanceError where two values with content have their samples at different places."""
+        if a.is_content and b.is_content and self.batch > 1:
+            places = {(v.batch_axis.axis - len(v.shape), *v.batch_axis[1:]) for v in (a, b)}
+            if len(places) > 1:
+                raise ProvenanceError(
+                    f"{self.node.name} combines a sample of the batch with another sample; labels belong to one sample "
+                    "each. Align the part of the model before it instead."
+                )
+
+    def _have_one_subject(self, a: Value, b: Value) -> bool:
+        """Whether two values are functions of the same elements, such as x and sigmoid(x), or x and its norm: their
+        product or quotient is another element-wise function of these, or a normalisation, and not a weighted value."""
+        if not (a.is_content and b.is_content and a.subject is b.subject and (self._is_full(a) or self._is_full(b))):
+            return False
+        return torch.equal(*torch.broadcast_tensors(*(self._shaped(v).map for v in (a, b))))
+
+    def _is_full(self, x: Value) -> bool:
+        """Whether a value has the shape of the output and is not repeated along any of its axes."""
+        return x.shape == self.shape and all(n == 1 or own for n, own in zip(x.shape, self._own_axes(x), strict=True))
+
+    def _shaped(self, x: Value) -> Value:
+        """The value broadcast to the shape of the output."""
+        lead = len(self.shape) - len(x.shape)
+        maps = tuple(m.reshape([1] * lead + list(m.shape)) if lead else m for m in x.maps)
+        return Value(self.node, self.shape, self.batch, x.role, maps)
+
+    def _beside(self, x: Value, known: Value) -> Value:
+        """A value in the shape of the output; one without content has the label of padding or of a learned token."""
+        if x.is_content:
+            return self._shaped(x)
+        where = self._shaped(known).batch_axis
+        blank = torch.tensor(NONE) if self.number(x) is not None else image_map(self.shape, self.batch, where)
+        return Value(self.node, self.shape, self.batch, Role.CONTENT, (blank,))
+
+    def _averaged(self, a: Value, b: Value, function: Any = runtime.average, *options: Any) -> Value:
+        """Labels that agree stay; each distinct pair of differing labels becomes one new label."""
+        where, ids_a, ids_b = self._side_by_side(a, b)
+        return self.from_ids(compact(self._pairs(ids_a, ids_b, function, *options)), where)
+
+    def _side_by_side(self, a: Value, b: Value) -> tuple[BatchAxis, Tensor, Tensor]:
+        """Ids of two values in one shape, and the place of the batch in their sum."""
+        a, b = self._shaped(a), self._shaped(b)
+        where = a.batch_axis
+        ids_a, ids_b = torch.broadcast_tensors(*(ids_of_sample(v.map, v.batch, where) for v in (a, b)))
+        return where, ids_a, ids_b
+
+    def _pairs(
+        self, a: Tensor, b: Tensor, function: Any, args: Sequence[Any] = (), options: dict[str, Any] | None = None
+    ) -> Tensor:
+        merged, differ = merge(a, b)
+        if not bool(differ.any()):
+            return merged
+        one, other = a[differ], b[differ]
+        pairs, place = torch.stack((one, other)).unique(dim=1, return_inverse=True)
+        order = by_first_occurrence(place, pairs.shape[1])
+        ids = [Operand(ids) for ids in pairs[:, order]]
+        new = self.label(function, *ids, *args, shape=(len(order),), elementwise=True, kwargs=options or {})
+        return merged.masked_scatter(differ, new[order.argsort()[place]])
+
+
+def merge(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids of either where the other has none, and the places at which both have ids that differ."""
+    return torch.where(a == NONE, b, a), (a != b) & (a != NONE) & (b != NONE)

@@ -1,0 +1,140 @@
+"""Sums of two values: residual connections (eq. 11), contractions written as sums, and centred values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from tlfx import runtime
+from tlfx.errors import InputError
+from tlfx.graph.residuals import content_graph, skip_of
+from tlfx.operations import Operation
+from tlfx.propagate.labels import Operand
+from tlfx.propagate.values import NONE, Role, Value, compact, ids_of_sample
+from tlfx.propagate.verbs.combined import Combined, merge
+from tlfx.runtime.weighted import BranchScale
+
+__all__ = ["Residual"]
+
+
+class Residual(Combined):
+    """Verbs of sums, and the policies of their labels."""
+
+    def residual(self, a: Value, b: Value, scales: Sequence[float] | None = (1, 1)) -> Value:
+        """Sum of two values: residual connection, Y ← Norm(Y + g(Y)) (eq. 11), the average of differing labels unless
+        the policy says otherwise.
+
+        Point-wise where one of the two is a constant, or a statistic that is subtracted from the other. ``scales`` are
+        the factors by which the operator multiplies the two, None if they are not known at capture.
+        """
+        out = self._residual(a, b, scales)
+        return replace(out, function_of=a.subject) if self._have_one_subject(a, b) else out
+
+    def _residual(self, a: Value, b: Value, scales: Sequence[float] | None) -> Value:
+        counted = [v for v, scale in zip((a, b), scales or (1, 1), strict=True) if self.number(scale) != 0]
+        if len(counted) < 2:
+            return self.linear(counted[0]) if counted else self.constant(number=0)
+        a, b = self._beside_content(a, b)
+        pair = self._one_of(a, b, keep=Role.WEIGHT)
+        if pair is not None:
+            return self._scaled_mass(b if a.is_constant else a, pair, 1) if a.is_constant or b.is_constant else pair
+        if scales is not None and (a.source is b.source or (a.pending is not None and b.pending is not None)):
+            return self._sum_of_products(a, b, scales)
+        if scales is not None:
+            for x, statistic, signs in ((a, b, scales), (b, a, scales[::-1])):
+                if self._is_centred(x, statistic, signs):
+                    self.record(Operation.POINTWISE)
+                    return self._shaped(x)
+        self.record(Operation.RESIDUAL)
+        return self._summed(a, b, scales)
+
+    def _sum_of_products(self, a: Value, b: Value, scales: Sequence[float]) -> Value:
+        """A sum of two products with factors, or of parts of one value: a contraction, both labels by mass."""
+        where, ids_a, ids_b = self._side_by_side(a, b)
+        merged, differ = merge(ids_a, ids_b)
+        plain = self.from_ids(compact(merged), where)
+        products = any(v.pending is not None or v.mass is not None for v in (a, b)) or tuple(map(abs, scales)) != (1, 1)
+        if not bool(differ.any()) or not products:
+            self.record(Operation.RESIDUAL)
+            out = self._averaged(a, b) if bool(differ.any()) else plain
+            return replace(out, origin=a.source, mass=lambda: self._mass_of_sum(a, b, plain, scales))
+        self.record(Operation.SPATIAL_MIX)
+        pending = self._mass_of_sum(a, b, plain, scales)
+        ids = self._without_mass(ids_of_sample(pending, self.batch, where))
+        return replace(self.from_ids(compact(ids), where), origin=a.source, pending=pending)
+
+    def _is_centred(self, x: Value, statistic: Value, scales: Sequence[float]) -> bool:
+        """Whether a sum is a value less a statistic of itself, such as its mean: a part of a normalisation."""
+        of = statistic.statistic
+        return of is not None and of[0] is x.source and x.statistic is None and scales[0] * scales[1] * of[1] < 0
+
+    def _summed(self, a: Value, b: Value, scales: Sequence[float] | None) -> Value:
+        """The label of a sum of differing labels, by the policy."""
+        residual = self.policy.residual
+        if residual == "skip":
+            return self._of_branch(a, b)
+        _, differ = merge(*self._side_by_side(a, b)[1:])
+        if residual == "average" or not bool(differ.any()):
+            return self._averaged(a, b)
+        if scales is None or self.node in (a.node, b.node):
+            raise InputError(
+                f"residual={residual!r} needs both summands of {self.node.name}, which computes one of them, or its "
+                "scale, itself: use residual='average', or write it as two operators"
+            )
+        sizes = tuple(map(abs, scales))
+        weights = {} if sizes == (1, 1) else {"scales": sizes}
+        if residual == "norm":
+            return self._by_norm(a, b, weights)
+        scales_of = [list(self._scales_of(v)) for v in (a, b)]
+        if not weights and not any(scales_of):
+            return self._averaged(a, b)
+        return self._averaged(a, b, runtime.residual_by_scale, scales_of, weights)
+
+    def _by_norm(self, a: Value, b: Value, weights: dict[str, Any]) -> Value:
+        """Differing ids by the norms of the two values, each place by itself."""
+        where, ids_a, ids_b = self._side_by_side(a, b)
+        merged, differ = merge(ids_a, ids_b)
+        channels = [axis for axis, size in enumerate(differ.shape) if size == 1]
+        new = self.label(
+            runtime.residual_by_norm,
+            Operand(ids_a[differ]),
+            Operand(ids_b[differ]),
+            a.node,
+            b.node,
+            differ.flatten().nonzero().flatten(),
+            shape=(int(differ.sum()),),
+            elementwise=True,
+            after=self.node.prev,  # an in-place sum overwrites one of them
+            kwargs={"where": where, "over": channels, **weights},
+        )
+        return self.from_ids(compact(merged.masked_scatter(differ, new)), where)
+
+    def _of_branch(self, a: Value, b: Value) -> Value:
+        """The label of the branch g, and of the skip path where g has none."""
+        branch, skip = (a, b) if self._is_branch(a, b) else (b, a)
+        one, other = torch.broadcast_tensors(*(self._shaped(v).map for v in (branch, skip)))
+        return self.content(torch.where(one == NONE, other, one))
+
+    def _is_branch(self, a: Value, b: Value) -> bool:
+        """Whether the first of two summands is the branch g of a residual connection, not its skip path."""
+        graph = content_graph(self.state.operations, self.state.regions.sources_of)
+        skip = skip_of(graph, [v.node for v in (a, b) if v.node in graph])
+        return b.node not in skip[1] if skip else a.node not in graph
+
+    def _scales_of(self, x: Value) -> Iterator[BranchScale]:
+        """The scales of a summand, as :func:`tlfx.runtime.residual_by_scale` takes them."""
+        for factor, layout in self.state.scales.of(x.node):
+            yield factor, len(layout.shape), layout.batch_axis
+
+    def _note_branch_scale(self, a: Value, b: Value) -> None:
+        for content, factor in ((a, b), (b, a)):
+            if content.is_content and factor.is_constant and content.shape == self.shape:
+                self._note_scale(content, factor.node)
+
+    def _note_scale(self, x: Value, factor: Any) -> None:
+        """Note the factor of a branch; the product has the layout of ``x``."""
+        if self.policy.residual == "gated":
+            self.state.scales.note(self.node, x.node, factor, layout=x)

@@ -95,6 +95,21 @@ def test_autocast_and_channels_last(device: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(soft.sum(1), torch.ones_like(soft[:, 0]))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["timm", "cutmix", "patches", "grid"])
+def test_mixing_and_an_aligned_step_do_not_wait_for_the_gpu(name: str) -> None:
+    model = tlfx.align(vit().cuda())
+    images, labels = torch.randn(BATCH, 3, SIDE, SIDE, device="cuda"), torch.arange(BATCH, device="cuda")
+    model(*MIXERS[name]()(images, labels))  # a capture may wait
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        logits, soft = model(*MIXERS[name]()(images, labels))
+        torch.nn.functional.cross_entropy(logits, soft).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("attention", slow_except(("reuse",), ("auto", "fused", "reuse")))
 def test_ways_of_attention_agree(attention: Any, device: str) -> None:

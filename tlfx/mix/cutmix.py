@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from tlfx.mix.draws import on_device
 from tlfx.mix.masked import MaskMixer, check_alpha
 from tlfx.mix.mixer import MixerArguments
 
@@ -42,7 +43,7 @@ class CutMix(MaskMixer):
         """Boxes of 0 in masks of 1."""
         sides = (1.0 - self.draws.shares(self.alpha, len(others))[:, 0]).sqrt()
         rows, columns = (
-            _span(sides.to(others.device), centre.to(others.device), length)
+            _span(on_device(sides, others.device), on_device(centre, others.device), length)
             for centre, length in zip(self.centres(others), others.shape[-2:], strict=True)
         )
         return 1.0 - (rows[:, None, :, None] & columns[:, None, None, :]).float()
@@ -82,7 +83,7 @@ class MixUp(MaskMixer):
 
     def masks(self, others: Tensor) -> Tensor:
         """λ for all pixels of an image: (count, 1, 1, 1)."""
-        return self.draws.shares(self.alpha, len(others))[:, :1, None, None].to(others.device)
+        return on_device(self.draws.shares(self.alpha, len(others))[:, :1, None, None], others.device)
 
     def blend(self, images: Tensor, others: Tensor, mask: Tensor) -> Tensor:
         """The weighted sum; images with λ = 1 keep their exact values."""

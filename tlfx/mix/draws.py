@@ -8,7 +8,13 @@ from torch.utils.data import get_worker_info
 
 from tlfx.errors import InputError
 
-__all__ = ["Draws"]
+__all__ = ["Draws", "on_device"]
+
+
+def on_device(drawn: Tensor, device: torch.device) -> Tensor:
+    """Drawn numbers on the device of the images. The host does not wait for a GPU: memory that is not pinned is copied
+    before the call returns."""
+    return drawn.to(device, non_blocking=drawn.device.type == "cpu")
 
 
 class Draws:

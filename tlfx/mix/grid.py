@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tlfx.errors import InputError
+from tlfx.mix.draws import on_device
 from tlfx.mix.masked import MaskMixer, check_alpha
 from tlfx.mix.mixer import MixerArguments
 
@@ -58,7 +59,7 @@ class GridMix(MaskMixer):
                 "grid, or larger images"
             )
         shares = self.draws.shares(self.alpha, count, self.images)
-        cells = self.draws.choice(shares, self.grid**2).to(device).view(count, self.grid, self.grid)
+        cells = on_device(self.draws.choice(shares, self.grid**2), device).view(count, self.grid, self.grid)
         rows, columns = (torch.arange(n, device=device) * self.grid // n for n in (height, width))
         owner = F.one_hot(cells[:, rows[:, None], columns], self.images).movedim(-1, 1).float()
         return owner if self.images > 2 else owner[:, :1]

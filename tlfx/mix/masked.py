@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tlfx.errors import InputError
+from tlfx.mix.draws import on_device
 from tlfx.mix.mixer import Mixer
 
 __all__ = ["MaskMixer", "check_alpha"]
@@ -55,7 +56,7 @@ class MaskMixer(Mixer):
         others = images[sources[1, : self._draws_for(batch)]]
         mixes = self.draws.uniform(len(others), 1, 1, 1) < self.mix_prob
         mask = self.masks(others)
-        mask = torch.where(mixes.to(images.device), mask, self._unmixed(mask))
+        mask = torch.where(on_device(mixes, images.device), mask, self._unmixed(mask))
         if self.mode == "pair":
             mask = torch.cat((mask, mask.flip(0)))
         mixed = images

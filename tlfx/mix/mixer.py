@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tlfx.errors import InputError, TargetError
-from tlfx.mix.draws import Draws
+from tlfx.mix.draws import Draws, on_device
 from tlfx.mix.labels import check_label_shape
 from tlfx.mix.target import MixedTarget
 
@@ -92,7 +92,7 @@ class Mixer(ABC):
             images, labels = images
         self._check_images(images)
         self.draws.check_worker()
-        sources = self._sources(len(images)).to(images.device)
+        sources = on_device(self._sources(len(images)), images.device)
         labels = self._checked(labels, len(images))
         mixed, mask = self._mix(images, labels, sources)
         target = self._target(labels, sources, mask)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tlfx.errors import InputError
+from tlfx.mix.draws import on_device
 from tlfx.mix.masked import MaskMixer, check_alpha
 from tlfx.mix.mixer import MixerArguments
 
@@ -46,7 +47,7 @@ class _PatchMixer(MaskMixer):
             )
         rows, columns = height // size, width // size
         replaced = ((1.0 - self.draws.shares(self.alpha, count)[:, 0]) * (rows * columns)).round().long()
-        kept = self._kept(replaced, rows, columns).float().to(others.device)
+        kept = on_device(self._kept(replaced, rows, columns).float(), others.device)
         return kept.unsqueeze(1).repeat_interleave(size, -2).repeat_interleave(size, -1)
 
     @abstractmethod

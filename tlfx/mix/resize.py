@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tlfx.errors import InputError
+from tlfx.mix.draws import on_device
 from tlfx.mix.masked import MaskMixer
 from tlfx.mix.mixer import MixerArguments
 
@@ -47,7 +48,7 @@ class ResizeMix(MaskMixer):
         (count, _, height, width), (low, high) = others.shape, self.scale
         shares, places = low + (high - low) * self.draws.uniform(count), self.draws.uniform(2, count)
         rows, columns = (
-            _span(shares.to(others.device), place.to(others.device), length)
+            _span(on_device(shares, others.device), on_device(place, others.device), length)
             for place, length in zip(places, (height, width), strict=True)
         )
         return 1.0 - (rows[:, None, :, None] & columns[:, None, None, :]).float()

@@ -347,6 +347,19 @@ def attention_setters() -> None:
     assert called == [True]
 
 
+def attention_kernels() -> None:
+    before = _torch.attention_state()
+    allowed = _torch.attention_kernels()
+    with sdpa_kernel([SDPBackend.MATH, SDPBackend.FLASH_ATTENTION], set_priority=True):
+        assert _torch.attention_kernels(True) == (SDPBackend.MATH.value, SDPBackend.FLASH_ATTENTION.value)
+        _torch.set_attention_kernels((SDPBackend.FLASH_ATTENTION.value,))
+        assert not torch.backends.cuda.math_sdp_enabled()
+        _torch.set_attention_state(before)
+        assert _torch.attention_kernels() == allowed
+    _torch.set_attention_state(before)
+    assert _torch.attention_state() == before
+
+
 def dynamo_tables() -> None:
     _torch.build_dynamo_tables()
     handlers = importlib.import_module("torch._dynamo.variables.torch").TorchInGraphFunctionVariable._get_handlers()
@@ -361,6 +374,7 @@ NAMES: dict[str, Callable[[], None]] = {
     "torch.amp.autocast_mode._enter_autocast, _exit_autocast": autocast,
     "torch._C._set_grad_enabled": set_grad_mode,
     "torch._C._set_sdp_use_flash, _set_sdp_use_math, _set_sdp_priority_order": attention_setters,
+    "torch.nn.attention._sdpa_kernel, _cur_sdpa_kernel_backends, _backend_names": attention_kernels,
     "torch._dynamo.variables.torch, torch._dynamo.trace_rules": dynamo_tables,
     "torch._subclasses.fake_tensor.FakeTensor": is_fake,
     "torch.nn.modules.module._global_forward_hooks": global_hooks,

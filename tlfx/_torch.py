@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -25,10 +25,12 @@ from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from torch.autograd import Function
 from torch.fx import Node
+from torch.nn import attention
 from torch.utils import checkpoint as checkpointing
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 __all__ = [
+    "ATTENTION_KERNELS",
     "ATTENTION_SETTERS",
     "COMPILED",
     "HOOKS",
@@ -37,6 +39,8 @@ __all__ = [
     "OpOverload",
     "OpOverloadPacket",
     "TreeSpec",
+    "attention_kernels",
+    "attention_state",
     "build_dynamo_tables",
     "call_with_hooks",
     "checkpoint_generator_name",
@@ -61,6 +65,8 @@ __all__ = [
     "overload_name",
     "rename",
     "schema",
+    "set_attention_kernels",
+    "set_attention_state",
     "set_grad_mode",
     "storage_key",
     "tree_flatten",
@@ -82,6 +88,34 @@ COMPILED = ("_is_torch_compile", "_compiled_call_impl")
 
 ATTENTION_SETTERS = tuple((torch._C, n) for n in dir(torch._C) if n.startswith(("_set_sdp_use_", "_set_sdp_priority")))
 """Functions, as owner and name, that choose kernels of attention: the public ones (sdpa_kernel) call them."""
+
+ATTENTION_KERNELS = ("_cur_sdpa_kernel_backends", "_sdpa_kernel")
+"""The functions of torch.nn.attention by which sdpa_kernel reads and sets the kernels; nothing public reads all."""
+
+_GETTERS = {name: getattr(torch._C, f"_get_{name}_sdp_enabled") for name in attention._backend_names}
+
+
+def attention_kernels(by_priority: bool = False) -> tuple[int, ...]:
+    """The kernels of attention that are allowed, values of SDPBackend, as sdpa_kernel keeps them at its start."""
+    return tuple(map(int, attention._cur_sdpa_kernel_backends(with_priority=by_priority)))
+
+
+def set_attention_kernels(kernels: Sequence[int], by_priority: bool = False) -> None:
+    """Allow some kernels of attention, as sdpa_kernel does at its start and at its end."""
+    attention._sdpa_kernel(list(map(attention.SDPBackend, kernels)), by_priority)
+
+
+def attention_state() -> tuple[list[bool], list[int]]:
+    """Which kernels of attention are allowed, and the priorities of all; a microsecond, where sdpa_kernel takes ten."""
+    return [is_allowed() for is_allowed in _GETTERS.values()], torch._C._get_sdp_priority_order()
+
+
+def set_attention_state(state: tuple[list[bool], list[int]]) -> None:
+    """Set what :func:`attention_state` returned."""
+    for name, is_allowed in zip(_GETTERS, state[0], strict=True):
+        getattr(torch._C, f"_set_sdp_use_{name}")(is_allowed)
+    torch._C._set_sdp_priority_order(state[1])
+
 
 disable_dynamo = _disable_dynamo
 """As torch.compiler.disable, which imports dynamo (a second) when it decorates and not when it is called."""

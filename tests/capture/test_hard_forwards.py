@@ -19,7 +19,6 @@ from helpers import pictures, slow_except
 from numpy.random import default_rng
 from test_same_model import Net, assert_same_training, target
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import tlfx
 from tlfx.errors import CaptureError, ProvenanceError
@@ -166,11 +165,6 @@ def by_uuid(net: Any, x: Tensor) -> Tensor:
     return x * (uuid.uuid4().int % 7)
 
 
-def by_kernel(net: Any, x: Tensor) -> Tensor:
-    with sdpa_kernel(SDPBackend.MATH):
-        return nn.functional.scaled_dot_product_attention(x, x, x)
-
-
 def by_backend(net: Any, x: Tensor) -> Tensor:
     torch.backends.cuda.enable_flash_sdp(True)
     return nn.functional.scaled_dot_product_attention(x, x, x)
@@ -196,8 +190,7 @@ REFUSED = [
     (by_random_object, r"makes a random generator without a seed \(random.Random\)"),
     (by_system, r"makes a random generator without a seed \(random.SystemRandom\)"),
     (by_uuid, r"makes a random generator without a seed \(os.urandom\)"),
-    (by_kernel, r"chooses kernels of attention \(torch.nn.attention.sdpa_kernel\).*around the call"),
-    (by_backend, "chooses kernels of attention"),
+    (by_backend, r"chooses kernels of attention for all code after it \(torch.backends.cuda\).*use .*sdpa_kernel"),
     (
         by_jvp,
         r"computes derivatives by forward-mode differentiation \(torch.func.jvp\).*align the part of the model",

@@ -237,3 +237,11 @@ def test_other_state_may_change() -> None:
         model(pictures(), target(3))
     assert len(planner_of(model).captures) == captures
     assert len(seen) == 5
+
+
+def test_another_large_array_is_noticed() -> None:
+    """Elements of arrays of this size are not compared, as README says."""
+    model = tlfx.align(Net(lambda net, x: x * float(net.table[0]), table=np.ones(200_001)))
+    model(pictures(), target(3))
+    model.table = np.full(200_001, 3.0)  # type: ignore[assignment]
+    assert torch.equal(model(pictures(), target(3))[0], model(pictures()))

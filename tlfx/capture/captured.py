@@ -13,6 +13,7 @@ from torch.fx import Graph, GraphModule, Node
 from tlfx._torch import TreeSpec, generator_key, rename, tree_leaves
 from tlfx.capture.arguments import Call
 from tlfx.capture.entry import ForwardRecord
+from tlfx.capture.kernels import place_kernels
 from tlfx.capture.model_class import class_name, own_parameters
 from tlfx.capture.modes import pair_modes
 from tlfx.capture.recording import Recording, build_tree
@@ -79,6 +80,7 @@ def cleaned(
         held[_STATE] = Stored(record.changes)
         put_state(graph, _STATE, record.changes, outputs[split:], handles)
     pair_modes(graph)
+    place_kernels(graph)
     regions = build_tree(graph, recording)
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     for node in graph.nodes:

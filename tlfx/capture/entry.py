@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tlfx._torch import TreeSpec, tree_flatten, tree_unflatten
 from tlfx.capture.arguments import Call
+from tlfx.capture.kernels import recorded_kernels
 from tlfx.capture.model_class import class_name, own_forward
 from tlfx.capture.modes import ModeRecorder
 from tlfx.capture.refused_calls import refused_calls
@@ -69,6 +70,7 @@ class Entry(nn.Module):
                 record.modes.recorded(),
                 record.tensor_calls.recorded(),
                 record.values.recorded(),
+                recorded_kernels(),
                 refused_calls(model, record.modes.note_read),
             ):
                 outputs, record.out_spec = _flatten(own_forward(model)(model, *args, **kwargs))

@@ -17,7 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
-from tlfx._torch import enter_autocast, exit_autocast, mode_passes, set_grad_mode
+from tlfx._torch import (
+    attention_state,
+    enter_autocast,
+    exit_autocast,
+    mode_passes,
+    set_attention_state,
+    set_grad_mode,
+)
 from tlfx.capture.surroundings import package_of_caller, replaced
 
 __all__ = [
@@ -161,7 +168,7 @@ def gradients_of(model: nn.Module, tensors: Sequence[Tensor]) -> tuple[bool, ...
 
 @contextlib.contextmanager
 def restored_after_error(device: str) -> Iterator[None]:
-    """Restore the gradient mode, and autocast of a type of devices and of the CPU, if an error ends the context.
+    """Restore gradient mode, autocast of a type of devices and of the CPU, and kernels of attention if an error occurs.
 
     A graph enters and leaves modes by nodes, so that an error between them (also the one by which a checkpoint ends its
     recomputation) would leave them as they are; autocast that stays open keeps its casts of weights for ever.
@@ -169,11 +176,13 @@ def restored_after_error(device: str) -> Iterator[None]:
     devices = {"cpu", device} - {"meta"}
     gradients, caches, depth = torch.is_grad_enabled(), torch.is_autocast_cache_enabled(), autocast_depth()
     autocast = [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices]
+    kernels = attention_state()
     try:
         yield
     except BaseException:
         torch.set_grad_enabled(gradients)
         torch.set_autocast_cache_enabled(caches)
+        set_attention_state(kernels)
         for kind, enabled, dtype in autocast:
             torch.set_autocast_enabled(kind, enabled)
             torch.set_autocast_dtype(kind, dtype)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import attention
 from torch.utils.hooks import RemovableHandle
 
 from tlfx._torch import ATTENTION_SETTERS, is_fake
@@ -49,8 +50,8 @@ _PACKED = (
     "what is padding"
 )
 _KERNELS = (
-    "chooses kernels of attention ({}), which a captured graph does not repeat: choose them around the call of the "
-    "model"
+    "chooses kernels of attention for all code after it ({}), which a captured graph does not repeat: use "
+    "torch.nn.attention.sdpa_kernel in the forward, or choose them before the call of the model"
 )
 _FORWARD_MODE = (
     "computes derivatives by forward-mode differentiation ({}), which a captured graph cannot follow: align the part "
@@ -101,10 +102,11 @@ def refused_calls(model: nn.Module, note_gradients: Callable[[], None]) -> Itera
                 (torch.autograd.forward_ad, n, "torch.func.jvp", _FORWARD_MODE)
                 for n in ("enter_dual_level", "make_dual")
             ),
-            *((*setter, "torch.nn.attention.sdpa_kernel", _KERNELS) for setter in ATTENTION_SETTERS),
         )
         for place, name, shown, reason in refusals:
             stack.enter_context(replaced(place, name, _refusing(refuse, reason.format(shown))))
+        for owner, name in ATTENTION_SETTERS:
+            stack.enter_context(replaced(owner, name, _choosing(refuse, getattr(owner, name))))
         for source, name, shown in _ENTROPY:
             drawing = _drawing(refuse, getattr(source, name), _UNSEEDED.format(shown))
             stack.enter_context(replaced(source, name, drawing))
@@ -156,6 +158,17 @@ def _data(refuse: Refuse) -> property:
         data.__set__(tensor, value)
 
     return property(data.__get__, write)
+
+
+def _choosing(refuse: Refuse, original: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that chooses kernels of attention, which only sdpa_kernel may call: it restores those before."""
+
+    def choose(*args: Any) -> Any:
+        if _caller().f_globals.get("__name__") != attention.__name__:
+            refuse(_KERNELS.format("torch.backends.cuda"))
+        return original(*args)
+
+    return choose
 
 
 def _without_numpy(refuse: Refuse, original: Callable[..., Any]) -> Callable[..., Any]:

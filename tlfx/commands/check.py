@@ -83,7 +83,7 @@ def _missing(support: Support) -> str:
         return "Every part of the image that an output depends on is in its label."
     return (
         f"Of the parts of the image that an output depends on, {support.missing:.0%} are not in its label: they reach "
-        "it through attention weights, gates or statistics alone."
+        "it through attention weights, gates or statistics alone, or a rule leaves them out (tlfx.testing.check_rule)."
     )
 
 

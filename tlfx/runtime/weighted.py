@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tlfx.runtime.arithmetic import (
     TINY,
@@ -123,11 +125,17 @@ def attention_by_norm(
     query, key, labels = query.float(), repeat_groups(key.float(), query), repeat_groups(labels, query)
     bias = attention_bias(query, key, mask, causal)
     query, bias = select_queries(query, bias, queries)
-    mixed = F.scaled_dot_product_attention(query, key, labels, bias, scale=scale)
+    with _any_kernel():
+        mixed = F.scaled_dot_product_attention(query, key, labels, bias, scale=scale)
     mixed = split_batch(mixed, where)
     if own is not None:
         mixed, own = mixed.nan_to_num(0.0), own if queries is None else select(own, own.dim() - 2, queries)
     return by_mass(mixed.sum(tuple(heads)) if heads else mixed, own).flatten(1, -2)
+
+
+def _any_kernel() -> AbstractContextManager[Any]:
+    """A context in which attention has a kernel for all shapes, also where the model chooses one that has not."""
+    return nullcontext() if torch.backends.cuda.math_sdp_enabled() else sdpa_kernel(SDPBackend.MATH)
 
 
 @label_arithmetic

@@ -23,7 +23,7 @@ class Meter(Protocol):
     """Collects the figures of training."""
 
     def update(self, loss: Tensor, gaps: Tensor) -> None:
-        """Add one batch: its loss, and the λ gap of each image (B,), NaN for other than mixtures of different classes."""
+        """Add one batch: its loss, and λ gaps (B,), NaN for images that are not a mixture of different classes."""
 
 
 class Trainer:

@@ -5,9 +5,10 @@
     python examples/train_imagenet.py --config runs/deit_s/args.yaml --resume       # after an interruption
 
 The flags are those of timm; --method selects plain CutMix targets or the mixers and targets of other papers (Table 2).
-The folder --output holds the settings (args.yaml), tables (train.csv, summary.csv; label_gap is half the L1 distance
-between soft targets and area targets), and checkpoints that timm can read (last.pth.tar, model_best.pth.tar). The
-weights of a resumed run are bit-equal to those of an uninterrupted run, on a GPU with --deterministic.
+The folder --output holds the settings (args.yaml), tables (train.csv, summary.csv; lambda_gap is the mean |λ − λ_area|
+over mixtures of different classes), the same as TensorBoard events with --tensorboard, and checkpoints that timm can
+read (last.pth.tar, model_best.pth.tar). The weights of a resumed run are bit-equal to those of an uninterrupted run, on
+a GPU with --deterministic.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import tlfx
 from tlfx.mix import MixedTarget
 
 __all__ = ["Meter", "Mixing", "Trainer"]
@@ -21,8 +22,8 @@ Mixing = Callable[[Tensor, Tensor], tuple[Tensor, MixedTarget]]
 class Meter(Protocol):
     """Collects the figures of training."""
 
-    def update(self, loss: Tensor, soft: Tensor, area: Tensor) -> None:
-        """Add one batch: its loss, the soft target it was trained against and its area target, both (B, classes)."""
+    def update(self, loss: Tensor, gaps: Tensor) -> None:
+        """Add one batch: its loss, and λ gaps (B,), NaN for images that are not a mixture of different classes."""
 
 
 class Trainer:
@@ -35,7 +36,7 @@ class Trainer:
         model: called as ``model(images)``, or as ``model(images, target)`` if ``aligned``.
         optimizer: of the model's parameters.
         mixer: mixes each batch.
-        meter: receives the loss and the targets of each batch.
+        meter: receives the loss and the λ gaps of each batch.
         device: of the model; batches are moved to it.
         aligned: whether the model is aligned. A wrapped or compiled model does not show it.
         scaled: whether to scale the loss for float16 gradients.
@@ -78,7 +79,7 @@ class Trainer:
         mixed, target = self.mixer(images, labels)
         logits, soft = self.predict(mixed, target)
         loss = F.cross_entropy(logits.float(), soft)
-        self.meter.update(loss.detach(), soft, target.area())
+        self.meter.update(loss.detach(), tlfx.lambda_gap(target, soft, reduction="none"))
         return loss
 
     def predict(self, images: Tensor, target: MixedTarget) -> tuple[Tensor, Tensor]:

@@ -54,11 +54,10 @@ class DigitMeter:
     losses: list[float] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
 
-    def update(self, loss: Tensor, soft: Tensor, area: Tensor) -> None:
-        """Add one step; |λ − λ_area| is half the L1 distance between its targets (B, classes)."""
-        gaps = (soft - area).abs().sum(1) / 2
+    def update(self, loss: Tensor, gaps: Tensor) -> None:
+        """Add one step; gaps (B,) are NaN for images that are not a mixture of different classes."""
         self.losses.append(loss.item())
-        self.gaps += gaps[area.count_nonzero(1) > 1].tolist()
+        self.gaps += gaps[~gaps.isnan()].tolist()
 
     @property
     def loss(self) -> float:

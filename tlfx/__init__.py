@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         UnknownOperatorError,
         WrongRuleError,
     )
+    from tlfx.gaps import lambda_gap
     from tlfx.inspection import inspect
     from tlfx.mix.target import MixedTarget
     from tlfx.operations import Operation
@@ -55,6 +56,7 @@ __all__ = [
     "align",
     "aligned_code",
     "inspect",
+    "lambda_gap",
     "record",
     "unalign",
     "use_rules",
@@ -69,6 +71,7 @@ _HOMES = {
     "tlfx.recording": ("record",),
     "tlfx.report": ("Report",),
     "tlfx.inspection": ("inspect",),
+    "tlfx.gaps": ("lambda_gap",),
     "tlfx.operations": ("Operation",),
 }
 

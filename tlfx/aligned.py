@@ -22,7 +22,7 @@ from tlfx.policy import Policy, check_policy
 from tlfx.positional import plain_call, split_labels
 from tlfx.propagate.options import Options
 
-__all__ = ["Aligned", "align", "aligned_code", "planner_of", "unalign"]
+__all__ = ["Aligned", "align", "aligned_code", "opened", "planner_of", "unalign"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -149,7 +149,7 @@ class Aligned(nn.Module):
 
     def forward(self, *args: Any, target: Any = None, **kwargs: Any) -> Any:
         """The model's own forward, or ``(output, soft_target)`` if a target is among the arguments."""
-        args, target, kwargs = tuple(map(_opened, args)), _opened(target), {k: _opened(v) for k, v in kwargs.items()}
+        args, target, kwargs = tuple(map(opened, args)), opened(target), {k: opened(v) for k, v in kwargs.items()}
         targets: list[Any] = [a for a in (*args, *kwargs.values()) if isinstance(a, MixedTarget)]
         args = tuple(a for a in args if not isinstance(a, MixedTarget))
         kwargs = {k: v for k, v in kwargs.items() if not isinstance(v, MixedTarget)}
@@ -188,7 +188,7 @@ class _Sealed:
         self.content = content
 
 
-def _opened(argument: Any) -> Any:
+def opened(argument: Any) -> Any:
     """The original argument: unwrapped, or a target again if a hook has rebuilt it as a plain dictionary."""
     if isinstance(argument, _Sealed):
         return argument.content

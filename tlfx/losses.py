@@ -29,7 +29,7 @@ class SoftTargetCrossEntropy(nn.Module):
     def forward(self, logits: Tensor, soft_target: Tensor) -> Tensor:
         """The scalar loss."""
         _check(logits, soft_target)
-        if _class_axis(logits) == -1:  # F.cross_entropy expects the classes on axis 1
+        if class_axis(logits) == -1:  # F.cross_entropy expects the classes on axis 1
             logits, soft_target = (x.reshape(-1, x.shape[-1]) for x in (logits, soft_target))
         # Its own mean divides one sum over everything, which rounds otherwise than timm's mean over samples.
         return F.cross_entropy(logits, soft_target, reduction="none").mean()
@@ -72,7 +72,7 @@ class BinaryCrossEntropy(nn.Module):
     def forward(self, logits: Tensor, soft_target: Tensor) -> Tensor:
         """The scalar loss."""
         _check(logits, soft_target)
-        axis = _class_axis(logits)
+        axis = class_axis(logits)
         # The wider type: in bfloat16 under autocast, targets next to the threshold would cross it.
         kind = torch.promote_types(logits.dtype, soft_target.dtype)
         logits, target = logits.movedim(axis, -1).to(kind), soft_target.movedim(axis, -1)
@@ -125,7 +125,7 @@ def _pair(name: str, values: Any) -> tuple[Any, Any]:
     return values[0], values[1]
 
 
-def _class_axis(logits: Tensor) -> int:
+def class_axis(logits: Tensor) -> int:
     """The last axis; the second for dense outputs (batch, classes, height, width)."""
     return -1 if logits.dim() < 4 else 1
 

@@ -20,26 +20,25 @@ __all__ = ["RunMeter", "RunTrainer", "autocast"]
 
 
 class RunMeter:
-    """Means over the current epoch: of the loss, and of half the L1 distance between soft targets and area targets."""
+    """Means over the current epoch: of the loss, and of |λ − λ_area| of each mixture of different classes."""
 
     def __init__(self, processes: Processes) -> None:
         self.processes = processes
-        self.sums = processes.zeros(3)  # loss, distance, steps
+        self.sums = processes.zeros(4)  # losses, gaps, steps, pairs
 
     def reset(self) -> None:
         """Start an epoch."""
         self.sums.zero_()
 
     @torch.no_grad()
-    def update(self, loss: Tensor, soft: Tensor, area: Tensor) -> None:
-        """Add one batch: its mean loss and its targets (B, classes)."""
-        gap = (soft - area).abs().sum(1).mean() / 2
-        self.sums += torch.stack((loss, gap, torch.ones_like(gap))).to(self.sums)
+    def update(self, loss: Tensor, gaps: Tensor) -> None:
+        """Add one batch: its mean loss, and its λ gaps, NaN for images that are not a mixture of different classes."""
+        self.sums += torch.stack((loss, gaps.nansum(), torch.ones_like(loss), (~gaps.isnan()).sum())).to(self.sums)
 
     def figures(self) -> dict[str, float]:
-        """The means over all processes, which must call this together."""
-        loss, gap, steps = self.processes.sum(self.sums).tolist()
-        return {"train_loss": loss / steps, "label_gap": gap / steps}
+        """The means over all processes, which must call this together; the gap is 0 without mixtures."""
+        loss, gap, steps, pairs = self.processes.sum(self.sums).tolist()
+        return {"train_loss": loss / steps, "lambda_gap": gap / max(pairs, 1.0)}
 
 
 def autocast(options: Namespace, device: torch.device) -> torch.autocast:
@@ -111,7 +110,7 @@ class RunTrainer(Trainer):
         with self.autocast():
             logits = self.model(images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.options.smoothing)
-        self.meter.update(loss.detach(), logits.detach(), logits.detach())  # the target has no gap
+        self.meter.update(loss.detach(), loss.new_empty(0))  # no image is a mixture
         return loss
 
     def clip(self) -> None:

@@ -231,8 +231,8 @@ def test_the_gap_counts_mixed_pairs_of_different_classes() -> None:
     soft = target.area()
     soft[0, 0], soft[0, 3] = 0.65, 0.35
     meter = DigitMeter()
-    meter.update(torch.tensor(2.0), soft, target.area())
-    meter.update(torch.tensor(1.0), target.area(), target.area())
+    for loss, soft_target in ((2.0, soft), (1.0, target.area())):
+        meter.update(torch.tensor(loss), tlfx.lambda_gap(target, soft_target, reduction="none"))
     assert meter.loss == 1.5
     assert meter.gaps == pytest.approx([0.4, 0.0])
     assert meter.lambda_gap == pytest.approx(0.2)

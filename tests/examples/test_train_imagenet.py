@@ -119,7 +119,7 @@ def test_a_run_is_logged_and_kept(whole: Path) -> None:
     assert [row["updates"] for row in summary] == ["24", "48"]
     for row in summary:
         assert 0.0 < float(row["train_loss"]) < 3.0
-        assert 0.0 < float(row["label_gap"]) < 1.0
+        assert 0.0 < float(row["lambda_gap"]) < 1.0
         for prefix in ("", "ema_"):
             assert 0.0 <= float(row[f"{prefix}top1"]) <= float(row[f"{prefix}top5"]) == 100.0  # four classes
     assert [int(row["updates"]) for row in rows(whole / "train.csv")] == list(range(1, 49))
@@ -173,7 +173,7 @@ def test_without_alignment_targets_are_by_area(data: Path, tmp_path: Path) -> No
     train(*short, "--output", tmp_path / "aligned")
     train(*short, "--no-align", "--output", tmp_path / "plain")
     train(*short, "--align-layers", "-1", "--output", tmp_path / "one")
-    gaps = [float(rows(tmp_path / name / "summary.csv")[0]["label_gap"]) for name in ("plain", "one", "aligned")]
+    gaps = [float(rows(tmp_path / name / "summary.csv")[0]["lambda_gap"]) for name in ("plain", "one", "aligned")]
     assert gaps[0] == 0.0 < min(gaps[1:])
     assert gaps[1] != gaps[2]
     first = [{k: float(v) for k, v in rows(tmp_path / n / "train.csv")[0].items()} for n in ("plain", "aligned")]

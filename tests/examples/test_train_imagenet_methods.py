@@ -68,7 +68,7 @@ def test_every_method_trains(method: str, weights: Path) -> None:
         trainer.update([batch], range(1), epoch=0, done=done)
     figures = trainer.meter.figures()
     assert math.isfinite(figures["train_loss"])
-    assert (figures["label_gap"] > 1e-4) == (method in ("transmix", "aligned"))
+    assert (figures["lambda_gap"] > 1e-4) == (method in ("transmix", "aligned"))
     assert any(not torch.equal(a, b) for a, b in zip(before, trainer.bare.parameters(), strict=True))
 
 

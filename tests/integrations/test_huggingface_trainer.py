@@ -80,7 +80,8 @@ def trainer(folder: Path, *, of: type[transformers.Trainer] = Trainer, **changes
     }
     options |= {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "use_cpu": True}
     options |= changes.pop("options", {})
-    arguments = TrainingArguments(output_dir=str(folder), learning_rate=1.0, lr_scheduler_type="constant", **options)
+    options = {"learning_rate": 1.0, "lr_scheduler_type": "constant", **options}
+    arguments = TrainingArguments(output_dir=str(folder), **options)
     return of(args=arguments, **{**settings, **changes})
 
 
@@ -140,6 +141,22 @@ def test_another_loss_gets_the_aligned_target(tmp_path: Path) -> None:
     images, target = ours.mixer.batches[0]
     torch.testing.assert_close(labels, aligned()(pixel_values=images, target=target)[1]["logits"])
     assert count == 4
+
+
+def test_the_gap_is_logged_with_the_training_loss(tmp_path: Path) -> None:
+    options = {"num_train_epochs": 2, "logging_steps": 3, "eval_strategy": "epoch", "learning_rate": 0.0}
+    ours = trainer(tmp_path, options=options)
+    ours.train()
+    batches = ours.mixer.batches
+    assert len(batches) == 4
+    reference = aligned()
+    gaps = [tlfx.lambda_gap(t, reference(images, t)[1]["logits"], reduction="none") for images, t in batches]
+    logged = [entry for entry in ours.state.log_history if "loss" in entry]
+    assert [entry["step"] for entry in logged] == [3]
+    expected = torch.cat(gaps[:3]).nanmean().item()
+    assert expected > 1e-3
+    assert logged[0]["lambda_gap"] == pytest.approx(expected, rel=1e-3)
+    assert not any("lambda_gap" in entry for entry in ours.state.log_history if entry not in logged)
 
 
 def test_saved_models_have_the_name_of_their_class(tmp_path: Path) -> None:

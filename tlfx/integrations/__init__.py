@@ -1,4 +1,4 @@
-"""Subclasses for training frameworks that call the model themselves; they pass the mixed target to it."""
+"""Classes for training frameworks: those that call the model pass the mixed target to it; λ gaps are logged."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tlfx.integrations import huggingface as huggingface
+    from tlfx.integrations import lightning as lightning
     from tlfx.integrations import timm as timm
 
-_SUBMODULES = ("huggingface", "timm")
+_SUBMODULES = ("huggingface", "lightning", "timm")
 
 if not TYPE_CHECKING:  # hidden from type checkers, which would accept any name otherwise
 

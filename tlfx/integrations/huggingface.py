@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
 from tlfx.aligned import Aligned
 from tlfx.errors import InputError, TargetError
+from tlfx.gaps import lambda_gap
 from tlfx.mix.target import MixedTarget
 
 __all__ = ["Trainer"]
@@ -24,7 +26,8 @@ class Trainer(transformers.Trainer):
     Given floating labels, a Hugging Face model computes the *binary* cross-entropy, which it selects by their type.
     This trainer therefore does not pass labels to the model. The loss is the cross-entropy of the logits with their
     aligned target, summed over the batches of an accumulated step and divided by their number of images, which is
-    Hugging Face's normalisation. Batches are not mixed in evaluation.
+    Hugging Face's normalisation. Batches are not mixed in evaluation. The trainer logs the λ gap
+    (`tlfx.lambda_gap`, over all processes) as "lambda_gap" together with the training loss.
 
     model: an aligned model with "logits" among its outputs, as all image classification models of Hugging Face.
     mixer: any mixer of `tlfx.mix`, which also smooths labels. Images are the model's main input; labels are class
@@ -61,12 +64,24 @@ class Trainer(transformers.Trainer):
                 f"the mixer, as {type(mixer).__name__}(label_smoothing={self.args.label_smoothing_factor})"
             )
         self.mixer = mixer
+        self.gaps: list[Tensor] = []  # one (batch,) for each batch since the last log
         self.loss_of_soft_labels = self.compute_loss_func or cross_entropy
         self.compute_loss_func = self._loss
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The loss of `transformers.Trainer`; in training, of the mixed batch."""
         return super().compute_loss(model, self._mixed(inputs) if model.training else inputs, *args, **kwargs)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log as `transformers.Trainer`; with the training loss, also "lambda_gap" since the last log."""
+        if "loss" in logs and self.gaps:
+            gaps = torch.cat(self.gaps)
+            figures = torch.stack((gaps.nansum(), (~gaps.isnan()).sum()))
+            gap, pairs = self.accelerator.reduce(figures, "sum").tolist()
+            self.gaps.clear()
+            if pairs:
+                logs["lambda_gap"] = gap / pairs
+        super().log(logs, *args, **kwargs)
 
     def _mixed(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The mixed batch, with the target for the model and as labels for the loss."""
@@ -91,6 +106,7 @@ class Trainer(transformers.Trainer):
         """The loss of a batch; an aligned call returned the outputs together with their targets."""
         if isinstance(labels, MixedTarget):
             outputs, targets = outputs
+            self.gaps.append(lambda_gap(labels, targets["logits"], reduction="none"))
             labels = targets["logits"]
         return self.loss_of_soft_labels(outputs, labels, num_items_in_batch=num_items_in_batch)
 

@@ -20,6 +20,9 @@ text-align:left;border-bottom:1px solid #eef1f4;color:#1f2933;background:#fff}
 .tlfx th{color:#616e7c;font-weight:560;font-size:12px}
 .tlfx .number{text-align:right;font-variant-numeric:tabular-nums}.tlfx details{padding:0 28px 28px}
 .tlfx summary{cursor:pointer;font-weight:600;padding:8px 0}.tlfx details table{font-size:12px}
+.tlfx .sums,.tlfx details{overflow-x:auto}
+@media(prefers-color-scheme:dark){.tlfx,.page{color:#e4e7eb;background:#15191e}.tlfx table,.tlfx td,.tlfx th{
+color:#e4e7eb;background:#1f252c;border-color:#323b45}.tlfx th{color:#9aa5b1}}
 .tlfx .dot{display:inline-block;width:11px;height:11px;border-radius:3px;margin-right:8px}
 """
 
@@ -35,7 +38,7 @@ def page(report: ModelReport) -> str:
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(report.model)}</title>'
         '<meta name="viewport" content="width=device-width">'
-        f"<style>body{{margin:0;background:#f7f9fb}}</style></head><body>{snippet(report)}</body></html>\n"
+        f"<style>body{{margin:0;background:#f7f9fb}}</style></head><body class='page'>{snippet(report)}</body></html>\n"
     )
 
 

@@ -26,7 +26,9 @@ text{font-family:system-ui,-apple-system,'Segoe UI','DejaVu Sans',sans-serif;fil
 .kind{font-size:11px;fill:#7b8794}.module{font-size:10.5px;font-weight:620;fill:#52606d}.quiet{fill:#7b8794}
 .op{font-size:11.5px;fill:#fff;font-weight:560}.dark{fill:#16202a}.legend{font-size:12px}
 .flow{font-size:11px}.line{stroke:#9aa5b1;fill:none;stroke-width:1.5}
-.skip{fill:none;stroke:#cc79a7;stroke-width:2}
+.skip{fill:none;stroke:#cc79a7;stroke-width:2}.back{fill:#f7f9fb}
+@media(prefers-color-scheme:dark){text{fill:#e4e7eb}.back{fill:#15191e}.card{fill:#1f252c;stroke:#323b45}
+.stack{fill:#1a2026;stroke:#323b45}.sub,.note,.flow,.kind,.quiet,.module{fill:#9aa5b1}.op{fill:#fff}.dark{fill:#16202a}}
 """
 DARK = (Operation.POINTWISE, Operation.WEIGHT, Operation.RESIDUAL)
 """Classes with a light colour, on which text is dark."""
@@ -61,7 +63,7 @@ def draw(report: ModelReport) -> str:
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         '<path d="M0 0 8 4 0 8z" fill="#9aa5b1"/></marker><marker id="join" viewBox="0 0 8 8" refX="7" refY="4" '
         'markerWidth="5" markerHeight="5" orient="auto"><path d="M0 0 8 4 0 8z" fill="#cc79a7"/></marker></defs>',
-        f'<rect width="{width:g}" height="{height:g}" fill="#f7f9fb"/>',
+        f'<rect width="{width:g}" height="{height:g}" class="back"/>',
         *_header(report, width),
         *_flow(placed),
         *(line for p in placed for line in _draw_card(p)),

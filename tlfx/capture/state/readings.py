@@ -112,7 +112,7 @@ class Readings:
     def _changed_number(self) -> str | None:
         """The first place that holds other plain data: found without a walk."""
         for (container, key), holder, before in zip(self._places, self._holders, self._values, strict=True):
-            now = holder.get(key, ABSENT)
+            now = holder[key] if key in holder else ABSENT  # noqa: SIM401 (a subclass may redefine get)
             is_data = now is not before and isinstance(now, ATOMS) and isinstance(before, ATOMS)
             if is_data and describe(now) != describe(before):
                 return container.name_of(key)

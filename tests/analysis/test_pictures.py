@@ -106,7 +106,7 @@ def test_a_small_picture(tmp_path: Path) -> None:
 def test_files_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--plot 'a\.gif': expected a file that ends in \.png, \.pdf, \.svg"):
         check_file("a.gif", "--plot")
-    with pytest.raises(InputError, match=r"--csv '.*/none/a\.csv': there is no directory '.*/none'; create it first"):
+    with pytest.raises(InputError, match=r"--csv '.*/none/a\.csv' cannot be written: '.*/none' does not exist; create"):
         check_file(tmp_path / "none" / "a.csv", "--csv", (".csv",))
     (tmp_path / "d.png").mkdir()
     with pytest.raises(InputError, match=r"--output '.*d\.png' cannot be written"):

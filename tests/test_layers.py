@@ -32,6 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("aligned",),
     ("recording",),
     ("assign", "losses"),
+    ("gaps",),
     ("report",),
     ("analysis",),
     ("testing",),

@@ -151,4 +151,30 @@ ODD = Group("patches at an odd edge", {"linear": nn.Linear(4 * CHANNELS, CHANNEL
     unfold=lambda s, z: s.linear(F.unfold(F.pad(odd(z), (0, 1, 0, 1)), 2, stride=2).mT),
 )
 
-GROUPS = [DEPTHWISE, CONVOLUTION, PATCHES, ODD]
+
+def places(s: Any, g: Tensor) -> Tensor:
+    """Sampling places that depend on a group of channels (batch, channels / 2, height, width)."""
+    grid = F.affine_grid(torch.eye(2, 3).expand(len(g), 2, 3), list(g.shape), align_corners=False)
+    return grid + 0.3 * s.offset(g).tanh().movedim(1, -1)
+
+
+def sampled(s: Any, g: Tensor) -> Tensor:
+    return F.grid_sample(g, places(s, g), align_corners=False)
+
+
+def in_the_batch(s: Any, z: Tensor) -> Tensor:
+    return sampled(s, z.reshape(2 * len(z), CHANNELS // 2, *z.shape[2:])).view_as(z)
+
+
+def in_the_batch_outside(s: Any, z: Tensor) -> Tensor:
+    groups = sampled(s, torch.cat(z.chunk(2, 1)))
+    return torch.cat(groups.chunk(2), 1)
+
+
+DEFORMABLE = Group("places that groups of channels choose", {"offset": nn.Conv2d(CHANNELS // 2, 2, 1)}).add(
+    one_after_the_other=lambda s, z: tokens(torch.cat([sampled(s, g) for g in z.chunk(2, 1)], 1)),
+    in_the_batch=lambda s, z: tokens(in_the_batch(s, z)),
+    in_the_batch_outside=lambda s, z: tokens(in_the_batch_outside(s, z)),
+)
+
+GROUPS = [DEPTHWISE, CONVOLUTION, PATCHES, ODD, DEFORMABLE]

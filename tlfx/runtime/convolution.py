@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tlfx.runtime.arithmetic import TINY, label_arithmetic
+from tlfx.runtime.batch_axis import BatchAxis, merge_batch, split_batch
 
 __all__ = ["by_group", "convolve", "convolve_at", "filtered", "kernel_weights", "resample", "resample_at"]
 
@@ -82,11 +83,14 @@ def filtered(
 
 
 @label_arithmetic
-def resample_at(operator: Callable[..., Tensor], labels: Tensor, places: Tensor, *args: Any) -> Tensor:
-    """Resampling at run-time places (batch, *out, 2 or 3), divided by itself run on ones; uniform where it samples
-    nothing."""
-    maps, places = labels.movedim(-1, 1), places.float()
-    return _over_seen(maps, operator(maps, places, *args), operator(torch.ones_like(maps[:, :1]), places, *args))
+def resample_at(
+    operator: Callable[..., Tensor], labels: Tensor, places: Tensor, *args: Any, where: BatchAxis
+) -> Tensor:
+    """Resampling at run-time places (outer · batch · inner, *out, 2 or 3), divided by itself run on ones; uniform where
+    it samples nothing. Labels are (batch, outer, inner, *size, channels)."""
+    maps, places = merge_batch(labels, where).movedim(-1, 1), places.float()
+    over, under = operator(maps, places, *args), operator(torch.ones_like(maps[:, :1]), places, *args)
+    return _over_seen(maps, over, under, where)
 
 
 @label_arithmetic
@@ -98,6 +102,7 @@ def convolve_at(
     modulation: Tensor,
     copies: int,
     *args: Any,
+    where: BatchAxis,
     signed: bool = False,
 ) -> Tensor:
     """Spatial mixing by a convolution at run-time places, over itself run on ones: |K| averaged over channels, times
@@ -108,15 +113,17 @@ def convolve_at(
     def run(maps: Tensor) -> Tensor:
         return operator(maps.expand(-1, copies, -1, -1).contiguous(), weight, places, modulation, bias, *args)
 
-    maps = labels.movedim(-1, 1)
+    maps = merge_batch(labels, where).movedim(-1, 1)
     over = torch.cat([run(channel) for channel in maps.split(1, 1)], 1)
-    return _over_seen(maps, over, run(torch.ones_like(maps[:, :1])))
+    return _over_seen(maps, over, run(torch.ones_like(maps[:, :1])), where)
 
 
-def _over_seen(maps: Tensor, over: Tensor, under: Tensor) -> Tensor:
-    """Quotient of maps (batch, channels, *size) as labels; the mean of the maps where nothing is seen."""
+def _over_seen(maps: Tensor, over: Tensor, under: Tensor, where: BatchAxis) -> Tensor:
+    """Quotient of maps (outer · batch · inner, channels, *size) as labels (batch, labels, channels); the mean of the
+    maps where nothing is seen."""
     mean = maps.flatten(2).mean(2).view(*maps.shape[:2], *[1] * (over.dim() - 2))
-    return torch.where(under > TINY, over / under.clamp_min(TINY), mean).flatten(2).transpose(1, 2)
+    quotient = torch.where(under > TINY, over / under.clamp_min(TINY), mean).flatten(2).transpose(1, 2)
+    return split_batch(quotient, where).flatten(1, 3)
 
 
 def _over_ones(run: Callable[[Tensor], Tensor], labels: Tensor, valid: Tensor | None, channel: bool = True) -> Tensor:

@@ -149,14 +149,17 @@ class Window(Contraction):
     ) -> Value:
         if not x.is_content:
             return self.pointwise_like(x)
-        ids = _full(x.ids, x, spatial)
-        if x.batch_axis != BatchAxis(0) or ids[0, 0].numel() != ids[0, 0, 0].numel():
+        where, ids = x.batch_axis, _full(x.ids, x, spatial)
+        if where.axis != 0 or ids.shape[2] > 1:
             raise ProvenanceError(f"{self.node.name} samples a value whose channels carry different labels")
         self.record(Operation.SPATIAL_MIX)
-        on_grid = Operand(with_image(ids[0, 0, 0]))
-        shape = self.shape[2:]
-        new = self.label(function, operator, on_grid, *args, shape=shape, kwargs=options, by_sample=True)
-        return self.from_ids(new[None, None, None], BatchAxis(0))
+        lead = (where.outer, where.inner)  # groups of channels may be merged into the batch, each with its own places
+        on_grid = Operand(with_image(ids[:, :, 0]).expand(*lead, *x.shape[-spatial:]))
+        options["where"] = where
+        new = self.label(
+            function, operator, on_grid, *args, shape=(*lead, *self.shape[2:]), kwargs=options, by_sample=True
+        )
+        return self.from_ids(new.unsqueeze(2), where)
 
     def overlap_add(self, x: Value, operator: Callable[..., Tensor], kernel: Sequence[int], *args: Any) -> Value:
         """Folding of patches (batch, channels · kernel, patches) to an image; labels are averaged where patches

@@ -22,7 +22,7 @@ def mixed(num_classes: int) -> tuple[Tensor, tlfx.MixedTarget]:
 
 
 class Single(nn.Module):
-    """One logit for each image, and an output beside it if there are to be two."""
+    """One logit for each image, and optionally a second output."""
 
     def __init__(self, *, logits: bool = False) -> None:
         super().__init__()

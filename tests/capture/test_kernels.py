@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import LABEL, pictures, slow_except
-from test_same_model import Net, assert_same_training, target
-from torch import Tensor, nn
+from test_same_model import Net, assert_same_training, raising, target
+from torch import Tensor
 from torch.autograd import Function
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
@@ -152,25 +152,14 @@ def test_labels_do_not_depend_on_the_kernel(body: Body, policy: tlfx.Policy | No
 
 
 def test_an_error_leaves_the_kernels_of_the_caller() -> None:
-    class Raises(nn.Module):
-        fails = False
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x * 2
-
-    def hook(module: Raises, args: Any, output: Any) -> None:
-        if Raises.fails:
-            raise RuntimeError("as asked")
-
     def failing(net: Any, x: Tensor) -> Tensor:
         with sdpa_kernel([MATH], set_priority=True):
             y: Tensor = net.custom(x)
             return attend(y)
 
-    model = Net(failing, custom=Raises())
-    model.custom.register_forward_hook(hook)
-    tlfx.align(model, example=pictures())
-    Raises.fails = True
+    doubling, fail = raising()
+    model = tlfx.align(Net(failing, custom=doubling), example=pictures())
+    fail()
     before = attention_state()
     with pytest.raises(RuntimeError, match="as asked"):
         model(pictures(), target(3))

@@ -199,10 +199,8 @@ def test_modes(body: Body) -> None:
         assert not aligned(pictures(), target(3))[0].requires_grad
 
 
-def test_an_error_leaves_the_modes_of_the_caller() -> None:
-    def failing(net: Any, x: Tensor) -> Tensor:
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            return net.custom(x)
+def raising() -> tuple[nn.Module, Callable[[], None]]:
+    """A module that doubles, and a function after whose call a hook of that module raises RuntimeError("as asked")."""
 
     class Raises(nn.Module):
         fails = False
@@ -214,11 +212,23 @@ def test_an_error_leaves_the_modes_of_the_caller() -> None:
         if Raises.fails:
             raise RuntimeError("as asked")
 
-    model = Net(failing, custom=Raises())
-    model.custom.register_forward_hook(hook)
-    tlfx.align(model)
+    def fail() -> None:
+        Raises.fails = True
+
+    module = Raises()
+    module.register_forward_hook(hook)
+    return module, fail
+
+
+def test_an_error_leaves_the_modes_of_the_caller() -> None:
+    def failing(net: Any, x: Tensor) -> Tensor:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            return net.custom(x)
+
+    doubling, fail = raising()
+    model = tlfx.align(Net(failing, custom=doubling))
     model(pictures(), target(3))
-    Raises.fails = True
+    fail()
     with pytest.raises(RuntimeError, match="as asked"):
         model(pictures(), target(3))
     assert torch.is_grad_enabled()

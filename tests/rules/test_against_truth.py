@@ -526,7 +526,7 @@ ALIKE = {
     *(f"reduction.{name}" for name in ("both_extremes", "deviation_and_mean", "median", "mode", "norm")),
     *("resampling.upsample_bicubic", "similarity.pairwise_distance", "similarity.vecdot"),
 }
-"""Rules like another of these and with tests of their own beside this one; here they are tested by ``make slow``."""
+"""Rules that resemble others in the table and have separate tests; ``make slow`` tests them here too."""
 
 
 def test_every_rule_has_a_case() -> None:

@@ -46,7 +46,7 @@ _RANDOM = (
 )
 _RANDOM_CALLS = ("manual_seed", "seed", "get_rng_state", "set_rng_state", "fork_rng")
 _PACKED = (
-    "packs sequences ({}), whose tokens have no place of their own, so that labels cannot follow: pad them, and mask "
+    "packs sequences ({}), whose tokens have no fixed positions, so that labels cannot follow: pad them, and mask "
     "what is padding"
 )
 _KERNELS = (

@@ -80,7 +80,9 @@ def where(op: OpContext, condition: Value, a: Any = None, b: Any = None) -> Valu
 
 @rule(aten.embedding)
 def embedding(op: OpContext, table: Value, indices: Value, *settings: Any) -> Value:
-    """A learned vector looked up by a value: the label of the index."""
+    """A learned vector looked up by a value: the label of the index; rows of content: by decisions at run time."""
+    if table.is_content:
+        return op.take(table, aten.embedding.default, indices, axes=[0])
     if not indices.is_content:
         return op.weight()
     return op.remap(indices, lambda m: m[..., None].expand(op.shape))

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from equivalents import attention, gates, mixing, products, sums, windows, writes
+from equivalents import attention, gates, indices, mixing, products, sums, windows, writes
 from equivalents.spelling import Group, label_matrices
 
-MODULES = (attention, gates, mixing, products, sums, windows, writes)
+MODULES = (attention, gates, indices, mixing, products, sums, windows, writes)
 GROUPS: list[Group] = [group for module in MODULES for group in module.GROUPS]
 each_group = pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.name.replace(" ", "_"))
 

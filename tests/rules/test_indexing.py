@@ -205,6 +205,32 @@ def test_moving_across_samples_is_an_error(name: str) -> None:
         Probe(ACROSS[name], SIZE)
 
 
+def nearest(x: Tensor) -> Tensor:
+    """Indices (batch, tokens, 3) of the tokens (batch, tokens, channels) most like each."""
+    return (x @ x.mT).topk(3, -1)[1]
+
+
+def starts(x: Tensor, step: int) -> Tensor:
+    return step * torch.arange(len(x)).view(-1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        nearest,
+        lambda x: nearest(x) + starts(x, x.shape[1] // 2),
+        lambda x: nearest(x) + starts(x, x.shape[1]) - 1,
+        lambda x: nearest(x) + starts(x, x.shape[1]).flip(0),
+        lambda x: nearest(x) + starts(x, x.shape[1]) + torch.randint(2, (1,)),
+    ],
+    ids=["no_offset", "half_an_offset", "one_less", "next_sample", "unknown_offset"],
+)
+def test_indices_that_may_leave_their_sample_are_an_error(index: Callable[[Tensor], Tensor]) -> None:
+    """Spellings that stay in their samples are in tests/equivalents/indices.py."""
+    with pytest.raises(ProvenanceError, match="moves image content between the samples of a batch"):
+        Probe(lambda x: tokens(x).flatten(0, 1)[index(tokens(x))].mean(2), SIZE)
+
+
 # writing at indices that depend on the image, as token merging does
 
 

@@ -23,6 +23,7 @@ from tlfx.runtime import BatchAxis, merge_batch, split_batch
 __all__ = [
     "IMAGE",
     "NONE",
+    "Bounds",
     "Role",
     "Spectrum",
     "Value",
@@ -38,6 +39,10 @@ NONE = -1
 """Map element of padding and other elements without image content."""
 IMAGE = 0
 """Id of the image-level share λ, the label of tokens without image content (eq. 5)."""
+
+
+Bounds = tuple[Tensor, Tensor]
+"""The least and the greatest value of each element of an index, of size 1 along axes along which they are constant."""
 
 
 class Role(Enum):
@@ -85,6 +90,8 @@ class Value:
     """Stands for the value among the arguments of a label tensor, if that is not its node."""
     number: float | None = None
     """The number that a constant holds everywhere, if its rule knows it."""
+    bounds: Bounds | None = None
+    """The bounds of indices that the image decides."""
     mixes_samples: Node | None = None
     """The operator that computed the value, or what it is computed from, over several samples of the batch."""
 

@@ -31,7 +31,7 @@ class Combined(Pending):
 
     def linear(self, x: Value, scale: float | None = 1) -> Value:
         """The same by a linear function, such as a sum with a constant, or a product with the number ``scale``."""
-        return self._scaled_mass(x, self.pointwise(x), scale)
+        return self._bounded(self._scaled_mass(x, self.pointwise(x), scale))
 
     def _one_of(self, a: Value, b: Value, keep: Role) -> Value | None:
         """The result where one of two operands decides: with a constant, of two weights, or of a weight and content."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,7 +56,9 @@ class Indexed(Movement):
         if self.is_over_batch(x, range(len(x.shape)) if axis is None else [axis]):
             return self.of_batch()
         if axis is None or not x.is_content or x.map.shape[axis] > 1:
-            return self.weight()
+            last = (torch.Size(x.shape).numel() if axis is None else x.shape[axis]) - 1
+            ends = torch.tensor([0, last]).view(2, *[1] * len(self.shape))
+            return replace(self.weight(), bounds=(ends[0], ends[1]))
         return self.content(x.map if keepdim else x.map.squeeze(axis))
 
     def put(
@@ -148,10 +151,10 @@ class Indexed(Movement):
         if not x.is_content:
             return self.weight()
         where, axes = x.batch_axis, [a % len(x.shape) for a in axes]
-        anywhere = tree_map(self._anywhere, args)
+        anywhere = self._anywhere(x, function, args) if where.axis in axes else tree_map(self._at_zero, args)
         moved = function(x.expanded()[0], *anywhere)
         place = self._place_of(moved)
-        if not varying(x.ids, [axis_of_ids(where, a) for a in axes if a != where.axis]):
+        if not varying(x.ids, _indexed_ids(where, axes)):
             return self.content(moved)
         once = self._once([x], axes, args if aligned else ())
         options: dict[str, Any] = {"once": tuple(once)} if once and aligned else {}
@@ -172,11 +175,28 @@ class Indexed(Movement):
         massed = replace(x, maps=(x.pending,), pending=None)
         return replace(out, pending=self._taken(massed, function, args, axes, aligned, call, nodes).map)
 
-    def _anywhere(self, arg: Any) -> Any:
+    def _at_zero(self, arg: Any) -> Any:
         """An argument, or zeros as indices if it is not fixed: enough for shapes and for the order of samples."""
-        if self.is_fixed(arg):
-            return self.concrete(arg)
-        return torch.zeros(arg.shape, dtype=torch.int64)
+        return self.concrete(arg) if self.is_fixed(arg) else torch.zeros(arg.shape, dtype=torch.int64)
+
+    def _anywhere(self, x: Value, function: Callable[..., Tensor], args: tuple[Any, ...]) -> Any:
+        """Arguments, with indices along the axis of the batch at the lower end of their bounds.
+
+        Raises ProvenanceError if they may reach other samples within these.
+        """
+        least, greatest = (tree_map(partial(self._at_end, end=end), args) for end in (0, 1))
+        samples = _samples_of(x)
+        try:
+            stays = torch.equal(function(samples, *least), function(samples, *greatest))
+        except (IndexError, RuntimeError):  # bounds that are too wide
+            stays = False
+        if not stays:
+            raise ProvenanceError(_ACROSS.format(self.node.name))
+        return least
+
+    def _at_end(self, arg: Any, end: int) -> Any:
+        bounded = isinstance(arg, Value) and arg.bounds is not None
+        return arg.bounds[end].expand(arg.shape) if bounded else self._at_zero(arg)
 
     def _place_of(self, moved: Tensor) -> BatchAxis:
         """The place of the batch in a moved map. Raises ProvenanceError if samples change places."""
@@ -224,6 +244,19 @@ _ACROSS = (
     "{} moves image content between the samples of a batch, or by indices that may; labels belong to one sample each. "
     "Align the part of the model before it instead."
 )
+
+
+def _samples_of(x: Value) -> Tensor:
+    """The block of the batch axis of a value, of the elements of one sample, that each of its elements belongs to."""
+    where = x.batch_axis
+    blocks = torch.arange(x.shape[where.axis]) // where.inner
+    return blocks.view([-1 if a == where.axis else 1 for a in range(len(x.shape))]).expand(x.shape)
+
+
+def _indexed_ids(where: BatchAxis, axes: Sequence[int]) -> list[int]:
+    """The axes of the ids of a value that is indexed along ``axes``: two for the axis of the batch."""
+    ids = [axis_of_ids(where, a) for a in axes]
+    return [*ids, where.axis] if where.axis in axes else ids
 
 
 def _nodes(args: Any) -> Any:

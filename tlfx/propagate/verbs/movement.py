@@ -26,7 +26,7 @@ class Movement(Pending):
     def same(self, x: Value) -> Value:
         """The value itself under another name, type, device or memory layout."""
         out = Value(self.node, self.shape, self.batch, x.role, x.maps, x.softmax_dim, pending=x.pending)
-        out = replace(out, elements=x.elements, mass=x.mass, origin=x.source)
+        out = replace(out, elements=x.elements, mass=x.mass, origin=x.source, bounds=x.bounds)
         return replace(out, statistic=x.statistic, function_of=x.subject)
 
     def move(self) -> Value:
@@ -67,11 +67,16 @@ class Movement(Pending):
             return compact(_run(move, mass().expand(x.shape)))
 
         repeated = self._repeated(x, move)
-        out = replace(out, pending=pending, mass=mass and moved, origin=x.source, elements=repeated)
+        ends = x.bounds and (self._end(x, 0, move), self._end(x, 1, move))
+        out = replace(out, pending=pending, mass=mass and moved, origin=x.source, elements=repeated, bounds=ends)
         if not _keeps_order(x, out):
             return out
         keeps_all = torch.Size(out.shape).numel() >= torch.Size(x.shape).numel()
         return replace(out, statistic=x.statistic, function_of=x.subject if keeps_all else None)
+
+    def _end(self, x: Value, end: int, move: Callable[[Tensor], Tensor]) -> Tensor:
+        assert x.bounds is not None
+        return compact(_run(move, x.bounds[end].expand(x.shape)))
 
     def _repeated(self, x: Value, move: Callable[[Tensor], Tensor]) -> Tensor | None:
         """The map of equal elements of a value that is moved, if movement repeats any."""
@@ -99,7 +104,7 @@ class Movement(Pending):
         axis = axis % len(self.shape)
         known = next((v for v in values if v.is_content), None)
         if known is None:
-            return self.weight()
+            return self._bounded(self.weight())
         blank = NONE if self._joins_channels(known, axis) else IMAGE
         maps = [self._map_beside(v, known, blank) for v in values]
         out = self.content(torch.cat(maps, axis))

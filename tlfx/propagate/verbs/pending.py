@@ -16,13 +16,13 @@ from torch import Tensor
 from tlfx import runtime
 from tlfx.propagate.labels import Operand
 from tlfx.propagate.values import NONE, Value, compact, ids_of_sample, map_of_ids
-from tlfx.propagate.verbs.base import Verbs
+from tlfx.propagate.verbs.bounds import Bounded
 from tlfx.runtime import BatchAxis
 
 __all__ = ["Pending"]
 
 
-class Pending(Verbs):
+class Pending(Bounded):
     """Steps of products and sums: labels with a mass."""
 
     def _weighed(

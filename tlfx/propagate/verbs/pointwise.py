@@ -51,7 +51,9 @@ class Pointwise(Residual):
             self._note_branch_scale(a, b)
             pair = replace(pair, spectrum=_filtered(a, b) or _filtered(b, a))
             content = [v for v in (a, b) if v.is_content]
-            return self._weighed(pair, content[0], b if content[0] is a else a) if content and pair.is_content else pair
+            if not (content and pair.is_content):
+                return self._bounded(pair)
+            return self._weighed(pair, content[0], b if content[0] is a else a)
         self.record(Operation.POINTWISE)
         if self._have_one_subject(a, b):
             return replace(self._shaped(a), function_of=a.subject)

@@ -30,7 +30,7 @@ class Residual(Combined):
         Point-wise where one of the two is a constant, or a statistic that is subtracted from the other. ``scales`` are
         the factors by which the operator multiplies the two, None if they are not known at capture.
         """
-        out = self._residual(a, b, scales)
+        out = self._bounded(self._residual(a, b, scales))
         return replace(out, function_of=a.subject) if self._have_one_subject(a, b) else out
 
     def _residual(self, a: Value, b: Value, scales: Sequence[float] | None) -> Value:

@@ -29,6 +29,9 @@ def conv(
     groups: int = 1,
 ) -> Value:
     """x (batch, in, *size), weight (out, in / groups, *kernel): Y ← Norm(|K|)·Y over valid positions."""
+    if op.has_samples_in_groups(x, groups):
+        settings = {"stride": stride, "padding": padding, "dilation": dilation}
+        return op.convolve_samples(conv, x, weight, groups=groups, **settings)
     kernel = list(weight.shape[2:])
     spatial = len(kernel)
     steps, holes = each(stride, spatial), each(dilation, spatial)
@@ -55,6 +58,9 @@ def conv_transpose(
     dilation: Any = 1,
 ) -> Value:
     """x (batch, in, *size), weight (in, out / groups, *kernel): the same by the transposed operator."""
+    if op.has_samples_in_groups(x, groups):
+        settings = {"stride": stride, "padding": padding, "output_padding": output_padding, "dilation": dilation}
+        return op.convolve_samples(conv_transpose, x, weight, groups=groups, **settings)
     spatial = len(weight.shape) - 2
     steps, padding, extra = (each(s, spatial) for s in (stride, padding, output_padding))
     holes = each(dilation, spatial)

@@ -177,4 +177,55 @@ DEFORMABLE = Group("places that groups of channels choose", {"offset": nn.Conv2d
     in_the_batch_outside=lambda s, z: tokens(in_the_batch_outside(s, z)),
 )
 
-GROUPS = [DEPTHWISE, CONVOLUTION, PATCHES, ODD, DEFORMABLE]
+
+def kernels(s: Any, z: Tensor) -> Tensor:
+    """A depthwise kernel for each sample, (batch, channels, 9), decided by the means of its channels."""
+    return s.kernel(z.mean((2, 3))).view(len(z), CHANNELS, 9)
+
+
+def in_groups(z: Tensor) -> Tensor:
+    """(1, batch · channels, height, width)."""
+    return z.reshape(1, -1, SIDE, SIDE)
+
+
+def by_kernels(s: Any, z: Tensor) -> Tensor:
+    count = len(z) * CHANNELS
+    return F.conv2d(in_groups(z), kernels(s, z).view(count, 1, 3, 3), padding=1, groups=count).view_as(z)
+
+
+def by_kernels_transposed(s: Any, z: Tensor) -> Tensor:
+    count = len(z) * CHANNELS
+    flipped = kernels(s, z).view(count, 1, 3, 3).flip(2, 3)
+    return F.conv_transpose2d(in_groups(z), flipped, padding=1, groups=count).view_as(z)
+
+
+def by_shifts(s: Any, z: Tensor) -> Tensor:
+    weight = kernels(s, z)[..., None, None]
+    return torch.stack([one * weight[:, :, i] for i, one in enumerate(shifted(z))]).sum(0)
+
+
+DYNAMIC = Group("a kernel for each sample", {"kernel": nn.Linear(CHANNELS, 9 * CHANNELS)}).add(
+    unfold=lambda s, z: (F.unfold(z, 3, padding=1).unflatten(1, (CHANNELS, 9)) * kernels(s, z)[..., None]).sum(2).mT,
+    groups=lambda s, z: tokens(by_kernels(s, z)),
+    transposed=lambda s, z: tokens(by_kernels_transposed(s, z)),
+    shifts=lambda s, z: tokens(by_shifts(s, z)),
+)
+
+
+def experts(s: Any, z: Tensor) -> Tensor:
+    """A matrix (batch, channels, channels) of each sample, a mixture of two."""
+    return (s.route(z.mean((2, 3))).sigmoid() @ s.experts).view(-1, CHANNELS, CHANNELS)
+
+
+CONDITIONAL = Group(
+    "a matrix of channels for each sample",
+    {"route": nn.Linear(CHANNELS, 2), "experts": nn.Parameter(torch.randn(2, CHANNELS * CHANNELS))},
+).add(
+    product=lambda s, z: tokens(z) @ experts(s, z).mT,
+    einsum=lambda s, z: torch.einsum("bnc,bdc->bnd", tokens(z), experts(s, z)),
+    groups=lambda s, z: tokens(
+        F.conv2d(in_groups(z), experts(s, z).view(-1, CHANNELS, 1, 1), groups=len(z)).view_as(z)
+    ),
+)
+
+GROUPS = [DEPTHWISE, CONVOLUTION, PATCHES, ODD, DEFORMABLE, DYNAMIC, CONDITIONAL]

@@ -393,15 +393,51 @@ def test_a_kernel_of_zeros_mixes_uniformly() -> None:
     check(lambda x, conv: conv(x), twin, (4, 4, 5), conv=conv)
 
 
-def test_samples_as_groups_is_an_error() -> None:
-    """A kernel for each sample (CondConv) puts the batch among the channels."""
+def kernels_of_samples(x: Tensor, experts: Tensor) -> Tensor:
+    """A kernel for each sample (CondConv), a mixture of two: (batch · out, in, 3, 3)."""
+    return (x.mean((2, 3)).sigmoid()[:, :2] @ experts.flatten(1)).view(-1, *experts.shape[2:])
 
+
+@pytest.mark.parametrize(("stride", "padding", "dilation"), [(1, 1, 1), (2, 0, 1), (1, 2, 2)])
+def test_samples_as_groups(stride: int, padding: int, dilation: int) -> None:
     def function(x: Tensor, experts: Tensor) -> Tensor:
-        kernel = x.mean((2, 3)).sigmoid()[:, :2] @ experts.flatten(1)
-        out = F.conv2d(x.reshape(1, -1, 4, 6), kernel.view(-1, 4, 3, 3), padding=1, groups=x.shape[0])
-        return out.view(x.shape)
+        kernel = kernels_of_samples(x, experts)
+        out = F.conv2d(x.reshape(1, -1, 4, 6), kernel, None, stride, padding, dilation, groups=x.shape[0])
+        return out.view(x.shape[0], 8, *out.shape[2:])
 
-    with pytest.raises(ProvenanceError, match="batch on axis 1"):
+    experts = nn.Parameter(torch.randn(2, 8, 4, 3, 3))
+
+    def twin(y: Tensor, x: Tensor) -> Tensor:
+        kernels = kernels_of_samples(x.float(), experts).unflatten(0, (-1, 8))
+        sides = [padding] * 2
+        labels = [
+            slide(label[:1], magnitude(kernel), stride, sides, sides, dilation)
+            for label, kernel in zip(y, kernels, strict=True)
+        ]
+        return channels(torch.cat(labels), 8)
+
+    probe = check(function, twin, (4, 4, 6), experts=experts)
+    assert probe.operation("conv2d") is Operation.SPATIAL_MIX
+
+
+def test_patches_and_pixels_of_samples_as_groups() -> None:
+    """A kernel that equals its stride is aggregation, a kernel of one pixel channel mixing."""
+
+    def convolved(x: Tensor, size: int) -> Tensor:
+        kernel = x.mean((1, 2, 3)).view(-1, 1, 1, 1).expand(-1, 16, size, size).reshape(-1, 4, size, size)
+        return F.conv2d(x.reshape(1, -1, 4, 6), kernel, None, size, groups=x.shape[0]).unflatten(1, (-1, 4))[0]
+
+    probe = check(lambda x: convolved(x, 2), lambda y, x: F.avg_pool2d(y, 2), (4, 4, 6))
+    assert probe.operation("conv2d") is Operation.AGGREGATION
+    assert check(lambda x: convolved(x, 1), lambda y, x: y, (4, 4, 6)).operation("conv2d") is Operation.CHANNEL_MIX
+
+
+def test_a_kernel_of_another_sample_is_an_error() -> None:
+    def function(x: Tensor, experts: Tensor) -> Tensor:
+        kernel = kernels_of_samples(x, experts).roll(1, 0)
+        return F.conv2d(x.reshape(1, -1, 4, 6), kernel, padding=1, groups=x.shape[0]).view(x.shape)
+
+    with pytest.raises(ProvenanceError, match="batch"):
         Probe(function, (4, 4, 6), experts=nn.Parameter(torch.randn(2, 4, 4, 3, 3)))
 
 

@@ -22,19 +22,33 @@ def convolve(
     *args: Any,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """Spatial mixing by a convolution with a ``kernel`` (1, 1, *window) of weights, normalised over valid positions.
+    """Spatial mixing by a convolution with a ``kernel`` (1, 1, *window) of weights, or one for each sample (batch,
+    1, 1, *window), normalised over valid positions.
 
     Labels have the shape (batch, lead, *size, channels); ``valid`` (lead, *size) marks the positions with content.
     """
-    return _over_ones(lambda maps: operator(maps, kernel, None, *args), labels, valid)
+
+    def run(labels: Tensor, kernel: Tensor) -> Tensor:
+        return _over_ones(lambda maps: operator(maps, kernel, None, *args), labels, valid)
+
+    if kernel.dim() < labels.dim():
+        return run(labels, kernel)
+    each: Tensor = torch.vmap(lambda label, weight: run(label[None], weight)[0])(labels, kernel)
+    return each
 
 
 @label_arithmetic
-def kernel_weights(kernel: Tensor, signed: bool = False) -> Tensor:
-    """|K| of a kernel (out, in, *window), or max(K, 0) if ``signed``, averaged over its channels: (1, 1, *window)."""
+def kernel_weights(kernel: Tensor, signed: bool = False, count: int | None = None) -> Tensor:
+    """|K| of a kernel (out, in, *window), or max(K, 0) if ``signed``, averaged over its channels: (1, 1, *window).
+
+    A kernel (batch · ``count``, in, *window) is that of each sample: (batch, 1, 1, *window).
+    """
     kernel = kernel.float().clamp_min(0) if signed else kernel.float()
-    total: Tensor = torch.linalg.vector_norm(kernel, 1, (0, 1), keepdim=True)  # one pass, no |K| in memory
-    return total / (kernel.shape[0] * kernel.shape[1]) + TINY
+    channels = (0, 1)
+    if count is not None:
+        kernel, channels = kernel.unflatten(0, (-1, count)), (1, 2)
+    total: Tensor = torch.linalg.vector_norm(kernel, 1, channels, keepdim=True)  # one pass, no |K| in memory
+    return total / (kernel.shape[channels[0]] * kernel.shape[channels[1]]) + TINY
 
 
 @label_arithmetic

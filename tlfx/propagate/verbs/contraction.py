@@ -133,7 +133,8 @@ class Contraction(LinearAttention):
         if alike:
             self.record(Operation.CHANNEL_MIX)
             return self.content(one)
-        return self._token_by_token(of_a, of_b, out, maps) or self.weight(*maps)
+        tokens = self._mixed_by_matrix(axes_a, axes_b, out, maps)
+        return tokens or self._token_by_token(of_a, of_b, out, maps) or self.weight(*maps)
 
     def _gate_of(self, a: Term, b: Term, out: Subscripts) -> int | None:
         """The one of two factors that is broadcast along axes of an element-wise product, 0 or 1; None if both are, or
@@ -142,6 +143,20 @@ class Contraction(LinearAttention):
             return None
         broadcast = [any(c not in of and n > 1 for c, n in zip(out, self.shape, strict=True)) for _, of in (a, b)]
         return broadcast.index(True) if sum(broadcast) == 1 else None
+
+    def _mixed_by_matrix(
+        self, axes_a: ContractionAxes, axes_b: ContractionAxes, out: Subscripts, maps: list[Tensor]
+    ) -> Value | None:
+        """Channels of tokens mixed by a matrix that each sample has for all its tokens, such as a mixture of experts;
+        None for two values of tokens, and for a product with one vector, which may be the scores of a query."""
+        of_sample = [not axes.varying for axes in (axes_a, axes_b)]
+        if of_sample[0] == of_sample[1]:
+            return None
+        tokens = (axes_a, axes_b)[of_sample.index(False)]
+        if all(self.shape[out.index(c)] == 1 for c in tokens.queries):
+            return None
+        self.record(Operation.CHANNEL_MIX)
+        return self.content(maps[of_sample.index(False)])
 
     def _token_by_token(self, of_a: Subscripts, of_b: Subscripts, out: Subscripts, maps: list[Tensor]) -> Value | None:
         """The product of two values of the same tokens: the label of the one that the other is broadcast along, or the

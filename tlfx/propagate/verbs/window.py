@@ -42,6 +42,26 @@ class Window(Contraction):
         self.record(Operation.SPATIAL_MIX)
         return self._by_channel(self._by_kernel(_full(by_group, x, spatial), weight, *args, spatial=spatial), x)
 
+    def has_samples_in_groups(self, x: Value, groups: int) -> bool:
+        """Whether a convolution of ``x`` has the samples of the batch in its groups, x (1, batch · in, *size), so that
+        each sample has its own kernel."""
+        return x.is_content and x.shape[0] == 1 and x.batch_axis[:2] == (1, 1) and groups % self.batch == 0
+
+    def convolve_samples(
+        self, rule: Callable[..., Value], x: Value, weight: Value, *, groups: int, **settings: Any
+    ) -> Value:
+        """Such a convolution, by the ``rule`` of the convolution of x (batch, in, *size), called as (op, x, weight,
+        groups=..., **settings)."""
+        count = weight.shape[0] // self.batch
+        if weight.is_content and weight.batch_axis != BatchAxis(0, 1, count):
+            raise ProvenanceError(f"{self.node.name} convolves a sample of the batch by a kernel of another sample")
+        of_samples = NodeFunction(runtime.kernel_weights, weight.node, {"count": count, **self.signed})
+        kernel = Value(weight.node, (count, *weight.shape[1:]), self.batch, Role.WEIGHT, read_as=of_samples)
+        view = self.remap(x, lambda m: m.squeeze(0).unflatten(0, (self.batch, -1)))
+        out = self.step((self.batch, self.shape[1] // self.batch, *self.shape[2:]))
+        by_sample = rule(out, view, kernel, groups=groups // self.batch, **settings)
+        return self.remap(by_sample, lambda m: m.flatten(0, 1).unsqueeze(0))
+
     def _by_group(self, x: Value, weight: Value, groups: int) -> Value:
         """A contraction of the channels of each group, x (batch, groups · in, *size) and weight (groups · out, in,
         *kernel), which may be tokens: labels do not vary along the axes that the kernel slides over, if at all."""
@@ -70,7 +90,8 @@ class Window(Contraction):
             spatial,
             lambda ones: self.target(ones, kernel, None, *args),
             (self.target,),
-            (NodeFunction(runtime.kernel_weights, weight.node, self.signed), *args),
+            (weight.read_as or NodeFunction(runtime.kernel_weights, weight.node, self.signed), *args),
+            by_sample=weight.read_as is not None,
         )
 
     def patchify(self, x: Value, operator: Callable[..., Tensor], weight: Value, *args: Any, groups: int = 1) -> Value:
@@ -93,6 +114,9 @@ class Window(Contraction):
             x = Value(x.node, shape, x.batch, x.role, tuple(maps))
         if x.is_content and groups > 1 and weight.is_constant:
             return self._by_group(x, weight, groups)
+        if x.is_content and weight.read_as is not None:  # kernels of samples
+            self.record(Operation.CHANNEL_MIX)
+            return self._by_channel(self._channels(x, groups), x)
         return self.contract(x, len(x.shape) - 1 - len(stride), weight)
 
     def pool(self, x: Value, operator: Callable[..., Tensor], *args: Any, spatial: int, linear: bool = False) -> Value:
@@ -212,6 +236,8 @@ class Window(Contraction):
         before: tuple[Any, ...],
         after: tuple[Any, ...],
         options: dict[str, Any] | None = None,
+        *,
+        by_sample: bool = False,
     ) -> Tensor:
         """Ids of new labels on the grid of ``run(ones)``; positions without content in their window have none."""
         lead, size = ids.shape[:-spatial], ids.shape[-spatial:]
@@ -228,6 +254,7 @@ class Window(Contraction):
             *after,
             shape=seen.shape,
             kwargs=kwargs,
+            by_sample=by_sample,
         )
         return torch.where(seen, new, NONE).reshape(*lead, *seen.shape[1:])
 

@@ -18,7 +18,7 @@ test: .venv/test.stamp  ## run the default test suite
 test-fast: .venv/test.stamp  ## test the engine alone: from capture to the aligned graph
 	$(PYTEST) $(PARALLEL) $(FAST)
 
-slow: .venv/test.stamp  ## run what takes long: every family of timm, full sizes, several processes, cases like others, many examples
+slow: .venv/test.stamp  ## run what takes long: full sizes, several processes, cases like others, many examples
 	$(BIN)/python -m pytest -m slow
 	$(PYTEST) $(PARALLEL) --hypothesis-profile=many tests/rules
 

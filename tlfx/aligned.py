@@ -36,6 +36,7 @@ def align(
     on_unknown: Literal["error", "pointwise"] = "error",
     attention: Literal["auto", "fused", "reuse"] = "auto",
     ignore_state: Sequence[str] = (),
+    images: str | int | Sequence[str | int] | None = None,
 ) -> M:
     """Align a model in place and return it: the same object with the same parameters, of a subclass of its class.
 
@@ -69,9 +70,12 @@ def align(
         ignore_state: glob patterns of attributes, such as ``"*.steps"``, that a forward changes and that aligned calls
             leave as they are. Tensors that a forward keeps are there after an aligned call as after a plain one; data
             that changes at every call, such as a counter, is refused unless a pattern matches it.
+        images: the arguments that are mixed, by name or by position, if several tensors may be: one, or all that were
+            mixed by the same mask. A name in a dictionary is its key. By default the one tensor that the mask fits.
 
     Raises:
-        InputError: the model is not a module, an option is unknown, or images have the wrong rank or type.
+        InputError: the model is not a module, an option is unknown, images have the wrong rank or type, or several
+            tensors may be the mixed images.
         TargetError: the target does not fit the images or the classes.
         CaptureError: the model cannot be captured as a graph.
         UnknownOperatorError: an operator that receives image content has no rule.
@@ -87,14 +91,15 @@ def align(
     tensor([[0.5000, 0.5000]])
     """
     check_alignable(model)
-    options = _options(layers, policy, on_unknown, attention, ignore_state)
+    options = _options(layers, policy, on_unknown, attention, ignore_state, images)
     module: nn.Module = unalign(model)
     module.__class__ = _aligned_class(type(module))
     module.__dict__["_tlfx"] = Planner(options)
     if "forward" in vars(module):
         module.__dict__[CHOSEN] = module.__dict__.pop("forward")
     if example is not None:
-        planner_of(module).plan(module, Call.from_example(example))
+        planner = planner_of(module)
+        planner.plan(module, planner.chosen(module, Call.from_example(example)))
     return model
 
 
@@ -129,7 +134,9 @@ def aligned_code(model: nn.Module, example: Any = None) -> str:
     Raises InputError if the model is not aligned, or has not been captured and no example is given.
     """
     planner = planner_of(model)
-    plan = planner.latest if example is None else planner.plan(model, Call.from_example(example))
+    plan = planner.latest
+    if example is not None:
+        plan = planner.plan(model, planner.chosen(model, Call.from_example(example)))
     if plan is None:
         raise InputError("the model has not been captured yet: call it with a target, or pass example=images")
     return str(plan.graph_module.code)
@@ -251,6 +258,7 @@ def _options(
     on_unknown: str,
     attention: str,
     ignore_state: Sequence[str],
+    images: str | int | Sequence[str | int] | None,
 ) -> Options:
     for name, value, known in (
         ("on_unknown", on_unknown, ("error", "pointwise")),
@@ -266,10 +274,15 @@ def _options(
         )
     if isinstance(ignore_state, str) or not all(isinstance(x, str) for x in ignore_state):
         raise InputError(f"ignore_state={ignore_state!r}: expected a list of patterns of attributes such as '*.steps'")
+    named = (images,) if isinstance(images, str | int) else images
+    is_sequence = isinstance(named, Sequence) and len(named) > 0
+    if named is not None and not (is_sequence and all(isinstance(x, str | int) for x in named)):
+        raise InputError(f"images={images!r}: expected names or positions of arguments, such as 'image' or 0")
     return Options(
         None if layers is None else tuple(layers),
         check_policy(policy),
         on_unknown,
         attention,
         ignore_state=tuple(ignore_state),
+        images=None if named is None else tuple(named),
     )

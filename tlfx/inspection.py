@@ -26,6 +26,7 @@ def inspect(
     training: bool | None = None,
     kwargs: Mapping[str, Any] | None = None,
     paths: Sequence[str] = (),
+    images: str | int | Sequence[str | int] | None = None,
 ) -> Report:
     """Report the effect of every operator of a model on tokens and labels (Table 10 of arXiv 2210.06455).
 
@@ -44,6 +45,7 @@ def inspect(
         training: the mode to report on; None for the mode of the model, which is training for a model by name.
         kwargs: arguments of a model by name.
         paths: directories that a model by name is imported from.
+        images: the arguments of the example that are images, as in :func:`tlfx.align`.
 
     Raises:
         InputError: the arguments hold no images, the size is invalid, or options of names are given with a module.
@@ -59,14 +61,15 @@ def inspect(
     >>> inspect("test_vit", kwargs={"depth": 2}).input_shape
     (3, 160, 160)
     """
+    named = (images,) if isinstance(images, str | int) else images
     if not isinstance(model, str):
         if kwargs is not None or paths:
             raise InputError("kwargs and paths are for models by name, and a module was given: build it with them")
-        return _inspect_in_mode(model, training, example, input_size, on_unknown)
+        return _inspect_in_mode(model, training, example, input_size, on_unknown, named)
 
     def of(device: str) -> Report:
-        built, images = load(model, kwargs, paths, input_size, device)
-        return _inspect_in_mode(built, training, images if example is None else example, None, on_unknown)
+        built, blank = load(model, kwargs, paths, input_size, device)
+        return _inspect_in_mode(built, training, blank if example is None else example, None, on_unknown, named)
 
     if example is not None:
         return of("cpu")

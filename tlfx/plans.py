@@ -17,6 +17,7 @@ from torch.fx import GraphModule
 from tlfx._torch import disable_dynamo, outside_transforms, tree_flatten, tree_unflatten
 from tlfx.capture.arguments import Call
 from tlfx.capture.export import Captured, capture
+from tlfx.capture.images import choose_images
 from tlfx.capture.model_class import class_name, own_forward
 from tlfx.capture.modes import gradients_of, restored_after_error
 from tlfx.capture.settings import ModelSettings
@@ -128,6 +129,8 @@ class Planner:
         """The model's output and the target that reaches it."""
         if not isinstance(target, MixedTarget):
             return self._plain(model, call, target)
+        mask = target.get("mask")
+        call = self.chosen(model, call, mask if isinstance(mask, Tensor) else None)
         check_mixed(target, call.images)
         plan = self.plan(model, call, tuple(dict.fromkeys(p for r in self.recorders for p in r.patterns)))
         check_classes(model, target, plan.outputs)
@@ -141,6 +144,7 @@ class Planner:
 
     def _plain(self, model: nn.Module, call: Call, target: Any) -> tuple[Any, Any]:
         """An unmixed target: the model's own forward, and the target as soft labels in the structure of the output."""
+        call = self.chosen(model, call)
         check_plain(target, call.batch)
         plan = self.plan(model, call)
         check_classes(model, target, plan.outputs)
@@ -151,6 +155,10 @@ class Planner:
             None if o is None else soft_plain(target, leaf, o) for leaf, o in zip(leaves, plan.outputs, strict=True)
         ]
         return output, tree_unflatten(soft, spec)
+
+    def chosen(self, model: nn.Module, call: Call, mask: Tensor | None = None) -> Call:
+        """The call with the images that are mixed, by the mask if it is given: see :func:`choose_images`."""
+        return choose_images(call, model, self.options.images, mask)
 
     def plan(self, model: nn.Module, call: Call, record: tuple[str, ...] = ()) -> Plan:
         """The plan for a call like this one that reads the labels ``record``, made now if there is none."""

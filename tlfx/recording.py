@@ -84,7 +84,7 @@ def labels_of(
     tensor([[[[0.5000, 0.5000, 0.0000, 0.0000],
               [0.0000, 0.0000, 0.5000, 0.5000]]]])
     """
-    call = Call.from_example(images)
+    call = planner_of(model).chosen(model, Call.from_example(images))
     given = call.images
     if mask.dim() != given.dim() or mask.shape[0] not in (1, call.batch) or mask.shape[2:] != given.shape[2:]:
         size = ", ".join(str(s) for s in given.shape[2:])

@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 
 from tlfx.capture.arguments import Call
 from tlfx.capture.export import Captured, capture
+from tlfx.capture.images import choose_images
 from tlfx.errors import CaptureError, NoContentError, ProvenanceError
 from tlfx.propagate.options import Options
 from tlfx.propagate.propagator import Propagation, Propagator, propagate
@@ -86,6 +87,8 @@ def trace(
     """
     options = options or Options()
     if captured is None:
-        call = example if isinstance(example, Call) else Call.from_example(example)
+        call = example
+        if not isinstance(call, Call):
+            call = choose_images(Call.from_example(example), model, options.images)
         captured = capture(model, call, any_batch=any_batch, ignore_state=options.ignore_state)
     return Trace(captured, options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from tlfx._torch import TreeSpec, tree_flatten
 from tlfx.errors import InputError
 
-__all__ = ["Call", "is_channels_last"]
+__all__ = ["Call", "check_floating", "is_channels_last", "is_image"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +23,8 @@ class Call:
         args, kwargs: the arguments, unchanged.
         leaves, spec: all arguments as a flat list, and their structure.
         tensors: the tensors among the leaves, in the order in which a captured graph takes them.
-        images: the first tensor with a height and a width.
+        places: the tensors that are images, mixed by one mask: the first with a height and a width, unless
+            :func:`tlfx.capture.images.choose_images` has chosen others.
 
     >>> call = Call.of(torch.zeros(2, 3, 8, 8), scale=0.5)
     >>> call.batch, call.leaves[1:]
@@ -35,14 +36,14 @@ class Call:
     leaves: list[Any]
     spec: TreeSpec
     tensors: list[Tensor]
-    images: Tensor
+    places: tuple[int, ...]
 
     @staticmethod
     def of(*args: Any, **kwargs: Any) -> Call:
         """A call with these arguments. Raises InputError without floating-point images among them."""
         leaves, spec = tree_flatten((args, kwargs))
         tensors = [x for x in leaves if isinstance(x, Tensor)]
-        return Call(args, kwargs, leaves, spec, tensors, _images_of(tensors))
+        return Call(args, kwargs, leaves, spec, tensors, (_place_of_images(tensors),))
 
     @staticmethod
     def from_example(example: Any) -> Call:
@@ -50,6 +51,17 @@ class Call:
         if isinstance(example, dict):
             return Call.of(**example)
         return Call.of(*example) if isinstance(example, tuple | list) else Call.of(example)
+
+    def with_images(self, places: Sequence[int]) -> Call:
+        """The same call with other tensors as images."""
+        if tuple(places) == self.places:
+            return self
+        return Call(self.args, self.kwargs, self.leaves, self.spec, self.tensors, tuple(places))
+
+    @property
+    def images(self) -> Tensor:
+        """The (first) images."""
+        return self.tensors[self.places[0]]
 
     @property
     def batch(self) -> int:
@@ -68,20 +80,31 @@ class Call:
     def _make_key(self) -> Hashable:
         device = self.images.device.type
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        return tuple([_key_of(x, self.batch) for x in self.leaves]), str(self.spec), autocast
+        return tuple([_key_of(x, self.batch) for x in self.leaves]), str(self.spec), self.places, autocast
 
 
-def _images_of(tensors: list[Tensor]) -> Tensor:
-    images = next((x for x in tensors if x.dim() in (4, 5)), None)
-    if images is None:
+def is_image(x: Tensor) -> bool:
+    """Whether a tensor has the axes of images or video."""
+    return x.dim() in (4, 5)
+
+
+def check_floating(images: Tensor) -> None:
+    """Raise InputError for images of an integer type."""
+    if not images.is_floating_point():
+        raise InputError(f"images have dtype {images.dtype}, expected a floating type: use images.float() / 255")
+
+
+def _place_of_images(tensors: list[Tensor]) -> int:
+    images = [i for i, x in enumerate(tensors) if is_image(x)]
+    if not images:
         given = ", ".join(str(tuple(x.shape)) for x in tensors) or "no tensor"
         raise InputError(
             f"no images among the arguments: expected a tensor (batch, channels, height, width) or, for video, (batch, "
             f"channels, frames, height, width), got {given}"
         )
-    if not images.is_floating_point():
-        raise InputError(f"images have dtype {images.dtype}, expected a floating type: use images.float() / 255")
-    return images
+    if len(images) == 1:
+        check_floating(tensors[images[0]])
+    return images[0]
 
 
 def _key_of(x: Any, batch: int) -> Hashable:

@@ -13,8 +13,9 @@ from torch.fx import Graph, GraphModule, Node
 from tlfx._torch import TreeSpec, generator_key, rename, tree_leaves
 from tlfx.capture.arguments import Call
 from tlfx.capture.entry import ForwardRecord
+from tlfx.capture.images import names_of
 from tlfx.capture.kernels import place_kernels
-from tlfx.capture.model_class import class_name, own_parameters
+from tlfx.capture.model_class import class_name
 from tlfx.capture.modes import pair_modes
 from tlfx.capture.recording import Recording, build_tree
 from tlfx.capture.regions import FORWARD_HOOKS, HookedCall, RegionTree
@@ -41,7 +42,8 @@ class Captured:
     """A graph with flat tensors in and flat values out, and how to go from a call to them and back."""
 
     graph_module: GraphModule
-    images: str
+    images: tuple[str, ...]
+    """The names of the inputs that are images, mixed by one mask."""
     out_spec: TreeSpec
     batch: int | None
     """The batch size, where the model could not be captured for any other."""
@@ -85,13 +87,12 @@ def cleaned(
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     for node in graph.nodes:
         _strip_entry(node, class_name(model))
-    _rename(placeholders, _names(call, model))
+    _rename(placeholders, [name.partition(".")[0] for name in names_of(call, model)])
     modules, buffers = _named(graph, model, held)
     generators = {name: x.generator for name, x in modules.items() if isinstance(x, HeldGenerator)}
     placed = watched.watch_constants(model, (*buffers.values(), *generators.values()))
     _check_generators(graph, model, {name for name, x in generators.items() if generator_key(x) not in placed})
     graph_module = graph_module_of(graph, {**modules, MODEL: model}, buffers, class_name(model))
-    position = next(i for i, x in enumerate(call.tensors) if x is call.images)
     changed = {change.place for change in record.changes}
     readings = Readings(
         model,
@@ -101,7 +102,7 @@ def cleaned(
         ),
     )
     _watch_values(graph, model, buffers, record.values, watched, readings)
-    images = placeholders[position].name
+    images = tuple(placeholders[i].name for i in call.places)
     return Captured(graph_module, images, record.out_spec, batch, regions, watched, readings, gradients)
 
 
@@ -191,13 +192,6 @@ def _strip_entry(node: Node, kind: str) -> None:
         node.meta["nn_module_stack"] = {
             k: (path.removeprefix(MODEL).removeprefix("."), made if path else kind) for k, (path, made) in stack.items()
         }
-
-
-def _names(call: Call, model: nn.Module) -> list[str]:
-    """Names of the tensors of a call in the model's own forward."""
-    positional = [parameter.name for parameter in own_parameters(model)]
-    given = (*zip(positional, call.args, strict=False), *call.kwargs.items())
-    return [name for name, value in given for x in tree_leaves(value) if isinstance(x, Tensor)]
 
 
 def _rename(placeholders: list[Node], names: list[str]) -> None:

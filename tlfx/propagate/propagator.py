@@ -93,15 +93,17 @@ class Propagator:
         self.graph_module = graph_module = captured.graph_module
         self.regions = captured.regions
         self.options = options
-        self.images = next(n for n in graph_module.graph.nodes if n.op == "placeholder" and n.name == captured.images)
-        self.batch = shapes(self.images)[0][0]
+        inputs = {n.name: n for n in graph_module.graph.nodes if n.op == "placeholder"}
+        self.images = tuple(inputs[name] for name in captured.images)
+        self.batch = shapes(self.images[0])[0][0]
+        self._pixels: Tensor | None = None
         self.values: dict[Node, Any] = {}
         self.operations: dict[Node, Operation] = {}
         self._read = nodes_read(graph_module.graph)
         self._writes = InPlaceWrites(self.values, self._number_in)
         self.state = PropagationState(
             batch=self.batch,
-            device=_device(self.images),
+            device=_device(self.images[0]),
             options=options,
             operations=self.operations,
             regions=self.regions,
@@ -136,7 +138,7 @@ class Propagator:
         self.values.update(self.state.tokens.joined(self.values))
         return Propagation(
             self.graph_module,
-            self.images,
+            self.images[0],
             self.values,
             self.operations,
             self.state.labels,
@@ -197,14 +199,15 @@ class Propagator:
         return self.values[node]
 
     def _placeholder(self, node: Node) -> Any:
-        if node is not self.images:
+        if node not in self.images:
             return self._of_constants(node) if shapes(node) else node.meta.get("val")
         self.operations[node] = Operation.LAYOUT
         shape = shapes(node)[0]
         size = shape[2:]
-        self.state.labels.add(runtime.share, MASK, node, shape=(1,), after=node)
-        ids = self.state.labels.add(runtime.pixels, MASK, node, shape=size, after=node)
-        content = map_of_ids(ids.view(1, 1, 1, *size), self.batch, BatchAxis(0))
+        if self._pixels is None:  # other images have been mixed by the same mask
+            self.state.labels.add(runtime.share, MASK, node, shape=(1,), after=node)
+            self._pixels = self.state.labels.add(runtime.pixels, MASK, node, shape=size, after=node)
+        content = map_of_ids(self._pixels.view(1, 1, 1, *size), self.batch, BatchAxis(0))
         return Value(node, shape, self.batch, Role.CONTENT, (content,))
 
     def _call(self, node: Node) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from tlfx.capture.arguments import Call
+from tlfx.capture.images import choose_images
 from tlfx.capture.model_class import class_name
 from tlfx.errors import InputError, ProvenanceError
 from tlfx.propagate import Options, Propagation
@@ -26,6 +27,7 @@ def inspect(
     example: Any = None,
     input_size: Sequence[int] | None = None,
     on_unknown: Literal["error", "pointwise"] = "error",
+    images: Sequence[str | int] | None = None,
 ) -> Report:
     """The report on a module; arguments and errors are those of :func:`tlfx.inspect`, which takes names too.
 
@@ -35,7 +37,8 @@ def inspect(
     """
     if example is not None and input_size is not None:
         raise InputError("both example and input_size were given: give one of them")
-    call = Call.from_example(_example(model, input_size) if example is None else example)
+    given = Call.from_example(_example(model, input_size) if example is None else example)
+    call = choose_images(given, model, images)
     options = Options(on_unknown=on_unknown, keep=True)
     traced = trace(model, call, options, any_batch=call.batch != 2)
     propagation = _propagated(model, traced)

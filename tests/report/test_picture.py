@@ -14,6 +14,7 @@ from helpers import ReportOf
 
 from tlfx.operations import Operation
 from tlfx.report import Report
+from tlfx.report.cards import cards
 from tlfx.report.style import COLORS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -36,6 +37,19 @@ def test_the_picture_shows_every_class_and_skip(report: Report) -> None:
     texts = ["".join(t.itertext()) for t in root.iter(f"{SVG}text")]
     assert any(t.startswith("blocks.0–2 ×3") for t in texts)
     assert any(t.endswith(f"constant {report.counts['constant']}") for t in texts)
+
+
+def test_a_projection_is_on_its_skip_connection(report_of: ReportOf) -> None:
+    """The downsampling of a ResNet: the skip goes to it, and from it to the sum."""
+    report = report_of("test_resnet")
+    projected = [card for card in cards(report) if any("downsample" in row.text for row in card.rows)]
+    assert len(projected) > 0
+    module_of = {node.name: node.module for node in report.nodes}
+    for card in projected:
+        on_it = [i for i, row in enumerate(card.rows) for node in row.nodes if ".downsample." in node.module]
+        (end,) = (i for i, row in enumerate(card.rows) if row.nodes and row.node.operation is Operation.RESIDUAL)
+        assert sorted((skip.start, skip.end) for skip in card.skips) == [(-1, on_it[0]), (on_it[-1], end)]
+        assert all(".downsample." in module_of[name] for name in card.rows[end].node.shortcut)
 
 
 @pytest.mark.parametrize("form", ["to_svg", "to_html", "_repr_html_"])

@@ -46,6 +46,7 @@ NODE_KEYS = {
     "read": bool,
     "skip": (str, type(None)),
     "branch": list,
+    "shortcut": list,
 }
 CLASSES = ["spatial_mix", "channel_mix", "pointwise", "residual", "aggregation", "layout", "weight", "constant"]
 

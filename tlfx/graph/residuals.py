@@ -1,20 +1,28 @@
-"""Residual branches: the node at which a skip connection starts, and the nodes of its branch g."""
+"""Residual connections: where the skip starts, and the nodes of its two arms."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import networkx as nx  # type: ignore[import-untyped]
 from torch.fx import Node
 
 from tlfx.operations import Operation
 
-__all__ = ["content_graph", "skip_of"]
+__all__ = ["Arms", "content_graph", "skip_of"]
 
-T = TypeVar("T", bound=Hashable)
 Graph = Any
 """A networkx.DiGraph in execution order."""
+
+
+class Arms(NamedTuple):
+    """The two ways from the node ``start`` to a sum: the branch g, and the nodes on the skip connection, which are none
+    unless it is a projection (the downsampling of a ResNet)."""
+
+    start: Any
+    branch: tuple[Any, ...]
+    shortcut: tuple[Any, ...] = ()
 
 
 def content_graph(
@@ -31,15 +39,15 @@ def content_graph(
     return graph
 
 
-def skip_of(graph: Graph, operands: Iterable[T]) -> tuple[T, tuple[T, ...]] | None:
-    """Where the skip connection of a sum of two operands starts, and the nodes of its branch g.
+def skip_of(graph: Graph, operands: Iterable[Hashable]) -> Arms | None:
+    """Where the skip connection of a sum of two operands starts, and the nodes of both arms.
 
     ``graph`` holds the nodes with image content in execution order. The skip starts at the last node that both operands
     depend on; g is the operand with more nodes since then. None where the operands share no ancestor.
 
     >>> import networkx as nx
     >>> skip_of(nx.DiGraph([("x", "norm"), ("norm", "mlp")]), ["x", "mlp"])
-    ('x', ('norm', 'mlp'))
+    Arms(start='x', branch=('norm', 'mlp'), shortcut=())
     """
     known = [{o, *nx.ancestors(graph, o)} for o in operands]
     shared = set.intersection(*known) if len(known) > 1 else set()
@@ -48,5 +56,6 @@ def skip_of(graph: Graph, operands: Iterable[T]) -> tuple[T, tuple[T, ...]] | No
     order = {node: place for place, node in enumerate(graph)}
     skip = max(shared, key=order.__getitem__)
     after = nx.descendants(graph, skip)
-    branch = max((after & nodes for nodes in known), key=len)
-    return skip, tuple(sorted(branch, key=order.__getitem__))
+    arms = sorted((after & nodes for nodes in known), key=len)
+    shortcut, branch = (tuple(sorted(arm, key=order.__getitem__)) for arm in (arms[0] - arms[-1], arms[-1]))
+    return Arms(skip, branch, shortcut)

@@ -82,7 +82,7 @@ class _Builder:
         value = self.propagation.values[node]
         given = [v for n in node.all_input_nodes for v in _held(self.propagation.values.get(n))]
         place = self._place(node)
-        skip, branch = self._skip(node) if operation is Operation.RESIDUAL else (None, ())
+        skip, branch, shortcut = self._skip(node) if operation is Operation.RESIDUAL else (None, (), ())
         return NodeReport(
             name=node.name,
             operator=_operator(node),
@@ -100,6 +100,7 @@ class _Builder:
             read=self._is_read(node, operation, value),
             skip=skip,
             branch=branch,
+            shortcut=shortcut,
             ends=self._ends(place.path, branch),
         )
 
@@ -124,9 +125,12 @@ class _Builder:
         ids = [m[m != NONE].div(batch, rounding_mode="floor") for m in maps]
         return any(bool(self.computed[i].any()) for i in ids)
 
-    def _skip(self, node: Node) -> tuple[str | None, tuple[str, ...]]:
+    def _skip(self, node: Node) -> tuple[str | None, tuple[str, ...], tuple[str, ...]]:
+        """Names of the start of a skip connection, of the nodes of the branch, and of those on the skip itself."""
         arms = skip_of(self.graph, [n for n in node.all_input_nodes if n in self.graph])
-        return (arms[0].name, tuple(n.name for n in arms[1])) if arms else (None, ())
+        if arms is None:
+            return None, (), ()
+        return arms.start.name, tuple(n.name for n in arms.branch), tuple(n.name for n in arms.shortcut)
 
     def _ends(self, module: str, branch: Sequence[str]) -> tuple[str, ...]:
         """First and last node of a branch: by module path relative to ``module``, or by operator if directly in it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from tlfx.operations import Operation
@@ -15,7 +15,8 @@ __all__ = ["Card", "Skip", "cards"]
 
 @dataclass(frozen=True)
 class Skip:
-    """A skip connection inside a card: from the lower edge of one row (-1: the top of the card) to another row."""
+    """A skip connection inside a card, or a part of one: from the lower edge of one row (-1: the top of the card) to
+    another row."""
 
     start: int
     end: int
@@ -82,10 +83,20 @@ def _card(group: Group) -> Card:
     held = tuple(rows(group))
     place = {node.name: i for i, row in enumerate(held) for node in row.nodes}
     ends = [(i, row.node) for i, row in enumerate(held) if row.nodes and row.node.skip]
-    spans = [(place.get(str(node.skip), -1), i) for i, node in ends]
+    spans = [span for end, node in ends for span in _spans(node, end, place)]
     last = next((row.node.after for row in reversed(held) if row.nodes and row.node.after), "")
     kind = group.kind if group.kind not in ("Sequential", "ModuleList") else ""
     return Card(group.title, kind, max(len(group.numbers), 1), held, tuple(_lanes(spans)), last)
+
+
+def _spans(node: NodeReport, end: int, place: Mapping[str, int]) -> Iterator[tuple[int, int]]:
+    """From where a skip connection starts to its residual, in two parts around the rows that are on it."""
+    on_it = sorted({place[name] for name in node.shortcut if name in place})
+    start = place.get(str(node.skip), -1)
+    if on_it:
+        yield start, on_it[0]
+        start = on_it[-1]
+    yield start, end
 
 
 def _lanes(spans: list[tuple[int, int]]) -> Iterator[Skip]:

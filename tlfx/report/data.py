@@ -45,6 +45,8 @@ class NodeReport:
     """For a residual: the node where the skip connection starts."""
     branch: tuple[str, ...] = ()
     """For a residual: the nodes of its branch g, in order."""
+    shortcut: tuple[str, ...] = ()
+    """For a residual: the nodes on its skip connection, such as the downsampling of a ResNet, in order."""
     ends: tuple[str, ...] = ()
     """For a residual: first and last module (or operator) of its branch."""
 
@@ -81,6 +83,7 @@ class NodeReport:
             "read": self.read,
             "skip": self.skip,
             "branch": list(self.branch),
+            "shortcut": list(self.shortcut),
         }
 
 
@@ -179,7 +182,8 @@ class ModelReport:
         Keys, in this order: ``schema`` (version of this format), ``model``, ``input`` (shape of one image),
         ``training``, ``batch``, ``parameters``, ``flops``, ``summary`` (count of nodes by class), ``flops_by_class``,
         ``outputs`` (index, shape, rows, of, node) and ``nodes`` (name, operator, class, module, module_class, inputs,
-        in_shapes, out_shapes, before, after, rule, why, flops, read, skip, branch), in order of execution.
+        in_shapes, out_shapes, before, after, rule, why, flops, read, skip, branch, shortcut), in order of
+        execution.
         """
         return {
             "schema": SCHEMA,

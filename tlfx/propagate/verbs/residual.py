@@ -122,7 +122,7 @@ class Residual(Combined):
         """Whether the first of two summands is the branch g of a residual connection, not its skip path."""
         graph = content_graph(self.state.operations, self.state.regions.sources_of)
         skip = skip_of(graph, [v.node for v in (a, b) if v.node in graph])
-        return b.node not in skip[1] if skip else a.node not in graph
+        return b.node not in skip.branch if skip else a.node not in graph
 
     def _scales_of(self, x: Value) -> Iterator[BranchScale]:
         """The scales of a summand, as :func:`tlfx.runtime.residual_by_scale` takes them."""

@@ -85,6 +85,36 @@ def test_one_logit_and_several_classes() -> None:
         tlfx.align(Single())(pictures(), target=LABELS)
 
 
+class Crops(nn.Module):
+    """The logits of both halves of each image: rows by crop and then image, or by image and then crop."""
+
+    def __init__(self, by_image: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.by_image, self.head = by_image, nn.Conv2d(3, CLASSES, 4, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        halves = torch.stack(images.chunk(2, -1), 1 if self.by_image else 0)
+        logits: Tensor = self.head(halves.flatten(0, 1)).mean((2, 3))
+        return logits
+
+
+@pytest.mark.parametrize("by_image", [True, False])
+def test_several_rows_for_each_image(by_image: bool) -> None:
+    """Each row has the target of its crop: here the left half shows one image alone, and the right half both."""
+    model = tlfx.align(Crops(by_image))
+    mask = torch.ones(2, 1, 8, 8)
+    mask[..., -2:] = 0
+    labels = torch.tensor([0, 1])
+    given = tlfx.MixedTarget(first=labels, second=labels + 1, mask=mask, num_classes=CLASSES, smoothing=0.0)
+    _, soft = model(torch.rand(2, 3, 8, 8), given)
+    whole, half = torch.eye(CLASSES)[:2], torch.eye(CLASSES)[:2] / 2 + torch.eye(CLASSES)[1:3] / 2
+    rows = torch.stack((whole, half), 1 if by_image else 0).flatten(0, 1)
+    torch.testing.assert_close(soft, rows)
+    _, plain = model(torch.rand(2, 3, 8, 8), target=labels)
+    assert torch.equal(plain, torch.stack((whole, whole), 1 if by_image else 0).flatten(0, 1))
+
+
 def test_a_number_beside_logits_has_no_target() -> None:
     (logits, statistic), soft = tlfx.align(Single(logits=True))(*mixed(CLASSES))
     assert soft[0].shape == logits.shape

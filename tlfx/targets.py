@@ -13,6 +13,7 @@ from tlfx.errors import InputError, TargetError
 from tlfx.mix.labels import check_label_shape, check_labels
 from tlfx.mix.target import MixedTarget, ShareTarget
 from tlfx.propagate.outputs import OutputLabel
+from tlfx.runtime import merge_batch, split_batch
 
 __all__ = ["check_classes", "check_mixed", "check_plain", "declared_classes", "soft_mixed", "soft_plain"]
 
@@ -72,10 +73,10 @@ def declared_classes(model: nn.Module) -> int | None:
 
 
 def soft_mixed(target: MixedTarget, share: Tensor, output: OutputLabel) -> Tensor:
-    """Soft targets of an output from the share of the first image, or of each of K, at each of its positions."""
-    batch = output.where.axis
-    soft = target.soften((share if "labels" in target else share[..., 0]).movedim(batch, 0))
-    return _placed(soft.movedim(0, batch), output, is_share=isinstance(target, ShareTarget))
+    """Soft targets of an output from the share of the first image, or of each of K, at each of its positions; an output
+    with several rows for each image (crops) has a target for each row."""
+    soft = target.soften(split_batch(share if "labels" in target else share[..., 0], output.where))
+    return _placed(merge_batch(soft, output.where), output, is_share=isinstance(target, ShareTarget))
 
 
 def soft_plain(target: Tensor, leaf: Tensor, output: OutputLabel) -> Tensor:

@@ -30,12 +30,14 @@ def _from_conv(tensor: Tensor, key: str) -> Tensor:
 def _to_unfold(tensor: Tensor, key: str) -> Tensor:
     """The last axis from the order (column, row, channel) of patch merging to (channel, row, column) of nn.Unfold."""
     _check_patches(tensor, key)
-    return tensor.unflatten(-1, (2, 2, -1)).movedim((-1, -2, -3), (-3, -2, -1)).flatten(-3)
+    patches: Tensor = tensor.unflatten(-1, (2, 2, -1))
+    return patches.movedim((-1, -2, -3), (-3, -2, -1)).flatten(-3)
 
 
 def _from_unfold(tensor: Tensor, key: str) -> Tensor:
     _check_patches(tensor, key)
-    return tensor.unflatten(-1, (-1, 2, 2)).movedim((-1, -2, -3), (-3, -2, -1)).flatten(-3)
+    channels: Tensor = tensor.unflatten(-1, (-1, 2, 2))
+    return channels.movedim((-1, -2, -3), (-3, -2, -1)).flatten(-3)
 
 
 def _check_patches(tensor: Tensor, key: str) -> None:

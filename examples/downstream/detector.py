@@ -18,6 +18,7 @@ from torchvision.ops import FeaturePyramidNetwork  # type: ignore[import-untyped
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool  # type: ignore[import-untyped]
 from weights import read_weights
 
+from downstream.options import backbone_file
 from tlfx.errors import InputError, ModelError
 from tlfx.zoo.weights import differences
 
@@ -57,8 +58,8 @@ def build(options: Namespace) -> nn.Module:
         body = timm.create_model(BACKBONES[options.backbone], features_only=True, strict_img_size=False, **settings)
     except (TypeError, AttributeError, RuntimeError) as error:
         raise InputError(f"--model-kwargs do not fit {options.backbone}: {error}") from error
-    if options.backbone_checkpoint is not None:
-        _load(body, Path(options.backbone_checkpoint), options.backbone)
+    if (file := backbone_file(options)) is not None:
+        _load(body, file, options.backbone)
     width, classes = options.pyramid_width, options.num_classes + 1  # with the background
     made: nn.Module = MaskRCNN(
         SwinPyramid(body, width),

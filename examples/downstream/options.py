@@ -13,7 +13,7 @@ from timm.utils import ParseKwargs
 
 from tlfx.errors import InputError
 
-__all__ = ["make_parser", "parse_options"]
+__all__ = ["backbone_file", "make_parser", "parse_options"]
 
 AT_LEAST_ONE = ("batch_size", "grad_accum_steps", "num_classes", "log_interval", "eval_steps")
 NOT_NEGATIVE = ("workers", "checkpoint_steps", "warmup", "lr", "weight_decay", "clip_grad", "drop_path")
@@ -72,6 +72,12 @@ def parse_options(
     except InputError as error:
         parser.error(str(error))
     return options
+
+
+def backbone_file(options: Namespace) -> Path | None:
+    """The weights that the backbone of a new run starts from; a checkpoint of a run holds them itself."""
+    new = options.resume is None and options.evaluate is None
+    return Path(options.backbone_checkpoint) if new and options.backbone_checkpoint is not None else None
 
 
 def _check(options: Namespace) -> None:

@@ -19,6 +19,7 @@ from imagenet.engine import RunTrainer
 from imagenet.logs import Logs, show_progress
 from imagenet.order import Batches, Reproducible
 from rich.console import Console
+from timm.utils import distribute_bn
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -46,6 +47,7 @@ class Task:
     best: str
 
 
+WEIGHTS = "--backbone-checkpoint"
 MakeTask = Callable[[Namespace, Processes], Task]
 """Makes the task of the options, after checks of the data."""
 
@@ -56,7 +58,7 @@ class Run:
     def __init__(self, make_task: MakeTask, options: Namespace, processes: Processes) -> None:
         self.options, self.processes, self.folder = options, processes, Path(options.output)
         found = checkpoint.find(options.resume, self.folder)
-        content = None if found is None else checkpoint.read(found)
+        content = None if found is None else checkpoint.read(found, weights_flag=WEIGHTS)
         if content is not None:
             _check_classes(content, options)
         self.task = task = make_task(options, processes)
@@ -64,7 +66,7 @@ class Run:
         self.updates = task.updates(self.batches.updates)
         self.settings = settings_of(options, processes.world, self.batches.updates)
         if content is not None:
-            check_settings(content["settings"], self.settings)
+            check_settings(content["settings"], self.settings, WEIGHTS)
             check_weights(task.model, content["state_dict"], f"--resume {found}")
         self.trainer = task.trainer(self.batches.updates)
         self.done, self.best = 0, {"updates": 0, task.best: -math.inf}
@@ -135,6 +137,8 @@ class Run:
             self._save(best=False)
 
     def _evaluate(self, console: Console) -> None:
+        if self.processes.world > 1:  # running averages of batch norm are those of the first process
+            distribute_bn(self.task.model, self.processes.world, reduce=False)
         tested = self.task.evaluate()
         row = {"updates": self.done, **self._figures(), **tested}
         best = tested[self.task.best] > self.best[self.task.best]
@@ -209,9 +213,9 @@ def evaluate_weights(
 ) -> str:
     """Figures of a checkpoint of a run, as a line."""
     file = Path(options.evaluate)
-    content = checkpoint.read(file) if file.is_file() else None
+    content = checkpoint.read(file, "--evaluate", WEIGHTS) if file.is_file() else None
     if content is None:
-        raise InputError(f"--evaluate: there is no checkpoint {file}")
+        raise InputError(f"--evaluate: there is no file {file}")
     _check_classes(content, options)
     task = make_task(options, processes)
     check_weights(task.model, content["state_dict"], f"--evaluate {file}")
@@ -221,7 +225,7 @@ def evaluate_weights(
 
 def run_or_exit(script: str, make_task: MakeTask, options: Namespace) -> None:
     """Train or evaluate as the options say, or exit with a message."""
-    processes, console = None, Console()
+    processes, began, console = None, False, Console()
     try:
         processes = start(options.device)
         if options.evaluate is not None:
@@ -229,9 +233,11 @@ def run_or_exit(script: str, make_task: MakeTask, options: Namespace) -> None:
             if processes.primary:
                 console.print(told, highlight=False, soft_wrap=True)
         else:
-            Run(make_task, options, processes).train(console)
+            run = Run(make_task, options, processes)
+            began = True
+            run.train(console)
     except TlfxError as error:
-        shown = processes is None or processes.primary
+        shown = began or processes is None or processes.primary  # before, all processes have the same error
         raise SystemExit(f"{script}: {message_of(error)}" if shown else 1) from None
     except KeyboardInterrupt:
         raise SystemExit("interrupted; --resume continues from the last checkpoint") from None

@@ -16,6 +16,7 @@ from transformers import SwinBackbone, SwinConfig, UperNetConfig, UperNetForSema
 from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
 from weights import read_weights
 
+from downstream.options import backbone_file
 from tlfx.errors import InputError, ModelError
 
 __all__ = ["BACKBONES", "Segmenter", "build"]
@@ -82,7 +83,8 @@ def build(options: Namespace) -> Segmenter:
     Raises InputError for arguments that a backbone does not take, ModelError for weights of another backbone.
     """
     torch.manual_seed(options.seed)
-    source = None if options.backbone_checkpoint is None else _weights(Path(options.backbone_checkpoint))
+    file = backbone_file(options)
+    source = None if file is None else _weights(file)
     try:
         made = _on_swin(options, source) if options.backbone in SWIN else _on_deit(options, source)
     except (TypeError, AttributeError) as error:

@@ -99,12 +99,12 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def check_settings(begun: dict[str, Any], now: dict[str, Any]) -> None:
+def check_settings(begun: dict[str, Any], now: dict[str, Any], weights_flag: str = "--initial-checkpoint") -> None:
     """Raise InputError if a run would be resumed with different settings."""
     differing = [key for key in {**begun, **now} if begun.get(key) != now.get(key)]
     if differing:
         pairs = ", ".join(f"{key} {begun.get(key)} (now {now.get(key)})" for key in differing)
         raise InputError(
             f"--resume: this run was started with {pairs}. It can only be resumed with the same settings: pass them, "
-            "or start another run with the weights as --initial-checkpoint"
+            f"or start another run with weights as {weights_flag}"
         )

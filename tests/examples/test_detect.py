@@ -100,7 +100,9 @@ def test_killed_and_resumed_it_ends_in_the_same_weights(data: Path, whole: Path,
     done = run(script, *given)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert torch.load(tmp_path / "run" / "last.pth.tar", weights_only=True)["progress"]["update"] == 3
+    moved = (whole.parent / "swin.pth").rename(tmp_path / "moved.pth")  # a checkpoint holds all weights
     main(["--config", str(tmp_path / "run" / "args.yaml"), "--resume", "--workers", "0"])
+    moved.rename(whole.parent / "swin.pth")
     for key, value in weights(whole).items():
         assert torch.equal(weights(tmp_path / "run")[key], value), key
     for name in ("train.csv", "summary.csv"):

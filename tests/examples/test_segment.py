@@ -16,12 +16,13 @@ import torch
 from downstream.ade20k import IGNORED, LabelMaps, augment
 from downstream.dense_mix import dense_loss, mix_label_maps
 from downstream.mean_iou import confusion, evaluate, figures
-from helpers import EXAMPLES
+from downstream.segmenter import build
+from helpers import EXAMPLES, slow_except
 from imagenet.distributed import Processes
 from imagenet.order import seed_generators
 from PIL import Image
 from runs import KILLER, rows, run, weights
-from segment import main
+from segment import main, parse
 from torch import Tensor, nn
 
 from tlfx.mix import CutMix
@@ -146,8 +147,6 @@ def test_two_processes_train_as_one(targets: list[str], data: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_a_swin_starts_from_a_classifier_and_learns(data: Path, tmp_path: Path) -> None:
-    from downstream.segmenter import build
-    from segment import parse
     from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
     swin = timm.create_model(
@@ -175,6 +174,16 @@ def test_a_swin_starts_from_a_classifier_and_learns(data: Path, tmp_path: Path) 
     assert losses[-1] < 0.8 * losses[0]
     main([*map(str, given), "--updates", "1", "--cutmix", "1", "--output", str(tmp_path / "aligned")])
     assert 0.0 < float(rows(tmp_path / "aligned" / "summary.csv")[0]["lambda_gap"]) < 0.5
+
+
+TABLE_3 = [("deit_small", 58), ("swin_tiny", 60), ("swin_small", 81), ("swin_base", 121)]
+
+
+@pytest.mark.parametrize(("backbone", "millions"), slow_except({("deit_small", 58), ("swin_tiny", 60)}, TABLE_3))
+def test_parameters_are_those_of_table_3(backbone: str, millions: int) -> None:
+    with torch.device("meta"):
+        model = build(parse(["--data-dir", "none", "--output", "none", "--backbone", backbone]))
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6) == millions
 
 
 def test_dense_cutmix_keeps_pixels_and_their_labels_together() -> None:
@@ -298,6 +307,10 @@ def test_other_runs_and_weights_are_refused(data: Path, whole: Path, tmp_path: P
     other: list[object] = ["--output", tmp_path / "new"]
     refused("holds a deit of another size or kind than --backbone deit_tiny", *other, "--model-kwargs", "embed_dim=48")
     refused("there is no file", *other, "--backbone-checkpoint", tmp_path / "none.pth")
+    refused("--evaluate: there is no file", "--evaluate", tmp_path / "none.pth")
+    (tmp_path / "cut.tar").write_bytes((whole / "last.pth.tar").read_bytes()[:-100])
+    refused("cut.tar is damaged or is not a checkpoint", "--evaluate", tmp_path / "cut.tar")
+    refused("pass it as --backbone-checkpoint", "--evaluate", whole.parent / "deit.pth")
     refused("holds a deit of another size or kind than --backbone swin_tiny", *other, *SWIN)
     refused("9 images are too few for one update", *other, "--batch-size", "10")
 

@@ -19,8 +19,7 @@ names of the official repositories and of OpenMMLab are taken from their sources
 but were not loaded into their software, which does not install with current versions of torch.
 
 In a Hugging Face configuration, set layer_norm_eps to that of the model (1e-6 for DeiT and PVT v2, 1e-5 for Swin). In
-mmseg and mmdet, set convert_weights=False, because the names are already theirs. PVT v1 is not in timm and not
-supported.
+mmdet, set convert_weights=False, because the names are already its own. PVT v1 is not in timm and not supported.
 """
 
 from __future__ import annotations
@@ -62,8 +61,8 @@ def parse(arguments: Sequence[str] | None = None) -> Namespace:
     add("output", type=Path, help="the file to write; .safetensors is written as such, all others by torch.save")
     add("--to", required=True, choices=LAYOUTS, help="layout of the output")
     add("--from", dest="source", choices=LAYOUTS, help="layout of the input (default: found by its names)")
-    add("--prefix", metavar="TEXT", help="prefix of names (default: vit., swin., … for hf, backbone. for Swin in mmseg "
-        "and mmdet, whose backbone requires it, none for others)")  # fmt: skip
+    add("--prefix", metavar="TEXT", help="prefix of names (default: vit., swin., … for hf, backbone. for Swin in "
+        "mmdet, which requires it, none for others)")  # fmt: skip
     add("--drop", nargs="+", default=[], metavar="PATTERN", help="tensors of the input to leave out, such as head.*")
     add("--no-ema", action="store_true", help="take the weights themselves if there is a moving average of them")
     return parser.parse_args(arguments)

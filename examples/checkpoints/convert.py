@@ -44,8 +44,8 @@ class Source:
 def identify(state: Mapping[str, Any], layout: str | None = None) -> Source:
     """The family and layout of a state_dict, and its tensors; only this layout is tried if it is given.
 
-    Names may lack the prefix of the layout. Raises ModelError if names or shapes fit no table; the message names what
-    does not fit the nearest one.
+    Names may lack the prefix of the layout, and may have "backbone." before it. Raises ModelError if names or shapes
+    fit no table; the message names what does not fit the nearest one.
     """
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError("the checkpoint holds no state_dict: names and tensors")
@@ -67,7 +67,8 @@ def identify(state: Mapping[str, Any], layout: str | None = None) -> Source:
 def _read(table: Table, layout: str, state: Mapping[str, Tensor]) -> Source:
     source = Source(table, layout)
     for key, tensor in state.items():
-        if not any(_take(source, name, key, tensor) for name in (key, table.prefixes[layout] + key)):
+        bare = key.removeprefix("backbone.")  # of segmentors and detectors
+        if not any(_take(source, name, key, tensor) for name in (key, bare, table.prefixes[layout] + bare)):
             source.unexpected.append(key)
     source.missing = missing(table, source.weights, layout)
     return source
@@ -85,6 +86,8 @@ def _take(source: Source, name: str, key: str, tensor: Tensor) -> bool:
             )
         part = tensor.chunk(cell.parts)[cell.part] if cell.parts > 1 else tensor
         place = Place(number, numbers.get("s", 0), numbers.get("b", 0))
+        if place in source.weights:
+            raise ModelError(f"{source.keys[place]} and {key} are the same tensor of {source.table.family}")
         source.weights[place], source.keys[place] = FORMS[cell.form][0](part, key), key
     return bool(found)
 

@@ -180,12 +180,16 @@ def test_official_swin_with_its_buffers_and_a_wrapper(tmp_path: Path) -> None:
 
 
 def test_prefix_and_dropped_tensors(tmp_path: Path) -> None:
-    segmentor, _ = write(identify(swin().state_dict()), "mmseg")
+    segmentor, _ = write(identify(swin().state_dict()), "mmseg", "backbone.")
     segmentor |= {"decode_head.conv.weight": torch.ones(1), "backbone.norm0.weight": torch.ones(8)}
     torch.save({"state_dict": segmentor}, tmp_path / "segmentor.pth")
-    arguments = [str(tmp_path / "segmentor.pth"), str(tmp_path / "out.pth"), "--to", "mmseg", "--prefix", ""]
+    arguments = [str(tmp_path / "segmentor.pth"), str(tmp_path / "out.pth"), "--to", "mmdet", "--prefix", ""]
     main([*arguments, "--drop", "decode_head.*", "backbone.norm0.*"])
     assert "patch_embed.norm.weight" in torch.load(tmp_path / "out.pth", weights_only=True)["state_dict"]
+    vit, _ = write(identify(deit().state_dict()), "mmseg", "backbone.")
+    assert identify(vit).layout == "mmseg"
+    with pytest.raises(ModelError, match=r"backbone.ln1.bias and ln1.bias are the same"):
+        identify(vit | {"ln1.bias": torch.ones(24)})
     with pytest.raises(SystemExit, match=r"--drop neck\.\*: no tensor"):
         main([*arguments, "--drop", "neck.*"])
 

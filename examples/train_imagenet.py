@@ -270,7 +270,7 @@ def choose_learning_rate(options: Namespace, images: int) -> None:
 def open_logs(run: Run) -> Logs:
     """Create the folder of a run with its settings and logs."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    logs = Logs(run.options, run.epoch, run.done)
+    logs = Logs(run.options, run.done)
     write_config(run.options, run.folder / "args.yaml")
     return logs
 

@@ -30,7 +30,7 @@ class Trainer:
     """Updates a model on mixed batches.
 
     The target is the label that reaches the output if the model is aligned, and the area target otherwise.
-    :meth:`batch`, :meth:`autocast` and :meth:`clip` are hooks for subclasses.
+    :meth:`place`, :meth:`place_labels`, :meth:`batch`, :meth:`autocast` and :meth:`clip` are hooks for subclasses.
 
     Args:
         model: called as ``model(images)``, or as ``model(images, target)`` if ``aligned``.
@@ -63,7 +63,7 @@ class Trainer:
         self.optimizer.zero_grad()
         for number, (images, labels) in enumerate(batches, 1):
             with self.batch(number - 1, last=number == len(batches)):
-                loss = self.loss(self.place(images), labels.to(self.device, non_blocking=True))
+                loss = self.loss(self.place(images), self.place_labels(labels))
                 self.scaler.scale(loss / len(batches)).backward()
         self.clip()
         self.scaler.step(self.optimizer)
@@ -72,6 +72,10 @@ class Trainer:
     def place(self, images: Tensor) -> Tensor:
         """Images on the device of the model."""
         return images.to(self.device, non_blocking=True)
+
+    def place_labels(self, labels: Tensor) -> Tensor:
+        """Labels on the device of the model."""
+        return labels.to(self.device, non_blocking=True)
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Mix a batch, and return its cross-entropy with the soft target."""

@@ -70,8 +70,11 @@ def find(resume: str | None, folder: Path) -> Path | None:
     return file
 
 
-def read(file: Path) -> dict[str, Any]:
-    """The content of a checkpoint. Raises InputError if it is damaged or is not a checkpoint of a run."""
+def read(file: Path, flag: str = "--resume", weights_flag: str = "--initial-checkpoint") -> dict[str, Any]:
+    """The content of a checkpoint. Raises InputError if it is damaged or is not a checkpoint of a run.
+
+    flag: that of the file. weights_flag: that which takes a file of weights.
+    """
     try:
         with zipfile.ZipFile(file) as archive:  # torch writes checksums but does not check them
             if damaged := archive.testzip():
@@ -79,14 +82,14 @@ def read(file: Path) -> dict[str, Any]:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError, OSError, pickle.UnpicklingError) as error:
         raise InputError(
-            f"--resume {file} is damaged or is not a checkpoint ({_first_line(error)}); the other one of {LAST} and "
+            f"{flag} {file} is damaged or is not a checkpoint ({_first_line(error)}); the other one of {LAST} and "
             f"{BEST} may be complete"
         ) from error
     lacking = NEEDED - set(content) if isinstance(content, dict) else NEEDED
     if lacking:
         raise InputError(
-            f"--resume {file} is not a checkpoint of a run, it lacks {', '.join(sorted(lacking))}: if it has only "
-            "weights, pass it as --initial-checkpoint"
+            f"{flag} {file} is not a checkpoint of a run, it lacks {', '.join(sorted(lacking))}: if it has only "
+            f"weights, pass it as {weights_flag}"
         )
     return dict(content)
 

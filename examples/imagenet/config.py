@@ -17,6 +17,7 @@ __all__ = ["check_settings", "read_config", "settings_of", "write_config"]
 FREE = {
     *("config", "output", "resume", "data_dir", "dataset_download", "workers", "path", "log_interval", "tensorboard"),
     *("checkpoint_steps", "validation_batch_size", "initial_checkpoint", "reset_classifier"),
+    *("eval_steps", "evaluate", "multi_scale"),
 }
 """Options that may change when a run is resumed, because its weights do not depend on them."""
 
@@ -78,7 +79,11 @@ def _of_kind(value: Any, kind: type, expected: str) -> Any:
 
 def write_config(options: Namespace, file: Path) -> None:
     """Write the options of a run to a file for `--config`."""
-    kept = {key: value for key, value in vars(options).items() if value is not None and key not in ("config", "resume")}
+    kept = {
+        key: value
+        for key, value in vars(options).items()
+        if value is not None and key not in ("config", "resume", "evaluate")
+    }
     write_atomically(file, lambda raw: raw.write(yaml.safe_dump(_plain(kept), sort_keys=False).encode()))
 
 
@@ -94,12 +99,12 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def check_settings(begun: dict[str, Any], now: dict[str, Any]) -> None:
+def check_settings(begun: dict[str, Any], now: dict[str, Any], weights_flag: str = "--initial-checkpoint") -> None:
     """Raise InputError if a run would be resumed with different settings."""
     differing = [key for key in {**begun, **now} if begun.get(key) != now.get(key)]
     if differing:
         pairs = ", ".join(f"{key} {begun.get(key)} (now {now.get(key)})" for key in differing)
         raise InputError(
             f"--resume: this run was started with {pairs}. It can only be resumed with the same settings: pass them, "
-            "or start another run with the weights as --initial-checkpoint"
+            f"or start another run with weights as {weights_flag}"
         )

@@ -45,6 +45,14 @@ class Processes:
             dist.all_reduce(total)
         return total
 
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, in their order."""
+        values = [value]
+        if self.world > 1:
+            values = [None] * self.world
+            dist.all_gather_object(values, value)
+        return values
+
     def wait(self) -> None:
         """Wait for all processes."""
         if self.world > 1:

@@ -19,9 +19,9 @@ __all__ = ["Logs", "Table", "show_progress"]
 
 
 class Table:
-    """A CSV file with a row for each update or epoch. When a run is resumed, rows after its checkpoint are dropped.
+    """A CSV file with rows in the order of a column. When a run is resumed, rows after its checkpoint are dropped.
 
-    key: the column of the update or epoch. last: its highest number that is kept.
+    key: that column. last: its highest number that is kept.
     """
 
     def __init__(self, file: Path, key: str, last: int) -> None:
@@ -51,12 +51,15 @@ def _lines(rows: list[Any], header: bool) -> str:
 
 
 class Logs:
-    """The tables `train.csv` (a row every few updates) and `summary.csv` (a row per epoch), and TensorBoard events."""
+    """The tables `train.csv` (a row every few updates) and `summary.csv` (one per evaluation), and TensorBoard events.
 
-    def __init__(self, options: Namespace, epoch: int, updates: int) -> None:
+    updates: those that are finished when the run begins or is resumed.
+    """
+
+    def __init__(self, options: Namespace, updates: int) -> None:
         folder = Path(options.output)
         self.train = Table(folder / "train.csv", "updates", updates)
-        self.summary = Table(folder / "summary.csv", "epoch", epoch - 1)
+        self.summary = Table(folder / "summary.csv", "updates", updates)
         self.events = _event_writer(folder, updates) if options.tensorboard else None
 
     def add(self, table: Table, row: Mapping[str, Any]) -> None:

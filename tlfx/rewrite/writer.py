@@ -32,6 +32,7 @@ from tlfx.propagate.outputs import OutputLabel
 from tlfx.propagate.propagator import Propagation
 from tlfx.rewrite.functions import FunctionCalls
 from tlfx.rewrite.strides import find_strides
+from tlfx.runtime.contraction import is_range
 
 __all__ = ["AlignedGraph", "read_labels", "rewrite"]
 
@@ -169,6 +170,8 @@ class _Writer:
         for_each = place not in self.shared
         args = tuple(self._operand(a, after, for_each) for a in label.args)
         kwargs = {k: self._operand(v, after, for_each) for k, v in label.kwargs.items()}
+        if "queries" in kwargs and not is_range(kwargs["queries"]):
+            kwargs["queries"] = self._constant(torch.tensor(kwargs["queries"]), "queries", after)
         node = self._insert(after, label.function, args, kwargs, "both" if label.replaces_node else "label")
         self.written[place] = self._replace(label.after, node) if label.replaces_node else node
 

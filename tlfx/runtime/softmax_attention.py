@@ -11,6 +11,7 @@ from torch import Tensor
 from tlfx.runtime.arithmetic import by_mass, label_arithmetic, with_mass
 from tlfx.runtime.batch_axis import BatchAxis, merge_batch, split_batch
 from tlfx.runtime.contraction import QUERY, Equation, contract, select
+from tlfx.runtime.kernel_attention import attention_by_kernel
 
 __all__ = ["attend_by_operator", "attention", "attention_bias", "repeat_groups", "select_queries"]
 
@@ -32,13 +33,18 @@ def attention(
     mask: Tensor | None = None,
     causal: bool = False,
     scale: float | None = None,
-    queries: Sequence[int] | None = None,
+    queries: Sequence[int] | Tensor | None = None,
 ) -> Tensor:
     """Spatial mixing by scaled dot-product attention (eq. 7, 9), averaged over heads, weights before dropout.
 
     ``own`` are labels of the queries in the shape of the output, which those have that the mask lets see no key in any
-    head; None if there is no such query.
+    head; None if there is no such query. On a GPU, one Triton kernel computes them where it can.
     """
+    if query.is_cuda:
+        given: dict[str, Any] = {"mask": mask, "causal": causal, "scale": scale, "queries": queries}
+        found = attention_by_kernel(query, key, labels, equation, own, where=where, **given)
+        if found is not None:
+            return found
     query, key = query.float(), key.float()
     bias = attention_bias(query, key, mask, causal)
     query, bias = select_queries(query, bias, queries)
@@ -110,7 +116,9 @@ def attention_bias(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool
     return torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, float("-inf"))
 
 
-def select_queries(query: Tensor, bias: Tensor | None, queries: Sequence[int] | None) -> tuple[Tensor, Tensor | None]:
+def select_queries(
+    query: Tensor, bias: Tensor | None, queries: Sequence[int] | Tensor | None
+) -> tuple[Tensor, Tensor | None]:
     """Some of the queries with their rows of the bias, all for None."""
     if queries is None:
         return query, bias

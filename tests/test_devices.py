@@ -10,14 +10,19 @@ from typing import Any
 import helpers
 import pytest
 import torch
+from attention_cases import Case, cases
 from helpers import slow_except
+from hypothesis import given, settings
 from timm.models.convnext import ConvNeXtBlock
 from torch import nn
 
 import tlfx
 from tlfx import mix
+from tlfx.aligned import planner_of
 from tlfx.analysis.invariants import rectangles
 from tlfx.analysis.speed import Settings, bench
+from tlfx.capture.arguments import Call
+from tlfx.runtime.kernel_attention import attention_by_kernel
 
 SIDE, CLASSES, BATCH = 32, 5, 4
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
@@ -119,6 +124,41 @@ def test_ways_of_attention_agree(attention: Any, device: str) -> None:
         _, reference = tlfx.align(deepcopy(model).cpu(), attention="fused")(*batch("cpu"))
         _, soft = tlfx.align(model, attention=attention)(images, target)
     torch.testing.assert_close(soft.cpu(), reference, rtol=0.0, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@settings(max_examples=60)
+@given(cases(most=150, width=256))
+def test_the_kernel_for_labels_of_attention(case: Case) -> None:
+    """Compiled, on all types, strides and masks, against plain float64 arithmetic; tests/runtime interprets it."""
+    args, options = case.given("cuda")
+    label = attention_by_kernel(*args, **options)
+    assert label is not None
+    torch.testing.assert_close(label.double().cpu(), case.expected(), rtol=0.0, atol=2e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_two_kernels_are_added_for_each_attention_block() -> None:
+    added = [kernels_of_labels(vit(depth=depth).cuda()) for depth in (2, 4)]
+    assert added[1] - added[0] <= 2 * 2
+
+
+def kernels_of_labels(model: nn.Module) -> int:
+    """How many kernels an aligned call launches beside those of the captured graph."""
+    model, (images, target) = tlfx.align(model), batch("cuda")
+    graph = planner_of(model).plan(model, Call.of(images)).captured.graph_module
+    return kernels(partial(model, images, target)) - kernels(partial(graph, images))
+
+
+def kernels(call: Callable[[], Any]) -> int:
+    """Number of kernels that a call launches."""
+    call()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        call()
+        torch.cuda.synchronize()
+    names = [e.name for e in profile.events() if e.device_type.name == "CUDA"]
+    return sum(not name.startswith(("Memcpy", "Memset")) for name in names)
 
 
 @pytest.mark.parametrize("device", DEVICES)

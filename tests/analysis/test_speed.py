@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from tlfx.analysis.speed import ALIGNED, CAPTURED, PLAIN, PUBLISHED, Settings, Timing, bench, compare
 
@@ -48,6 +49,16 @@ def test_a_model_is_timed_plain_and_aligned(forward_only: bool) -> None:
     assert found[PLAIN].ratio == 1.0
     assert all(len(t.seconds) == 2 and t.memory > 0 for t in found.values())
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_steps_in_a_row_have_an_optimizer_step_each() -> None:
+    stepped: list[object] = []
+    hook = register_optimizer_step_post_hook(lambda optimizer, *_: stepped.append(optimizer))
+    model = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1000))
+    found = bench(model, (3, 16, 16), Settings(batch=2, pairs=2, warm_up=0, steps=3))
+    hook.remove()
+    assert len(stepped) == 3 * (2 + 1) * 3  # kinds of step, pairs and the one for memory, steps in a row
+    assert all(t.images == 6 for t in found.values())
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ def test_ratios_as_json() -> None:
 def test_bad_numbers_are_refused() -> None:
     done = tlfx("bench", "test_vit", "--pairs", "0")
     assert done.returncode == 2
-    assert "--batch, --pairs and --threads must be positive" in done.stderr
+    assert "--batch, --pairs, --steps and --threads must be positive" in done.stderr
 
 
 @pytest.mark.slow

@@ -264,3 +264,40 @@ def test_labels_are_float32_and_without_gradient() -> None:
     assert label.dtype == torch.float32
     assert not label.requires_grad
     torch.testing.assert_close(label[..., 0].double().view(plain.shape), plain, rtol=0, atol=1e-6)
+
+
+class Convolved(nn.Module):
+    """Two convolutions; the kernel of the first may be written to after it was read."""
+
+    kernel: Tensor
+
+    def __init__(self, writes: bool) -> None:
+        super().__init__()
+        self.register_buffer("kernel", torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0)))
+        self.last = nn.Conv2d(4, 5, 4)
+        self.writes = writes
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.conv2d(images, self.kernel, stride=2).relu()
+        if self.writes:
+            self.kernel.copy_(self.kernel.square())
+        return self.last(x).mean((2, 3))
+
+
+def test_labels_of_the_mask_are_one_stretch() -> None:
+    """At the end, so that they do not take turns with the operators of the model."""
+    _, graph_module = align(Convolved(writes=False), torch.randn(2, 3, 16, 16))
+    nodes = [n for n in graph_module.graph.nodes if n.op == "call_function"]
+    by_model = [isinstance(n.target, torch._ops.OpOverload) for n in nodes]
+    assert by_model == sorted(by_model, reverse=True)
+    assert not by_model[-1]
+
+
+def test_labels_of_a_kernel_that_is_written_to_are_those_of_the_kernel_that_was_read() -> None:
+    images, mask = torch.randn(BATCH, 3, 16, 16), random_mask((3, 16, 16), seed=1)
+    found = []
+    for writes in (False, True):
+        torch.manual_seed(0)
+        _, graph_module = align(Convolved(writes), images)
+        found.append(graph_module(images, mask)[1][0])
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)

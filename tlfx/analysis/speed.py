@@ -31,6 +31,8 @@ ALIGNED = "aligned"
 PUBLISHED = "published"
 """The formulation of the published code; see :mod:`tlfx.analysis.published`."""
 CLASSES = 1000
+_RATE = 1e-6
+"""Learning rate: parameters are written to and stay what they are."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,9 @@ class Settings:
     batch: int = 16
     pairs: int = 9
     warm_up: int = 2
+    steps: int = 1
+    """Training steps that are timed together. With more than one, each ends with a step of SGD, and none waits for the
+    device: the steady state of training."""
     forward_only: bool = False
     dtype: torch.dtype = torch.float32
     """Types other than float32 use autocast."""
@@ -52,7 +57,8 @@ class Settings:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one kind of step and of the paired plain steps, and peak memory in bytes."""
+    """Seconds of one kind of step, or of all that are timed together, and of the paired plain ones; peak memory in
+    bytes."""
 
     seconds: list[float]
     plain: list[float]
@@ -128,15 +134,24 @@ def _step(model: nn.Module, forward: Callable[[], tuple[Any, Any]], settings: Se
             output, soft = (_per_image(x) for x in forward())
         return F.cross_entropy(output.float(), soft[:, : output.shape[1]])
 
+    optimizer = torch.optim.SGD(model.parameters(), lr=_RATE)
+
     def step() -> None:
-        """A forward, and unless ``forward_only`` a backward."""
+        """A forward, and unless ``forward_only`` a backward; with an optimizer step if there are several."""
         with torch.no_grad() if settings.forward_only else nullcontext():
             value = loss()
         if not settings.forward_only:
             value.backward()
+            if settings.steps > 1:
+                optimizer.step()
             model.zero_grad(set_to_none=True)
 
-    return step
+    def steps() -> None:
+        """All steps that are timed together."""
+        for _ in range(settings.steps):
+            step()
+
+    return steps
 
 
 def _per_image(output: Any) -> Tensor:
@@ -160,7 +175,8 @@ def compare(steps: Mapping[str, Callable[[], None]], settings: Settings) -> dict
     for names in _orders(list(steps), settings.pairs):
         for name in names:
             seconds[name].append(_seconds(steps[name], settings.device))
-    return {name: Timing(seconds[name], seconds[PLAIN], settings.batch, memory[name], memory[PLAIN]) for name in steps}
+    images = settings.batch * settings.steps
+    return {name: Timing(seconds[name], seconds[PLAIN], images, memory[name], memory[PLAIN]) for name in steps}
 
 
 def _orders(names: list[str], count: int) -> Iterator[list[str]]:

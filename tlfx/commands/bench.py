@@ -32,6 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", metavar="N", type=int, default=16, help="images in a batch; default: 16")
     parser.add_argument("--pairs", metavar="N", type=int, default=9, help="pairs of steps to time; default: 9")
     parser.add_argument(
+        "--steps",
+        metavar="N",
+        type=int,
+        default=1,
+        help="training steps that are timed together, with an optimizer step each and without waiting for the device "
+        "between them, as in training; default: 1, without an optimizer step",
+    )
+    parser.add_argument(
         "--capture",
         action="store_true",
         help="time the one-time work before the first step: capture, propagation, rewriting",
@@ -52,8 +60,8 @@ def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     import torch
 
-    if args.batch < 1 or args.pairs < 1 or (args.threads or 1) < 1:
-        raise InputError("--batch, --pairs and --threads must be positive")
+    if min(args.batch, args.pairs, args.steps, args.threads or 1) < 1:
+        raise InputError("--batch, --pairs, --steps and --threads must be positive")
     if args.threads:
         torch.set_num_threads(args.threads)
     data, table = _captures(args) if args.capture else _steps(args)
@@ -109,6 +117,7 @@ def _settings(args: argparse.Namespace) -> Settings:
     return Settings(
         batch=args.batch,
         pairs=args.pairs,
+        steps=args.steps,
         forward_only=args.forward,
         dtype=getattr(torch, args.dtype),
         device=device,
@@ -132,6 +141,8 @@ def _table(timed: dict[str, dict[str, Timing]], settings: Settings) -> Table:
     from rich.table import Table
 
     what = "forward" if settings.forward_only else "training step"
+    if settings.steps > 1:
+        what = f"{settings.steps} {what}s in a row"
     kind = str(settings.dtype).removeprefix("torch.")
     table = Table(title=f"{what}, batch {settings.batch}, {kind}, {settings.device}, {settings.pairs} pairs")
     for name, justify in (("model", "left"), ("step", "left"), *((n, "right") for n in _COLUMNS)):

@@ -17,6 +17,7 @@ from torch.fx.node import map_arg
 from tlfx import runtime
 from tlfx._torch import tree_leaves, tree_map
 from tlfx.capture.regions import Region, RegionTree
+from tlfx.graph.aliasing import storage_of, written_storages
 from tlfx.graph.constants import is_random
 from tlfx.graph.shells import graph_module_of
 from tlfx.propagate.labels import (
@@ -32,6 +33,7 @@ from tlfx.propagate.outputs import OutputLabel
 from tlfx.propagate.propagator import Propagation
 from tlfx.rewrite.functions import FunctionCalls
 from tlfx.rewrite.strides import find_strides
+from tlfx.runtime.contraction import is_range
 
 __all__ = ["AlignedGraph", "read_labels", "rewrite"]
 
@@ -112,6 +114,9 @@ class _Writer:
         self.shared = labels_of_the_mask(propagation, self.live)
         self.position = torch.full((propagation.labels.size,), -1)
         self.written: dict[int, Node] = {}
+        self.waiting = sorted(self.shared) if self._may_wait() else []
+        """Labels of the mask that nothing read so far. They are written in one stretch: between the operators of the
+        model, each would find the caches of the CPU cold."""
         self.known: dict[Hashable, Node] = {}
         self.constants: dict[Hashable, str] = {}
         self.last: dict[Node, Node] = {}
@@ -120,7 +125,10 @@ class _Writer:
     def write(self) -> GraphModule:
         """Write all label tensors that are read, then the outputs."""
         for place, label in sorted(self.live.items()):
-            self._write(place, label)
+            if place not in self.waiting:
+                assert label.after is not None
+                after = self.functions.end_of(label.after) or self.copies.get(label.after)
+                self._write(place, label, after or self._end())  # of the output node
         labels = tuple(self._output(o) if o is not None else None for o in self.propagation.outputs)
         recorded = tuple(self._read(ids, self._end(), for_each=True) for ids in self.propagation.recorded.ids.values())
         outputs = self.propagation.graph_module.graph.output_node().args[0]
@@ -159,9 +167,21 @@ class _Writer:
             self.last[node] = mask
         return mask
 
-    def _write(self, place: int, label: LabelTensor) -> None:
+    def _may_wait(self) -> bool:
+        """Whether labels of the mask may be computed later: no region ends before, and no parameter that they read is
+        written to."""
+        written = written_storages(self.propagation.graph_module.graph.nodes)
+        read = {storage_of(n) for place in self.shared for n in self.live[place].nodes}
+        return not self.propagation.regions.regions and written.isdisjoint(read)
+
+    def _write_waiting(self, needed: Sequence[int], after: Node) -> None:
+        """Write what was waiting, up to the last place that is needed."""
+        while self.waiting and self.waiting[0] <= max(needed):
+            place = self.waiting.pop(0)
+            self._write(place, self.live[place], after)
+
+    def _write(self, place: int, label: LabelTensor, after: Node) -> None:
         assert label.after is not None
-        after = self.functions.end_of(label.after) or self.copies.get(label.after) or self._end()  # of the output node
         for leaf in tree_leaves((label.args, label.kwargs)):
             if isinstance(leaf, Node | NodeFunction):
                 self.functions.check_read(label.after, leaf.node if isinstance(leaf, NodeFunction) else leaf)
@@ -169,6 +189,8 @@ class _Writer:
         for_each = place not in self.shared
         args = tuple(self._operand(a, after, for_each) for a in label.args)
         kwargs = {k: self._operand(v, after, for_each) for k, v in label.kwargs.items()}
+        if "queries" in kwargs and not is_range(kwargs["queries"]):
+            kwargs["queries"] = self._constant(torch.tensor(kwargs["queries"]), "queries", after)
         node = self._insert(after, label.function, args, kwargs, "both" if label.replaces_node else "label")
         self.written[place] = self._replace(label.after, node) if label.replaces_node else node
 
@@ -218,6 +240,7 @@ class _Writer:
         """A view of a label tensor where strides can read the ids, else a copy by index."""
         owners = self.propagation.labels.owners(ids)
         places = _in_order(owners.flatten())
+        self._write_waiting(places, after)
         offset = torch.zeros(len(self.propagation.labels.tensors), dtype=torch.int64)
         offset[places] = torch.tensor([0, *itertools.accumulate(self.live[p].count for p in places[:-1])])
         index = self.position[ids] + offset[owners]

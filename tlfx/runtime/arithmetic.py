@@ -9,6 +9,8 @@ from typing import Any, ParamSpec
 import torch
 from torch import Tensor
 
+from tlfx._torch import set_grad_mode
+
 __all__ = ["TINY", "by_mass", "label_arithmetic", "magnitude", "with_mass"]
 
 
@@ -22,11 +24,20 @@ def label_arithmetic(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
     @functools.wraps(function)
     def outside(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         device = _device_type(args)
-        if not torch.is_autocast_enabled(device):  # entering autocast costs more than many a label
-            with torch.no_grad():
+        if torch.compiler.is_compiling():
+            with torch.no_grad(), torch.autocast(device, enabled=False):
                 return function(*args, **kwargs)
-        with torch.no_grad(), torch.autocast(device, enabled=False):
+        # two switches: the context managers cost more than many a label
+        gradients, casts = torch.is_grad_enabled(), torch.is_autocast_enabled(device)
+        set_grad_mode(False)
+        if casts:
+            torch.set_autocast_enabled(device, False)
+        try:
             return function(*args, **kwargs)
+        finally:
+            set_grad_mode(gradients)
+            if casts:
+                torch.set_autocast_enabled(device, True)
 
     return outside
 

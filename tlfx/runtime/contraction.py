@@ -11,7 +11,7 @@ from torch import Tensor
 from tlfx.runtime.arithmetic import by_mass, label_arithmetic, magnitude, with_mass
 from tlfx.runtime.batch_axis import BatchAxis, split_batch
 
-__all__ = ["Equation", "context", "contract", "finalize", "mix", "query_axis", "select"]
+__all__ = ["Equation", "context", "contract", "finalize", "is_range", "mix", "query_axis", "select"]
 
 QUERY = "q"
 """The subscript of the one axis of queries."""
@@ -42,7 +42,7 @@ def mix(
     own: Tensor | None = None,
     *,
     where: BatchAxis | None = None,
-    queries: Sequence[int] | None = None,
+    queries: Sequence[int] | Tensor | None = None,
     is_softmax: bool = False,
     mass: bool = False,
     signed: bool = False,
@@ -107,8 +107,15 @@ def query_axis(equation: Equation) -> int:
     return equation.weight.index(QUERY) + 1
 
 
-def select(tensor: Tensor, axis: int, places: Sequence[int]) -> Tensor:
+def select(tensor: Tensor, axis: int, places: Sequence[int] | Tensor) -> Tensor:
     """Places along an axis, as a view where they are consecutive."""
-    if places[-1] - places[0] == len(places) - 1:
+    if isinstance(places, Tensor):
+        return tensor.index_select(axis, places)
+    if is_range(places):
         return tensor.narrow(axis, places[0], len(places))
     return tensor.index_select(axis, torch.tensor(places, device=tensor.device))
+
+
+def is_range(places: Sequence[int]) -> bool:
+    """Whether ascending places are consecutive."""
+    return places[-1] - places[0] == len(places) - 1

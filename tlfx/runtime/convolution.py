@@ -13,6 +13,12 @@ from tlfx.runtime.batch_axis import BatchAxis, merge_batch, split_batch
 
 __all__ = ["by_group", "convolve", "convolve_at", "filtered", "kernel_weights", "resample", "resample_at"]
 
+_BY_CHANNEL = (torch.ops.aten.conv2d.default, torch.ops.aten.conv2d.padding)
+_MANY = 2**14
+"""Elements of maps from which on the CPU convolves them faster as channels."""
+_PART = 2**17
+"""Weights whose sizes are summed at a time, which fit a CPU cache."""
+
 
 @label_arithmetic
 def convolve(
@@ -29,12 +35,21 @@ def convolve(
     """
 
     def run(labels: Tensor, kernel: Tensor) -> Tensor:
-        return _over_ones(lambda maps: operator(maps, kernel, None, *args), labels, valid)
+        return _over_ones(lambda maps: _convolved(operator, maps, kernel, *args), labels, valid)
 
     if kernel.dim() < labels.dim():
         return run(labels, kernel)
     each: Tensor = torch.vmap(lambda label, weight: run(label[None], weight)[0])(labels, kernel)
     return each
+
+
+def _convolved(operator: Callable[..., Tensor], maps: Tensor, kernel: Tensor, *args: Any) -> Tensor:
+    """Maps (count, 1, *size) under one kernel; as channels of one image where the CPU is several times faster then."""
+    if operator not in _BY_CHANNEL or maps.is_cuda or maps.numel() < _MANY:
+        return operator(maps, kernel, None, *args)
+    count = len(maps)
+    together: Tensor = operator(maps.transpose(0, 1), kernel.expand(count, -1, -1, -1), None, *args, groups=count)
+    return together.transpose(0, 1)
 
 
 @label_arithmetic
@@ -47,8 +62,19 @@ def kernel_weights(kernel: Tensor, signed: bool = False, count: int | None = Non
     channels = (0, 1)
     if count is not None:
         kernel, channels = kernel.unflatten(0, (-1, count)), (1, 2)
-    total: Tensor = torch.linalg.vector_norm(kernel, 1, channels, keepdim=True)  # one pass, no |K| in memory
-    return total / (kernel.shape[channels[0]] * kernel.shape[channels[1]]) + TINY
+    return _magnitudes(kernel, channels) / (kernel.shape[channels[0]] * kernel.shape[channels[1]]) + TINY
+
+
+def _magnitudes(kernel: Tensor, channels: tuple[int, int]) -> Tensor:
+    """|K| summed over channels. On the CPU some rows at a time, in the cache: several times as fast as the norm, which
+    is one launch on a GPU."""
+    if kernel.is_cuda or torch.compiler.is_compiling():
+        total: Tensor = torch.linalg.vector_norm(kernel, 1, channels, keepdim=True)
+        return total
+    rows = max(1, _PART * len(kernel) // max(1, kernel.numel()))
+    if channels[0] or rows >= len(kernel):
+        return kernel.abs().sum(channels, keepdim=True)
+    return torch.cat([part.abs().sum(channels, keepdim=True) for part in kernel.split(rows)]).sum(0, keepdim=True)
 
 
 @label_arithmetic
@@ -141,16 +167,16 @@ def _over_seen(maps: Tensor, over: Tensor, under: Tensor, where: BatchAxis) -> T
 
 
 def _over_ones(run: Callable[[Tensor], Tensor], labels: Tensor, valid: Tensor | None, channel: bool = True) -> Tensor:
-    batch, lead, *size, k = labels.shape
-    ones = labels.new_ones(1, *size) if valid is None else valid.to(labels.dtype)
-    maps = labels.movedim(-1, 1)
-    if valid is not None:
-        maps = maps * ones
-    maps = maps.flatten(0, 2)
-    if channel:
-        maps, ones = maps.unsqueeze(1), ones.unsqueeze(1)
-    over, under = run(torch.cat((maps, ones))).split((len(maps), len(ones)))
-    if channel:
-        over, under = over.squeeze(1), under.squeeze(1)
-    share: Tensor = over.unflatten(0, (batch, k, lead)) / under.clamp_min(TINY)
-    return share.movedim(1, -1).flatten(1, -2)
+    """Labels (batch, lead, *size, channels) by an operator that runs on maps, divided by itself run on ones."""
+    batch, _, *size, k = labels.shape
+    shape = (-1, 1, *size) if channel else (-1, *size)
+    maps = labels if k == 1 else labels.movedim(-1, 1)
+    if valid is None:
+        ones = labels.new_ones(1, *shape[1:])
+    else:
+        maps = maps * (valid[..., None] if k == 1 else valid)
+        ones = valid.to(labels.dtype).reshape(shape)
+    both = run(torch.cat((maps.reshape(shape), ones)))
+    over, under = both.split((len(both) - len(ones), len(ones)))
+    share: Tensor = over.reshape(batch * k, -1, under[0].numel()) / under.reshape(len(ones), -1).clamp_min(TINY)
+    return share.reshape(batch, k, -1).transpose(1, 2)

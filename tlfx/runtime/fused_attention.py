@@ -49,7 +49,7 @@ def attention_with_labels(
     causal: bool = False,
     scale: float | None = None,
     grouped: bool = False,
-    queries: Sequence[int] | None = None,
+    queries: Sequence[int] | Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Scaled dot-product attention (batch, heads, n, d), bit for bit the operator's output, and its labels, those of
     :func:`attention`, for labels (batch, outer, inner, m, channels).
@@ -95,7 +95,7 @@ def _columns(labels: Tensor, where: BatchAxis, key: Tensor) -> Tensor:
 
 
 @label_arithmetic
-def _labels(label: Tensor, where: BatchAxis, queries: Sequence[int] | None) -> Tensor:
+def _labels(label: Tensor, where: BatchAxis, queries: Sequence[int] | Tensor | None) -> Tensor:
     """The mean over heads of (batch, heads, n, channels) at the queries that are read, as labels of each sample."""
     if queries is not None:
         label = select(label, -2, queries)

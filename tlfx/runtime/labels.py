@@ -56,7 +56,7 @@ def gather(labels: Sequence[Tensor], index: Tensor | None = None, shape: Sequenc
 @label_arithmetic
 def average(one: Tensor, other: Tensor) -> Tensor:
     """Residual connection, Y ← Norm(Y + g(Y)) (eq. 11), and products of two full values."""
-    return (one + other) / 2
+    return torch.lerp(one, other, 0.5)
 
 
 @label_arithmetic

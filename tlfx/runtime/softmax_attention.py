@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from tlfx.runtime.arithmetic import by_mass, label_arithmetic, with_mass
 from tlfx.runtime.batch_axis import BatchAxis, merge_batch, split_batch
 from tlfx.runtime.contraction import QUERY, Equation, contract, select
+from tlfx.runtime.kernel_attention import attention_by_kernel
 
 __all__ = ["attend_by_operator", "attention", "attention_bias", "repeat_groups", "select_queries"]
 
@@ -32,23 +33,28 @@ def attention(
     mask: Tensor | None = None,
     causal: bool = False,
     scale: float | None = None,
-    queries: Sequence[int] | None = None,
+    queries: Sequence[int] | Tensor | None = None,
 ) -> Tensor:
     """Spatial mixing by scaled dot-product attention (eq. 7, 9), averaged over heads, weights before dropout.
 
     ``own`` are labels of the queries in the shape of the output, which those have that the mask lets see no key in any
-    head; None if there is no such query.
+    head; None if there is no such query. On a GPU, one Triton kernel computes them where it can.
     """
+    if query.is_cuda:
+        given: dict[str, Any] = {"mask": mask, "causal": causal, "scale": scale, "queries": queries}
+        found = attention_by_kernel(query, key, labels, equation, own, where=where, **given)
+        if found is not None:
+            return found
     query, key = query.float(), key.float()
     bias = attention_bias(query, key, mask, causal)
     query, bias = select_queries(query, bias, queries)
     if own is not None and queries is not None:
         own = select(own, equation.out.index(QUERY) + 1, queries)
-    key = repeat_groups(key, query).transpose(-2, -1)
-    query = query * (query.shape[-1] ** -0.5 if scale is None else scale)
+    key = repeat_groups(key, query)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
     if where == BatchAxis(0) and query.dim() == key.dim() == 4:
-        return torch.cat(list(_attention_in_parts(query, key, bias, labels, equation, own)))
-    scores = query @ key
+        return _attention_in_parts(query, key, scale, bias, labels, equation, own)
+    scores = (query * scale) @ key.mT
     weight = torch.softmax(scores if bias is None else scores + bias, -1)
     return _mixed(split_batch(weight, where), labels, equation, own).flatten(1, -2)
 
@@ -61,27 +67,42 @@ def _mixed(weight: Tensor, labels: Tensor, equation: Equation, own: Tensor | Non
 
 
 def _attention_in_parts(
-    query: Tensor, key: Tensor, bias: Tensor | None, labels: Tensor, equation: Equation, own: Tensor | None
-) -> Iterator[Tensor]:
+    query: Tensor,
+    key: Tensor,
+    scale: float,
+    bias: Tensor | None,
+    labels: Tensor,
+    equation: Equation,
+    own: Tensor | None,
+) -> Tensor:
     """A few samples at a time, in one pair of buffers that stays in the cache; no tensor holds the weights of all."""
-    _, heads, count, _ = query.shape
-    keys = key.shape[-1]
+    batch, heads, count, _ = query.shape
+    keys = key.shape[-2]
     step = max(1, _PART.get(query.device.type, _LARGE_PART) // (4 * heads * count * keys))
-    scores, weight = query.new_empty(2, min(step, len(query)) * heads, count, keys).unbind()
-    for start in range(0, len(query), step):
-        q, k = query[start : start + step], key[start : start + step].expand(-1, heads, -1, -1)
+    scores, weight = query.new_empty(2, min(step, batch) * heads, count, keys).unbind()
+    found: list[Tensor] = []
+    for start in range(0, batch, step):
+        q, k, y = (_part(x, start, step) for x in (query, key, labels))
+        kept = own if own is None else _part(own, start, step)
+        b = bias if bias is None or bias.dim() < 4 else _part(bias, start, step)
         some = len(q) * heads
-        torch.bmm(q.flatten(0, 1), k.flatten(0, 1), out=scores[:some])
-        if bias is not None:
-            scores[:some].unflatten(0, (-1, heads)).add_(bias[start : start + step] if _is_batched(bias) else bias)
-        torch.softmax(scores[:some], -1, out=weight[:some])
-        part = split_batch(weight[:some].unflatten(0, (-1, heads)), BatchAxis(0))
-        kept = own if own is None else own[start : start + step]
-        yield _mixed(part, labels[start : start + step], equation, kept).flatten(1, -2)
+        product, out = (scores, weight) if some == len(scores) else (scores[:some], weight[:some])
+        k = k if k.shape[1] == heads else k.expand(-1, heads, -1, -1)
+        product.baddbmm_(q.flatten(0, 1), k.flatten(0, 1).mT, beta=0, alpha=scale)
+        if b is not None:
+            product.unflatten(0, (-1, heads)).add_(b)
+        torch.softmax(product, -1, out=out)
+        by_head = out.view(-1, heads, count, keys)
+        if kept is None and y.shape[-2] * y.shape[-1] * len(y) == y.numel():  # the same for all heads
+            found.append((by_head @ y.reshape(len(y), 1, keys, -1)).mean(1))
+        else:
+            found.append(_mixed(split_batch(by_head, BatchAxis(0)), y, equation, kept).flatten(1, -2))
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
-def _is_batched(bias: Tensor) -> bool:
-    return bias.dim() == 4 and bias.shape[0] > 1
+def _part(x: Tensor, start: int, step: int) -> Tensor:
+    """Some samples of a tensor (batch or 1, ...)."""
+    return x if len(x) <= step else x[start : start + step]
 
 
 @label_arithmetic
@@ -110,7 +131,9 @@ def attention_bias(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool
     return torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, float("-inf"))
 
 
-def select_queries(query: Tensor, bias: Tensor | None, queries: Sequence[int] | None) -> tuple[Tensor, Tensor | None]:
+def select_queries(
+    query: Tensor, bias: Tensor | None, queries: Sequence[int] | Tensor | None
+) -> tuple[Tensor, Tensor | None]:
     """Some of the queries with their rows of the bias, all for None."""
     if queries is None:
         return query, bias

@@ -82,7 +82,7 @@ def heads_by_norm(
     of_value: str,
     where: BatchAxis,
     where_value: BatchAxis,
-    queries: Sequence[int] | None = None,
+    queries: Sequence[int] | Tensor | None = None,
     signed: bool = False,
 ) -> Tensor:
     """Spatial mixing by attention (eq. 9), the heads of each token weighted by the norms of its value in them.
@@ -112,7 +112,7 @@ def attention_by_norm(
     mask: Tensor | None = None,
     causal: bool = False,
     scale: float | None = None,
-    queries: Sequence[int] | None = None,
+    queries: Sequence[int] | Tensor | None = None,
 ) -> Tensor:
     """The same by scaled dot-product attention: the operator itself run on labels times norms, over norms.
 

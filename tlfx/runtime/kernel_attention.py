@@ -1,0 +1,140 @@
+"""Attention as the Triton kernel takes it: queries, keys, masks and labels with their axes in one order, as views."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from tlfx.runtime.batch_axis import BatchAxis, split_batch
+from tlfx.runtime.contraction import QUERY, Equation, is_range, select
+
+__all__ = ["attention_by_kernel"]
+
+_TYPES = (torch.float16, torch.bfloat16, torch.float32)
+_MOST_WIDTH = 256
+"""Largest width of a head."""
+_MOST_CHANNELS = 16
+"""Most label channels: each takes another pass over the weights of a block."""
+
+
+def attention_by_kernel(
+    query: Tensor,
+    key: Tensor,
+    labels: Tensor,
+    equation: Equation,
+    own: Tensor | None = None,
+    *,
+    where: BatchAxis,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    queries: Sequence[int] | Tensor | None = None,
+) -> Tensor | None:
+    """As :func:`tlfx.runtime.attention`, by one kernel; None where there is none: without Triton, in float64, for heads
+    wider than 256, more than 16 label channels, or labels that vary along several axes of heads."""
+    kernel = _kernel()
+    axes = _Axes.of(query, key, labels, equation, where) if _is_supported(query, key, labels, mask) else None
+    if kernel is None or axes is None:
+        return None
+    query, key, labels = axes.of_query(query), axes.of_key(key), axes.of_labels(labels)
+    own = own if own is None else axes.of_labels(own)
+    mask = axes.of_mask(mask, query.shape[-2], key.shape[-2]) if mask is not None and not causal else None
+    index = None
+    if isinstance(queries, Tensor) or (queries is not None and (causal or not is_range(queries))):
+        index = torch.as_tensor(queries, device=query.device)
+    elif queries is not None:
+        query = select(query, -2, queries)
+        mask, own = (x if x is None else select(x, -2, queries) for x in (mask, own))
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return kernel(query, key, labels, own, mask, index, scale, causal).flatten(1, -2)
+
+
+@functools.cache
+def _kernel() -> Callable[..., Tensor] | None:
+    """The kernel, imported when it is needed first, or None without Triton."""
+    try:
+        from tlfx.runtime.attention_kernel import attention_labels as kernel
+    except ImportError:
+        return None
+    return cast(Callable[..., Tensor], kernel)
+
+
+def _is_supported(query: Tensor, key: Tensor, labels: Tensor, mask: Tensor | None) -> bool:
+    types = query.dtype in _TYPES and key.dtype in _TYPES and labels.dtype == torch.float32
+    devices = {x.device for x in (query, key, labels, mask) if x is not None}
+    return types and len(devices) == 1 and query.shape[-1] <= _MOST_WIDTH and labels.shape[-1] <= _MOST_CHANNELS
+
+
+class _Axes(NamedTuple):
+    """Where the axes of the kernel lie: two along which labels vary, and the heads; None for one of size 1."""
+
+    lead: tuple[int, ...]
+    """Lengths of the axes of the weights before those of queries and keys."""
+    where: BatchAxis
+    batch: int
+    labels: tuple[int | None, int | None]
+    """Places among the axes of the labels (batch, *shape, m)."""
+    weight: tuple[int | None, int | None, int | None]
+    """Places among the axes of the weights, the batch in front."""
+
+    @classmethod
+    def of(cls, query: Tensor, key: Tensor, labels: Tensor, equation: Equation, where: BatchAxis) -> _Axes | None:
+        """The axes, None if the kernel has too few."""
+        lead = tuple(torch.broadcast_shapes(query.shape[:-2], _ungrouped(query, key)))
+        letters, kept = equation.weight[:-2], equation.labels[:-1]
+        split = (*lead[: where.axis], where.outer, where.inner, *lead[where.axis + 1 :])
+        if len(letters) != len(split) or equation.weight != letters + QUERY + equation.labels[-1]:
+            return None
+        size = dict(zip(letters, split, strict=True))
+        varying = [c for c in kept if size[c] > 1]
+        heads = [c for c in letters if c not in kept and size[c] > 1]
+        grouped = key.dim() > 2 and key.shape[-3] not in (1, lead[-1])
+        if equation.out != kept + QUERY or len(varying) > 2 or len(heads) > 1 or (grouped and heads != [letters[-1]]):
+            return None
+        first, second = [None] * (2 - len(varying)) + [kept.index(c) + 1 for c in varying]
+        of_weight = [None if i is None else letters.index(kept[i - 1]) + 1 for i in (first, second)]
+        head = letters.index(heads[0]) + 1 if heads else None
+        return cls(lead, where, labels.shape[0], (first, second), (of_weight[0], of_weight[1], head))
+
+    def of_query(self, query: Tensor) -> Tensor:
+        """(batch, groups, inner, heads, n, d)"""
+        return self._of_weight(query.expand(*self.lead, *query.shape[-2:]))
+
+    def of_key(self, key: Tensor) -> Tensor:
+        """(batch, groups, inner, heads or fewer, m, d)"""
+        heads = self.lead[-1:] if key.dim() < 3 or key.shape[-3] == 1 else key.shape[-3:-2]
+        return self._of_weight(key.expand(*self.lead[:-1], *heads, *key.shape[-2:]))
+
+    def of_mask(self, mask: Tensor, queries: int, keys: int) -> Tensor:
+        """(batch, groups, inner, heads, n, m)"""
+        return self._of_weight(mask.expand(*self.lead, queries, keys))
+
+    def of_labels(self, labels: Tensor) -> Tensor:
+        """(batch, groups, inner, m, channels)"""
+        picked = _pick(labels, [0, *self.labels, labels.dim() - 2, labels.dim() - 1])
+        lead = [1 if place is None else -1 for place in self.labels]
+        return picked.expand(self.batch, *lead, -1, -1)
+
+    def _of_weight(self, x: Tensor) -> Tensor:
+        split = split_batch(x, self.where)
+        picked = _pick(split, [0, *self.weight, split.dim() - 2, split.dim() - 1])
+        return picked.expand(self.batch, -1, -1, -1, -1, -1)
+
+
+def _ungrouped(query: Tensor, key: Tensor) -> tuple[int, ...]:
+    """The axes of a key before its last two, with as many heads as the query has."""
+    if key.dim() < 3 or key.shape[-3] == 1:
+        return tuple(key.shape[:-2])
+    return (*key.shape[:-3], query.shape[-3])
+
+
+def _pick(x: Tensor, axes: Sequence[int | None]) -> Tensor:
+    """Some axes of a tensor, None for a new one, in order; all others have size 1."""
+    given = [a for a in axes if a is not None]
+    rest = [a for a in range(x.dim()) if a not in given]
+    index = (*(None if a is None else slice(None) for a in axes), *(0 for _ in rest))
+    return x.permute(*given, *rest)[index]

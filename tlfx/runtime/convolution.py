@@ -15,7 +15,7 @@ __all__ = ["by_group", "convolve", "convolve_at", "filtered", "kernel_weights", 
 
 _BY_CHANNEL = (torch.ops.aten.conv2d.default, torch.ops.aten.conv2d.padding)
 _MANY = 2**14
-"""Elements of maps from which on the CPU convolves them faster as channels."""
+"""Elements of maps from which the CPU convolves them faster as channels."""
 _PART = 2**17
 """Weights whose sizes are summed at a time, which fit a CPU cache."""
 
@@ -34,12 +34,13 @@ def convolve(
     Labels have the shape (batch, lead, *size, channels); ``valid`` (lead, *size) marks the positions with content.
     """
 
-    def run(labels: Tensor, kernel: Tensor) -> Tensor:
+    if kernel.dim() < labels.dim():
         return _over_ones(lambda maps: _convolved(operator, maps, kernel, *args), labels, valid)
 
-    if kernel.dim() < labels.dim():
-        return run(labels, kernel)
-    each: Tensor = torch.vmap(lambda label, weight: run(label[None], weight)[0])(labels, kernel)
+    def of_sample(label: Tensor, weight: Tensor) -> Tensor:
+        return _over_ones(lambda maps: operator(maps, weight, None, *args), label[None], valid)[0]
+
+    each: Tensor = torch.vmap(of_sample)(labels, kernel)
     return each
 
 

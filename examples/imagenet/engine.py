@@ -68,7 +68,11 @@ class RunTrainer(Trainer):
     ) -> None:
         scaled = options.amp and options.amp_dtype == "float16"
         meter, device = RunMeter(processes), processes.device
-        variant = {"aligned": options.align, "scaled": scaled, "target_scale": options.target_scale}
+        variant = {
+            "aligned": options.align,
+            "scaled": scaled,
+            "target_scale": getattr(options, "target_scale", 1.0),
+        }  # not of segment.py
         super().__init__(model, optimizer, mixer, meter, device, **variant)
         self.bare, self.ema, self.scheduler = bare, ema, scheduler
         self.options, self.processes = options, processes

@@ -4,6 +4,7 @@
     python examples/compare.py --architectures vit --seeds 10    # more seeds of one of them; finished runs are kept
     python examples/compare.py --jobs 4 --markdown table.md      # four processes; the table as Markdown too
     python examples/compare.py --methods plain saliencymix/plain puzzlemix/plain transmix aligned
+    python examples/compare.py --architectures vit --table 2     # the seven rows of the paper's Table 2 by their names
 
 Runs of one seed share initial weights, order and backgrounds; with one mixer they also share the mixing and differ
 only in their targets. Finished runs are kept in the folder --output; interrupted ones are trained again.
@@ -20,7 +21,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from math import isfinite
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 
 import torch
 from architectures import ARCHITECTURES
@@ -33,7 +34,20 @@ from rich.progress import track
 from rich.table import Table
 from training import Recipe, add_recipe, read_recipe
 
-COLUMNS = ("architecture", "method", "runs", "accuracy, %", "difference (95 % interval)", "λ gap")
+COLUMNS = (
+    *("architecture", "method", "runs", "accuracy, %", "difference (95 % interval)", "λ gap"),
+    *("parameters", "images/s"),
+)
+TABLE2 = {
+    "Vanilla": "none/plain",
+    "CutMix": "plain",
+    "Puzzle-Mix": "puzzlemix/plain",
+    "SaliencyMix": "saliencymix/plain",
+    "Attentive-CutMix": "attentive/plain",
+    "TransMix": "transmix",
+    "CutMix + TL-Align": "aligned",
+}
+"""The rows of the paper's Table 2 and their methods."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +61,7 @@ class Settings:
     output: Path
     markdown: Path | None
     recipe: Recipe
+    names: Mapping[Method, str]
 
     @property
     def runs(self) -> list[Run]:
@@ -98,10 +113,21 @@ def rows(settings: Settings) -> list[tuple[str, ...]]:
 
     base = settings.methods[0]
     return [
-        (name, str(method), *_figures(of(name, method), of(name, base) if method != base else {}))
+        (
+            name,
+            settings.names.get(method, str(method)),
+            *_figures(of(name, method), of(name, base) if method != base else {}),
+            *_costs(Run(name, method, settings.recipe), of(name, method)),
+        )
         for name in settings.architectures
         for method in settings.methods
     ]
+
+
+def _costs(run: Run, results: Mapping[int, Result | str]) -> tuple[str, str]:
+    """Parameters of a run, and the median of the images per second in training."""
+    speeds = [run.images / r.train_seconds for r in results.values() if isinstance(r, Result)]
+    return f"{run.parameters:,}", f"{median(speeds):.0f}" if speeds else "–"
 
 
 def _figures(results: Mapping[int, Result | str], baseline: Mapping[int, Result | str]) -> tuple[str, ...]:
@@ -134,7 +160,8 @@ def render(settings: Settings) -> Table:
     for place, column in enumerate(COLUMNS):
         table.add_column(column, justify="left" if place < 2 else "right", overflow="fold")
     for row in rows(settings):
-        table.add_row(*row, end_section=row[1] == str(settings.methods[-1]))
+        last = settings.methods[-1]
+        table.add_row(*row, end_section=row[1] == settings.names.get(last, str(last)))
     return table
 
 
@@ -159,8 +186,10 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
     add("--architectures", nargs="+", choices=names, default=names, help="architectures to train (default: all four)")
     add("--methods", nargs="+", type=read_method, default=[Method.parse("plain"), Method.parse("aligned")],
         metavar="METHOD", help="targets of mixed pictures: plain (the area), transmix, aligned, or "
-        f"aligned:FIELD=VALUE[,…] for another tlfx.Policy; after MIXER/ for another mixer: {', '.join(MIXERS)}. "
+        f"aligned:FIELD=VALUE[,…] for another tlfx.Policy, layers=1+3 or scale=64; after MIXER/ for another mixer: "
+        f"{', '.join(MIXERS)}. "
         "Differences are relative to the first (default: plain aligned)")  # fmt: skip
+    add("--table", type=int, choices=[2], help="the rows of the paper's Table 2 by their names, instead of --methods")
     add("--seeds", type=int, default=5, help="number of runs of each architecture and method (default: %(default)s)")
     add("--first-seed", type=int, default=0, help="lowest of their seeds (default: %(default)s)")
     add("--jobs", type=int, default=1, help="processes, each on one thread (default: %(default)s)")
@@ -172,8 +201,10 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
         parser.error(f"--seeds {options.seeds} --jobs {options.jobs}: expected at least 1 of each")
     seeds = tuple(range(options.first_seed, options.first_seed + options.seeds))
     recipe = read_recipe(parser, options, options.first_seed)
-    methods, architectures = (tuple(dict.fromkeys(given)) for given in (options.methods, options.architectures))
-    return Settings(architectures, methods, seeds, options.jobs, options.output, options.markdown, recipe)
+    titles = {Method.parse(text): name for name, text in TABLE2.items()} if options.table else {}
+    chosen = list(titles) or options.methods
+    methods, architectures = (tuple(dict.fromkeys(given)) for given in (chosen, options.architectures))
+    return Settings(architectures, methods, seeds, options.jobs, options.output, options.markdown, recipe, titles)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import torch
 from architectures import build
 from data import load_digits
 from methods import Method
-from mixers import MIXERS
+from mixers import MIXERS, NETWORKS
 from torch import nn
 from training import SIZE, DigitTrainer, Recipe, accuracy
 
@@ -40,6 +40,17 @@ class Run:
 
     def __str__(self) -> str:
         return f"{self.architecture} {self.method}, seed {self.recipe.seed}"
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters of the architecture, and of the network that its mixer trains before, if it has one."""
+        names = (self.architecture, *NETWORKS.get(self.method.mixer, ()))
+        return sum(p.numel() for name in names for p in build(name, 0).parameters())
+
+    @property
+    def images(self) -> int:
+        """Number of images in all steps."""
+        return self.recipe.steps * self.recipe.batch_size
 
     def file(self, folder: Path) -> Path:
         """The file of its figures; its weights, a state_dict, are in the same folder with the suffix .pt."""
@@ -88,7 +99,7 @@ def execute(run: Run, folder: Path) -> None:
         return
     captured = time.perf_counter()
     train, test = load_digits(recipe.train, recipe.test, size=SIZE)
-    trainer = DigitTrainer(model, recipe, MIXERS[run.method.mixer](model, recipe))
+    trainer = DigitTrainer(model, recipe, MIXERS[run.method.mixer](model, recipe), run.method.scale)
     loading = time.perf_counter()
     for _ in trainer.train(train):
         pass
@@ -102,7 +113,7 @@ def execute(run: Run, folder: Path) -> None:
 def _prepare(model: nn.Module, run: Run) -> bool:
     """Align the model if the method asks for it; False if its policy gives the same graph as the default policy."""
     method, example = run.method, torch.zeros(2, 3, SIZE, SIZE, device=run.recipe.device)
-    variants = dict.fromkeys((replace(method, policy=tlfx.Policy()), method))
+    variants = dict.fromkeys((replace(method, policy=tlfx.Policy(), scale=1.0), replace(method, scale=1.0)))
     codes = {_code(variant.prepare(model), example) for variant in variants}
     return len(codes) == len(variants)
 

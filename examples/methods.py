@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from argparse import ArgumentTypeError
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
@@ -18,11 +19,17 @@ __all__ = ["Method", "read_method"]
 
 FIELDS = tuple(field.name for field in fields(tlfx.Policy))
 FORM = "[MIXER/]TARGET or [MIXER/]aligned:FIELD=VALUE[,FIELD=VALUE…]"
+LAYERS, SCALE = "layers", "scale"
+"""Further fields of an aligned target: attention layers by number, such as 1+3 or -1, and a factor of the target."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """One of MIXERS and one of the targets of tlfx.assign; the policy applies to aligned targets only.
+    """One of MIXERS and one of the targets of tlfx.assign; the other fields apply to aligned targets only.
+
+    Attributes:
+        layers: the attention layers that are aligned, by number; all if there are none.
+        scale: factor of the target in the loss.
 
     >>> str(Method("saliencymix", "aligned", tlfx.Policy(heads="norm")))
     'saliencymix/aligned:heads=norm'
@@ -31,17 +38,22 @@ class Method:
     mixer: str = "cutmix"
     target: Literal["plain", "transmix", "aligned"] = "plain"
     policy: tlfx.Policy = field(default_factory=tlfx.Policy)
+    layers: tuple[int, ...] = ()
+    scale: float = 1.0
 
     def __str__(self) -> str:
         """The text that :meth:`parse` reads; equal methods have equal texts."""
         default = asdict(tlfx.Policy())
         changes = [f"{name}={value}" for name, value in asdict(self.policy).items() if value != default[name]]
+        changes += [f"{LAYERS}={'+'.join(map(str, self.layers))}"] if self.layers else []
+        changes += [f"{SCALE}={self.scale:g}"] if self.scale != 1 else []
         mixer = "" if self.mixer == "cutmix" else f"{self.mixer}/"
         return f"{mixer}{self.target}:{','.join(changes)}" if changes else f"{mixer}{self.target}"
 
     @classmethod
     def parse(cls, text: str) -> Method:
-        """Read ``[MIXER/]TARGET`` or ``[MIXER/]aligned:FIELD=VALUE[,FIELD=VALUE…]`` with fields of tlfx.Policy.
+        """Read ``[MIXER/]TARGET`` or ``[MIXER/]aligned:FIELD=VALUE[,FIELD=VALUE…]`` with fields of tlfx.Policy, layers
+        (``layers=1+3``) or a scale.
 
         Raises ValueError, or its subclass tlfx.InputError, for any other text.
 
@@ -49,6 +61,8 @@ class Method:
         Policy(residual='norm', heads='norm', weights='absolute', aggregation='uniform')
         >>> Method.parse("mixup/plain").mixer
         'mixup'
+        >>> Method.parse("aligned:layers=1+-1,scale=64").layers
+        (1, -1)
         """
         mixer, rest = text.split("/", 1) if "/" in text else ("cutmix", text)
         target, colon, given = rest.partition(":")
@@ -62,12 +76,13 @@ class Method:
         if twice:
             raise ValueError(f"{text!r} sets {', '.join(twice)} twice")
         given_fields: Any = dict(changes)
-        return cls(mixer, cast(Any, target), tlfx.Policy(**given_fields))
+        own = {name: given_fields.pop(name) for name in (LAYERS, SCALE) if name in given_fields}
+        return cls(mixer, cast(Any, target), tlfx.Policy(**given_fields), **own)
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """The model, aligned in place if the target requires it."""
         if self.target == "aligned":
-            return tlfx.align(model, policy=self.policy)
+            return tlfx.align(model, policy=self.policy, layers=self.layers or None)
         return TargetAssigner(self.target).prepare(model)
 
 
@@ -79,9 +94,33 @@ def read_method(text: str) -> Method:
         raise ArgumentTypeError(str(error)) from None
 
 
-def _read_field(method: str, part: str) -> tuple[str, str]:
-    """Name and value of ``FIELD=VALUE``; the policy checks the value."""
+def _read_field(method: str, part: str) -> tuple[str, Any]:
+    """Name and value of ``FIELD=VALUE``; the policy checks its values."""
     name, _, value = part.partition("=")
+    if name == LAYERS:
+        return name, _read_layers(method, value)
+    if name == SCALE:
+        return name, _read_scale(method, value)
     if name not in FIELDS:
-        raise ValueError(f"{method!r}: {part!r} is not a field of tlfx.Policy; expected one of {', '.join(FIELDS)}")
+        raise ValueError(
+            f"{method!r}: {part!r} is not a field of tlfx.Policy; expected one of "
+            f" {', '.join(FIELDS)}, or {LAYERS} or {SCALE}"
+        )
     return name, value
+
+
+def _read_layers(method: str, text: str) -> tuple[int, ...]:
+    numbers = text.split("+")
+    if not all(number.removeprefix("-").isdecimal() for number in numbers):
+        raise ValueError(f"{method!r}: {LAYERS}={text} is not a list of attention layers, such as 1+3 or -1")
+    return tuple(map(int, numbers))
+
+
+def _read_scale(method: str, text: str) -> float:
+    try:
+        scale = float(text)
+    except ValueError:
+        scale = math.nan
+    if not 0 < scale < math.inf:
+        raise ValueError(f"{method!r}: {SCALE}={text} is not a positive number")
+    return scale

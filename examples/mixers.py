@@ -15,7 +15,7 @@ from training import SIZE, DigitTrainer, Recipe
 from tlfx import mix
 from tlfx.mix.puzzle import gradient_saliency
 
-__all__ = ["MIXERS"]
+__all__ = ["MIXERS", "NETWORKS"]
 
 Builder = Callable[[nn.Module, Recipe], Mixing]
 
@@ -37,7 +37,8 @@ def _mixer(kind: Callable[..., Mixing], **arguments: Any) -> Builder:
 def _attentive(model: nn.Module, recipe: Recipe) -> Mixing:
     """The attention is the mean absolute feature of a small ConvNeXt that is first trained on unmixed digits."""
     digits, _ = load_digits(recipe.train, recipe.test, size=SIZE)
-    network = build("convnext", recipe.seed).to(recipe.device)
+    [name] = NETWORKS["attentive"]
+    network = build(name, recipe.seed).to(recipe.device)
     unmixed = replace(recipe, mix_prob=0.0)
     for _ in DigitTrainer(network, unmixed, MIXERS["cutmix"](network, unmixed)).train(digits):
         pass
@@ -57,6 +58,7 @@ def _puzzle(model: nn.Module, recipe: Recipe) -> Mixing:
 
 
 MIXERS: dict[str, Builder] = {
+    "none": lambda model, recipe: _timm(0.0, 1.0)(model, replace(recipe, mix_prob=0.0)),
     "cutmix": _timm(0.0, 1.0),
     "mixup": _timm(0.8, 0.0),
     "switch": _timm(0.8, 1.0),
@@ -68,4 +70,6 @@ MIXERS: dict[str, Builder] = {
     "attentive": _attentive,
     "puzzlemix": _puzzle,
 }
-"""By their name in a `Method`. `switch` is that of DeiT, `blocks` that of BEiT; `grid` mixes four images."""
+"""By their name in a `Method`. `switch` is that of DeiT, `blocks` that of BEiT, `grid` mixes four."""
+NETWORKS = {"attentive": ("convnext",)}
+"""Architectures of the networks that a mixer has beside the model in training."""

@@ -40,6 +40,7 @@ class Trainer:
         device: of the model; batches are moved to it.
         aligned: whether the model is aligned. A wrapped or compiled model does not show it.
         scaled: whether to scale the loss for float16 gradients.
+        target_scale: factor of the soft targets in the loss, other than 1 for labels that are not normalised.
     """
 
     def __init__(
@@ -52,7 +53,9 @@ class Trainer:
         *,
         aligned: bool,
         scaled: bool = False,
+        target_scale: float = 1.0,
     ) -> None:
+        self.target_scale = target_scale
         self.model, self.optimizer, self.mixer, self.device, self.aligned = model, optimizer, mixer, device, aligned
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
         self.meter: Any = meter  # subclasses read further values of their meters
@@ -82,7 +85,7 @@ class Trainer:
         assert self.mixer is not None
         mixed, target = self.mixer(images, labels)
         logits, soft = self.predict(mixed, target)
-        loss = F.cross_entropy(logits.float(), soft)
+        loss = F.cross_entropy(logits.float(), self.target_scale * soft)
         self.meter.update(loss.detach(), tlfx.lambda_gap(target, soft, reduction="none"))
         return loss
 

@@ -75,10 +75,11 @@ class DigitTrainer(Trainer):
 
     meter: DigitMeter
 
-    def __init__(self, model: nn.Module, recipe: Recipe, mixer: Mixing) -> None:
+    def __init__(self, model: nn.Module, recipe: Recipe, mixer: Mixing, target_scale: float = 1.0) -> None:
         optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=0.05, fused=True)
         aligned = isinstance(model, tlfx.Aligned)
-        super().__init__(model, optimizer, mixer, DigitMeter(), torch.device(recipe.device), aligned=aligned)
+        device, meter = torch.device(recipe.device), DigitMeter()
+        super().__init__(model, optimizer, mixer, meter, device, aligned=aligned, target_scale=target_scale)
         self.recipe = recipe
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate)
 

@@ -22,19 +22,48 @@ FREE = {
 """Options that may change when a run is resumed, because its weights do not depend on them."""
 
 
+BASE = "base"
+"""The key of a file that names another file, relative to it, whose options it inherits."""
+
+
 def read_config(file: Path, parser: ArgumentParser) -> dict[str, Any]:
     """Options of a YAML file by their names, as `batch-size: 128` or `batch_size: 128`, for `parser.set_defaults`.
 
-    Raises InputError for a file of another kind, an unknown option, or a value that its flag does not accept.
+    The options of the file that `base: FILE` names come first, and those of the file override them.
+
+    Raises InputError for a file of another kind, an unknown option, a value that its flag does not accept, or a file
+    that is its own base.
     """
+    options: dict[str, Any] = {}
+    for one in reversed(_with_bases(file)):
+        options.update(_options_in(one, _content(one), parser))
+    return options
+
+
+def _with_bases(file: Path) -> list[Path]:
+    """A file, its base, the base of that, and so on."""
+    files = [file]
+    while (base := _content(files[-1]).get(BASE)) is not None:
+        files.append(files[-1].parent / str(base))
+        if files[-1].resolve() in [f.resolve() for f in files[:-1]]:
+            raise InputError(f"--config {file}: {files[-2]} names {base} as its base, which is based on it")
+    return files
+
+
+def _content(file: Path) -> dict[Any, Any]:
     try:
         content = yaml.safe_load(file.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise InputError(f"--config {file} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"--config {file} has no options: expected lines such as batch-size: 128")
+    return content
+
+
+def _options_in(file: Path, content: dict[Any, Any], parser: ArgumentParser) -> dict[str, Any]:
+    """The options of one file without its base, with values as their flags give them."""
     actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
-    named = {str(key).replace("-", "_"): value for key, value in content.items()}
+    named = {str(key).replace("-", "_"): value for key, value in content.items() if key != BASE}
     unknown = [key for key in named if key not in actions]
     if unknown:
         raise InputError(f"--config {file}: unknown {', '.join(unknown)}; options are named as the flags of --help")

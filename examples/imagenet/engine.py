@@ -68,7 +68,12 @@ class RunTrainer(Trainer):
     ) -> None:
         scaled = options.amp and options.amp_dtype == "float16"
         meter, device = RunMeter(processes), processes.device
-        super().__init__(model, optimizer, mixer, meter, device, aligned=options.align, scaled=scaled)
+        variant = {
+            "aligned": options.align,
+            "scaled": scaled,
+            "target_scale": getattr(options, "target_scale", 1.0),
+        }  # not of segment.py
+        super().__init__(model, optimizer, mixer, meter, device, **variant)
         self.bare, self.ema, self.scheduler = bare, ema, scheduler
         self.options, self.processes = options, processes
         self.epoch, self.done, self.numbers = 0, 0, range(0)

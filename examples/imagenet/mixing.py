@@ -12,10 +12,10 @@ from trainer import Mixing
 
 from imagenet.model import load_weights
 from tlfx.errors import InputError
-from tlfx.mix import AttentiveCutMix, Mixup, PuzzleMix, SaliencyMix
+from tlfx.mix import AttentiveCutMix, BlockMix, Mixup, PuzzleMix, RandomPatchMix, SaliencyMix
 from tlfx.mix.puzzle import gradient_saliency
 
-__all__ = ["METHODS", "choose_method", "make_mixer", "mixes"]
+__all__ = ["METHODS", "PATCHWISE", "choose_method", "make_mixer", "mixes"]
 
 TARGETS: dict[str, list[str] | None] = {"transmix": ["-1"], "aligned": None}
 """Methods with alignment, and the layers that they align; None for all."""
@@ -37,6 +37,8 @@ def _attentive(model: nn.Module, options: Namespace, arguments: dict[str, Any]) 
 
 MIXERS = {"saliencymix": _saliency, "attentive": _attentive, "puzzlemix": _puzzle}
 METHODS = ("plain", *MIXERS, *TARGETS)
+PATCHWISE: dict[str, Any] = {"patches": RandomPatchMix, "blocks": BlockMix}
+"""Mixers of `--patch-mixer`: the random and the block-wise one of the paper's Table 7."""
 
 
 def choose_method(options: Namespace) -> None:
@@ -49,7 +51,7 @@ def choose_method(options: Namespace) -> None:
 def mixes(options: Namespace) -> bool:
     """Whether images are mixed."""
     timms = options.mixup > 0 or options.cutmix > 0 or options.cutmix_minmax is not None
-    return timms or options.method in MIXERS
+    return timms or options.patch_mixer is not None or options.method in MIXERS
 
 
 def make_mixer(model: nn.Module, options: Namespace) -> Mixing | None:
@@ -64,6 +66,8 @@ def make_mixer(model: nn.Module, options: Namespace) -> Mixing | None:
     }
     if options.method in MIXERS:
         return MIXERS[options.method](model, options, arguments)
+    if options.patch_mixer is not None:
+        return PATCHWISE[options.patch_mixer](patch_size=options.mix_patch_size, **arguments)  # type: ignore[no-any-return]
     return Mixup(
         mixup_alpha=options.mixup,
         cutmix_alpha=options.cutmix,

@@ -73,7 +73,7 @@ def align(model: nn.Module, options: Namespace, example: Tensor | None = None) -
     if not options.align:
         return model
     layers = options.align_layers and [int(x) if x.lstrip("-").isdigit() else x for x in options.align_layers]
-    return tlfx.align(model, layers=layers, example=example)
+    return tlfx.align(model, layers=layers, policy=tlfx.Policy(residual=options.residual), example=example)
 
 
 def load_weights(model: nn.Module, file: Path, reset_classifier: bool, flag: str = "--initial-checkpoint") -> None:

@@ -13,8 +13,9 @@ from timm.utils import ParseKwargs
 from imagenet.checkpoint import NEWEST
 from imagenet.config import read_config
 from imagenet.data import DATASETS
-from imagenet.mixing import METHODS, choose_method, mixes
+from imagenet.mixing import METHODS, PATCHWISE, choose_method, mixes
 from tlfx.errors import InputError
+from tlfx.policy import DEFAULT, OPTIONS
 
 __all__ = ["make_parser", "parse"]
 
@@ -92,6 +93,10 @@ def _align(parser: ArgumentParser) -> None:
         "classifier, or against area targets (default: --align)")  # fmt: skip
     add("--align-layers", nargs="+", metavar="LAYER", help="align only these modules, such as "
         "'blocks.[0-5]', or attention layers by number, -1 for the last (default: all)")  # fmt: skip
+    add("--residual", choices=OPTIONS["residual"], default=DEFAULT.residual, help="label of a residual connection, as "
+        "in tlfx.Policy (default: %(default)s, the paper's)")  # fmt: skip
+    add("--target-scale", type=float, default=1.0, metavar="X", help="factor of the aligned targets in the loss, for "
+        "labels that are not normalised (default: %(default)s)")  # fmt: skip
 
 
 def _optimizer(parser: ArgumentParser) -> None:
@@ -154,6 +159,9 @@ def _mixing(parser: ArgumentParser) -> None:
     add("--mixup-prob", type=float, default=1.0, metavar="P", help="probability of mixing (default: %(default)s)")
     add("--mixup-switch-prob", type=float, default=0.5, metavar="P", help="probability of CutMix if both are used")
     add("--mixup-mode", choices=("batch", "pair", "elem"), default="batch", help="(default: %(default)s)")
+    add("--patch-mixer", choices=list(PATCHWISE), help="replace random patches or blocks of patches (Table 7), instead "
+        "of --mixup and --cutmix")  # fmt: skip
+    add("--mix-patch-size", type=int, default=16, metavar="N", help="its patches, in pixels (default: %(default)s)")
     add("--mixup-off-epoch", type=int, default=0, metavar="N", help="do not mix from this epoch on (default: mix)")
     add("--smoothing", type=float, default=0.1, help="label smoothing (default: %(default)s)")
 
@@ -184,7 +192,7 @@ def _run(parser: ArgumentParser) -> None:
 
 AT_LEAST_ONE = (
     *("batch_size", "grad_accum_steps", "epochs", "log_interval", "aug_repeats", "recount", "lr_base_size"),
-    *("validation_batch_size", "num_classes", "img_size", "attention_patches"),
+    *("validation_batch_size", "num_classes", "img_size", "attention_patches", "mix_patch_size"),
 )
 NOT_NEGATIVE = (
     *("workers", "checkpoint_steps", "mixup", "cutmix", "warmup_epochs", "cooldown_epochs", "mixup_off_epoch"),
@@ -218,6 +226,11 @@ def _check(options: Namespace) -> None:
             f"--batch-size {options.batch_size}: images are mixed in pairs within a batch of one process; pass an even "
             "number, or --mixup 0 --cutmix 0"
         )
+    for name, value in (("residual", DEFAULT.residual), ("target_scale", 1.0)):
+        if getattr(options, name) != value and not options.align:
+            raise InputError(f"{_flag(name)} is for aligned targets: omit it, or --no-align")
+    if not 0.0 < options.target_scale < math.inf:
+        raise InputError(f"--target-scale {options.target_scale}: expected a positive number")
     if options.align_layers and not options.align:
         raise InputError("--align-layers and --no-align contradict each other: omit one of them")
 

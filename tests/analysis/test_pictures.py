@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tlfx.analysis.curves import draw_fluctuation
+from tlfx.analysis.curves import draw_bars, draw_fluctuation
 from tlfx.analysis.fluctuation import INPUT, OUTPUT, Figures, Spread
 from tlfx.analysis.layers import Layer
 from tlfx.analysis.pairs import Pairs, mixed
@@ -153,3 +154,19 @@ def test_curves_as_a_file(tmp_path: Path) -> None:
         assert image.size == (680, 560)
         colours = len(image.convert("RGB").getcolors(2**20))
     assert colours > 50
+
+
+def test_bars_are_errors_at_the_output_in_order_of_size() -> None:
+    measured = {name: figures(name) for name in ("swin_tiny_patch4", "deit_small", "deit_tiny")}
+    parameters = {"swin_tiny_patch4": 28_300_000, "deit_small": 22_000_000, "deit_tiny": 5_700_000}
+    [ax] = draw_bars(measured, parameters).axes
+    assert [t.get_text() for t in ax.get_xticklabels()] == [
+        "deit\ntiny\n5.7 M",
+        "deit\nsmall\n22 M",
+        "swin\ntiny\n28.3 M",
+    ]
+    expected = (0.3**2 / 2) ** 0.5  # 0.4 and 0.7 in the first pair, equal in the second
+    bars: list[Any] = list(ax.patches)
+    assert [bar.get_height() for bar in bars] == pytest.approx([expected] * 3)
+    colours = [bar.get_facecolor() for bar in bars]
+    assert colours[0] == colours[1] != colours[2]

@@ -54,7 +54,7 @@ def test_tokens_are_those_of_the_model(read_vit: tuple[Any, Tensor, Tensor, list
     seen = outputs_of(model, images, model.blocks)
     for reading, block in zip(readings, model.blocks, strict=True):
         torch.testing.assert_close(reading.tokens, seen[block], rtol=0, atol=1e-5)
-        torch.testing.assert_close(reading.feature, seen[block][:, 0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(reading.read_tokens, seen[block][:, :1], rtol=0, atol=1e-5)
 
 
 def test_class_attention_is_that_of_transmix(

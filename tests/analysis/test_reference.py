@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import helpers
 import numpy as np
@@ -10,9 +11,13 @@ import pytest
 import torch
 from helpers import hooks_of
 from torch import nn
+from twins.eq_13 import mixing_ratio
+from twins.families import FAMILIES
+from twins.recorder import outputs_of
 
 from tlfx.analysis.classifier import Classifier
 from tlfx.analysis.invariants import rectangles
+from tlfx.analysis.last_tokens import LastTokens
 from tlfx.analysis.reference import REFERENCES, Mixture, gradient_share, references, replacement_share
 from tlfx.errors import InputError
 
@@ -44,7 +49,7 @@ def composed(mask: np.ndarray, first: np.ndarray, second: np.ndarray) -> torch.T
     return torch.from_numpy(made)[None]
 
 
-def alone(model: nn.Module, given: Mixture, place: int) -> dict[str, float]:
+def alone(model: Any, given: Mixture, place: int) -> dict[str, float]:
     """The references of one pair, from their definitions."""
     pictures, masks = given.images.numpy(), given.mask.numpy()
     other = len(pictures) - 1 - place
@@ -62,15 +67,20 @@ def alone(model: nn.Module, given: Mixture, place: int) -> dict[str, float]:
     def feature(picture: torch.Tensor) -> np.ndarray:
         return model.forward_head(model.forward_features(picture), pre_logits=True)[0].detach().numpy()
 
+    def tokens(picture: torch.Tensor) -> list[list[float]]:
+        return outputs_of(model, picture, [model.blocks[-1]])[model.blocks[-1]][0].tolist()
+
     def cosine(one: np.ndarray, two: np.ndarray) -> float:
         return max(0.0, float(one @ two / np.linalg.norm(one) / np.linalg.norm(two)))
 
     mixed = composed(mask, first, second)
     jacobian = torch.autograd.functional.jacobian(lambda x: model(x)[0], mixed)[:, 0].numpy()
     amount = np.abs((jacobian[a] + jacobian[b]) * mixed[0].numpy())
-    s1, s2 = (cosine(feature(mixed), feature(torch.from_numpy(x)[None])) for x in (first, second))
+    unmixed = [torch.from_numpy(x)[None] for x in (first, second)]
+    s1, s2 = (cosine(feature(mixed), feature(x)) for x in unmixed)
     return {
-        "similarity": s1 / (s1 + s2),
+        "similarity": mixing_ratio(tokens(mixed)[0], *map(tokens, unmixed)),
+        "same_place": s1 / (s1 + s2),
         "exchange": effects(margin(second, second), margin(first, first)),
         "occlusion": effects(margin(mean, second), margin(first, mean)),
         "gradient": float((mask * amount).sum() / amount.sum()),
@@ -81,7 +91,7 @@ def alone(model: nn.Module, given: Mixture, place: int) -> dict[str, float]:
 def test_one_pair_at_a_time(mixing: str) -> None:
     given = batch(torch.full((6, 1, SIDE, SIDE), 0.3) if mixing == "mixup" else None)
     model = double_vit()
-    found = references(Classifier(model, given.images), given)
+    found = references(Classifier(model, given.images), LastTokens(model, given.images), given)
     assert list(found) == list(REFERENCES)
     with torch.no_grad():
         for p in model.parameters():
@@ -92,6 +102,19 @@ def test_one_pair_at_a_time(mixing: str) -> None:
     values = torch.stack(list(found.values()))
     assert bool(((values >= 0) & (values <= 1) | values.isnan()).all())
     assert not bool(values[:2].isnan().all(1).any())
+
+
+def test_a_model_that_averages_its_tokens() -> None:
+    """λ is the mean over the tokens that the classifier reads, those of the last grid."""
+    model, mask = FAMILIES["mixer"].model().eval(), rectangles(6, (32, 32), seed=2)
+    images = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    mixed = mask * images + (1 - mask) * images.flip(0)
+    given = Mixture(images, mixed, mask, torch.tensor([0, 1, 2, 3, 4, 2]))
+    found = references(Classifier(model, images), LastTokens(model, images), given)
+    last = [outputs_of(model, x, [model.blocks[-1]])[model.blocks[-1]].tolist() for x in (mixed, images)]
+    for place, tokens in enumerate(last[0]):
+        shares = [mixing_ratio(token, last[1][place], last[1][5 - place]) for token in tokens]
+        assert float(found["similarity"][place]) == pytest.approx(sum(shares) / len(shares), abs=1e-5)
 
 
 def test_pairs_that_count() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from rollout import initial, mixing_matrices
-from torch.nn.functional import cosine_similarity
+from twins.eq_13 import mixing_ratio
 from twins.families import FAMILIES
 from twins.recorder import outputs_of
 from twins.vit import timm_maps
@@ -46,8 +46,8 @@ def test_mixing_ratios_by_hand(measured: tuple[Any, list[Figures]]) -> None:
     hard = (start[:, 1:] >= 0.5).double().mean(1)
     for depth, (matrix, weights) in enumerate(zip(mixing_matrices(model, images[0]), maps, strict=True), 1):
         labels = (matrix @ start[..., None])[..., 0]
-        mixed, first, second = (t[model.blocks[depth - 1]][:, 0] for t in tokens)
-        s1, s2 = (cosine_similarity(mixed, x).clamp_min(0) for x in (first, second))
+        mixed, first, second = (t[model.blocks[depth - 1]].tolist() for t in tokens)
+        similar = [mixing_ratio(m[0], one, other) for m, one, other in zip(mixed, first, second, strict=True)]
         attended = (weights[:, 0, 1:] * start[:, 1:]).sum(1) / weights[:, 0, 1:].sum(1)
         moved = (labels[:, 1:] - start[:, 1:]).square().mean(1).sqrt()
         expected = {
@@ -55,7 +55,7 @@ def test_mixing_ratios_by_hand(measured: tuple[Any, list[Figures]]) -> None:
             "aligned": labels[:, 0],
             "transmix": attended,
             "fixed": hard,
-            "similarity": s1 / (s1 + s2),
+            "similarity": torch.tensor(similar),
             "moved": moved,
         }
         for name, values in expected.items():

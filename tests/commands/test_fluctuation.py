@@ -46,6 +46,17 @@ def test_two_models(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
     ]
 
 
+def test_bars_and_single_operations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--pairs", "1", "--presence", "0", "--operations", "--bars", str(tmp_path / "bars.png")]
+    assert main(["fluctuation", "test_vit", *options]) == 0
+    shown = capsys.readouterr().out
+    for block in range(6):
+        assert f"blocks.{block}.attn (scaled_dot_product_attention" in shown
+    assert "presence p(z) of eq. 2 in one operation" in shown
+    with Image.open(tmp_path / "bars.png") as image:
+        assert image.size == (400, 340)
+
+
 @pytest.mark.slow
 def test_one_model_with_two_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = timm.create_model("test_vit")
@@ -72,8 +83,9 @@ def test_one_model_with_two_weights(tmp_path: Path, capsys: pytest.CaptureFixtur
     [
         (
             ["test_vit", "--pairs", "0"],
-            "--pairs 0 --presence 2: expected at least one pair, and presence for at least one",
+            "--pairs 0 --presence 2: expected at least one pair, and presence for at most all pairs",
         ),
+        (["test_vit", "--presence", "0", "--plot", "f.png"], "--plot draws presence: pass --presence 1 or more, or --"),
         (["test_vit", "--pairs", "2", "--presence", "3"], "at most all pairs"),
         (
             ["test_vit", "test_vit"],

@@ -119,11 +119,20 @@ def test_a_run_is_kept_with_its_weights(compared: Path) -> None:
 
 @pytest.mark.slow
 def test_the_table_holds_the_figures(compared: Path) -> None:
+    from architectures import build
+
     plain, aligned = (np.array(accuracies(compared, method)) for method in ("plain", "aligned"))
     low, high = stats.ttest_rel(aligned, plain).confidence_interval(0.95)
     lines = (compared / "table.md").read_text().splitlines()
-    assert lines[0] == "| architecture | method | runs | accuracy, % | difference (95 % interval) | λ gap |"
-    assert lines[2] == f"| mixer | plain | 2 | {plain.mean():.1f} ± {plain.std(ddof=1):.1f} | – | 0.000 |"
+    assert lines[0] == (
+        "| architecture | method | runs | accuracy, % | difference (95 % interval) | λ gap | parameters | images/s |"
+    )
+    parameters = sum(p.numel() for p in build("mixer", 0).parameters())
+    assert lines[2].startswith(
+        f"| mixer | plain | 2 | {plain.mean():.1f} ± {plain.std(ddof=1):.1f} | – | 0.000 | {parameters:,} | "
+    )
+    seconds = [json.loads((compared / f"mixer/plain/{s}.json").read_text())["result"]["train_seconds"] for s in (0, 1)]
+    assert int(lines[2].split("|")[-2]) == round(float(np.median([32 / s for s in seconds])))
     difference = f"{(aligned - plain).mean():+.1f} ({low:+.1f} to {high:+.1f})"
     assert lines[3].startswith(
         f"| mixer | aligned | 2 | {aligned.mean():.1f} ± {aligned.std(ddof=1):.1f} | {difference} |"
@@ -135,13 +144,62 @@ def test_the_first_method_is_the_baseline(compared: Path) -> None:
     from compare import rows
 
     options = ("--seeds", "3", "--output", compared)
-    (_, aligned, _, _, none, _), (_, plain, runs, _, difference, _) = rows(
+    (_, aligned, _, _, none, *_), (_, plain, runs, _, difference, *_) = rows(
         settings("--methods", "aligned", "plain", *options)
     )
     assert (aligned, none) == ("aligned", "–")
     assert (plain, int(runs)) == ("plain", len(list((compared / "mixer" / "plain").glob("[012].json"))))
     expected = np.mean(accuracies(compared, "plain")) - np.mean(accuracies(compared, "aligned"))
     assert difference.startswith(f"{expected:+.1f} (")
+
+
+def test_the_rows_of_table_2(tmp_path: Path) -> None:
+    """Seven names, and the parameters of the network that Attentive CutMix has beside the model."""
+    from architectures import build
+    from compare import rows
+
+    found = rows(settings("--table", "2", "--output", tmp_path))
+    names = ["Vanilla", "CutMix", "Puzzle-Mix", "SaliencyMix", "Attentive-CutMix", "TransMix", "CutMix + TL-Align"]
+    assert [row[1] for row in found] == names
+    own, other = (sum(p.numel() for p in build(name, 0).parameters()) for name in ("mixer", "convnext"))
+    assert [row[6] for row in found] == [f"{own + other if 'Attentive' in name else own:,}" for name in names]
+
+
+def test_layers_and_a_scale_of_aligned_targets() -> None:
+    """Labels of one attention layer, and a loss whose gradients are scaled by the factor of its targets."""
+    from architectures import build
+    from methods import Method
+    from mixers import MIXERS
+    from training import DigitTrainer
+
+    run = settings("--methods", "plain").runs[0]
+    gradients, gaps = {}, {}
+    for text in ("aligned", "aligned:layers=-1", "aligned:scale=4"):
+        method = Method.parse(text)
+        assert str(method) == text
+        model = method.prepare(build("vit", 0))
+        trainer = DigitTrainer(model, run.recipe, MIXERS["cutmix"](model, run.recipe), method.scale)
+        np.random.seed(0)
+        trainer.loss(torch.randn(4, 3, 28, 28, generator=torch.Generator().manual_seed(0)), torch.arange(4)).backward()
+        gradients[text], gaps[text] = model.head.weight.grad, trainer.meter.lambda_gap
+    torch.testing.assert_close(gradients["aligned:scale=4"], 4 * gradients["aligned"])
+    assert gaps["aligned:scale=4"] == gaps["aligned"] != gaps["aligned:layers=-1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("aligned:layers=last", "'aligned:layers=last': layers=last is not a list of attention layers, such as 1"),
+        ("aligned:scale=0", "'aligned:scale=0': scale=0 is not a positive number"),
+        ("aligned:scale=x", "scale=x is not a positive number"),
+        ("plain:layers=1", "'plain:layers=1' is not a method"),
+    ],
+)
+def test_methods_that_are_refused(text: str, words: str) -> None:
+    from methods import Method
+
+    with pytest.raises(ValueError, match=words):
+        Method.parse(text)
 
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:
@@ -177,7 +235,8 @@ def test_a_policy_without_effect_is_not_trained(tmp_path: Path) -> None:
     assert finished(chosen.runs[0], tmp_path) == UNCHANGED
     assert [path.parent.name for path in tmp_path.rglob("*.pt")] == ["aligned+weights=signed"]
     heads, signed = rows(chosen)
-    assert heads == ("mixer", "aligned:heads=norm", "–", "labels as aligned", "–", "–")
+    assert heads[:6] == ("mixer", "aligned:heads=norm", "–", "labels as aligned", "–", "–")
+    assert heads[7] == "–"
     assert signed[1:3] == ("aligned:weights=signed", "1")
 
 
@@ -360,7 +419,7 @@ def test_methods(text: str, name: str) -> None:
     ("arguments", "words"),
     [
         (["--methods", "align"], "'align' is not a method: expected [MIXER/]TARGET or [MIXER/]aligned:FIELD=VALUE["),
-        (["--methods", "cutout/plain"], "with a mixer of cutmix, mixup, switch, patches, blocks, grid, resizemix,"),
+        (["--methods", "cutout/plain"], "with a mixer of none, cutmix, mixup, switch, patches, blocks, grid,"),
         (["--methods", "mixup/"], "and a target of plain, transmix, aligned"),
         (["--methods", "plain:heads=norm"], "'plain:heads=norm' is not a method"),
         (["--methods", "aligned:"], "'aligned:' is not a method"),

@@ -68,7 +68,9 @@ def test_finished_runs_are_measured(
     assert table.startswith("- mixer: 2 seeds, ")
     rmse = table.partition("RMSE:")[2]
     assert f"| {np.mean(found):.3f} ± {half:.3f} |" in next(x for x in rmse.splitlines() if "| paper |" in x)
-    assert "| mixer | heads=norm | as paper | as paper | as paper | as paper |" in table  # a mixer has no heads
+    assert (
+        "| mixer | heads=norm | as paper | as paper | as paper | as paper | as paper |" in table
+    )  # a mixer has no heads
     for words in ("Correlation", "Partial correlation given the area", "RMSE", "excludes 0"):
         assert words in shown
         assert words in table

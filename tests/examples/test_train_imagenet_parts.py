@@ -238,27 +238,96 @@ def test_blocks_of_models() -> None:
     assert blocks_of(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))) == []
 
 
-@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
-def test_recipes_are_options(file: Path) -> None:
+def recipe(name: str, *flags: str) -> Any:
+    """The options of a recipe, as the training script reads them."""
     from imagenet.options import parse
 
-    base = [] if file.stem[:6] != "table8" else ["--config", str(EXAMPLES / "recipes" / "deit_small.yaml")]
-    options = parse("", [*base, "--config", str(file), "--data-dir", "data", "--output", "run"])
+    config = str(EXAMPLES / "recipes" / f"{name}.yaml")
+    return parse("", ["--config", config, "--data-dir", "data", "--output", "run", *flags])
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_recipes_are_options(file: Path) -> None:
+    options = recipe(file.stem)
     for key, value in yaml.safe_load(file.read_text()).items():
-        taken = getattr(options, key.replace("-", "_"))
-        assert taken == (float(value) if isinstance(taken, float) else value), key
-    assert options.cutmix == 1.0
+        if key != "base":
+            taken = getattr(options, key.replace("-", "_"))
+            assert taken == (float(value) if isinstance(taken, float) else value), key
+    assert "not at hand" not in file.read_text().lower()
+
+
+PRINTED = {  # Table 9: epochs with cool-down, warm-up, weight decay, moving average, MixUp, CutMix, random erasing
+    "table9_deit_small_1": (300, 5, 0.05, None, 0.0, 0.0, True, False),
+    "table9_deit_small_2": (300, 5, 0.05, None, 0.8, 1.0, True, False),
+    "table9_deit_small_3": (310, 20, 0.03, 0.99996, 0.8, 1.0, False, False),
+    "table9_deit_small_3_transmix": (310, 20, 0.03, 0.99996, 0.8, 1.0, False, ["-1"]),
+    "table9_deit_small_4": (300, 5, 0.05, None, 0.0, 1.0, True, False),
+    "table9_deit_small_4_transmix": (300, 5, 0.05, None, 0.0, 1.0, True, ["-1"]),
+    "deit_small": (300, 5, 0.05, None, 0.0, 1.0, True, None),
+}
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_recipes_are_those_of_table_9(name: str) -> None:
+    options = recipe(name)
+    assert (
+        options.epochs + options.cooldown_epochs,
+        options.warmup_epochs,
+        options.weight_decay,
+        options.model_ema_decay if options.model_ema else None,
+        options.mixup,
+        options.cutmix,
+        options.reprob > 0,
+        options.align_layers if options.align else False,
+    ) == PRINTED[name]
+    assert options.mixup_switch_prob == (0.8 if "_3" in name else 0.5)
+
+
+def test_recipes_of_tables_7_and_8() -> None:
+    assert recipe("table8_layer_12").align_layers == ["blocks.11"]
+    assert recipe("table8_layers_2_4_6_8").align_layers == ["blocks.1", "blocks.3", "blocks.5", "blocks.7"]
+    assert (recipe("table8_skip").residual, recipe("table8_skip").target_scale) == ("skip", 1.0)
+    assert (recipe("table8_unnormalised").residual, recipe("table8_unnormalised").target_scale) == ("average", 2.0**24)
+    for name, mixer in (("table7_random", "patches"), ("table7_blockwise", "blocks")):
+        for flag in ("--align", "--no-align"):
+            options = recipe(name, flag)
+            assert (options.patch_mixer, options.mix_patch_size, options.mixup, options.cutmix) == (mixer, 16, 0.0, 0.0)
+            assert options.align == (flag == "--align")
 
 
 def test_recipes_scale_the_learning_rate() -> None:
-    from imagenet.options import parse
     from train_imagenet import choose_learning_rate
 
-    for name, rate in (("deit_small", 1e-3), ("swin_tiny", 1e-3), ("pvt_small", 1e-3), ("finetune_base", 1e-5)):
-        config = str(EXAMPLES / "recipes" / f"{name}.yaml")
-        options = parse("", ["--config", config, "--data-dir", "data", "--output", "run"])
+    rates = dict.fromkeys(("deit_tiny", "deit_small", "swin_tiny", "swin_small", "pvt_tiny", "pvt_small"), 0.001)
+    rates |= {"table9_deit_small_3": 1e-3, "deit_base_finetune": 1e-5, "swin_base_finetune": 1e-5, "transfer": 0.01}
+    for name, rate in rates.items():
+        options = recipe(name)
         choose_learning_rate(options, 8 * options.batch_size)
         assert options.lr == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("name", ["deit_base_finetune", "swin_base_finetune"])
+def test_fine_tuning_has_a_constant_rate(name: str) -> None:
+    """Table 1: 40 epochs, a constant learning rate of 1e-5, weight decay 1e-8."""
+    from timm.optim import create_optimizer_v2, optimizer_kwargs
+    from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+
+    options = recipe(name)
+    optimizer = create_optimizer_v2(nn.Linear(2, 2), **optimizer_kwargs(cfg=options))
+    scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(options), updates_per_epoch=10)
+    assert (scheduler, epochs) == (None, 40)
+    assert {group["lr"] for group in optimizer.param_groups} == {1e-5}
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {1e-8, 0.0}
+
+
+def test_a_file_inherits_from_its_base(tmp_path: Path) -> None:
+    from imagenet.options import parse
+
+    for name, text in (("a", "epochs: 7\nlr: 1e-3"), ("b", "base: a.yaml\nepochs: 8"), ("c", "base: c.yaml")):
+        (tmp_path / f"{name}.yaml").write_text(text)
+    given = ["--data-dir", "data", "--output", "run"]
+    options = parse("", ["--config", str(tmp_path / "b.yaml"), *given])
+    assert (options.epochs, options.lr) == (8, 1e-3)
 
 
 def test_flags_win_over_files_and_later_files_over_earlier(tmp_path: Path) -> None:

@@ -127,6 +127,9 @@ def test_data_of_torchvision_that_is_not_there(name: str, tmp_path: Path) -> Non
         (["--epochs", "0"], "--epochs 0: expected a number of at least 1"),
         (["--mixup-prob", "1.5"], "--mixup-prob 1.5: expected a share between 0 and 1"),
         (["--align-layers", "-1"], "--align-layers and --no-align contradict each other: omit one of them"),
+        (["--residual", "skip"], "--residual is for aligned targets: omit it, or --no-align"),
+        (["--target-scale", "2"], "--target-scale is for aligned targets: omit it, or --no-align"),
+        (["--align", "--target-scale", "0"], "--target-scale 0.0: expected a positive number"),
     ],
 )
 def test_settings_that_no_run_can_begin_with(
@@ -191,6 +194,8 @@ def test_settings_that_do_not_fit(arguments: list[str], words: str, data: Path, 
         ("epoch: 3\nlearning-rate: 1", "unknown epoch, learning_rate; options are named as the flags of --help"),
         ("- epochs", "has no options: expected lines such as batch-size: 128"),
         ("epochs: [", "cannot be read: while parsing a flow node"),
+        ("base: recipe.yaml", "recipe.yaml names recipe.yaml as its base, which is based on it"),
+        ("base: none.yaml", "none.yaml cannot be read: [Errno 2]"),
     ],
 )
 def test_files_of_options(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import re
+from functools import partial
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -86,3 +89,26 @@ def test_the_moving_average_goes_first(tmp_path: Path) -> None:
     load_weights(loaded, tmp_path / "w.pt")
     assert torch.equal(loaded[0].weight, states[1]["0.weight"])
     assert not torch.equal(loaded[0].weight, states[0]["0.weight"])
+
+
+def test_names_of_the_authors_of_swin(tmp_path: Path) -> None:
+    """Downsampling belongs to the stage before, the classifier has no fc, and masks and indices are stored."""
+    build = partial(timm.create_model, "swin_tiny_patch4_window7_224", img_size=56, embed_dim=16, num_classes=3)
+    model, other = build(), build()
+    state = {}
+    for name, value in model.state_dict().items():
+        old = re.sub(r"layers\.(\d)\.downsample", lambda found: f"layers.{int(found[1]) - 1}.downsample", name)
+        state[old.replace("head.fc.", "head.")] = value
+    state["layers.0.blocks.1.attn_mask"] = torch.zeros(4, 49, 49)
+    torch.save({"model": state, "epoch": 299}, tmp_path / "swin.pth")
+    load_weights(other, tmp_path / "swin.pth")
+    for one, same in zip(model.state_dict().values(), other.state_dict().values(), strict=True):
+        assert torch.equal(one, same)
+
+
+def test_renaming_does_not_resize_weights(tmp_path: Path) -> None:
+    """timm would resample the position embedding of another image size."""
+    build = partial(timm.create_model, "test_vit", num_classes=3)
+    torch.save(build(img_size=32).state_dict(), tmp_path / "small.pth")
+    with pytest.raises(ModelError, match=r"different shape: pos_embed is \(1, 5, 64\), expected \(1, 17, 64\)"):
+        load_weights(build(img_size=64), tmp_path / "small.pth")

@@ -1,19 +1,19 @@
-"""Plots of token fluctuation: presence of input tokens and λ by layer, one column per model (figures 3 and 4)."""
+"""Plots of token fluctuation: presence of input tokens over depth and λ by layer, a column per model (figure 4)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from tlfx.analysis.fluctuation import METHODS, Figures, by_layer
+from tlfx.analysis.fluctuation import METHODS, Figures, by_layer, rmse
 from tlfx.analysis.plotting import COLORS, figure
-from tlfx.analysis.presence import FADED
+from tlfx.analysis.presence_over_depth import FADED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_fluctuation"]
+__all__ = ["draw_bars", "draw_fluctuation"]
 
 WIDTH, HEIGHT = 3.4, 5.6
 """Width of a column and height of both rows, in inches."""
@@ -44,7 +44,7 @@ def draw_fluctuation(measured: Mapping[str, Sequence[Figures]]) -> Figure:
         _draw_shares(below, first)
         above.set_title(name, fontsize=9)
         below.set_xlabel("layer (0: image, last: output)", fontsize=8)
-    axes[0][0].set_ylabel("presence p(z)", fontsize=8)
+    axes[0][0].set_ylabel("presence over depth", fontsize=8)
     axes[1][0].set_ylabel("λ, share of the first image", fontsize=8)
     for ax in axes.flat:
         ax.tick_params(labelsize=7)
@@ -91,3 +91,31 @@ def _draw_shares(ax: Axes, layers: Sequence[Figures]) -> None:
                 label=name,
             )
     ax.set_ylim(-0.02, 1.02)
+
+
+def draw_bars(measured: Mapping[str, Sequence[Figures]], parameters: Mapping[str, int]) -> Figure:
+    """Draw the root mean square difference of the λ of CutMix and of TL-Align at the output, as a bar for each model.
+
+    Bars are in the order of the number of parameters, and in a colour for each family: the models whose names have the
+    same beginning up to an underscore (figure 3).
+
+    Args:
+        measured: the figures of each model.
+        parameters: the number of parameters of each model.
+    """
+    names = sorted(measured, key=lambda name: parameters[name])
+    families = list(dict.fromkeys(name.partition("_")[0] for name in names))
+    colors = dict(zip(families, (COLORS["blue"], COLORS["orange"], COLORS["green"], COLORS["red"]), strict=False))
+    made = figure(max(4.0, 1.1 * len(names)), 3.4)
+    ax = made.subplots()
+    for place, name in enumerate(names):
+        height = rmse(by_layer(measured[name])[-1], "area") or 0.0
+        color = colors.get(name.partition("_")[0], COLORS["black"])
+        ax.bar(place, height, color=color)
+        ax.annotate(f"{height:.3f}", (place, height), ha="center", va="bottom", fontsize=8)
+    labels = ["\n".join([*name.split("_")[:2], f"{parameters[name] / 1e6:.3g} M"]) for name in names]
+    ax.set_xticks(range(len(names)), labels, fontsize=8)
+    ax.set_ylabel("RMSE of λ, CutMix and TL-Align", fontsize=8)
+    ax.tick_params(axis="y", labelsize=7)
+    ax.spines[["top", "right"]].set_visible(False)
+    return made

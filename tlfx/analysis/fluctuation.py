@@ -1,4 +1,4 @@
-"""Token fluctuation: presence of input tokens and mixing ratios by several methods, layer by layer (figures 3, 4)."""
+"""Token fluctuation: presence of input tokens over depth and mixing ratios by several methods, by layer (figure 4)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tlfx.analysis.pairs import Pairs, photo_pairs
 from tlfx.analysis.photos import normalised
-from tlfx.analysis.presence import faded, input_cells, presence
+from tlfx.analysis.presence_over_depth import faded, input_cells, presence_over_depth
 from tlfx.analysis.probe import Probe, Reading
 from tlfx.analysis.similarity import similarity_share
 
@@ -69,11 +69,12 @@ class Figures:
             attention of the class token; in the last layer, the target of TransMix. None without class token.
         fixed: λ of tokens that keep one label each, as in TokenLabeling: the fraction of tokens of this layer whose
             region belongs mostly to the first image. None for the output.
-        similarity: λ by similarity (eq. 13) of the tokens that the classifier would read in this layer; None for image
-            and output.
+        similarity: λ by eq. 13 of the tokens that the classifier would read in this layer, in the mean over them: for a
+            model with a class token, that of the class token, as in figure 4. None for image and output.
         moved: root mean square over tokens of the difference between the aligned label of a token and the label of its
             region of the image; None for the output.
-        presence: presence of the input tokens (:func:`tlfx.analysis.presence.presence`); None if not measured.
+        presence: presence of the input tokens over depth (:mod:`tlfx.analysis.presence_over_depth`); None if not
+            measured.
     """
 
     model: str
@@ -120,7 +121,7 @@ def _of_pair(
     """Figures of one pair, with its three images in one batch."""
     images = normalised(torch.cat((pair.mixed, pair.first, pair.second)), model)
     readings, arrival = probe(images, pair.mask)
-    spreads = [Spread.of(p) for p in presence(probe, images[0])] if with_presence else []
+    spreads = [Spread.of(p) for p in presence_over_depth(probe, images[0])] if with_presence else []
     present = dict(enumerate(spreads, 1))
     area, cells = float(pair.area[0]), input_cells(probe)
     everywhere = Spread.of(torch.ones(1)) if with_presence else None
@@ -160,7 +161,7 @@ def _of_layer(reading: Reading, mask: Tensor) -> dict[str, float]:
     return {
         "aligned": float(reading.share[0, 0]),
         "fixed": _fixed(mask, reading.layer.size),
-        "similarity": float(similarity_share(*reading.feature)),
+        "similarity": float(similarity_share(reading.read_tokens[0], *reading.tokens[1:]).mean()),
         "moved": float((reading.map[0, :, :, 0] - initial).square().mean().sqrt()),
     }
 

@@ -15,6 +15,7 @@ from tlfx.aligned import Aligned, align, planner_of
 from tlfx.analysis.classifier import Classifier
 from tlfx.analysis.fidelity_table import AREA, Fidelity
 from tlfx.analysis.invariants import share
+from tlfx.analysis.last_tokens import LastTokens
 from tlfx.analysis.reference import Mixture, references
 from tlfx.capture.arguments import Call
 from tlfx.errors import InputError, TargetError
@@ -47,8 +48,8 @@ def fidelity(
     mixtures that consist of one image are ignored.
 
     References and agreement are documented in :func:`tlfx.analysis.reference.references` and
-    :class:`tlfx.analysis.agreement.Agreement`. The references are eq. 13 of the paper, two causal measures, and a
-    gradient measure.
+    :class:`tlfx.analysis.agreement.Agreement`. The references are eq. 13 of the paper, another similarity, two causal
+    measures, and a gradient measure.
 
     Args:
         model: any module that returns logits (batch, classes), aligned or not; an aligned model keeps its options
@@ -58,8 +59,8 @@ def fidelity(
         policies: the policies to compare; by default the paper's and every policy that changes one of its rules.
         mixer: mixes image i with image B − 1 − i; by default :class:`tlfx.mix.Mixup` as CutMix with λ ~ Beta(1, 1) for
             each image, which draws from numpy's global generator: seed it for reproducible mixtures.
-        classifier: path of the module whose input is compared in eq. 13; by default the last executed module with a
-            weight matrix.
+        classifier: path of the module whose input is compared by ``same_place``; by default the last executed module
+            with a weight matrix.
 
     Raises:
         InputError: the loader yields something other than floating images and labels, or no pair of two classes; the
@@ -73,8 +74,8 @@ def fidelity(
     >>> colours = torch.eye(3)[:, :, None, None].expand(3, 3, 8, 8)
     >>> labels = torch.tensor([0, 1, 2, 2, 0, 1])
     >>> study = fidelity(model, [(colours[labels], labels)], policies=[Policy()])
-    >>> [(row.reference, round(row.agreement.rmse, 4)) for row in study.rows if row.rule == "paper"]
-    [('similarity', 0.0), ('exchange', 0.0), ('occlusion', 0.0), ('gradient', 0.0)]
+    >>> [(row.reference, round(row.agreement.rmse, 4)) for row in study.rows[4:] if row.rule == "paper"]
+    [('exchange', 0.0), ('occlusion', 0.0), ('gradient', 0.0)]
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"fidelity takes a torch.nn.Module, got a {type(model).__name__}")
@@ -82,14 +83,15 @@ def fidelity(
     shares: list[dict[str, Tensor]] = []
     measured: list[dict[str, Tensor]] = []
     with _evaluating(model):
-        aligned, reader = _aligned(model, rules), None
+        aligned, reader, tokens = _aligned(model, rules), None, None
         for batch in loader:
             images, labels = _read(batch, model)
             reader = reader or Classifier(model, images, classifier)
             check_labels(labels, reader.classes, name="labels")
             mixture = _mix(mixer or _cutmix(reader.classes), images, labels)
+            tokens = tokens or LastTokens(model, images)
             shares.append(_kept(mixture, _shares(aligned, mixture)))
-            measured.append(_kept(mixture, references(reader, mixture)))
+            measured.append(_kept(mixture, references(reader, tokens, mixture)))
     if not any(len(part[AREA]) for part in shares):
         raise InputError(
             f"{len(shares)} batches gave no mixed pair of two classes, expected at least one: shuffle a loader whose "

@@ -53,13 +53,16 @@ class Layer:
         return bool(torch.isin(self.readout, self.others).any())
 
 
-def find_layers(propagation: Propagation, places: Tensor, at: Sequence[str] | None = None) -> list[Layer]:
+def find_layers(
+    propagation: Propagation, places: Tensor, at: Sequence[str] | None = None, required: bool = True
+) -> list[Layer]:
     """The layers that match glob patterns, by default the blocks with more than one token.
 
     Modules whose tokens form no grid are omitted. ``propagation`` must have recorded every module, ``places`` are the
     positions of all label ids (:mod:`tlfx.analysis.places`).
 
-    Raises InputError for a pattern that matches no module, or if no matching module has tokens on a grid.
+    Raises InputError for a pattern that matches no module, or if no matching module has tokens on a grid and layers are
+    ``required``.
     """
     recorded = propagation.recorded.ids
     chosen = [p for p in blocks(propagation.operations) if p in recorded] if at is None else matching(recorded, at)
@@ -67,7 +70,7 @@ def find_layers(propagation: Propagation, places: Tensor, at: Sequence[str] | No
     read = reached(propagation.labels, output.ids.flatten())
     layers = [_layer(path, recorded[path].flatten(), places, read) for path in chosen]
     known = [layer for layer in layers if layer is not None and (at is not None or layer.grid.numel() > 1)]
-    if not known:
+    if not known and required:
         raise InputError(
             f"the tokens of {', '.join(chosen[:3]) or 'this model'} form no grid on the image; choose modules that "
             "return all tokens of an image, such as whole blocks"

@@ -1,22 +1,24 @@
-"""Label maps as a picture: two images, their mixture, and its label map layer by layer (figures 5, 7, 8)."""
+"""Pictures of label maps: layer by layer, and as in the paper's figures 5 to 8."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch.nn.functional as F
 from torch import Tensor
 
 from tlfx.analysis.pairs import Pairs
 from tlfx.analysis.plotting import FIRST, SECOND, figure, shares
 from tlfx.analysis.probe import Reading
+from tlfx.analysis.similarity import similarity_share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_label_maps"]
+__all__ = ["draw_embeddings", "draw_label_maps", "draw_mixtures", "draw_similarities"]
 
 COLUMNS = 6
 """Maximum number of layers in a row."""
@@ -55,14 +57,7 @@ def draw_label_maps(title: str, pair: Pairs, readings: Sequence[Reading], share:
 
 def _draw_inputs(axes: Sequence[Axes], pair: Pairs) -> Any:
     """Both images with frames in their colours, the mixture, and its initial label map, whose artist is returned."""
-    for ax, image, name, color in (
-        (axes[0], pair.first, "first image", FIRST),
-        (axes[1], pair.second, "second image", SECOND),
-        (axes[2], pair.mixed, "mixed", "#555555"),
-    ):
-        ax.imshow(_pixels(image[0]))
-        _frame(ax, color)
-        ax.set_title(name, fontsize=8, color=color)
+    _show_inputs(axes, pair)
     _frame(axes[3], "#555555")
     axes[3].set_title("initial label map", fontsize=8)
     return axes[3].imshow(pair.mask[0, 0].numpy(), cmap=shares(), vmin=0, vmax=1)
@@ -107,3 +102,81 @@ def _frame(ax: Axes, color: str) -> None:
 def _pixels(image: Tensor) -> np.ndarray[Any, Any]:
     """An image (3, height, width) as pixels (height, width, 3)."""
     return image.permute(1, 2, 0).clamp(0, 1).numpy()
+
+
+def draw_embeddings(rows: Sequence[tuple[str, Pairs, Reading, Reading]]) -> Figure:
+    """Draw a row for each pair: both images, the mixture, and the label embedding before and after alignment.
+
+    As in figures 5 and 8, the original embedding has a label for each token of the first layer, the aligned one for
+    each token after the last layer. Red is the first image, blue the second.
+
+    Args:
+        rows: title, one pair, and its readings in the first and the last layer.
+    """
+    made = figure(SIDE * 5, (SIDE + TITLE) * len(rows))
+    axes = made.subplots(len(rows), 5, squeeze=False)
+    for line, (title, pair, first, last) in zip(axes, rows, strict=True):
+        _show_inputs(line, pair)
+        original = F.adaptive_avg_pool2d(pair.mask, first.layer.size)[0, 0]
+        for ax, labels, name in ((line[3], original, "original"), (line[4], last.map[0, ..., 0], "aligned")):
+            ax.imshow(labels.numpy(), cmap=shares(), vmin=0, vmax=1)
+            height, width = labels.shape
+            _frame(ax, "#555555")
+            ax.set_title(f"{name}, {height}×{width}", fontsize=8)
+        line[0].set_ylabel(title if len(title) <= 24 else f"{title[:23]}…", fontsize=7)
+    return made
+
+
+def draw_mixtures(mixtures: Mapping[str, Pairs]) -> Figure:
+    """Draw two images and, side by side, their mixtures by several mixers (figure 7).
+
+    ``mixtures`` maps the name of each mixer to one pair, with the same two images in all.
+    """
+    made = figure(SIDE * (2 + len(mixtures)), SIDE + TITLE)
+    axes = made.subplots(1, 2 + len(mixtures), squeeze=False)[0]
+    [pair, *_] = mixtures.values()
+    _show_inputs(axes[:2], pair)
+    for ax, (name, mixture) in zip(axes[2:], mixtures.items(), strict=True):
+        ax.imshow(_pixels(mixture.mixed[0]))
+        _frame(ax, "#555555")
+        ax.set_title(f"{name}, λ {float(mixture.area[0]):.2f}", fontsize=8)
+    return made
+
+
+def draw_similarities(title: str, pair: Pairs, reading: Reading) -> Figure:
+    """Draw the cosine similarities of a mixed token to all tokens of both images, whose maxima give eq. 13 (figure 6).
+
+    Args:
+        title: title of the picture, such as the name of the model.
+        pair: one pair of images.
+        reading: one layer, for the mixture, the first and the second image, in a batch of 3. The mixed token is the
+            first that the classifier reads: the class token if there is one.
+    """
+    mixed = reading.read_tokens[0, :1]
+    share = float(similarity_share(mixed, *reading.tokens[1:])[0])
+    cosines = F.cosine_similarity(mixed, reading.tokens[1:], dim=-1)
+    made = figure(SIDE * 5 + 0.5, SIDE + 2 * TITLE)
+    axes = made.subplots(1, 5)
+    _show_inputs(axes, pair)
+    low, high = float(cosines.min()), float(cosines.max())
+    for ax, values, name in zip(axes[3:], cosines, ("first", "second"), strict=True):
+        shown = ax.imshow(values[reading.layer.grid].numpy(), cmap="viridis", vmin=low, vmax=high)
+        _frame(ax, "#555555")
+        ax.set_title(f"to the {name} image\nmaximum {float(values.max()):.3f}", fontsize=8)
+    made.colorbar(shown, ax=axes, shrink=0.8).ax.tick_params(labelsize=7)
+    token = "class token" if reading.layer.has_class_token else "first token"
+    made.suptitle(f"{title}, {reading.layer.path}: cosine similarity of the {token}, λ = {share:.3f}", fontsize=9)
+    return made
+
+
+def _show_inputs(axes: Sequence[Axes], pair: Pairs) -> None:
+    """As many as there are axes of: first image, second image, mixture."""
+    inputs = (
+        (pair.first, "first image", FIRST),
+        (pair.second, "second image", SECOND),
+        (pair.mixed, "mixed", "#555555"),
+    )
+    for ax, (image, name, color) in zip(axes, inputs, strict=False):
+        ax.imshow(_pixels(image[0]))
+        _frame(ax, color)
+        ax.set_title(name, fontsize=8, color=color)

@@ -24,8 +24,6 @@ __all__ = ["Arrival", "Probe", "Reading"]
 
 OUTPUT = ""
 """Stands for the output among the paths of layers."""
-BATCH = 2
-"""Batch size of the capture; a capture for a fixed batch size takes half the time of one for any size."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +53,9 @@ class Reading:
         return self.labels[:, self.layer.readout].mean(1)
 
     @property
-    def feature(self) -> Tensor:
-        """Token that the classifier would read in this layer, (batch, channels)."""
-        return self.tokens[:, self.layer.readout].mean(1)
+    def read_tokens(self) -> Tensor:
+        """The tokens that the classifier would read in this layer, (batch, n, channels)."""
+        return self.tokens[:, self.layer.readout]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +80,8 @@ class Probe:
         size: (channels, height, width) of its images.
         at: glob patterns of module paths, such as ``["blocks.*"]``; by default the model's blocks.
         attention: whether to read class attention too.
+        batch: number of images at a time, at least 2; the capture is for this size, in half the time of one for any.
+        required: whether to raise InputError if no module has tokens on a grid; without it, ``layers`` is then empty.
 
     Raises InputError if no module matches a pattern or no matching module has tokens on a grid; CaptureError and
     UnknownOperatorError as in :func:`tlfx.align`.
@@ -97,15 +97,23 @@ class Probe:
     """
 
     def __init__(
-        self, model: nn.Module, size: Sequence[int], at: Sequence[str] | None = None, attention: bool = True
+        self,
+        model: nn.Module,
+        size: Sequence[int],
+        at: Sequence[str] | None = None,
+        attention: bool = True,
+        *,
+        batch: int = 2,
+        required: bool = True,
     ) -> None:
         parameter = next(model.parameters(), torch.zeros(()))
-        images = torch.zeros(BATCH, *size).to(parameter)
+        self.batch = batch
+        images = torch.zeros(batch, *size).to(parameter)
         options = Options(attention="fused", record=(EVERY_MODULE,))
         traced = trace(model.eval(), images, options, any_batch=False)
         propagation = traced.propagation
         places = centres(propagation.labels, propagation.values)
-        self.layers = find_layers(propagation, places, at)
+        self.layers = find_layers(propagation, places, at, required)
         self._outputs = propagation.outputs
         self._output = next(i for i, output in enumerate(propagation.outputs) if output is not None)
         attended = _class_attention(propagation, self.layers, places, self._output) if attention else {}
@@ -123,7 +131,7 @@ class Probe:
             images: floating (batch, channels, height, width).
             mask: float (batch or 1, K, height, width), the initial label of every pixel.
         """
-        parts = [self._run(*part) for part in _parts(images, mask)]
+        parts = [self._run(*part) for part in _parts(images, mask, self.batch)]
         readings = [_joined(same, len(images)) for same in zip(*(p for p, _ in parts), strict=True)]
         arrivals = [arrival for _, arrival in parts]
         attended = _joined_attention([a.class_attention for a in arrivals], len(images))
@@ -134,7 +142,7 @@ class Probe:
         values, labels = self._graph(images, torch.cat((mask, torch.ones_like(mask[:, :1])), 1))
         output, label = self._outputs[self._output], labels[self._output]
         assert output is not None
-        label = label.movedim(output.where.axis, 0).reshape(BATCH, -1, label.shape[-1]).mean(1)
+        label = label.movedim(output.where.axis, 0).reshape(self.batch, -1, label.shape[-1]).mean(1)
         count = len(self.layers)
         tokens = [layout.of(v) for layout, v in zip(self._tokens, values[len(values) - count :], strict=True)]
         recorded = labels[len(self._outputs) :]
@@ -212,11 +220,11 @@ def _layout(value: Value, tokens: int) -> _Layout:
     return _Layout(where, axis_of_ids(where, channel) + 1)
 
 
-def _parts(images: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _parts(images: Tensor, mask: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Split images into batches of the captured size; the last image fills up the last batch."""
     mask = mask.expand(len(images), -1, -1, -1)
-    for first in range(0, len(images), BATCH):
-        places = torch.arange(first, first + BATCH).clamp_max(len(images) - 1)
+    for first in range(0, len(images), size):
+        places = torch.arange(first, first + size).clamp_max(len(images) - 1)
         yield images[places], mask[places]
 
 

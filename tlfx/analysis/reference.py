@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from tlfx.analysis.classifier import Classifier
-from tlfx.analysis.similarity import similarity_share
+from tlfx.analysis.last_tokens import LastTokens
+from tlfx.analysis.similarity import same_place_share, similarity_share
 
 __all__ = ["REFERENCES", "Mixture", "gradient_share", "references", "replacement_share"]
 
 REFERENCES = {
-    "similarity": "similarity of features (eq. 13)",
+    "similarity": "similarity of tokens (eq. 13)",
+    "same_place": "similarity of features, place by place",
     "exchange": "effect of exchange for the other image's pixels",
     "occlusion": "effect of occlusion by the mean picture",
     "gradient": "|gradient × input|",
@@ -52,14 +54,16 @@ class Mixture:
         return self.mask * first + (1 - self.mask) * second
 
 
-def references(classifier: Classifier, batch: Mixture) -> dict[str, Tensor]:
+def references(classifier: Classifier, tokens: LastTokens, batch: Mixture) -> dict[str, Tensor]:
     """Shares of the first image by each of :data:`REFERENCES`: float32 (batch,) in [0, 1], NaN where undefined.
 
     Let f be the logits of the model in evaluation mode and a, b the classes of the two images. The margin f_a − f_b is
     the preference of the model for the first image.
 
-    - ``similarity``: eq. 13 on the (flattened) input of the classifier for the mixed and the two unmixed images, see
-      :func:`tlfx.analysis.similarity.similarity_share`.
+    - ``similarity``: eq. 13, :func:`tlfx.analysis.similarity.similarity_share`, for the tokens of the last block that
+      the classifier reads, in the mean over them: for a model with a class token, that of the class token.
+    - ``same_place``: not in the paper: :func:`tlfx.analysis.similarity.same_place_share` of the (flattened) input of
+      the classifier for the mixed and the two unmixed images.
     - ``exchange``: :func:`replacement_share` of the margin, where the region of one image is filled with the pixels of
       the other image, which gives that image unmixed. It locates the margin of the mixture between the margins of the
       two images.
@@ -75,7 +79,9 @@ def references(classifier: Classifier, batch: Mixture) -> dict[str, Tensor]:
         (gradient,) = torch.autograd.grad(both.sum(), images)
     with torch.no_grad():
         own, own_feature = classifier(batch.images)
-        other = own.flip(0)
+        other, other_feature = own.flip(0), own_feature.flip(0)
+        read, _ = tokens(batch.mixed, batch.mask, feature)
+        _, unmixed = tokens(batch.images, batch.mask, own_feature)
         mean = batch.images.mean(0, keepdim=True).expand_as(batch.images)
         hidden_first, _ = classifier(batch.blend(mean, batch.images.flip(0)))
         hidden_second, _ = classifier(batch.blend(batch.images, mean))
@@ -84,7 +90,8 @@ def references(classifier: Classifier, batch: Mixture) -> dict[str, Tensor]:
         for x in (logits.detach(), own, other, hidden_first, hidden_second)
     )
     return {
-        "similarity": similarity_share(*(x.detach().flatten(1) for x in (feature, own_feature, own_feature.flip(0)))),
+        "similarity": similarity_share(read, unmixed, unmixed.flip(0)).mean(1),
+        "same_place": same_place_share(*(x.detach().flatten(1) for x in (feature, own_feature, other_feature))),
         "exchange": replacement_share(margin, second, first),
         "occlusion": replacement_share(margin, without_first, without_second),
         "gradient": gradient_share(batch.mixed, gradient, batch.mask),

@@ -1,9 +1,10 @@
 """Measure token fluctuation: the contribution of input tokens and the mixing ratio, layer by layer.
 
-Pairs of random crops of photos from scikit-image are mixed by CutMix. The presence p(z) of an input token is 1 if all
-input tokens contribute equally (equation 2 of the TL-Align paper). The mixing ratio λ, the share of the first image, is
-given for plain CutMix, TransMix (only models with a class token), tokens that keep their labels, TL-Align, and by
-similarity (equation 13). Models have random weights unless --weights is given.
+Pairs of random crops of photos from scikit-image are mixed by CutMix. The presence of an input token over depth is 1 if
+all input tokens contribute equally to a layer; --operations prints the presence p(z) in each attention, token MLP and
+convolution by itself (equation 2 of the TL-Align paper). The mixing ratio λ, the share of the first image, is given for
+plain CutMix, TransMix (only models with a class token), tokens that keep their labels, TL-Align, and by similarity
+(equation 13). Models have random weights unless --weights or --pretrained is given.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from tlfx.zoo.weights import load_weights
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from torch import nn
 
     from tlfx.analysis.fluctuation import Figures
 
@@ -33,11 +35,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_model(parser, several=True)
     parser.add_argument("--pairs", metavar="N", type=int, default=16, help="mixed pairs for RMSE; default: 16")
     parser.add_argument(
-        "--presence", metavar="N", type=int, default=2, help="number of these pairs with presence; default: 2"
+        "--presence", metavar="N", type=int, default=2, help="pairs with presence over depth; default: 2, 0 for none"
+    )
+    parser.add_argument(
+        "--operations", action="store_true", help="also print the presence in each spatial operation by itself"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, pairs and mixing; default: 0")
     parser.add_argument("--csv", metavar="FILE", help="write all figures, a line for each layer and pair")
-    parser.add_argument("--plot", metavar="FILE", help="draw presence and λ by layer into a PNG, PDF or SVG file")
+    parser.add_argument(
+        "--plot", metavar="FILE", help="draw presence over depth and λ by layer into a PNG, PDF or SVG file"
+    )
+    parser.add_argument(
+        "--bars", metavar="FILE", help="draw the RMSE between CutMix and TL-Align targets over the number of parameters"
+    )
     arguments.add_weights(parser, several=True)
     output.add_color(parser)
 
@@ -48,17 +58,25 @@ def run(args: argparse.Namespace) -> int:
     from tlfx.analysis.plotting import FORMATS, check_file, write
 
     _check(args)
-    for option, file, formats in (("--csv", args.csv, (".csv",)), ("--plot", args.plot, FORMATS)):
+    files = (("--csv", args.csv, (".csv",)), ("--plot", args.plot, FORMATS), ("--bars", args.bars, FORMATS))
+    for option, file, formats in files:
         if file:
             check_file(file, option, formats)
     console = output.console(args)
-    measured = {name: _measure(args, place, console) for place, name in enumerate(_names(args))}
+    measured, parameters = {}, {}
+    for place, name in enumerate(_names(args)):
+        model, size = _build(args, place)
+        parameters[name] = sum(p.numel() for p in model.parameters())
+        measured[name] = _measure(args, name, model, size, console)
     if args.csv:
         write(as_csv([f for figures in measured.values() for f in figures]), args.csv)
         output.wrote(args.csv)
     if args.plot:
         _plot(measured, args.plot)
         output.wrote(args.plot)
+    if args.bars:
+        _draw_bars(measured, parameters, args.bars)
+        output.wrote(args.bars)
     if len(measured) > 1:
         console.print(_summary(measured))
     return 0
@@ -66,11 +84,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """InputError for options that contradict each other, before any work."""
-    if args.pairs < 1 or not 1 <= args.presence <= args.pairs:
+    if args.pairs < 1 or not 0 <= args.presence <= args.pairs:
         raise InputError(
-            f"--pairs {args.pairs} --presence {args.presence}: expected at least one pair, and presence for at least "
-            "one and at most all pairs"
+            f"--pairs {args.pairs} --presence {args.presence}: expected at least one pair, and presence for at most "
+            "all pairs"
         )
+    if args.plot and not args.presence:
+        raise InputError("--plot draws presence: pass --presence 1 or more, or --bars, which needs none")
     if args.weights and len(args.weights) != len(args.models):
         raise InputError(
             f"--weights was given {len(args.weights)} times for {len(args.models)} models, expected once per model"
@@ -89,11 +109,9 @@ def _names(args: argparse.Namespace) -> list[str]:
     return [f"{name} ({file})" if several else name for name, file in zip(names, files, strict=True)]
 
 
-def _measure(args: argparse.Namespace, place: int, console: Console) -> list[Figures]:
-    """Measure one model and print its table."""
+def _build(args: argparse.Namespace, place: int) -> tuple[nn.Module, tuple[int, ...]]:
+    """One of the models with its weights, and the size of its images. Raises InputError if it takes no images."""
     import torch
-
-    from tlfx.analysis.fluctuation import fluctuation
 
     args.model = args.models[place]
     torch.manual_seed(args.seed)
@@ -103,10 +121,37 @@ def _measure(args: argparse.Namespace, place: int, console: Console) -> list[Fig
         raise InputError(f"{args.model} takes inputs of {size}, expected images of three channels, 3xHxW")
     if args.weights:
         load_weights(model, args.weights[place])
-    name = _names(args)[place]
-    figures = fluctuation(name, model, tuple(example.shape[1:]), args.pairs, args.presence, args.seed)
+    return model, tuple(example.shape[1:])
+
+
+def _measure(
+    args: argparse.Namespace, name: str, model: nn.Module, size: tuple[int, ...], console: Console
+) -> list[Figures]:
+    """Measure one model and print its tables."""
+    from tlfx.analysis.fluctuation import fluctuation
+
+    figures = fluctuation(name, model, size, args.pairs, args.presence, args.seed)
     console.print(_layers(name, figures))
+    if args.operations:
+        console.print(_operations(name, model, size, args.seed))
     return figures
+
+
+def _operations(name: str, model: nn.Module, size: tuple[int, ...], seed: int) -> Table:
+    """Presence of the tokens that enter each spatial operation, for the first mixed image."""
+    from tlfx.analysis.fluctuation import Spread
+    from tlfx.analysis.pairs import photo_pairs
+    from tlfx.analysis.photos import normalised
+    from tlfx.analysis.presence import spatial_presence
+
+    caption = "presence p(z) of eq. 2 in one operation: 1 where all tokens contribute equally to as many mixed tokens"
+    table = _table(name, caption, "operation", ("tokens", "least", "median", "most", "faded"))
+    image = normalised(photo_pairs(1, size[-2:], seed).mixed[0], model)
+    for found in spatial_presence(model, image):
+        p = Spread.of(found.presence)
+        figures = (f"{x:.2f}" for x in (p.least, p.median, p.most))
+        table.add_row(f"{found.path} ({found.operator})", str(len(found.presence)), *figures, f"{p.faded:.1%}")
+    return table
 
 
 def _plot(measured: Mapping[str, Sequence[Figures]], file: str) -> None:
@@ -114,6 +159,13 @@ def _plot(measured: Mapping[str, Sequence[Figures]], file: str) -> None:
     from tlfx.analysis.plotting import save
 
     save(draw_fluctuation(measured), file)
+
+
+def _draw_bars(measured: Mapping[str, Sequence[Figures]], parameters: Mapping[str, int], file: str) -> None:
+    from tlfx.analysis.curves import draw_bars
+    from tlfx.analysis.plotting import save
+
+    save(draw_bars(measured, parameters), file)
 
 
 def _layers(name: str, figures: Sequence[Figures]) -> Table:
@@ -143,7 +195,7 @@ def _summary(measured: Mapping[str, Sequence[Figures]]) -> Table:
         *_, last, end = by_layer(figures)
         faded = [f.presence.faded for f in end if f.presence is not None]
         errors = (rmse(end, "area"), rmse(end, "transmix"), rmse(last, "similarity"))
-        table.add_row(name, f"{sum(faded) / len(faded):.1%}", *map(_number, errors))
+        table.add_row(name, f"{sum(faded) / len(faded):.1%}" if faded else "–", *map(_number, errors))
     return table
 
 

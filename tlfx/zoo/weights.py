@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +27,16 @@ def load_weights(model: nn.Module, file: str | Path) -> None:
     """Load the weights in a file, which ``torch.save`` wrote, into a model.
 
     The file holds a state_dict, or a checkpoint of tlfx or timm with one under a name of :data:`PARTS`: the moving
-    average of the weights if there is one. Prefixes of wrappers (:data:`PREFIXES`) are removed from the names. No code
-    in the file is run.
+    average of the weights if there is one. Prefixes of wrappers (:data:`PREFIXES`) are removed from the names. Names in
+    the checkpoints of a model's authors, such as those of Swin, become timm's if timm can rename them. No code in the
+    file is run.
 
     Raises ModelError if the file holds no state_dict, or its names and shapes differ from the model's; the model is
     then unchanged.
     """
     state = _unwrapped(_state_in(_read(file), str(file)))
+    if differences(state, model.state_dict()):
+        state = _renamed(model, state)
     _check(model, state, str(file))
     model.load_state_dict(state)
 
@@ -74,6 +78,21 @@ def _unwrapped(state: dict[str, Any]) -> dict[str, Any]:
         if state and all(name.startswith(prefix) for name in state):
             return _unwrapped({name.removeprefix(prefix): value for name, value in state.items()})
     return state
+
+
+def _renamed(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+    """Weights under the names of timm, by the filter in the module of the model's class; unchanged if there is none, or
+    if it would change values or drop weights of the model."""
+    rename = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if rename is None:
+        return state
+    try:
+        renamed = rename(dict(state), model)
+    except (KeyError, IndexError, RuntimeError, ValueError, AttributeError):  # weights of another model
+        return state
+    given = {id(value) for value in state.values()}
+    only_names = not differences(renamed, model.state_dict()) and all(id(x) in given for x in renamed.values())
+    return renamed if only_names else state
 
 
 def _check(model: nn.Module, state: dict[str, Any], file: str) -> None:

@@ -1,0 +1,103 @@
+"""The runs of a table, small ones on digits, and those of the paper on ImageNet; both continue where they stopped."""
+
+from __future__ import annotations
+
+import csv
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, median, stdev
+
+from compare import train
+from experiment import Result, Run, finished
+from methods import Method
+from training import Recipe
+
+from reproduction.printed import Printed, Row
+from tlfx.errors import InputError
+
+__all__ = ["DIGITS", "EXAMPLES", "best", "cells_of", "command", "measure_digits", "measure_imagenet"]
+
+EXAMPLES = Path(__file__).parents[1]
+DIGITS = ("parameters", "images/s", "digits, %")
+"""Heads of the figures of runs on digits."""
+
+
+def measure_digits(table: Printed, recipe: Recipe, seeds: Sequence[int], folder: Path, jobs: int) -> list[list[str]]:
+    """Train what is not finished, and return the cells of each row: printed names, measured figures, the paper's."""
+    runs = {row: _runs(row, recipe, seeds) for row in table.rows}
+    left = [run for each in runs.values() for run in each if finished(run, folder) is None]
+    for run in train(list(dict.fromkeys(left)), folder, jobs) if left else ():
+        print(f"{run} is done", file=sys.stderr)
+    return [[*row.cells, *_measured(runs[row], folder), *row.paper] for row in table.rows]
+
+
+def _runs(row: Row, recipe: Recipe, seeds: Sequence[int]) -> list[Run]:
+    if not row.digits:
+        return []
+    architecture, method = row.digits.split()
+    return [Run(architecture, Method.parse(method), replace(recipe, seed=seed)) for seed in seeds]
+
+
+def _measured(runs: Sequence[Run], folder: Path) -> list[str]:
+    """Parameters, speed and accuracy of the runs of a row."""
+    found = [(run, result) for run in runs if isinstance(result := finished(run, folder), Result)]
+    if not found:
+        return ["–"] * len(DIGITS)
+    speed = median(run.images / result.train_seconds for run, result in found)
+    percent = [100 * result.accuracy for _, result in found]
+    spread = f" ± {stdev(percent):.1f}" if len(percent) > 1 else ""
+    return [f"{found[0][0].parameters:,}", f"{speed:.0f}", f"{fmean(percent):.1f}{spread}"]
+
+
+def command(
+    row: Row, data: Path, folder: Path, processes: int, weights: Path | None, extra: Sequence[str]
+) -> list[str]:
+    """The command that trains a row on ImageNet, or resumes it."""
+    recipe, *flags = row.recipe.split()
+    start = [sys.executable] if processes == 1 else ["torchrun", "--nproc-per-node", str(processes)]
+    out = folder / _slug(row)
+    parts = [*start, str(EXAMPLES / "train_imagenet.py"), "--config", str(EXAMPLES / "recipes" / f"{recipe}.yaml")]
+    parts += [*flags, "--data-dir", str(data), "--output", str(out)]
+    if "finetune" in recipe:
+        if weights is None:
+            raise InputError(f"{recipe} starts from published weights: pass --weights DIR with {recipe}.pth in it")
+        parts += ["--initial-checkpoint", str(weights / f"{recipe}.pth")]
+    return [*parts, *extra, *(["--resume"] if (out / "last.pth.tar").exists() else [])]
+
+
+def _slug(row: Row) -> str:
+    """The folder of a row: its flags, which differ where runs do."""
+    return row.recipe.replace(" --", "_").replace(" ", "_")
+
+
+def measure_imagenet(
+    table: Printed, data: Path, folder: Path, processes: int, weights: Path | None, extra: Sequence[str], show: bool
+) -> list[list[str]]:
+    """Train each row, or print its command if ``show``; rows as :func:`measure_digits`, with the best top-1."""
+    for row in table.rows:
+        if row.recipe:
+            parts = command(row, data, folder, processes, weights, extra)
+            print(shlex.join(parts), flush=True)
+            if not show:
+                subprocess.run(parts, check=True)
+    return [[*row.cells, best(folder / _slug(row)) if row.recipe else "–", *row.paper] for row in table.rows]
+
+
+def best(folder: Path) -> str:
+    """The best top-1 accuracy of a run, of its weights or of their moving average; – if it has no finished epoch."""
+    file = folder / "summary.csv"
+    if not file.exists():
+        return "–"
+    with file.open() as lines:
+        rows = list(csv.DictReader(lines))
+    found = [float(row[name]) for row in rows for name in row if name.endswith("top1") and row[name]]
+    return f"{max(found):.1f}" if found else "–"
+
+
+def cells_of(table: Printed, measured: Sequence[str]) -> list[str]:
+    """Heads of the columns: printed names, measured figures, and those of the paper, marked as such."""
+    return [*table.heads, *measured, *(f"paper: {name}" for name in table.figures)]

@@ -1,0 +1,261 @@
+"""`examples/paper.py`: its list, small versions of tables, commands of real runs, and pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import EXAMPLES
+from imagefolder import write_folders
+from matplotlib.figure import Figure
+from PIL import Image
+
+from tlfx.analysis.pairs import mixed, photo_pairs
+from tlfx.analysis.pictures import draw_embeddings, draw_mixtures, draw_similarities
+from tlfx.analysis.probe import Probe
+from tlfx.analysis.similarity import similarity_share
+
+ROOT = EXAMPLES.parent
+TINY = ["--epochs", "1", "--train", "32", "--test", "20", "--batch-size", "16", "--device", "cpu"]
+
+
+def run(*arguments: object) -> int:
+    from paper import main
+
+    return main([*map(str, arguments)])
+
+
+def test_the_list_has_a_command_and_a_test_for_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    from reproduction.contents import CONTENTS
+
+    names = [f"eq. {n}" for n in range(1, 14)] + [f"Table {n}" for n in range(1, 11)]
+    assert [item.name for item in CONTENTS] == names + [f"figure {n}" for n in range(1, 9)]
+    assert run("--list") == 0
+    shown = capsys.readouterr().out
+    for item in CONTENTS:
+        assert item.name in shown
+        assert item.what
+        python, script, *_ = shlex.split(item.command)
+        assert python == "python"
+        assert (ROOT / script).is_file(), item.command
+        assert (ROOT / item.test).is_file(), item.test
+
+
+def test_every_command_of_the_list_is_accepted() -> None:
+    from paper import parse
+    from reproduction.contents import CONTENTS
+
+    for item in CONTENTS:
+        _, script, *arguments = shlex.split(item.command)
+        if script == "examples/paper.py":
+            options = parse(arguments)
+            assert options.kind[:2].lower() == item.name[:2].lower()
+            assert str(options.number) == item.name.split()[-1]
+
+
+def test_every_equation_is_a_test() -> None:
+    names = re.findall(r"^def (test_\w+)", (ROOT / "tests" / "test_equations.py").read_text(encoding="utf-8"), re.M)
+    for number in range(1, 14):
+        assert any(f"equation_{number:02d}" in name for name in names)
+
+
+def test_recipes_and_methods_of_tables_exist() -> None:
+    from imagenet.options import parse
+    from methods import Method
+    from reproduction.printed import TABLES
+    from reproduction.runs import command
+
+    for table in TABLES.values():
+        for row in table.rows:
+            assert len(row.cells) == len(table.heads)
+            assert len(row.paper) == len(table.figures)
+            if row.digits:
+                Method.parse(row.digits.split()[1])
+            if row.recipe:
+                words = command(row, Path("data"), Path("runs"), 1, Path("weights"), ["--workers", "0"])
+                options = parse("", words[2:])
+                told, aligned = f"{row.cells} {row.digits}", ("✓", "+TL-Align", "transmix", "aligned", "+TransMix")
+                assert options.align == any(word in told for word in aligned)
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("| \n").split("|")]
+
+
+@pytest.mark.slow
+def test_a_small_table_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Table 8 on 32 digits: measured figures, and those of the paper in a column that says so."""
+    options = ("--output", tmp_path, "--markdown", tmp_path / "table.md", *TINY)
+    assert run("table", "8", "--data", "digits", *options) == 0
+    head, _, *lines = (tmp_path / "table.md").read_text().splitlines()
+    assert cells(head)[-4:] == ["parameters", "images/s", "digits, %", "paper: Top-1 Acc.(%)"]
+    rows = [cells(line) for line in lines]
+    assert [row[-1] for row in rows] == ["79.8", "80.1", "80.2", "80.3", "80.3", "80.6"]
+    records = {file.parent.name: json.loads(file.read_text()) for file in tmp_path.rglob("0.json")}
+    assert len(records) == 6
+    names = ["plain", "aligned+layers=-1", "aligned+layers=1", "aligned+scale=64", "aligned+residual=skip", "aligned"]
+    for row, name in zip(rows, names, strict=True):
+        assert row[-2] == f"{100 * records[name]['result']['accuracy']:.1f}"
+    assert "Table 8. Ablation of different TL-Align operations" in capsys.readouterr().out
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.pt")}
+    assert run("table", "8", *options) == 0
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.pt")} == before
+
+
+def test_commands_of_the_real_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Printed without being started; what is finished is in the table, and what was interrupted is resumed."""
+    done = tmp_path / "table7" / "table7_random_no-align"
+    done.mkdir(parents=True)
+    with (done / "summary.csv").open("w") as file:
+        csv.writer(file).writerows([["epoch", "top1", "ema_top1"], [0, 1.5, ""], [1, 2.5, 2.25]])
+    (done / "last.pth.tar").touch()
+    options = ("--data-dir", tmp_path, "--output", tmp_path, "--print", "--nproc", "8")
+    assert run("table", "7", *options, "--", "--amp-dtype", "bfloat16") == 0
+    shown = capsys.readouterr().out
+    commands = [line for line in shown.splitlines() if line.startswith("torchrun --nproc-per-node 8")]
+    assert len(commands) == 9
+    assert all("--amp-dtype bfloat16" in line for line in commands)
+    assert [line for line in commands if line.endswith("--resume")] == [
+        line for line in commands if "table7_random.yaml --no-align" in line
+    ]
+    assert "2.5" in next(line for line in shown.splitlines() if line.split()[:2] == ["Random", "×"])
+
+
+def test_commands_after_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Tables 5 and 6: four data sets, and the metrics of five, for six DeiTs; DeiT-B is not attacked."""
+    record = {"mce": 54.25, "attack": {"top1": 6.5}}
+    (tmp_path / "table6").mkdir()
+    (tmp_path / "table6" / "deit_small_ImageNet-C_mce.json").write_text(json.dumps(record))
+    options = ("--data-dir", tmp_path, "--weights", tmp_path, "--output", tmp_path, "--print")
+    assert run("table", "6", *options) == 0
+    shown = capsys.readouterr().out
+    commands = [line for line in shown.splitlines() if "evaluate.py" in line]
+    assert len(commands) == 6 * 5 - 2 - 1
+    assert sum("--attack autoattack" in line for line in commands) == 4
+    assert "54.2" in shown
+    assert run("table", "5", *options) == 0
+    commands = [line for line in capsys.readouterr().out.splitlines() if "train_imagenet.py" in line]
+    assert len(commands) == 6 * 4
+    from imagenet.options import parse
+
+    for line in commands:
+        parse("", shlex.split(line)[2:])
+
+
+@pytest.mark.slow
+def test_a_real_table_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All rows of Table 9 on folders of a few images, with a small model: trained, and then found finished."""
+    data = write_folders(tmp_path / "data", train=8, val=2)
+    small = ["--model", "vit_tiny_patch16_224", "--img-size", "32", "--epochs", "1", "--warmup-epochs", "0"]
+    small += ["--cooldown-epochs", "0", "--batch-size", "4", "--workers", "0", "--device", "cpu", "--aug-repeats", "1"]
+    small += ["--model-kwargs", "depth=12", "embed_dim=24", "num_heads=3"]
+    assert run("table", "9", "--data-dir", data, "--output", tmp_path / "runs", "--", *small) == 0
+    files = list((tmp_path / "runs").rglob("summary.csv"))
+    assert len(files) == 7
+    assert "–" not in capsys.readouterr().out.split("paper: Top-1")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["table", "5"],
+            "Table 5 has no small version: pass --data-dir with the data sets, and --wei",
+        ),
+        (["table", "3"], "Table 3 is made by examples/segment.py"),
+        (
+            ["table", "1", "--data-dir", "x", "--print"],
+            "deit_base_finetune starts from published weights: pass --",
+        ),
+        (["figure", "5", "--models", "vit_nano"], "unknown timm model 'vit_nano'"),
+    ],
+)
+def test_what_is_refused(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*arguments) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "expected equation, table or figure with a number, or --list"),
+        (["table", "11"], "table 11: the paper has tables 1 to 10"),
+        (["table", "8", "--", "--fsdp"], "flags after -- are for real runs: pass --data-dir"),
+        (["table", "8", "--seeds", "0"], "expected at least 1 of --seeds, --jobs and --nproc"),
+    ],
+)
+def test_command_lines_that_are_refused(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run(*arguments)
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_equation_runs_its_tests() -> None:
+    """By the interpreter of this process, in the root of the project."""
+    from paper import run_equation
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTEST_ADDOPTS", "--collect-only")
+        assert run_equation(13, None) == 0  # type: ignore[arg-type]
+        assert run_equation(14, None) == 5  # type: ignore[arg-type] # pytest has collected none
+
+
+def arrays(drawn: Figure) -> list[Any]:
+    """What the axes of a figure show."""
+    return [ax.images[0].get_array() for ax in drawn.axes if ax.images]
+
+
+def probed() -> tuple[Any, Any, list[Any]]:
+    """A small model with one pair, and its readings for the mixture and both images."""
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", num_classes=10)
+    pair = photo_pairs(1, (160, 160), seed=55)
+    readings, _ = Probe(model, (3, 160, 160), attention=False)(
+        torch.cat((pair.mixed, pair.first, pair.second)), pair.mask
+    )
+    return model, pair, readings
+
+
+def test_pictures_of_labels_and_similarities() -> None:
+    """Figures 5, 6 and 8 show the labels of tokens, and the cosines whose maxima give λ."""
+    _, pair, readings = probed()
+    *_, original, aligned = arrays(draw_embeddings([("model", pair, readings[0], readings[-1])]))
+    cells_of_mask = pair.mask[0, 0].unfold(0, 16, 16).unfold(1, 16, 16).mean((-2, -1))
+    torch.testing.assert_close(torch.as_tensor(original), cells_of_mask)
+    assert torch.equal(torch.as_tensor(aligned), readings[-1].map[0, ..., 0])
+    drawn = draw_similarities("model", pair, readings[-1])
+    share = float(similarity_share(readings[-1].read_tokens[0], *readings[-1].tokens[1:])[0])
+    assert f"λ = {share:.3f}" in drawn.get_suptitle()
+
+
+def test_pictures_of_mixtures() -> None:
+    first, second = torch.zeros(3, 32, 32), torch.ones(3, 32, 32)
+    names = ("cutmix", "patches", "blocks")
+    mixtures = {name: mixed(first, second, name, 0, 8) for name in names}
+    shown = arrays(draw_mixtures(mixtures))
+    assert len(shown) == 5
+    for image, mixture in zip(shown[2:], mixtures.values(), strict=True):
+        assert torch.equal(torch.as_tensor(image), mixture.mixed[0].permute(1, 2, 0))
+
+
+def test_figure_7_is_a_file(tmp_path: Path) -> None:
+    assert run("figure", "7", "--picture", tmp_path / "f.png") == 0
+    with Image.open(tmp_path / "f.png") as image:
+        assert image.size[0] > 3 * image.size[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", ["1", "3", "4", "5", "6", "8"])
+def test_figures_of_a_small_model(number: str, tmp_path: Path) -> None:
+    file = tmp_path / "f.png"
+    assert run("figure", number, "--models", "test_vit", "--pairs", "1", "--picture", file) == 0
+    assert file.stat().st_size > 5000

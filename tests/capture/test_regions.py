@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from helpers import mixture, pictures, vit
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.fx import Graph
@@ -55,6 +58,36 @@ def test_hooks_of_a_module_with_a_rule_run_outside_of_its_call() -> None:
         del seen[:]
         aligned(IMAGES, target(MASK))
     assert seen == [(2, 8, 8)]
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_hooks_on_every_module(checkpointed: bool) -> None:
+    """Calls that begin with the same operator, and results of an inner call that only hooks of an outer one see."""
+    plain = vit()
+    plain.set_grad_checkpointing(checkpointed)
+    images, mixed = pictures(), mixture()
+    fired: dict[str, list[tuple[str, Tensor]]] = {"plain": [], "aligned": []}
+    for kind, model in (("aligned", align(deepcopy(plain))), ("plain", plain)):
+        handles = [
+            module.register_forward_hook(partial(_note, fired[kind], name)) for name, module in model.named_modules()
+        ]
+        if kind == "aligned":
+            model(images, mixed)  # hooks run at capture, too
+            fired[kind].clear()
+        output = model(images, mixed)[0] if kind == "aligned" else model(images)
+        output.square().sum().backward()
+        for handle in handles:
+            handle.remove()
+    names = [[name for name, _ in fired[kind]] for kind in fired]
+    assert names[0] == names[1]
+    assert len(set(names[0])) > 20
+    values = zip(*([value for _, value in fired[kind]] for kind in fired), strict=True)
+    assert all(torch.equal(one, other) for one, other in values)
+
+
+def _note(fired: list[tuple[str, Tensor]], name: str, module: nn.Module, args: Any, output: Any) -> None:
+    own = output[0] if isinstance(output, tuple) else output  # of the aligned model itself, the target follows
+    fired.append((name, own.detach().clone()))
 
 
 class Repeated(nn.Module):

@@ -42,17 +42,13 @@ class _Cutter:
         self.source = source
         self.regions = regions
         self.nodes = [n for n in source.graph.nodes if n.op == "call_function"]
-        self.reads = {n: list(n.all_input_nodes) for n in source.graph.nodes}
-        begun: set[Region] = set()
-        for node in self.nodes:
-            for region in regions.path_of(node):
-                if region not in begun:  # hooks receive all inputs and outputs, whether the graph reads them or not
-                    self.reads[node] += _nodes(region.inputs) + _nodes(region.outputs)
-                begun.add(region)
-        self.readers: dict[Node, set[Node]] = defaultdict(set)
-        for node, read in self.reads.items():
-            for source_node in read:
-                self.readers[source_node].add(node)
+        self.readers: dict[Node, set[Node | Region]] = defaultdict(set)
+        for node in source.graph.nodes:
+            for read in node.all_input_nodes:
+                self.readers[read].add(node)
+        for region in regions.regions:  # hooks receive all inputs and outputs, whether the graph reads them or not
+            for read in _nodes(region.inputs) + _nodes(region.outputs):
+                self.readers[read].add(region)
 
     def cut(self) -> GraphModule:
         """The outermost graph, with the inputs and outputs of the source."""
@@ -89,16 +85,19 @@ class _Cutter:
 
     def segment_of(self, region: Region, nodes: list[Node], depth: int) -> tuple[list[Node], list[Node], nn.Module]:
         """The inputs of a region, its outputs, and the module that computes them."""
-        inside, given, shown = set(nodes), _nodes(region.inputs), _nodes(region.outputs)
-        free = [x for n in nodes for x in self.reads[n] if x not in inside and x.op != "get_attr" and x not in given]
+        given, shown = _nodes(region.inputs), _nodes(region.outputs)
+        parts = dict.fromkeys(part for n in nodes for part in self.regions.path_of(n)[depth + 1 :])
+        inside = {*nodes, *parts}
+        read = [*(x for n in nodes for x in n.all_input_nodes), *(x for part in parts for x in _nodes(part.inputs))]
+        free = [x for x in read if x not in inside and x.op != "get_attr" and x not in given]
         inputs = [*given, *dict.fromkeys(free)]
         made = [n for n in nodes if n not in shown and not self.readers[n] <= inside]
         body = self.graph_of(nodes, depth + 1, inputs, (region.outputs, made))
         if isinstance(region, HookedCall):
             return inputs, [*shown, *made], _Through(region, body)
         assert isinstance(region, Checkpoint)
-        read = {str(x.target) for n in nodes for x in n.all_input_nodes if x.op == "get_attr"}
-        return inputs, made, _Checkpointed(region, body, sorted(filter(self.is_buffer, read)))
+        paths = {str(x.target) for n in nodes for x in n.all_input_nodes if x.op == "get_attr"}
+        return inputs, made, _Checkpointed(region, body, sorted(filter(self.is_buffer, paths)))
 
     def is_buffer(self, path: str) -> bool:
         """Whether a path leads to a buffer of the model."""

@@ -121,10 +121,11 @@ class Reach:
     def _module(self, path: str, module: nn.Module) -> None:
         own = vars(module)
         self._attributes(Mapping(f"{path}." if path else "", own, hidden=INTERNAL))
-        for name in ("_buffers", *HOOKS):
-            self._keep(Mapping(f"{path}." if path else "", own[name]))
-        for name in ("_parameters", "_modules"):
-            self.containers.append(Mapping(f"{path}." if path else "", own[name]))
+        prefix = f"{path}." if path else ""
+        unopened = () if path else HOOKS  # those of the model itself run outside of its forward
+        for name in ("_buffers", "_parameters", "_modules", *HOOKS):
+            visit = self.containers.append if name in ("_parameters", "_modules", *unopened) else self._keep
+            visit(Mapping(prefix, own[name]))
         self._class_of(path, type(module))
 
     def _class(self, name: str, kind: type) -> None:

@@ -10,10 +10,11 @@ import contextlib
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.fx import Graph, Node
 
-from tlfx._torch import HOOKS, tree_flatten, tree_leaves
+from tlfx._torch import HOOKS, tree_flatten, tree_leaves, tree_map
 from tlfx.capture.marks import Recorder
 from tlfx.capture.regions import FORWARD_HOOKS, HookedCall, HookRun, RegionTree
 from tlfx.capture.sharding import casts_of
@@ -44,10 +45,16 @@ class _HookRecorder:
         self.calls.append(HookedCall(subject=module, spec=spec))
         self.recorder.begin(self.calls[-1], leaves)
 
-    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Runs after all hooks of a module."""
-        outputs, self.calls[-1].out_spec = tree_flatten(output)
-        self.recorder.end(self.calls.pop(), outputs)
+    def leave(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """Runs after all hooks of a module. One that returns what it takes (Identity) gets an operator, without which
+        there would be no region."""
+        call = self.calls.pop()
+        given = {id(x) for x in call.inputs if isinstance(x, Tensor)}
+        if any(id(x) in given for x in tree_leaves(output)):
+            output = tree_map(lambda x: torch.ops.aten.alias(x) if id(x) in given else x, output)
+        outputs, call.out_spec = tree_flatten(output)
+        self.recorder.end(call, outputs)
+        return output
 
     def recorded(self, number: int, hook: Callable[..., Any]) -> Callable[..., Any]:
         """A hook that is recorded as a region."""

@@ -9,12 +9,14 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule
 
+from tlfx._torch import tree_leaves
 from tlfx.capture.arguments import Call
 from tlfx.capture.export import Captured, capture
 from tlfx.capture.images import choose_images
 from tlfx.errors import CaptureError, NoContentError, ProvenanceError
 from tlfx.propagate.options import Options
 from tlfx.propagate.propagator import Propagation, Propagator, propagate
+from tlfx.propagate.values import Value
 from tlfx.rewrite.writer import AlignedGraph, rewrite
 
 __all__ = ["Trace", "trace"]
@@ -32,7 +34,10 @@ class Trace:
         """The effect of every operator on labels. Raises as :func:`tlfx.propagate.propagate`."""
         captured = self.captured
         try:
-            return propagate(captured, self.options)
+            propagation = propagate(captured, self.options)
+            if captured.batch == 1:
+                _refuse_mixed(propagation)
+            return propagation
         except (NoContentError, ProvenanceError) as error:
             if captured.batch != 1:
                 raise
@@ -59,6 +64,15 @@ class Trace:
     def propagator(self) -> Propagator:
         """A propagator that has not visited any node: for one pass, which may stop at an error."""
         return Propagator(self.captured, self.options)
+
+
+def _refuse_mixed(propagation: Propagation) -> None:
+    """Raise ProvenanceError for outputs that seem to be computed over several samples."""
+    for node in propagation.graph_module.graph.output_node().all_input_nodes:
+        values = [v for v in tree_leaves(propagation.values[node]) if isinstance(v, Value)]
+        source = next((v.mixes_samples for v in values if v.mixes_samples is not None), None)
+        if source is not None:
+            raise ProvenanceError(f"an output is computed by {source.name} over an axis that may be that of the batch")
 
 
 def trace(

@@ -734,3 +734,18 @@ def test_hooks_that_a_forward_registers_are_registered_once() -> None:
     assert torch.equal(outputs, plain(pictures()))
     assert torch.equal(aligned(pictures()), plain(pictures()))
     assert len(hooks_of(aligned)) == 1
+
+
+def test_a_batch_of_one_that_cannot_be_told() -> None:
+    """A model that computes with its batch size, captured for one image: the axis of three could be the batch."""
+
+    class Repeats(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            pooled = x.mean((2, 3))
+            return pooled, torch.stack([pooled] * (3 * len(x))).sum(0)
+
+    aligned = tlfx.align(Repeats())
+    with pytest.raises(tlfx.CaptureError, match=r"sum_1 over an axis that may be that of the batch"):
+        aligned(pictures(1), mixture(1))
+    _, (_, soft) = aligned(pictures(2), mixture(2))
+    assert soft.shape == (2, 2)

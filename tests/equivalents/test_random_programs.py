@@ -14,6 +14,7 @@ from torch import Tensor
 from equivalents.spelling import TOKENS, Body, Group, label_matrices, tokens
 from equivalents.steps import PARTS, STEPS, Step
 from equivalents.test_equivalents import compare
+from tlfx import CaptureError
 
 Draw = tuple[Step, int, int]
 """A step, and its spelling in each of two programs."""
@@ -35,7 +36,12 @@ def program(steps: list[Draw], which: int) -> Body:
 def check(steps: list[Draw], batch: int, shared: bool) -> None:
     note("\n".join(f"{step.name}: spelling {one} against {other}" for step, one, other in steps))
     group = Group("random", PARTS, {"one": program(steps, 0), "other": program(steps, 1)})
-    matrices = label_matrices(group, batch=batch, shared=shared)
+    try:
+        matrices = label_matrices(group, batch=batch, shared=shared)
+    except CaptureError as error:  # of a program that torch.export specialises to its batch size
+        if batch == 1 and "a batch of 1 cannot be told from other axes of length 1" in str(error):
+            return
+        raise
     compare(matrices)
     check_support(steps, group, matrices["one"][0])
 

@@ -15,8 +15,14 @@ from tlfx.commands.cli import main
 QUICK = ("--pairs", "2", "--presence", "1")
 
 
-def test_two_models(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "160")  # names of layers are cut where a terminal is narrow
+@pytest.fixture
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of layers are cut where a terminal is narrow."""
+    monkeypatch.setenv("COLUMNS", "160")
+
+
+@pytest.mark.usefixtures("_wide")
+def test_two_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table, plot = tmp_path / "f.csv", tmp_path / "f.png"
     assert main(["fluctuation", "test_vit", "test_resnet", *QUICK, "--csv", str(table), "--plot", str(plot)]) == 0
     shown = capsys.readouterr().out
@@ -46,12 +52,13 @@ def test_two_models(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
     ]
 
 
+@pytest.mark.usefixtures("_wide")
 def test_bars_and_single_operations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--pairs", "1", "--presence", "0", "--operations", "--bars", str(tmp_path / "bars.png")]
     assert main(["fluctuation", "test_vit", *options]) == 0
     shown = capsys.readouterr().out
     for block in range(6):
-        assert f"blocks.{block}.attn (" in shown
+        assert f"blocks.{block}.attn (scaled_dot_product_attention" in shown
     assert "presence p(z) of eq. 2 in one operation" in shown
     with Image.open(tmp_path / "bars.png") as image:
         assert image.size == (400, 340)

@@ -61,7 +61,7 @@ CONTENTS = (
     _table(7, "mixing strategies, with and without alignment"),
     _table(8, "alignment of some layers, and without normalisation"),
     _table(9, "training recipes of DeiT-S"),
-    _table(10, "label alignment of each operation", "tests/report/test_report.py", ""),
+    _table(10, "label alignment of each operation", flags=""),
     _figure(1, "CutMix targets and aligned targets", "tests/commands/test_show.py"),
     _figure(2, "tokens and labels, layer by layer", "tests/test_how_it_works.py"),
     _figure(3, "RMSE between CutMix targets and aligned labels", "tests/commands/test_fluctuation.py"),

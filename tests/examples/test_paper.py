@@ -259,3 +259,12 @@ def test_figures_of_a_small_model(number: str, tmp_path: Path) -> None:
     file = tmp_path / "f.png"
     assert run("figure", number, "--models", "test_vit", "--pairs", "1", "--picture", file) == 0
     assert file.stat().st_size > 5000
+
+
+def test_operations_of_several_models(capsys: pytest.CaptureFixture[str]) -> None:
+    """Table 10: the operations of each model, by class."""
+    assert run("table", 10, "--models", "test_vit", "test_resnet") == 0
+    shown = capsys.readouterr().out
+    assert shown.count("label rule") == 2
+    assert "VisionTransformer" in shown
+    assert "ResNet" in shown

@@ -69,7 +69,7 @@ def run_table(number: int, options: argparse.Namespace) -> int:
     if number in (3, 4):
         raise InputError(f"Table {number} is made by examples/{'segment' if number == 3 else 'detect'}.py")
     title, heads, rows = (_after_training if number in (5, 6) else _training)(number, options)
-    Console().print(_filled(f"Table {number}. {title}", heads, rows))
+    _console().print(_filled(f"Table {number}. {title}", heads, rows))
     if options.markdown:
         options.markdown.write_text(_markdown(heads, rows))
     return 0
@@ -149,6 +149,11 @@ def _table(heads: Sequence[str], title: str | None = None) -> Table:
     return table
 
 
+def _console() -> Console:
+    """At least as wide as the tables of the paper: a narrow terminal wraps lines, not words."""
+    return Console(width=max(160, Console().width))
+
+
 def _filled(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = _table(heads, title)
     for row in rows:
@@ -213,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Make what the command line names. Returns the exit status."""
     options = parse(arguments)
     if options.list:
-        Console(width=160).print(listing())
+        _console().print(listing())
         return 0
     try:
         return KINDS[options.kind][1](options.number, options)

@@ -13,6 +13,7 @@ from torch import nn
 
 from tlfx.capture.alignable import check_alignable
 from tlfx.capture.arguments import Call
+from tlfx.capture.images import check_names
 from tlfx.capture.model_class import CHOSEN, own_parameters
 from tlfx.capture.sharding import casts_arguments
 from tlfx.errors import InputError, TargetError
@@ -98,8 +99,7 @@ def align(
     if "forward" in vars(module):
         module.__dict__[CHOSEN] = module.__dict__.pop("forward")
     if example is not None:
-        planner = planner_of(module)
-        planner.plan(module, planner.chosen(module, Call.from_example(example)))
+        planner_of(module).plan_example(module, example)
     return model
 
 
@@ -134,9 +134,7 @@ def aligned_code(model: nn.Module, example: Any = None) -> str:
     Raises InputError if the model is not aligned, or has not been captured and no example is given.
     """
     planner = planner_of(model)
-    plan = planner.latest
-    if example is not None:
-        plan = planner.plan(model, planner.chosen(model, Call.from_example(example)))
+    plan = planner.latest if example is None else planner.plan_example(model, example)
     if plan is None:
         raise InputError("the model has not been captured yet: call it with a target, or pass example=images")
     return str(plan.graph_module.code)
@@ -274,15 +272,11 @@ def _options(
         )
     if isinstance(ignore_state, str) or not all(isinstance(x, str) for x in ignore_state):
         raise InputError(f"ignore_state={ignore_state!r}: expected a list of patterns of attributes such as '*.steps'")
-    named = (images,) if isinstance(images, str | int) else images
-    is_sequence = isinstance(named, Sequence) and len(named) > 0
-    if named is not None and not (is_sequence and all(isinstance(x, str | int) for x in named)):
-        raise InputError(f"images={images!r}: expected names or positions of arguments, such as 'image' or 0")
     return Options(
         None if layers is None else tuple(layers),
         check_policy(policy),
         on_unknown,
         attention,
         ignore_state=tuple(ignore_state),
-        images=None if named is None else tuple(named),
+        images=check_names(images),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from tlfx.capture.images import check_names
 from tlfx.errors import InputError, TlfxError
 from tlfx.report import Report
 from tlfx.report import inspect as inspect_module
@@ -61,7 +62,7 @@ def inspect(
     >>> inspect("test_vit", kwargs={"depth": 2}).input_shape
     (3, 160, 160)
     """
-    named = (images,) if isinstance(images, str | int) else images
+    named = check_names(images)
     if not isinstance(model, str):
         if kwargs is not None or paths:
             raise InputError("kwargs and paths are for models by name, and a module was given: build it with them")

@@ -160,6 +160,10 @@ class Planner:
         """The call with the images that are mixed, by the mask if it is given: see :func:`choose_images`."""
         return choose_images(call, model, self.options.images, mask)
 
+    def plan_example(self, model: nn.Module, example: Any) -> Plan:
+        """The plan for a call with an example: images, a tuple of arguments or a dict of keyword arguments."""
+        return self.plan(model, self.chosen(model, Call.from_example(example)))
+
     def plan(self, model: nn.Module, call: Call, record: tuple[str, ...] = ()) -> Plan:
         """The plan for a call like this one that reads the labels ``record``, made now if there is none."""
         plan = self._find(model, call, record) or self._make(model, call, record)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from imagenet.checkpoint import NEWEST
-from imagenet.config import read_config
+from imagenet.config import parse_with_config
 from timm.utils import ParseKwargs
 
 from tlfx.errors import InputError
@@ -61,17 +61,7 @@ def parse_options(
     parser: ArgumentParser, arguments: Sequence[str] | None, check: Callable[[Namespace], None]
 ) -> Namespace:
     """Options of the command line, which override those of --config; exits for invalid ones."""
-    first = ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("-c", "--config", action="append", default=[])
-    try:
-        for file in first.parse_known_args(arguments)[0].config:
-            parser.set_defaults(**read_config(Path(file), parser))
-        options = parser.parse_args(arguments)
-        _check(options)
-        check(options)
-    except InputError as error:
-        parser.error(str(error))
-    return options
+    return parse_with_config(parser, arguments, _check, check)
 
 
 def backbone_file(options: Namespace) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import Action, ArgumentParser, BooleanOptionalAction, Namespace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import yaml  # type: ignore[import-untyped]
 from tlfx.errors import InputError
 from tlfx.files import write_atomically
 
-__all__ = ["check_settings", "read_config", "settings_of", "write_config"]
+__all__ = ["check_settings", "parse_with_config", "read_config", "settings_of", "write_config"]
 
 FREE = {
     *("config", "output", "resume", "data_dir", "dataset_download", "workers", "path", "log_interval", "tensorboard"),
@@ -24,6 +25,24 @@ FREE = {
 
 BASE = "base"
 """The key of a file that names another file, relative to it, whose options it inherits."""
+
+
+def parse_with_config(
+    parser: ArgumentParser, arguments: Sequence[str] | None, *checks: Callable[[Namespace], None]
+) -> Namespace:
+    """Options of a command line, which override those in the files of --config, where later files override earlier
+    ones; exits if they are invalid or a check raises InputError."""
+    first = ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("-c", "--config", action="append", default=[])
+    try:
+        for file in first.parse_known_args(arguments)[0].config:
+            parser.set_defaults(**read_config(Path(file), parser))
+        options = parser.parse_args(arguments)
+        for check in checks:
+            check(options)
+    except InputError as error:
+        parser.error(str(error))
+    return options
 
 
 def read_config(file: Path, parser: ArgumentParser) -> dict[str, Any]:

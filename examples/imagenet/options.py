@@ -6,12 +6,11 @@ import argparse
 import math
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Sequence
-from pathlib import Path
 
 from timm.utils import ParseKwargs
 
 from imagenet.checkpoint import NEWEST
-from imagenet.config import read_config
+from imagenet.config import parse_with_config
 from imagenet.data import DATASETS
 from imagenet.mixing import METHODS, PATCHWISE, choose_method, mixes
 from tlfx.errors import InputError
@@ -22,18 +21,7 @@ __all__ = ["make_parser", "parse"]
 
 def parse(description: str, arguments: Sequence[str] | None = None) -> Namespace:
     """Options of the command line. Flags override the files of `--config`, where later files override earlier ones."""
-    parser = make_parser(description)
-    first = ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("-c", "--config", action="append", default=[])
-    try:
-        for file in first.parse_known_args(arguments)[0].config:
-            parser.set_defaults(**read_config(Path(file), parser))
-        options = parser.parse_args(arguments)
-        choose_method(options)
-        _check(options)
-    except InputError as error:
-        parser.error(str(error))
-    return options
+    return parse_with_config(make_parser(description), arguments, choose_method, _check)
 
 
 def make_parser(description: str) -> ArgumentParser:

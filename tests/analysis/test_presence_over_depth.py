@@ -11,7 +11,7 @@ from rollout import mixing_matrices
 from torch import nn
 from twins.families import FAMILIES
 
-from tlfx.analysis import presence_over_depth as module
+from tlfx.analysis import presence
 from tlfx.analysis.presence_over_depth import faded, input_cells, presence_over_depth
 from tlfx.analysis.probe import Probe
 
@@ -20,7 +20,7 @@ CLOSE: dict[str, Any] = {"rtol": 0.0, "atol": 1e-5}
 
 def test_columns_of_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sum over the columns of all tokens, the class token beginning with all input tokens in the same amount."""
-    monkeypatch.setattr(module, "CHANNELS", 5)
+    monkeypatch.setattr(presence, "CHANNELS", 5)
     model = FAMILIES["vit"].model()
     image = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(2))
     probe = Probe(model, image.shape)

@@ -16,7 +16,7 @@ from tlfx.propagate.labels import MASK, LabelTable, LabelTensor, Operand
 from tlfx.propagate.observer import ObservedLabels
 from tlfx.trace import trace
 
-__all__ = ["TokenPresence", "contribution", "presence", "spatial_presence"]
+__all__ = ["TokenPresence", "chunks", "contribution", "presence", "spatial_presence"]
 
 BATCH = 2
 CHANNELS = 256
@@ -83,7 +83,7 @@ def spatial_presence(model: nn.Module, image: Tensor) -> list[TokenPresence]:
 
     >>> blur = nn.Conv2d(1, 1, (1, 3), padding=(0, 1), bias=False)
     >>> [found] = spatial_presence(nn.Sequential(nn.Conv2d(3, 1, 1), blur), torch.rand(3, 1, 8))
-    >>> found.path, found.presence[2:6]
+    >>> found.path, found.presence[2:6].round(decimals=4)
     ('1', tensor([1., 1., 1., 1.]))
     """
     images = image.expand(BATCH, *image.shape)
@@ -94,7 +94,7 @@ def spatial_presence(model: nn.Module, image: Tensor) -> list[TokenPresence]:
     graph = traced.rewrite(recorded=ObservedLabels(ids), outputs=[None] * len(propagation.outputs))
     counts = [len(_tokens(label)) for label in mixings]
     parts: list[list[Tensor]] = [[] for _ in mixings]
-    for numbers in _chunks(max(counts)):
+    for numbers in chunks(max(counts)):
         _, labels = graph(images, numbers[..., None, None].to(image).expand(-1, -1, *image.shape[1:]))
         for part, label, count in zip(parts, labels[-len(mixings) :], counts, strict=True):
             part.append(label.sum(1).flatten()[: max(0, count - int(numbers[0, 0]))])
@@ -157,8 +157,8 @@ def chosen_tokens(mask: Tensor, numbers: Tensor) -> Tensor:
     return chosen.float()
 
 
-def _chunks(count: int) -> Iterator[Tensor]:
-    """Numbers of tokens for each image of a batch and channel, int64 (images, channels)."""
+def chunks(count: int) -> Iterator[Tensor]:
+    """Numbers of tokens for each image of a batch and channel, int64 (images, channels); the last exceed ``count``."""
     channels = min(CHANNELS, -(-count // BATCH))
     for first in range(0, count, BATCH * channels):
         yield torch.arange(first, first + BATCH * channels).view(BATCH, channels)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
+from tlfx.analysis.presence import chunks
 from tlfx.analysis.probe import Probe
 
 __all__ = ["FADED", "faded", "input_cells", "presence_over_depth"]
@@ -15,8 +14,6 @@ FADED = 0.1
 """Input tokens with a smaller presence count as faded."""
 LARGEST = 56
 """Maximum number of cells along each axis; larger grids of input tokens are pooled."""
-CHANNELS = 256
-"""Number of cells per pass and image, as channels of the mask."""
 
 
 def presence_over_depth(probe: Probe, image: Tensor) -> list[Tensor]:
@@ -46,13 +43,13 @@ def presence_over_depth(probe: Probe, image: Tensor) -> list[Tensor]:
     rows, columns = (_cell_of_pixel(n, pixels) for n, pixels in zip(size, image.shape[-2:], strict=True))
     areas = torch.outer(_shares(rows, size[0]), _shares(columns, size[1])).flatten()
     columns_of_m: list[list[Tensor]] = []
-    for cells in _chunks(areas.numel()):
+    for cells in chunks(areas.numel()):
         inside = (rows == cells[..., None] // size[1])[..., :, None] & (columns == cells[..., None] % size[1])[
             ..., None, :
         ]
         readings, arrival = probe(image.expand(len(cells), *image.shape), inside.float())
         labels = [reading.labels.mean(1) for reading in readings] + [arrival.label]
-        columns_of_m.append([x.flatten()[: int((cells >= 0).sum())] for x in labels])
+        columns_of_m.append([x.flatten()[: int((cells < areas.numel()).sum())] for x in labels])
     return [torch.cat(parts) / areas for parts in zip(*columns_of_m, strict=True)]
 
 
@@ -78,11 +75,3 @@ def _cell_of_pixel(cells: int, pixels: int) -> Tensor:
 def _shares(cell: Tensor, count: int) -> Tensor:
     """Fraction of the pixels of an axis in each cell."""
     return torch.bincount(cell, minlength=count).float() / len(cell)
-
-
-def _chunks(count: int) -> Iterator[Tensor]:
-    """Indices of cells for each image of a batch and channel, int64 (images, channels); -1 for no cell."""
-    channels = min(CHANNELS, -(-count // 2))
-    for first in range(0, count, 2 * channels):
-        cells = torch.arange(first, first + 2 * channels)
-        yield torch.where(cells < count, cells, -1).view(2, channels)

@@ -12,7 +12,17 @@ from tlfx.capture.arguments import Call, check_floating, is_image
 from tlfx.capture.model_class import class_name, own_parameters
 from tlfx.errors import InputError
 
-__all__ = ["choose_images", "names_of"]
+__all__ = ["check_names", "choose_images", "names_of"]
+
+
+def check_names(images: str | int | Sequence[str | int] | None) -> tuple[str | int, ...] | None:
+    """Names or positions of arguments as a tuple, None for None. Raises InputError for anything else."""
+    if images is None:
+        return None
+    names = (images,) if isinstance(images, str | int) else images
+    if not isinstance(names, Sequence) or not names or not all(isinstance(x, str | int) for x in names):
+        raise InputError(f"images={images!r}: expected names or positions of arguments, such as 'image' or 0")
+    return tuple(names)
 
 
 def choose_images(
@@ -80,7 +90,7 @@ def _argument_at(call: Call, model: nn.Module, position: int) -> str:
 
 def _check_alike(name: str, x: Tensor, first: Tensor) -> None:
     """Raise InputError for an argument that cannot be images, or that one mask does not fit together with the first."""
-    if x.dim() not in (4, 5):
+    if not is_image(x):
         raise InputError(
             f"images={name!r} has shape {tuple(x.shape)}, expected (batch, channels, height, width) or, for video, "
             "(batch, channels, frames, height, width)"

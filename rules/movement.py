@@ -148,7 +148,7 @@ def view_as_complex(op: OpContext, x: Value) -> Value:
 @rule(aten.cat, aten.concat, aten.concatenate)
 def cat(op: OpContext, values: Sequence[Value], dim: int = 0) -> Value:
     """Concatenated labels; tokens without content get the image-level label (eq. 5)."""
-    return op.join([v for v in values if v.shape != (0,)], dim)
+    return op.join(values, dim)
 
 
 @rule(aten.stack)

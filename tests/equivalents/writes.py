@@ -162,6 +162,57 @@ def buffered(write: Callable[[Tensor, Tensor], Any]) -> Any:
     return body
 
 
+def samples(z: Tensor) -> Tensor:
+    """Indices of the samples of a batch, (batch, 1)."""
+    return torch.arange(len(z))[:, None]
+
+
+def gated(s: Any, z: Tensor) -> Tensor:
+    return tokens(z) * s.factor
+
+
+def behind(s: Any, z: Tensor) -> Tensor:
+    """A learned token and products of tokens with a factor, in a buffer."""
+    made = empty(s, z)
+    set_first(s, z, made)
+    made[:, 1:] = gated(s, z)
+    return made
+
+
+def changed(change: Callable[[Any, Tensor], Any]) -> Any:
+    """A spelling that changes a copy of the tokens in place, and sums them behind a learned token."""
+
+    def body(s: Any, z: Tensor) -> Tensor:
+        copy = tokens(z).clone()
+        change(s, copy)
+        return torch.cat((s.token.expand(len(z), -1, -1), copy), 1).sum(1)
+
+    return body
+
+
+FACTOR = torch.rand(TOKENS, 1, generator=torch.Generator().manual_seed(3)) + 0.2
+PRODUCTS = Group(
+    "a sum of products that are written", {"factor": FACTOR, "token": nn.Parameter(torch.ones(1, 1, CHANNELS))}
+).add(
+    cat=lambda s, z: torch.cat((s.token.expand(len(z), -1, -1), gated(s, z)), 1).sum(1),
+    cat_with_an_empty_tensor=lambda s, z: torch.cat(
+        (tokens(z)[:, :0], s.token.expand(len(z), -1, -1), gated(s, z), z.new_empty(0)), 1
+    ).sum(1),
+    set_in_a_buffer=lambda s, z: behind(s, z).sum(1),
+    first_is_set_last=lambda s, z: torch.slice_scatter(
+        F.pad(gated(s, z), (0, 0, 1, 0)), s.token.expand(len(z), -1, -1), 1, 0, 1
+    ).sum(1),
+    slice_scatter=lambda s, z: torch.slice_scatter(s.token.repeat(len(z), LONG, 1), gated(s, z), 1, 1).sum(1),
+    index_copy=lambda s, z: s.token.repeat(len(z), LONG, 1).index_copy(1, torch.arange(1, LONG), gated(s, z)).sum(1),
+    index_put=lambda s, z: (
+        s.token.repeat(len(z), LONG, 1).index_put((samples(z), torch.arange(1, LONG)), gated(s, z)).sum(1)
+    ),
+    half_of_the_products=changed(lambda s, copy: (copy[:, :8].mul_(s.factor[:8]), copy[:, 8:].mul_(s.factor[8:]))),
+    products_in_place=changed(lambda s, copy: copy.mul_(s.factor)),
+    products_through_a_view=changed(lambda s, copy: copy.unflatten(1, (4, 4)).mul_(s.factor.view(4, 4, 1))),
+    products_copied=changed(lambda s, copy: copy.copy_(copy * s.factor)),
+)
+
 INDICES = Group("indices that the image decides").add(
     as_they_are=lambda s, z: gathered(z, best(s, z)),
     cat=lambda s, z: gathered(z, torch.cat((torch.zeros(len(z), 1, dtype=torch.long), best(s, z)), 1))[:, 1:],
@@ -173,4 +224,4 @@ INDICES = Group("indices that the image decides").add(
     take_along_dim=lambda s, z: torch.take_along_dim(tokens(z), best(s, z)[..., None], 1),
 )
 
-GROUPS = [PADDED, TOKEN, KEYS, INDICES]
+GROUPS = [PADDED, TOKEN, KEYS, PRODUCTS, INDICES]

@@ -227,7 +227,7 @@ class Propagator:
                 raise
             return None  # no output depends on it: it computes state that the model keeps, whose labels nobody reads
         if written is not None and isinstance(out, Value):
-            self._writes.write(written, out)
+            self._writes.write(written, out, OpContext(node, args, kwargs, self.state))
         return out
 
     def _look_up(self, arg: Any) -> Any:

@@ -53,14 +53,15 @@ class RuledCalls:
                 f"the rule {rule.origin} gives {len(values)} values for {call.noun} that returns {len(call.results)} "
                 f"tensors\n{describe(call.last)}"
             )
-        self._write_back(call, values)
+        self._write_back(op, values)
         for node, value in zip(call.results, values, strict=True):
             if node in call.nodes:
                 self._values[node] = op.output(value, node)
                 self._operations[node] = operation_of(op, value)
 
-    def _write_back(self, call: CallRegion, values: Sequence[Value]) -> None:
+    def _write_back(self, op: CallContext, values: Sequence[Value]) -> None:
         """Where a call writes to its arguments, all views of them follow the output that shares their storage."""
+        call = op.call
         self._writes.add(call.last)
         changed = self._writes.written_by(call.nodes)
         lost = [
@@ -70,7 +71,7 @@ class RuledCalls:
         ]
         for node, value in zip(call.results, values, strict=True):
             if storage_of(node) in changed.values():
-                self._writes.write(node, value)
+                self._writes.write(node, value, op)
                 lost = [n for n in lost if storage_of(n) != storage_of(node)]
         if lost:
             raise RuleError(

@@ -8,12 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import Node
 
-from tlfx.errors import ProvenanceError
 from tlfx.graph.aliasing import element_offsets, storage_length, storage_of, written_storages
-from tlfx.propagate.values import NONE, Role, Value, compact, fill_none, fill_tokens
+from tlfx.propagate.values import Value
+from tlfx.propagate.verbs.written import Written
 
 __all__ = ["InPlaceWrites"]
 
@@ -76,8 +75,8 @@ class InPlaceWrites:
         values = [self._values.get(n) for n in self._sharing[storage_of(written) or 0]]
         return any(isinstance(v, Value) and not v.is_constant for v in values)
 
-    def write(self, written: Node, value: Value) -> None:
-        """Give a value that was written in place to the written node and to every view of its storage.
+    def write(self, written: Node, value: Value, op: Written) -> None:
+        """Give a value that an operator has written in place to the written node and to every view of its storage.
 
         Raises ProvenanceError where a part of a context kᵀv is overwritten.
         """
@@ -89,67 +88,10 @@ class InPlaceWrites:
         for node in list(self._sharing[storage_of(written) or 0]):
             before, source = self._values.get(node), place[element_offsets(node)]
             if isinstance(before, Value) and bool((source >= 0).any()):
-                self._values[node] = self._overwritten(before, value, source)
-
-    def _overwritten(self, before: Value, value: Value, source: Tensor) -> Value:
-        """The value of a view after a write; ``source`` is the written element that each element takes, -1 for none."""
-        after = replace(before, softmax_dim=None, spectrum=None, number=None)
-        if bool((source >= 0).all()):
-            maps = [compact(m.expand(value.shape).flatten()[source]) for m in value.maps]
-            after = replace(after, number=value.number, mixes_samples=value.mixes_samples)
-            return after.with_maps(*maps, role=value.role)
-        after = replace(after, mixes_samples=before.mixes_samples or value.mixes_samples)
-        roles = (before.role, value.role)
-        if Role.CONTEXT in roles:
-            raise ProvenanceError(f"a part of {before.node.name}, a product kᵀv of linear attention, is overwritten")
-        if Role.CONTENT in roles:
-            return after.with_maps(self._content(before, value, source), role=Role.CONTENT)
-        if Role.WEIGHT in roles:
-            return after.with_maps(*_sides(before, value, source), role=Role.WEIGHT)
-        return after.with_maps()
-
-    def _content(self, before: Value, value: Value, source: Tensor) -> Tensor:
-        """The map of content of which a part was written. Constants in it are padding, or tokens with the label of the
-        image."""
-        one, other = (v.map if v.is_content else None for v in (before, value))
-        full = _merged(before.shape, one, other, value.shape, source)
-        tokens = torch.zeros(before.shape, dtype=torch.bool)
-        for v, part in ((before, source < 0), (value, source >= 0)):
-            if not v.is_content and self._number_of(v) is None:
-                tokens |= part
-        filled = fill_tokens(full, value.batch).expand(before.shape)
-        return compact(torch.where(tokens & (full == NONE), filled, full))
-
-
-def _sides(before: Value, value: Value, source: Tensor) -> list[Tensor]:
-    """The maps of a mixing weight of which a part was written: none where two weights do not have the same sides."""
-    if value.is_constant:
-        return list(before.maps)
-    if before.role is Role.WEIGHT and len(before.maps) != len(value.maps):
-        return []
-    one = before.maps or [None] * len(value.maps)
-    merged = [_merged(before.shape, a, b, value.shape, source) for a, b in zip(one, value.maps, strict=True)]
-    return [_narrowed(compact(m)) for m in merged]
-
-
-def _narrowed(side: Tensor) -> Tensor:
-    """A map of one side of a weight, narrowed along the axes of the other side, where constants may lie."""
-    for axis in range(side.dim()):
-        side = fill_none(side, [axis])
-    return side
-
-
-def _merged(
-    shape: tuple[int, ...], one: Tensor | None, other: Tensor | None, written: tuple[int, ...], source: Tensor
-) -> Tensor:
-    """The full map of a view: ``other`` (of a value of shape ``written``) at the elements that take one of it, ``one``
-    at the rest, NONE where a map is None."""
-    full = torch.full(shape, NONE) if one is None else one.expand(shape).clone()
-    taken = source >= 0
-    full[taken] = NONE if other is None else other.expand(written).flatten()[source[taken]]
-    return full
+                self._values[node] = op.overwrite(before, value, source)
 
 
 def _same(old: Value, new: Value) -> bool:
     kinds = old.role is new.role and old.softmax_dim == new.softmax_dim and old.mixes_samples is new.mixes_samples
-    return kinds and len(old.maps) == len(new.maps) and all(map(torch.equal, old.maps, new.maps))
+    masses = old.pending is new.pending and old.mass is new.mass
+    return kinds and masses and len(old.maps) == len(new.maps) and all(map(torch.equal, old.maps, new.maps))

@@ -16,7 +16,7 @@ from tlfx._torch import tree_leaves, tree_map
 from tlfx.errors import ProvenanceError
 from tlfx.operations import Operation
 from tlfx.propagate.labels import Operand
-from tlfx.propagate.values import IMAGE, NONE, Value, find_batch_axis, ids_of_sample, image_map, map_of_ids
+from tlfx.propagate.values import IMAGE, NONE, Value, find_batch_axis, ids_of_sample, map_of_ids
 from tlfx.propagate.verbs.base import axis_of_ids, varying
 from tlfx.propagate.verbs.movement import Movement, with_image
 from tlfx.runtime import BatchAxis
@@ -82,7 +82,10 @@ class Indexed(Movement):
         both = x.is_content and source.is_content
         if not adds and all((self.is_fixed if both else self.is_known)(a) for a in tree_leaves(settings)):
             before, after = tree_map(self.concrete, settings)
-            return self._overlaid(x, source, function, before, after, options)
+            x, source = self.resolve_all(x, source)
+            numbers = torch.arange(torch.Size(source.shape).numel()).view(source.shape)
+            taken = function(torch.full(x.shape, -1), *before, numbers, *after, **options)
+            return replace(self.overwrite(x, source, taken), node=self.node)
         x, source = self.resolve_all(x, source)
         known = x if x.is_content else source
         if not known.is_content:
@@ -110,32 +113,6 @@ class Indexed(Movement):
             return self.from_ids(new, known.batch_axis)
         out = self.from_ids(self._without_mass(new), known.batch_axis)
         return replace(out, pending=map_of_ids(new, self.batch, known.batch_axis))
-
-    def _overlaid(
-        self,
-        x: Value,
-        source: Value,
-        function: Callable[..., Tensor],
-        before: Sequence[Any],
-        after: Sequence[Any],
-        options: dict[str, Any],
-    ) -> Value:
-        """Constant indices: the operator runs on the two maps."""
-        if not (x.is_content or source.is_content):
-            return self.constant() if x.is_constant and source.is_constant else self.weight()
-        x, source = self.resolve_all(x, source)
-        written = function(self._overlay(x), *before, self._overlay(source), *after, **options)
-        learned = written == _LEARNED
-        if bool(learned.any()):
-            place = find_batch_axis(written.masked_fill(learned, NONE), self.batch)
-            written = torch.where(learned, image_map(written.shape, self.batch, place), written)
-        return self.content(written)
-
-    def _overlay(self, x: Value) -> Tensor:
-        """The full map of one of two values that overlap; constants in it are padding or learned tokens."""
-        if x.is_content:
-            return x.expanded()[0].clone()
-        return torch.full(x.shape, _LEARNED if self.number(x) is None else NONE)
 
     def _taken(
         self,
@@ -238,8 +215,6 @@ class Indexed(Movement):
         return Operand(torch.where(known, ids, ids.max())), 1 if bool(known.all()) else known.float()
 
 
-_LEARNED = NONE - 1
-"""Map element of a learned token, until it is known which sample it belongs to."""
 _ACROSS = (
     "{} moves image content between the samples of a batch, or by indices that may; labels belong to one sample each. "
     "Align the part of the model before it instead."

@@ -15,12 +15,12 @@ from tlfx._torch import tree_map
 from tlfx.operations import Operation
 from tlfx.propagate.labels import NodeFunction
 from tlfx.propagate.values import IMAGE, NONE, Role, Value, compact, image_map
-from tlfx.propagate.verbs.pending import Pending
+from tlfx.propagate.verbs.written import Written
 
 __all__ = ["Movement"]
 
 
-class Movement(Pending):
+class Movement(Written):
     """Verbs of operators that move elements without changing them."""
 
     def same(self, x: Value) -> Value:
@@ -100,7 +100,7 @@ class Movement(Pending):
     def join(self, values: Sequence[Value], axis: int) -> Value:
         """Concatenate along an axis. A value without content gets the image-level label if it joins as tokens (eq. 5),
         and stays without label if it joins as channels of the same tokens, or is padding."""
-        values = self.resolve_all(*values)
+        values = self.resolve_all(*[v for v in values if 0 not in v.shape] or values)
         axis = axis % len(self.shape)
         known = next((v for v in values if v.is_content), None)
         if known is None:

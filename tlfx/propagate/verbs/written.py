@@ -1,0 +1,111 @@
+"""Writes: some elements of a value replaced by elements of another, in place or in a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from tlfx.errors import ProvenanceError
+from tlfx.propagate.values import NONE, Role, Value, compact, fill_none, fill_tokens
+from tlfx.propagate.verbs.pending import Pending
+
+__all__ = ["Written"]
+
+
+class Written(Pending):
+    """Verbs of operators that write."""
+
+    def overwrite(self, before: Value, value: Value, source: Tensor) -> Value:
+        """``before`` after a write: ``source`` (the shape of ``before``) numbers the element of ``value`` that each
+        element takes, -1 where it stays.
+
+        Raises ProvenanceError where a part of a context kᵀv is overwritten.
+        """
+        if bool((source >= 0).all()):
+            return _replaced(before, value, source)
+        after = Value(before.node, before.shape, before.batch)
+        after = replace(after, mixes_samples=before.mixes_samples or value.mixes_samples)
+        roles = (before.role, value.role)
+        if Role.CONTEXT in roles:
+            raise ProvenanceError(f"a part of {before.node.name}, a product kᵀv of linear attention, is overwritten")
+        if Role.CONTENT in roles:
+            return self._beside_written(after, before, value, source)
+        if Role.WEIGHT in roles:
+            return after.with_maps(*_sides(before, value, source), role=Role.WEIGHT)
+        return after
+
+    def _beside_written(self, after: Value, before: Value, value: Value, source: Tensor) -> Value:
+        """Content of which a part was written, labels with a mass among its own."""
+        content = self._content(before, value, source)
+        if bool((content == NONE).all()):
+            return after
+        after = after.with_maps(content, role=Role.CONTENT)
+        if all(v.pending is None and v.mass is None for v in (before, value)):
+            return after
+        one, other = (self._pending_of(v) if v.is_content else None for v in (before, value))
+        pending = _merged(before.shape, one, other, value.shape, source)
+        beside = self._pending_of(after).expand(before.shape)
+        return replace(after, pending=compact(torch.where(pending == NONE, beside, pending)))
+
+    def _content(self, before: Value, value: Value, source: Tensor) -> Tensor:
+        """The map of content of which a part was written. Constants in it are padding, or tokens with the label of the
+        image."""
+        one, other = (v.map if v.is_content else None for v in (before, value))
+        full = _merged(before.shape, one, other, value.shape, source)
+        tokens = torch.zeros(before.shape, dtype=torch.bool)
+        for v, part in ((before, source < 0), (value, source >= 0)):
+            if not v.is_content and self.number(v) is None:
+                tokens |= part
+        if not bool(tokens.any()) or bool((full == NONE).all()):
+            return compact(full)
+        filled = fill_tokens(full, value.batch).expand(before.shape)
+        return compact(torch.where(tokens & (full == NONE), filled, full))
+
+
+def _replaced(before: Value, value: Value, source: Tensor) -> Value:
+    """A value all of whose elements are those of ``value`` that ``source`` numbers."""
+    elements = torch.arange(torch.Size(value.shape).numel()).view(value.shape)
+    if source.shape == elements.shape and torch.equal(source, elements):
+        return replace(value, node=before.node, read_as=None)
+
+    def move(content: Tensor) -> Tensor:
+        return compact(content.expand(value.shape).flatten()[source])
+
+    mass: Callable[[], Tensor] | None = value.mass
+    moved = None if mass is None else lambda: move(mass())
+    pending = None if value.pending is None else move(value.pending)
+    after = Value(before.node, before.shape, before.batch, value.role, tuple(move(m) for m in value.maps))
+    after = replace(after, pending=pending, mass=moved, origin=value.source, number=value.number)
+    return replace(after, mixes_samples=value.mixes_samples)
+
+
+def _sides(before: Value, value: Value, source: Tensor) -> list[Tensor]:
+    """The maps of a mixing weight of which a part was written: none where two weights do not have the same sides."""
+    if value.is_constant:
+        return list(before.maps)
+    if before.role is Role.WEIGHT and len(before.maps) != len(value.maps):
+        return []
+    one = before.maps or [None] * len(value.maps)
+    merged = [_merged(before.shape, a, b, value.shape, source) for a, b in zip(one, value.maps, strict=True)]
+    return [_narrowed(compact(m)) for m in merged]
+
+
+def _narrowed(side: Tensor) -> Tensor:
+    """A map of one side of a weight, narrowed along the axes of the other side, where constants may lie."""
+    for axis in range(side.dim()):
+        side = fill_none(side, [axis])
+    return side
+
+
+def _merged(
+    shape: tuple[int, ...], one: Tensor | None, other: Tensor | None, written: tuple[int, ...], source: Tensor
+) -> Tensor:
+    """The full map of a value: ``other`` (of a value of shape ``written``) at the elements that take one of it, ``one``
+    at the rest, NONE where a map is None."""
+    full = torch.full(shape, NONE) if one is None else one.expand(shape).clone()
+    taken = source >= 0
+    full[taken] = NONE if other is None else other.expand(written).flatten()[source[taken]]
+    return full

@@ -12,7 +12,18 @@ from torch import Tensor, nn
 
 import tlfx
 
-__all__ = ["BATCH", "CHANNELS", "IMAGES", "SIDE", "TOKENS", "Group", "Program", "label_matrices", "tokens"]
+__all__ = [
+    "BATCH",
+    "CHANNELS",
+    "IMAGES",
+    "SIDE",
+    "TOKENS",
+    "Group",
+    "Program",
+    "label_matrices",
+    "of_products",
+    "tokens",
+]
 
 BATCH, CHANNELS, SIDE = 2, 4, 4
 TOKENS = SIDE * SIDE
@@ -55,6 +66,17 @@ class Group:
     def plain(self, *names: str) -> Program:
         """The program of some spellings."""
         return Program([self.spellings[name] for name in names], self.parts)
+
+
+def of_products(group: Group, *without: str) -> Group:
+    """The spellings of a group, of tokens that are multiplied by a factor before."""
+
+    def weighed(body: Any) -> Any:
+        return lambda s, z: body(s, z * s.factor)
+
+    factor = torch.rand(1, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(3)) + 0.2
+    bodies = {name: weighed(body) for name, body in group.spellings.items() if name not in without}
+    return Group(f"{group.name} of products", {**group.parts, "factor": factor}).add(**bodies)
 
 
 def tokens(features: Tensor) -> Tensor:

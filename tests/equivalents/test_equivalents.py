@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers import slow_except
 from torch import Tensor
 
 from equivalents import attention, gates, indices, mixing, products, sums, windows, writes
-from equivalents.spelling import Group, label_matrices
+from equivalents.spelling import Group, label_matrices, of_products
 
 MODULES = (attention, gates, indices, mixing, products, sums, windows, writes)
 GROUPS: list[Group] = [group for module in MODULES for group in module.GROUPS]
-each_group = pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.name.replace(" ", "_"))
+NOT_LINEAR = {"maximum", "alpha", "instance_of_tokens", "cumsum"}
+"""Spellings that are another function of products with a factor, which sums weight by it."""
+PRODUCTS = [of_products(group, *NOT_LINEAR) for group in GROUPS if "factor" not in group.parts]
+FEW = [group for group in PRODUCTS if group.name.startswith(("depthwise", "attention with", "padding"))]
+
+
+def name_of(group: Group) -> str:
+    return group.name.replace(" ", "_")
+
+
+each_group = pytest.mark.parametrize("group", GROUPS, ids=name_of)
 
 
 @each_group
 def test_spellings_of_one_function(group: Group) -> None:
+    compare(label_matrices(group))
+
+
+@pytest.mark.parametrize("group", slow_except(FEW, PRODUCTS), ids=name_of)
+def test_spellings_of_one_function_of_products(group: Group) -> None:
     compare(label_matrices(group))
 
 

@@ -75,11 +75,17 @@ def mix(
 
 @label_arithmetic
 def context(
-    weight: Tensor, labels: Tensor, equation: Equation, where: BatchAxis | None = None, signed: bool = False
+    weight: Tensor,
+    labels: Tensor,
+    equation: Equation,
+    where: BatchAxis | None = None,
+    mass: bool = False,
+    signed: bool = False,
 ) -> Tensor:
-    """First contraction of a linear attention q(kᵀv): |k|·Y, with its mass |k|·1 as a last channel."""
+    """First contraction of a linear attention q(kᵀv): |k|·Y, with its mass |k|·1 as a last channel; labels have one
+    already if ``mass``."""
     weight = weight[None] if where is None else split_batch(weight, where)
-    mixed = contract(magnitude(weight, signed), with_mass(labels), equation)
+    mixed = contract(magnitude(weight, signed), labels if mass else with_mass(labels), equation)
     return mixed.reshape(len(mixed), -1, mixed.shape[-1])
 
 

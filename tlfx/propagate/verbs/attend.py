@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from tlfx.operations import Operation
 from tlfx.propagate.labels import Operand
 from tlfx.propagate.values import IMAGE, Value
 from tlfx.propagate.verbs.movement import with_image
+from tlfx.propagate.verbs.pending import has_masses, with_pending_labels
 from tlfx.propagate.verbs.subscripts import ContractionAxes, SubscriptedIds, equation
 from tlfx.propagate.verbs.window import Window
 from tlfx.runtime import BatchAxis
@@ -99,6 +100,8 @@ class Attention(Window):
         self.record(Operation.SPATIAL_MIX)
         if self.policy.heads == "norm":
             return self._attend_by_norm(call)
+        if has_masses(value):
+            return self._attend_to_products(call)
         if replaced is not None and not call.hides and self._may_replace(call):
             return self._attend_and_replace(call, replaced)
         return self._attend_beside(call)
@@ -120,22 +123,30 @@ class Attention(Window):
         if grouped or not (call.query.is_content or call.query.is_constant):
             raise RuleError(f"attention whose heads {grouped} carry different labels")
 
-    def _attend_beside(self, call: _FusedAttention) -> Value:
-        """Labels by a second pass over query and key."""
+    def _attend_to_products(self, call: _FusedAttention) -> Value:
+        """Values that are products with a factor, Y ← Norm(W·|w|)·Y: their labels have a mass."""
+        axes = self._axes(with_pending_labels(call.value), [*call.lead, "m", "e"], (*call.lead, "n", "m"), call.out)
+        return self._attend_beside(replace(call, axes=axes), massed=True)
+
+    def _attend_beside(self, call: _FusedAttention, massed: bool = False) -> Value:
+        """Labels, which may have a mass (``massed``), by a second pass over query and key."""
         labels = call.axes.varying
         kept = call.kept(labels)
+        own = call.own(kept)
+        if own is not None and massed:
+            own = Operand(self._massed(own.ids))
         new = self.label(
             runtime.attention,
             call.query.node,
             call.key.node,
             Operand(with_image(call.axes.content.pick(labels))),
             equation(call.axes.weight, labels, kept, ["n"]),
-            *([own] if (own := call.own(kept)) else []),
+            *([] if own is None else [own]),
             shape=call.shape(kept),
             kwargs={"where": call.axes.content.where_in(call.of_weight), **call.options},
             query_axis=kept.index("n"),
         )
-        return self._from_axes(new, kept, call.axes, call.out)
+        return self._from_axes(self._without_mass(new) if massed else new, kept, call.axes, call.out)
 
     def _attend_and_replace(self, call: _FusedAttention, replaced: Mapping[str, Any]) -> Value:
         """Labels as columns of the value in the model's own pass, which a function replaces."""

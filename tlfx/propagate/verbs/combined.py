@@ -13,14 +13,14 @@ from tlfx import runtime
 from tlfx.errors import ProvenanceError
 from tlfx.operations import Operation
 from tlfx.propagate.labels import Operand, by_first_occurrence
-from tlfx.propagate.values import NONE, Role, Value, compact, ids_of_sample, image_map
-from tlfx.propagate.verbs.pending import Pending
+from tlfx.propagate.values import NONE, Role, Value, compact, ids_of_sample
+from tlfx.propagate.verbs.written import Written
 from tlfx.runtime import BatchAxis
 
 __all__ = ["Combined", "merge"]
 
 
-class Combined(Pending):
+class Combined(Written):
     """Point-wise verbs of one value, and what sums, products and choices of two values share."""
 
     def pointwise(self, x: Value) -> Value:
@@ -83,14 +83,6 @@ class Combined(Pending):
         lead = len(self.shape) - len(x.shape)
         maps = tuple(m.reshape([1] * lead + list(m.shape)) if lead else m for m in x.maps)
         return Value(self.node, self.shape, self.batch, x.role, maps)
-
-    def _beside(self, x: Value, known: Value) -> Value:
-        """A value in the shape of the output; one without content has the label of padding or of a learned token."""
-        if x.is_content:
-            return self._shaped(x)
-        where = self._shaped(known).batch_axis
-        blank = torch.tensor(NONE) if self.number(x) is not None else image_map(self.shape, self.batch, where)
-        return Value(self.node, self.shape, self.batch, Role.CONTENT, (blank,))
 
     def _averaged(self, a: Value, b: Value, function: Any = runtime.average, *options: Any) -> Value:
         """Labels that agree stay; each distinct pair of differing labels becomes one new label."""

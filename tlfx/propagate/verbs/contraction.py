@@ -14,6 +14,7 @@ from tlfx.operations import Operation
 from tlfx.propagate.values import IMAGE, NONE, Role, Value, fill_none, map_of_ids
 from tlfx.propagate.verbs.linear_attention import LinearAttention
 from tlfx.propagate.verbs.mixing import Term
+from tlfx.propagate.verbs.pending import has_masses, with_pending_labels
 from tlfx.propagate.verbs.subscripts import ContractionAxes, Subscripts, arrange
 
 __all__ = ["Contraction"]
@@ -177,32 +178,42 @@ class Contraction(LinearAttention):
 
     def _weighted(self, w: Value, of_w: Subscripts, x: Value, of_x: Subscripts, out: Subscripts) -> Value:
         """Content multiplied with a weight or a constant."""
-        axes = self._axes(x, of_x, of_w, out)
-        gone = [axes.content.subscripts.index(c) for c in axes.contracted]
-        axes = replace(axes, content=replace(axes.content, ids=fill_none(axes.content.ids, gone)))
+        axes = self._filled_axes(x, of_x, of_w, out)
         if not axes.tokens:
             self.record(Operation.CHANNEL_MIX)
             mixed = self._from_axes(axes.content.ids, axes.content.subscripts, axes, out)
             return self._with_pending(mixed, w, of_w, x, of_x, out)
-        if x.pending is not None and not bool((x.pending == NONE).any()):
+        if has_masses(x) or (x.pending is not None and w.is_constant):
             return self._weighted_products(w, of_w, x, of_x, out)
         if w.is_constant and not self._mixes_tokens(x, of_x, axes):
-            weighted = self.policy.aggregation == "weighted" or axes.windows_overlap
-            if weighted and all(c in of_w for c in axes.tokens):
+            if self._aggregates_by_weight(of_w, axes):
                 return self._aggregate(w, of_w, axes, out)
-            kept = self.uniform_over(axes.content.ids, gone)
+            kept = self.uniform_over(axes.content.ids, [axes.content.subscripts.index(c) for c in axes.contracted])
             return self._from_axes(kept, axes.content.subscripts, axes, out)
         if w.role is Role.WEIGHT and not self.state.layers.is_aligned(self.node):
             return self.in_place(w, of_w, axes.tokens, out)
         value = (x, of_x) if w.role is Role.WEIGHT and self.policy.heads == "norm" else None
         return self._mix(w, of_w, axes, out, value)
 
+    def _filled_axes(self, x: Value, of_x: Subscripts, of_w: Subscripts, out: Subscripts) -> ContractionAxes:
+        """The axes of a contraction, elements without content having the id of those that they are contracted with."""
+        axes = self._axes(x, of_x, of_w, out)
+        gone = [axes.content.subscripts.index(c) for c in axes.contracted]
+        return replace(axes, content=replace(axes.content, ids=fill_none(axes.content.ids, gone)))
+
+    def _aggregates_by_weight(self, of_w: Subscripts, axes: ContractionAxes) -> bool:
+        """Whether a layer that merges tokens weights them: in windows that overlap, or if the policy says so."""
+        weighted = self.policy.aggregation == "weighted" or axes.windows_overlap
+        return weighted and all(c in of_w for c in axes.tokens)
+
     def _weighted_products(self, w: Value, of_w: Subscripts, x: Value, of_x: Subscripts, out: Subscripts) -> Value:
         """Products with factors multiplied with a weight or a constant, and summed over tokens: by both factors."""
-        assert x.pending is not None
-        axes = self._axes(replace(x, maps=(x.pending,), pending=None), of_x, of_w, out)
-        if not w.is_constant or self._mixes_tokens(x, of_x, self._axes(x, of_x, of_w, out)):
+        plain = self._filled_axes(x, of_x, of_w, out)
+        axes = self._filled_axes(with_pending_labels(x), of_x, of_w, out)
+        if not w.is_constant or self._mixes_tokens(x, of_x, plain):
             return self._mix(w, of_w, axes, out, massed=True)
+        if self._aggregates_by_weight(of_w, plain):
+            return self._aggregate(w, of_w, axes, out, massed=True)
         content = axes.content
         ids = self._without_mass(self._sum_of_masses(content.ids, [content.subscripts.index(c) for c in axes.tokens]))
         self.record(Operation.AGGREGATION)
@@ -213,7 +224,7 @@ class Contraction(LinearAttention):
     ) -> Value:
         """Channels mixed, or multiplied by a factor that differs from token to token: labels with a mass stay so."""
         if x.pending is not None:
-            axes = self._axes(replace(x, maps=(x.pending,), pending=None), of_x, of_w, out)
+            axes = self._axes(with_pending_labels(x), of_x, of_w, out)
             if axes.tokens:
                 return mixed
             mixed = replace(mixed, pending=self._from_axes(axes.content.ids, axes.content.subscripts, axes, out).map)

@@ -15,6 +15,7 @@ from tlfx.operations import Operation
 from tlfx.propagate.labels import Operand
 from tlfx.propagate.values import NONE, Role, Value
 from tlfx.propagate.verbs.movement import with_image
+from tlfx.propagate.verbs.pending import fill_any
 from tlfx.propagate.verbs.pointwise import Pointwise
 from tlfx.propagate.verbs.reduction import Reduction
 from tlfx.propagate.verbs.subscripts import (
@@ -46,7 +47,9 @@ class Mixing(Pointwise, Reduction):
         """Content of the output from ids with subscripts; its labels are constant along all other axes."""
         return self.from_ids(arrange(ids, subscripts, axes.out), axes.content.where_in(out))
 
-    def _aggregate(self, w: Value, of_w: Subscripts, axes: ContractionAxes, out: Subscripts) -> Value:
+    def _aggregate(
+        self, w: Value, of_w: Subscripts, axes: ContractionAxes, out: Subscripts, massed: bool = False
+    ) -> Value:
         """Tokens and their channels on the contracted axes, weighted by a layer; elements of one token are counted
         together, padding is not. Spatial mixing if windows overlap, as those of a convolution do."""
         self.record(Operation.SPATIAL_MIX if axes.windows_overlap else Operation.AGGREGATION)
@@ -59,14 +62,15 @@ class Mixing(Pointwise, Reduction):
         valid = {} if bool((columns != NONE).all()) else {"valid": (columns != NONE).float()}
         new = self.label(
             runtime.weighted,
-            Operand(with_image(columns)),
+            Operand(fill_any(columns) if massed else with_image(columns)),
             w.node,
             groups,
             along,
             shape=shape,
             kwargs={**valid, **self.signed},
         )
-        return self._from_axes(torch.where(known.view(shape), new, NONE), kept, axes, out)
+        new = torch.where(known.view(shape), new, NONE)
+        return self._from_axes(self._without_mass(new) if massed else new, kept, axes, out)
 
     def _mix(
         self,
@@ -79,12 +83,9 @@ class Mixing(Pointwise, Reduction):
     ) -> Value:
         """Spatial mixing; if ``value`` is given, its norms weight the heads. Labels may have a mass (``massed``)."""
         self.record(Operation.SPATIAL_MIX)
-        if massed:
-            ids = self._mixed(runtime.mix, w, of_w, axes, axes.kept, {"mass": True, **self.signed})
-            return self._from_axes(ids, axes.kept, axes, out)
+        if massed or (w.is_constant and bool((axes.content.ids == NONE).any())):
+            return self._mix_valid(w, of_w, axes, out, massed)
         is_softmax = w.softmax_dim is not None and [of_w[w.softmax_dim]] == axes.tokens
-        if w.is_constant and bool((axes.content.ids == NONE).any()):
-            return self._mix_valid(w, of_w, axes, out)
         axes = with_image_labels(axes)
         if value is not None:
             ids = self._mixed(runtime.heads_by_norm, w, of_w, axes, axes.kept, self.signed, value)
@@ -94,12 +95,14 @@ class Mixing(Pointwise, Reduction):
             ids = self._mixed(runtime.mix, w, of_w, axes, axes.kept, options, own=own)
         return self._from_axes(ids, axes.kept, axes, out)
 
-    def _mix_valid(self, w: Value, of_w: Subscripts, axes: ContractionAxes, out: Subscripts) -> Value:
-        """Spatial mixing of tokens among which is padding, by a parameter: normalised over the others."""
+    def _mix_valid(self, w: Value, of_w: Subscripts, axes: ContractionAxes, out: Subscripts, massed: bool) -> Value:
+        """Spatial mixing normalised over tokens with content and their masses: padding has none."""
         valid = axes.content.pick(axes.varying) != NONE
-        ids = self._mixed(
-            runtime.mix, w, of_w, with_image_labels(axes), axes.kept, {"valid": valid.float(), **self.signed}
-        )
+        options: dict[str, Any] = {"mass": True} if massed else {}
+        options |= {} if bool(valid.all()) else {"valid": valid.float()}
+        filled = replace(axes, content=replace(axes.content, ids=fill_any(axes.content.ids)))
+        own = self._label_of_queries(w, of_w, axes)
+        ids = self._mixed(runtime.mix, w, of_w, filled, axes.kept, {**options, **self.signed}, own=own)
         seen = valid.any([i for i, c in enumerate(axes.varying) if c in axes.tokens], keepdim=True)
         seen = arrange(seen, axes.varying, axes.kept)
         return self._from_axes(torch.where(seen, ids, NONE), axes.kept, axes, out)

@@ -111,7 +111,8 @@ class Movement(Written):
         if all(v.pending is None and v.mass is None for v in values):
             return out
         pending = [
-            self._pending_of(v if v.is_content else known.with_maps(m)) for v, m in zip(values, maps, strict=True)
+            self._pending_of(v) if v.is_content else self._with_mass(m, known.batch_axis)
+            for v, m in zip(values, maps, strict=True)
         ]
         full = [p.expand(v.shape) for v, p in zip(values, pending, strict=True)]
         return replace(out, pending=compact(torch.cat(full, axis)))
@@ -142,6 +143,8 @@ class Movement(Written):
             self.content(*m, role=x.role, shape=self.shape)
             for m in zip(*(full.chunk(2, axis) for full in x.expanded()), strict=True)
         )
+        if x.pending is not None:
+            one = replace(one, pending=compact(x.pending.expand(x.shape).chunk(2, axis)[0]))
         gate = NodeFunction(runtime.glu_gate, x.node, {"axis": axis})
         return one, replace(other, read_as=gate, function_of=x.node)
 
@@ -157,7 +160,7 @@ class Movement(Written):
         self.record(Operation.WEIGHT if x.role is Role.WEIGHT else Operation.POINTWISE)
         if not x.is_content:
             return replace(x, node=self.node, shape=self.shape, softmax_dim=None)
-        return self.content(torch.where(gone, NONE, x.map))
+        return self._chosen(gone, self.constant(number=0), x)
 
     def _joins_channels(self, known: Value, axis: int) -> bool:
         where = known.batch_axis

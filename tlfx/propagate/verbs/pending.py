@@ -19,7 +19,7 @@ from tlfx.propagate.values import NONE, Value, compact, ids_of_sample, map_of_id
 from tlfx.propagate.verbs.bounds import Bounded
 from tlfx.runtime import BatchAxis
 
-__all__ = ["Pending"]
+__all__ = ["Pending", "fill_any", "has_masses", "to_rank", "with_pending_labels"]
 
 
 class Pending(Bounded):
@@ -62,7 +62,7 @@ class Pending(Bounded):
         options: dict[str, Any] = {"where": where, "at": tuple(of_factor), **self.signed}
         options |= {"massed": True} if pending is not None else {}
         options |= {"inverse": True} if inverse else {}
-        new = self.label(runtime.weigh, Operand(_filled(ids)), factor.read, shape=ids.shape, kwargs=options)
+        new = self.label(runtime.weigh, Operand(fill_any(ids)), factor.read, shape=ids.shape, kwargs=options)
         pending = map_of_ids(torch.where(ids == NONE, NONE, new), self.batch, where)
         return replace(out, pending=pending, function_of=None)
 
@@ -89,10 +89,15 @@ class Pending(Bounded):
 
     def _with_mass(self, content: Tensor, where: BatchAxis) -> Tensor:
         """The map of the labels of a map, with mass 1."""
-        ids = ids_of_sample(content, self.batch, where)
+        return map_of_ids(self._massed(ids_of_sample(content, self.batch, where)), self.batch, where)
+
+    def _massed(self, ids: Tensor) -> Tensor:
+        """Ids of the labels of ids, with mass 1."""
         known = ids != NONE
+        if not bool(known.any()):
+            return ids
         new = self.label(runtime.massed, Operand(ids[known]), shape=(int(known.sum()),), elementwise=True)
-        return map_of_ids(ids.masked_scatter(known, new), self.batch, where)
+        return ids.masked_scatter(known, new)
 
     def _scaled_mass(self, x: Value, out: Value, scale: float | None) -> Value:
         """A value ``x`` times a number: its labels with a mass have as much more; none if the number is not known."""
@@ -103,7 +108,7 @@ class Pending(Bounded):
             out = replace(out, statistic=(x.statistic[0], x.statistic[1] * (1 if scale > 0 else -1)))
 
         def pending() -> Tensor:
-            content = _to_rank(self._pending_of(x), len(out.shape))
+            content = to_rank(self._pending_of(x), len(out.shape))
             if abs(scale) == 1:
                 return content
             ids = ids_of_sample(content, self.batch, out.batch_axis)
@@ -114,10 +119,11 @@ class Pending(Bounded):
         return out if abs(scale) == 1 and x.mass is None else replace(out, mass=pending)
 
     def _as_statistic(self, out: Value, x: Value) -> Value:
-        """A reduction of ``x``, marked as a statistic of it unless it is a weighted sum."""
-        if x.pending is not None or x.mass is not None:
+        """A reduction of ``x``, marked as a statistic of it: of a product, not of the content that is multiplied."""
+        if x.pending is None and x.mass is not None:
             return out
-        return replace(out, statistic=x.statistic or (x.source, 1), function_of=x.subject)
+        of = x.source if x.pending is None else x.subject
+        return replace(out, statistic=x.statistic or (of, 1), function_of=x.subject)
 
     def _sum_of_masses(self, ids: Tensor, over: Sequence[int], scale: float = 1) -> Tensor:
         """Ids of labels with a mass summed over axes, which have size 1 afterwards, times a number."""
@@ -131,7 +137,7 @@ class Pending(Bounded):
         known = (rows != NONE).any(1)
         weights = ((rows != NONE) * scale)[known].float()
         new = self.label(
-            runtime.total, Operand(_filled(rows)[known]), weights, shape=(int(known.sum()),), elementwise=True
+            runtime.total, Operand(fill_any(rows)[known]), weights, shape=(int(known.sum()),), elementwise=True
         )
         return torch.full((len(rows),), NONE).masked_scatter(known, new)[place]
 
@@ -147,7 +153,7 @@ class Pending(Bounded):
     def _mass_of_sum(self, a: Value, b: Value, plain: Value, scales: Sequence[float]) -> Tensor:
         """The map of labels with a mass of a sum of two products; ``plain`` is the sum without them."""
         where, rank = plain.batch_axis, len(plain.shape)
-        maps = [_to_rank(self._pending_of(v), rank) for v in (a, b)]
+        maps = [to_rank(self._pending_of(v), rank) for v in (a, b)]
         ids = torch.stack(torch.broadcast_tensors(*(ids_of_sample(m, self.batch, where) for m in maps)), -1)
         new = self._total_mass(ids.flatten(0, -2), torch.tensor([abs(s) for s in scales])).view(ids.shape[:-1])
         return compact(map_of_ids(new, self.batch, where))
@@ -170,10 +176,22 @@ def _to_axes(content: Tensor, at: Sequence[int], rank: int) -> Tensor:
     return content.permute(order).reshape(shape)
 
 
-def _to_rank(content: Tensor, rank: int) -> Tensor:
+def to_rank(content: Tensor, rank: int) -> Tensor:
+    """A map with axes of size 1 before it, as broadcasting adds them."""
     return content.reshape([1] * (rank - content.dim()) + list(content.shape))
 
 
-def _filled(ids: Tensor) -> Tensor:
+def has_masses(x: Value) -> bool:
+    """Whether a value is a product all of whose labels have a mass: none of its elements is padding."""
+    return x.pending is not None and not bool((x.pending == NONE).any())
+
+
+def with_pending_labels(x: Value) -> Value:
+    """A product whose labels are those with a mass."""
+    assert x.pending is not None
+    return replace(x, maps=(x.pending,), pending=None)
+
+
+def fill_any(ids: Tensor) -> Tensor:
     """Ids in which elements without content have any other id, which does not count."""
     return torch.where(ids == NONE, ids.max(), ids)

@@ -98,8 +98,7 @@ class Pointwise(Residual):
         a, b = self._beside_content(a, b)
         if first is not None and (a.is_content or b.is_content):
             self.record(Operation.POINTWISE)
-            one, other = (self._beside(v, b if v is a else a).expanded() for v in (a, b))
-            return self.content(torch.where(first, one[0], other[0]))
+            return self._chosen(first, a, b)
         pair = self._one_of(a, b, keep=Role.CONTENT)
         if pair is not None:
             return pair

@@ -41,13 +41,12 @@ class Residual(Combined):
         pair = self._one_of(a, b, keep=Role.WEIGHT)
         if pair is not None:
             return self._scaled_mass(b if a.is_constant else a, pair, 1) if a.is_constant or b.is_constant else pair
+        for x, statistic, signs in ((a, b, scales), (b, a, scales[::-1])) if scales is not None else ():
+            if self._is_centred(x, statistic, signs):
+                self.record(Operation.POINTWISE)
+                return self._shaped(x)
         if scales is not None and (a.source is b.source or (a.pending is not None and b.pending is not None)):
             return self._sum_of_products(a, b, scales)
-        if scales is not None:
-            for x, statistic, signs in ((a, b, scales), (b, a, scales[::-1])):
-                if self._is_centred(x, statistic, signs):
-                    self.record(Operation.POINTWISE)
-                    return self._shaped(x)
         self.record(Operation.RESIDUAL)
         return self._summed(a, b, scales)
 
@@ -68,8 +67,8 @@ class Residual(Combined):
 
     def _is_centred(self, x: Value, statistic: Value, scales: Sequence[float]) -> bool:
         """Whether a sum is a value less a statistic of itself, such as its mean: a part of a normalisation."""
-        of = statistic.statistic
-        return of is not None and of[0] is x.source and x.statistic is None and scales[0] * scales[1] * of[1] < 0
+        of, node = statistic.statistic, x.source if x.pending is None else x.subject
+        return of is not None and of[0] is node and x.statistic is None and scales[0] * scales[1] * of[1] < 0
 
     def _summed(self, a: Value, b: Value, scales: Sequence[float] | None) -> Value:
         """The label of a sum of differing labels, by the policy."""

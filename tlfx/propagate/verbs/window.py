@@ -17,6 +17,7 @@ from tlfx.propagate.values import NONE, Role, Value, compact, ids_of_sample, map
 from tlfx.propagate.verbs.base import varying
 from tlfx.propagate.verbs.contraction import Contraction
 from tlfx.propagate.verbs.movement import with_image
+from tlfx.propagate.verbs.pending import with_pending_labels
 from tlfx.runtime import BatchAxis
 
 __all__ = ["Window"]
@@ -28,8 +29,8 @@ class Window(Contraction):
     def convolve(self, x: Value, weight: Value, *args: Any, spatial: int, groups: int = 1) -> Value:
         """A convolution over the last ``spatial`` axes, the operator called as (maps, kernel, None, *args).
 
-        Spatial mixing by |K| averaged over channels and normalised over valid positions; channel mixing if labels do
-        not vary along the axes it slides over.
+        Spatial mixing by |K| averaged over channels and normalised over valid positions, times the factor of a product
+        (Y ← Norm(|K|·|w|)·Y); channel mixing if labels do not vary along the axes it slides over.
         """
         if not x.is_content:
             return self.weight()
@@ -40,7 +41,7 @@ class Window(Contraction):
             self.record(Operation.CHANNEL_MIX)
             return self._by_channel(by_group, x)
         self.record(Operation.SPATIAL_MIX)
-        return self._by_channel(self._by_kernel(_full(by_group, x, spatial), weight, *args, spatial=spatial), x)
+        return self._slid_by_group(x, groups, spatial, lambda ids: self._by_kernel(ids, weight, *args, spatial=spatial))
 
     def has_samples_in_groups(self, x: Value, groups: int) -> bool:
         """Whether a convolution of ``x`` has the samples of the batch in its groups, x (1, batch · in, *size), so that
@@ -99,11 +100,18 @@ class Window(Contraction):
         aggregation, uniform over each patch, by the averaging ``operator``; or by |K|, if the policy says so."""
         kernel = list(weight.shape[2:])
         spatial = len(kernel)
-        by_group = _full(self._channels(x, groups), x, spatial)
         self.record(Operation.AGGREGATION)
         if self.policy.aggregation == "weighted":
-            return self._by_channel(self._by_kernel(by_group, weight, *args, spatial=spatial), x)
-        return self._by_channel(self._resampled(by_group, spatial, operator, kernel), x)
+            return self._slid_by_group(
+                x, groups, spatial, lambda ids: self._by_kernel(ids, weight, *args, spatial=spatial)
+            )
+        return self._slid_by_group(x, groups, spatial, lambda ids: self._resampled(ids, spatial, operator, kernel))
+
+    def _slid_by_group(self, x: Value, groups: int, spatial: int, slide: Callable[[Tensor], Tensor]) -> Value:
+        """Content that ``slide`` computes from ids by group of channels: of a product, from those with a mass."""
+        labels = x if x.pending is None else with_pending_labels(x)
+        ids = slide(_full(self._channels(labels, groups), x, spatial))
+        return self._by_channel(ids if x.pending is None else self._without_mass(ids), x)
 
     def subsample(self, x: Value, stride: Sequence[int], weight: Value, groups: int = 1) -> Value:
         """A convolution with a kernel of one pixel: every stride-th position, then a contraction of the channels."""

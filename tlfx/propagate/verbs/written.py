@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tlfx.errors import ProvenanceError
 from tlfx.propagate.values import NONE, Role, Value, compact, fill_none, fill_tokens
-from tlfx.propagate.verbs.pending import Pending
+from tlfx.propagate.verbs.pending import Pending, to_rank
 
 __all__ = ["Written"]
 
@@ -36,6 +36,24 @@ class Written(Pending):
         if Role.WEIGHT in roles:
             return after.with_maps(*_sides(before, value, source), role=Role.WEIGHT)
         return after
+
+    def _chosen(self, first: Tensor, a: Value, b: Value) -> Value:
+        """``a`` where ``first`` (bool) holds, and ``b`` elsewhere."""
+        a, b = (self._in_full(v) for v in (a, b))
+        numbers = torch.arange(torch.Size(self.shape).numel()).view(self.shape)
+        return replace(self.overwrite(b, a, torch.where(first, numbers, -1)), node=self.node)
+
+    def _in_full(self, x: Value) -> Value:
+        """A value broadcast to the shape of the output, its labels with a mass as well."""
+        maps = tuple(to_rank(m, len(self.shape)) for m in x.maps)
+        pending, mass = x.pending, x.mass
+
+        def moved() -> Tensor:
+            assert mass is not None
+            return to_rank(mass(), len(self.shape))
+
+        out = replace(x, shape=self.shape, maps=maps, mass=mass and moved)
+        return out if pending is None else replace(out, pending=to_rank(pending, len(self.shape)))
 
     def _beside_written(self, after: Value, before: Value, value: Value, source: Tensor) -> Value:
         """Content of which a part was written, labels with a mass among its own."""

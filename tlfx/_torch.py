@@ -129,7 +129,8 @@ def build_dynamo_tables() -> None:
     functions that stand for torch's while a model is captured. torch has no public function for that."""
     rules = importlib.import_module("torch._dynamo.trace_rules")
     variables = importlib.import_module("torch._dynamo.variables.torch")
-    variables.tracing_state_functions()
+    if callable(variables.tracing_state_functions):  # torch 2.6 builds this one at its import
+        variables.tracing_state_functions()
     variables.get_overridable_functions()
     variables.TorchInGraphFunctionVariable._get_handlers()
     rules.get_torch_obj_rule_map()

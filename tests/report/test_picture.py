@@ -63,19 +63,35 @@ def test_the_page_lists_every_node(report: Report) -> None:
     assert all(f"<td>{node.name}</td>" in text for node in report.nodes)
 
 
+def run_browser(page: Path, *options: str, dark: bool = False, width: int = 1100) -> str:
+    """Open a page in Chromium without a window; returns what an option such as --dump-dom prints."""
+    assert CHROMIUM is not None
+    flags = "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
+    flags += f"--disable-sync --no-first-run --hide-scrollbars --window-size={width},1000 "
+    flags += f"--blink-settings=preferredColorScheme={0 if dark else 1}"
+    command = [CHROMIUM, *flags.split(), f"--user-data-dir={page.parent / 'profile'}", *options, page.as_uri()]
+    return subprocess.run(command, check=True, capture_output=True, timeout=120, text=True).stdout
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
-@pytest.mark.parametrize("form", ["svg", "html"])
-def test_a_browser_draws_it(form: str, report: Report, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("form", "dark"), [("svg", False), ("html", False), ("html", True), ("svg", True)])
+def test_a_browser_draws_it(form: str, dark: bool, report: Report, tmp_path: Path) -> None:
     from PIL import Image
 
-    assert CHROMIUM is not None
     page, shot = tmp_path / f"report.{form}", tmp_path / "shot.png"
     page.write_text(getattr(report, f"to_{form}")(), encoding="utf-8")
-    flags = "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
-    flags += "--disable-sync --no-first-run --hide-scrollbars --window-size=1100,1000"
-    command = [CHROMIUM, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={shot}"]
-    subprocess.run([*command, page.as_uri()], check=True, capture_output=True, timeout=120)
-    pixels = np.asarray(Image.open(shot).convert("RGB")).reshape(-1, 3)
+    run_browser(page, f"--screenshot={shot}", dark=dark)
+    picture = np.asarray(Image.open(shot).convert("RGB")).astype(int)
+    corner = int(picture[2, 2].max())
+    assert corner < 50 if dark else corner > 200
     for operation in (Operation.SPATIAL_MIX, Operation.CHANNEL_MIX, Operation.RESIDUAL, Operation.AGGREGATION):
         color = [int(COLORS[operation][i : i + 2], 16) for i in (1, 3, 5)]
-        assert int((np.abs(pixels.astype(int) - color).max(1) < 3).sum()) > 200
+        assert int((np.abs(picture.reshape(-1, 3) - color).max(1) < 3).sum()) > 200
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_the_page_fits_a_window_of_800_pixels(report: Report, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    script = "<script>document.title = document.documentElement.scrollWidth</script></body>"
+    page.write_text(report.to_html().replace("</body>", script), encoding="utf-8")
+    assert "<title>800</title>" in run_browser(page, "--dump-dom", width=800)

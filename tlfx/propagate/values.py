@@ -171,8 +171,8 @@ def compact(full: Tensor) -> Tensor:
 
 
 def _is_constant(full: Tensor, axis: int) -> bool:
-    first = full.narrow(axis, 0, 1)
-    return torch.equal(first, full.narrow(axis, 1, 1)) and bool((full == first).all())
+    line = full[tuple(slice(None) if a == axis else slice(1) for a in range(full.dim()))]  # decides for most axes
+    return all(bool((part == part.narrow(axis, 0, 1)).all()) for part in (line, full))
 
 
 def find_batch_axis(content: Tensor, batch: int) -> BatchAxis:

@@ -17,7 +17,7 @@ from tlfx.operations import Operation
 from tlfx.propagate.labels import LabelTensor
 from tlfx.propagate.outputs import OutputLabel
 from tlfx.propagate.propagator import Propagation
-from tlfx.propagate.values import NONE, Role, Value
+from tlfx.propagate.values import Role, Value
 from tlfx.report.data import NodeReport, OutputReport, short
 from tlfx.report.flops import flops
 from tlfx.report.layout import layout, tokens
@@ -67,7 +67,7 @@ class _Builder:
         self.propagation = propagation
         self.batch = batch
         self.live = read_labels(propagation.labels, propagation.outputs)
-        self.computed = self._computed_ids()
+        self.computed = self._computed()
         self.weights = {arg for label in self.live.values() for arg in _nodes(label)}
         self.labels: dict[Node | None, list[LabelTensor]] = {}
         for label in propagation.labels.tensors:
@@ -108,12 +108,12 @@ class _Builder:
         call = self.propagation.regions.ruled_call_of(node)
         return reason(node, operation, given, self.labels.get(node, []), value, call)
 
-    def _computed_ids(self) -> torch.Tensor:
-        """The label ids that the aligned graph computes: bool (ids,)."""
+    def _computed(self) -> torch.Tensor:
+        """For each element of a map, whether the aligned graph computes its label; last the answer for ``NONE``."""
         computed = torch.zeros(self.propagation.labels.size, dtype=torch.bool)
         for label in self.live.values():
             computed[label.first : label.first + label.size] = True if label.kept is None else label.kept
-        return computed
+        return torch.cat((computed.repeat_interleave(self.batch), torch.zeros(1, dtype=torch.bool)))
 
     def _is_read(self, node: Node, operation: Operation, value: Any) -> bool:
         if operation is Operation.CONSTANT:
@@ -121,9 +121,7 @@ class _Builder:
         if operation is Operation.WEIGHT:
             return node in self.weights
         maps = [m for v in _held(value) if v.role is Role.CONTENT for m in v.maps]
-        batch = next((v.batch for v in _held(value)), 1)
-        ids = [m[m != NONE].div(batch, rounding_mode="floor") for m in maps]
-        return any(bool(self.computed[i].any()) for i in ids)
+        return any(bool(self.computed[m].any()) for m in maps)
 
     def _skip(self, node: Node) -> tuple[str | None, tuple[str, ...], tuple[str, ...]]:
         """Names of the start of a skip connection, of the nodes of the branch, and of those on the skip itself."""

@@ -79,7 +79,7 @@ def _place(axis: int, batch_axis: int) -> int:
 
 def _side_by_side(ids: Tensor, axis: int, size: int) -> int:
     """Number of tokens on an axis that holds the channels of several tokens; 0 for one token per element."""
-    line = ids.movedim(axis, -1).reshape(-1, size)[0]
+    line = ids[tuple(slice(None) if a == axis else 0 for a in range(ids.dim()))]
     distinct = len(line[line != NONE].unique())
     return distinct if 1 < distinct < size and size % distinct == 0 else 0
 

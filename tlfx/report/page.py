@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from html import escape
 
+from tlfx.operations import Operation
 from tlfx.report.data import ModelReport, NodeReport
-from tlfx.report.picture import draw
+from tlfx.report.picture import DEFINITIONS, draw_parts, subtitle
+from tlfx.report.picture import STYLE as PICTURE
 from tlfx.report.stages import read_from, stages
 from tlfx.report.style import COLORS, WORDS, giga
 
@@ -13,7 +15,12 @@ __all__ = ["page", "snippet"]
 
 STYLE = """
 .tlfx{font:14px/1.5 system-ui,-apple-system,'Segoe UI','DejaVu Sans',sans-serif;color:#1f2933;background:#f7f9fb}
-.tlfx .picture{overflow-x:auto}.tlfx svg{max-width:none;display:block}
+.tlfx header{padding:20px 28px 12px}.tlfx h1{font-size:22px;font-weight:650;margin:0}
+.tlfx p{margin:4px 0 10px;font-size:13px}
+.tlfx .bar{display:flex;max-width:1216px;height:6px}.tlfx .key{font-size:12px;margin:10px 0 0}
+.tlfx .key span{display:inline-block;margin-right:18px;white-space:nowrap}
+.tlfx .picture{columns:492px;column-gap:36px;max-width:1550px;padding:0 28px}
+.tlfx svg{display:block;max-width:100%;height:auto;break-inside:avoid}.tlfx .heads{position:absolute}
 .tlfx .sums{display:flex;flex-wrap:wrap;gap:32px;padding:8px 28px 20px}.tlfx h2{font-size:15px;margin:12px 0 6px}
 .tlfx table{border-collapse:collapse;background:#fff;border-radius:8px}.tlfx td,.tlfx th{padding:4px 12px;
 text-align:left;border-bottom:1px solid #eef1f4;color:#1f2933;background:#fff}
@@ -45,14 +52,36 @@ def page(report: ModelReport) -> str:
 def snippet(report: ModelReport) -> str:
     """The content of the page as an HTML fragment, for notebooks."""
     return (
-        f'<div class="tlfx"><style>{STYLE}</style><div class="picture">{draw(report)}</div>'
+        f'<div class="tlfx"><style>{PICTURE}{STYLE}</style><svg class="heads" width="0" height="0">{DEFINITIONS}</svg>'
+        f'{_header(report)}<div class="picture">{"".join(draw_parts(report))}</div>'
         f'<div class="sums">{_classes(report)}{_stages(report)}{_read(report)}</div>{_nodes(report)}</div>'
     )
 
 
+def _header(report: ModelReport) -> str:
+    """Name and size of the model, a bar of FLOPs by class, and the legend."""
+    bar = "".join(
+        f'<span style="width:{s.share:.3%};background:{COLORS[s.operation]}" '
+        f'title="{WORDS[s.operation]}: {s.share:.1%} of FLOPs"></span>'
+        for s in report.summary
+        if s.share
+    )
+    key = "".join(
+        f'<span title="{escape(o.formula)}">{_dot(o)}{WORDS[o]} {report.counts[o.value]}</span>' for o in Operation
+    )
+    return (
+        f'<header><h1>{escape(report.model)}</h1><p>{escape(subtitle(report))}</p><div class="bar">{bar}</div>'
+        f'<div class="key">{key}</div></header>'
+    )
+
+
+def _dot(operation: Operation) -> str:
+    return f'<i class="dot" style="background:{COLORS[operation]}"></i>'
+
+
 def _classes(report: ModelReport) -> str:
     lines = [
-        f'<tr><td><span class="dot" style="background:{COLORS[s.operation]}"></span>{WORDS[s.operation]}</td>'
+        f"<tr><td>{_dot(s.operation)}{WORDS[s.operation]}</td>"
         f'<td class="number">{s.count}</td><td class="number">{f"{s.share:.1%}" if s.flops else ""}</td>'
         f"<td>{escape(s.operation.formula)}</td></tr>"
         for s in report.summary

@@ -1,4 +1,5 @@
-"""A report as a picture: one self-contained SVG file of the graph by block, coloured by class."""
+"""A report as a picture: one self-contained SVG file of the graph by block, coloured by class; or its parts, for a page
+that arranges them by its width."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from tlfx.report.data import ModelReport
 from tlfx.report.rows import Row, change
 from tlfx.report.style import COLORS, WORDS, giga
 
-__all__ = ["draw"]
+__all__ = ["DEFINITIONS", "STYLE", "draw", "draw_parts", "subtitle"]
 
 WIDTH, GUTTER, PILL, ROW, HEAD, GAP = 482, 34, 190, 24, 40, 34
 """Sizes: width of a card, of its gutter for skip connections and of an operator; heights of row, title and gap."""
@@ -30,6 +31,12 @@ text{font-family:system-ui,-apple-system,'Segoe UI','DejaVu Sans',sans-serif;fil
 @media(prefers-color-scheme:dark){text{fill:#e4e7eb}.back{fill:#15191e}.card{fill:#1f252c;stroke:#323b45}
 .stack{fill:#1a2026;stroke:#323b45}.sub,.note,.flow,.kind,.quiet,.module{fill:#9aa5b1}.op{fill:#fff}.dark{fill:#16202a}}
 """
+DEFINITIONS = (
+    '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+    '<path d="M0 0 8 4 0 8z" fill="#9aa5b1"/></marker><marker id="join" viewBox="0 0 8 8" refX="7" refY="4" '
+    'markerWidth="5" markerHeight="5" orient="auto"><path d="M0 0 8 4 0 8z" fill="#cc79a7"/></marker></defs>'
+)
+"""The heads of arrows, once for each document."""
 DARK = (Operation.POINTWISE, Operation.WEIGHT, Operation.RESIDUAL)
 """Classes with a light colour, on which text is dark."""
 
@@ -60,9 +67,7 @@ def draw(report: ModelReport) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height:g}" '
         f'viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(report.model)}">',
         f"<style>{STYLE}</style>",
-        '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
-        '<path d="M0 0 8 4 0 8z" fill="#9aa5b1"/></marker><marker id="join" viewBox="0 0 8 8" refX="7" refY="4" '
-        'markerWidth="5" markerHeight="5" orient="auto"><path d="M0 0 8 4 0 8z" fill="#cc79a7"/></marker></defs>',
+        DEFINITIONS,
         f'<rect width="{width:g}" height="{height:g}" class="back"/>',
         *_header(report, width),
         *_flow(placed),
@@ -70,6 +75,26 @@ def draw(report: ModelReport) -> str:
         "</svg>",
     ]
     return "\n".join(body) + "\n"
+
+
+def draw_parts(report: ModelReport) -> Iterator[str]:
+    """The cards of a report in order, each as SVG text with an arrow to the next; they need :data:`DEFINITIONS`."""
+    held = cards(report)
+    for card in held:
+        placed = _Placed(card, 1.0, 1.0)
+        height = placed.height + (GAP if card is not held[-1] else 12)
+        below = _Placed(card, 1.0, 1.0 + height)
+        arrow = _flow([placed, below]) if card is not held[-1] else ()
+        yield (
+            f'<svg width="{WIDTH + 10}" height="{height + 2:g}" viewBox="0 0 {WIDTH + 10} {height + 2:g}" role="img" '
+            f'aria-label="{escape(card.title)}">{"".join((*arrow, *_draw_card(placed)))}</svg>'
+        )
+
+
+def subtitle(report: ModelReport) -> str:
+    """The size of the images and of the model."""
+    shape = "×".join(map(str, report.input_shape))
+    return f"input {shape} · {giga(report.parameters)} parameters · {giga(report.flops)}FLOP per image"
 
 
 def _height(card: Card) -> float:
@@ -93,10 +118,8 @@ def _place(held: Sequence[Card]) -> list[_Placed]:
 
 def _header(report: ModelReport, width: float) -> Iterator[str]:
     """Name and size of the model, a bar of FLOPs by class, and the legend."""
-    shape = "×".join(map(str, report.input_shape))
-    parts = (f"input {shape}", f"{giga(report.parameters)} parameters", f"{giga(report.flops)}FLOP per image")
     yield _text(MARGIN, 42, report.model, "title")
-    yield _text(MARGIN, 64, " · ".join(parts), "sub")
+    yield _text(MARGIN, 64, subtitle(report), "sub")
     x, full = float(MARGIN), min(width, 1.2 * NARROWEST) - 2 * MARGIN
     for row in report.summary:
         if row.share:

@@ -115,8 +115,8 @@ class ContractionAxes:
         _, table = self.rows
         row = torch.arange(len(table))[:, None].expand(table.shape)
         tokens = (table != NONE) & (table != IMAGE)
-        pairs = torch.stack((table[tokens], row[tokens])).unique(dim=1)
-        return bool(len(pairs[0].unique()) < pairs.shape[1])
+        pairs = (table[tokens] * len(table) + row[tokens]).unique()  # one number for each: unique(dim=1) is slow
+        return len((pairs // len(table)).unique()) < len(pairs)
 
     @cached_property
     def kept(self) -> list[str]:

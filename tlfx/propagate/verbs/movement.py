@@ -150,9 +150,9 @@ class Movement(Written):
 
     def taken_from(self, source: Value) -> Value:
         """The content of another value, broadcast to the shape of the output."""
-        maps = tuple(compact(m.expand(self.shape)) for m in source.expanded())
-        pending = None if source.pending is None else compact(source.pending.expand(source.shape).expand(self.shape))
-        return Value(self.node, self.shape, self.batch, source.role, maps, pending=pending, number=self.number(source))
+        full = self._in_full(source)
+        out = Value(self.node, self.shape, self.batch, source.role, full.maps, number=self.number(source))
+        return replace(out, pending=full.pending, mass=full.mass)
 
     def erase(self, x: Value, gone: Tensor) -> Value:
         """Point-wise, except that constant elements (``gone``, bool) are overwritten by numbers: those hold no

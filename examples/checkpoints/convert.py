@@ -54,6 +54,7 @@ def identify(state: Mapping[str, Any], layout: str | None = None) -> Source:
     ]
     source = min(tried, key=lambda s: len(s.unexpected) + len(s.missing))
     if source.faults:
+        _refuse_pvt_v1(state)
         kind = "known layout" if layout is None else f"model in the layout {layout}"
         raise ModelError(
             f"the checkpoint has the names of no {kind}; the nearest is {source.table.family} in the layout "
@@ -62,6 +63,16 @@ def identify(state: Mapping[str, Any], layout: str | None = None) -> Source:
     check_shapes(source.table, source.weights, source.keys)
     _check_indices(source)
     return source
+
+
+def _refuse_pvt_v1(state: Mapping[str, Any]) -> None:
+    """PVT v1 has a position embedding in each stage, PVT v2 has none."""
+    marks = ("pos_embed1", "patch_embeddings.0.position_embeddings")  # official, Hugging Face
+    if found := [key for key in state if key.endswith(marks)]:
+        raise ModelError(
+            f"the checkpoint is a PVT v1 ({found[0]}), which is not supported; expected PVT v2, DeiT or Swin. timm "
+            "has no PVT v1 either; Hugging Face's is PvtForImageClassification"
+        )
 
 
 def _read(table: Table, layout: str, state: Mapping[str, Tensor]) -> Source:

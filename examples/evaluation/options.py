@@ -19,7 +19,7 @@ from evaluation.folders import DATASETS
 from tlfx.devices import choose_device
 from tlfx.errors import InputError
 
-__all__ = ["Settings", "parse"]
+__all__ = ["EPS", "Settings", "parse"]
 
 EPS = 8 / 255
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")

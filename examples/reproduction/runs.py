@@ -19,20 +19,47 @@ from training import Recipe
 from reproduction.printed import Printed, Row
 from tlfx.errors import InputError
 
-__all__ = ["DIGITS", "EXAMPLES", "best", "cells_of", "command", "measure_digits", "measure_imagenet"]
+__all__ = [
+    "DIGITS",
+    "EXAMPLES",
+    "MISSING",
+    "best",
+    "cells_of",
+    "command",
+    "finish",
+    "measure_digits",
+    "measure_imagenet",
+    "spread",
+]
 
 EXAMPLES = Path(__file__).parents[1]
 DIGITS = ("parameters", "images/s", "digits, %")
 """Heads of the figures of runs on digits."""
+MISSING = "–"
+"""The cell of a figure that was not measured."""
 
 
 def measure_digits(table: Printed, recipe: Recipe, seeds: Sequence[int], folder: Path, jobs: int) -> list[list[str]]:
     """Train what is not finished, and return the cells of each row: printed names, measured figures, the paper's."""
     runs = {row: _runs(row, recipe, seeds) for row in table.rows}
-    left = [run for each in runs.values() for run in each if finished(run, folder) is None]
+    finish([run for each in runs.values() for run in each], folder, jobs)
+    return [[*row.cells, *_measured(runs[row], folder), *row.paper] for row in table.rows]
+
+
+def finish(runs: Sequence[Run], folder: Path, jobs: int) -> None:
+    """Train the runs that are not finished."""
+    left = [run for run in runs if finished(run, folder) is None]
     for run in train(list(dict.fromkeys(left)), folder, jobs) if left else ():
         print(f"{run} is done", file=sys.stderr)
-    return [[*row.cells, *_measured(runs[row], folder), *row.paper] for row in table.rows]
+
+
+def spread(percent: Sequence[float]) -> str:
+    """The cell of figures of several runs: their mean, and the standard deviation of more than one.
+
+    >>> spread([61.0]), spread([61.0, 62.0])
+    ('61.0', '61.5 ± 0.7')
+    """
+    return f"{fmean(percent):.1f}" + (f" ± {stdev(percent):.1f}" if len(percent) > 1 else "")
 
 
 def _runs(row: Row, recipe: Recipe, seeds: Sequence[int]) -> list[Run]:
@@ -46,11 +73,10 @@ def _measured(runs: Sequence[Run], folder: Path) -> list[str]:
     """Parameters, speed and accuracy of the runs of a row."""
     found = [(run, result) for run in runs if isinstance(result := finished(run, folder), Result)]
     if not found:
-        return ["–"] * len(DIGITS)
+        return [MISSING] * len(DIGITS)
     speed = median(run.images / result.train_seconds for run, result in found)
     percent = [100 * result.accuracy for _, result in found]
-    spread = f" ± {stdev(percent):.1f}" if len(percent) > 1 else ""
-    return [f"{found[0][0].parameters:,}", f"{speed:.0f}", f"{fmean(percent):.1f}{spread}"]
+    return [f"{found[0][0].parameters:,}", f"{speed:.0f}", spread(percent)]
 
 
 def command(
@@ -84,18 +110,18 @@ def measure_imagenet(
             print(shlex.join(parts), flush=True)
             if not show:
                 subprocess.run(parts, check=True)
-    return [[*row.cells, best(folder / _slug(row)) if row.recipe else "–", *row.paper] for row in table.rows]
+    return [[*row.cells, best(folder / _slug(row)) if row.recipe else MISSING, *row.paper] for row in table.rows]
 
 
 def best(folder: Path) -> str:
-    """The best top-1 accuracy of a run, of its weights or of their moving average; – if it has no finished epoch."""
+    """The best top-1 accuracy of a run, of its weights or of their moving average; MISSING without a finished epoch."""
     file = folder / "summary.csv"
     if not file.exists():
-        return "–"
+        return MISSING
     with file.open() as lines:
         rows = list(csv.DictReader(lines))
     found = [float(row[name]) for row in rows for name in row if name.endswith("top1") and row[name]]
-    return f"{max(found):.1f}" if found else "–"
+    return f"{max(found):.1f}" if found else MISSING
 
 
 def cells_of(table: Printed, measured: Sequence[str]) -> list[str]:

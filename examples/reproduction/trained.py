@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from reproduction.runs import EXAMPLES, best
+from reproduction.runs import EXAMPLES, MISSING, best
 
 __all__ = ["TABLE5", "TABLE6", "evaluate", "transfer"]
 
@@ -95,7 +95,7 @@ def evaluate(data: Path, weights: Path, folder: Path, show: bool, extra: Sequenc
 def _figure(file: Path, metric: str) -> str:
     """A figure of a file of evaluate.py, in percent; – if there is no such file."""
     if not file.exists():
-        return "–"
+        return MISSING
     record = json.loads(file.read_text())
     return f"{record['attack']['top1'] if metric == 'attack' else record[metric]:.1f}"
 

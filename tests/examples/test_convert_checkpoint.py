@@ -269,6 +269,16 @@ def test_models_without_a_layout_are_refused(tmp_path: Path) -> None:
     refused("has the names of no model in the layout official", tmp_path, "--to", "hf", "--from", "official")
 
 
+def test_pvt_v1_is_refused(tmp_path: Path) -> None:
+    official = {key: torch.zeros(4) for key in ("pos_embed1", "patch_embed1.proj.bias", "block1.0.attn.q.bias")}
+    torch.save(official, tmp_path / "in.pth")
+    refused("the checkpoint is a PVT v1 (pos_embed1), which is not supported; expected PVT v2", tmp_path, "--to", "hf")
+    widths: dict[str, Any] = {"hidden_sizes": [8, 16, 40, 64], "depths": [1] * 4}
+    model: Any = transformers.PvtForImageClassification(transformers.PvtConfig(**widths))
+    torch.save(model.state_dict(), tmp_path / "in.pth")
+    refused("is a PVT v1 (pvt.encoder.patch_embeddings.0.position_embeddings)", tmp_path, "--to", "timm")
+
+
 def test_files_that_are_no_checkpoint_are_refused(tmp_path: Path) -> None:
     refused("input: there is no file", tmp_path, "--to", "hf")
     (tmp_path / "in.pth").write_text("text")

@@ -164,10 +164,7 @@ def test_a_real_table_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (
-            ["table", "5"],
-            "Table 5 has no small version: pass --data-dir with the data sets, and --wei",
-        ),
+        (["table", "5", "--data-dir", "x"], "Table 5 evaluates trained models: pass --weights with the folder"),
         (["table", "3"], "Table 3 is made by examples/segment.py"),
         (
             ["table", "1", "--data-dir", "x", "--print"],
@@ -187,6 +184,7 @@ def test_what_is_refused(arguments: list[str], words: str, capsys: pytest.Captur
         ([], "expected equation, table or figure with a number, or --list"),
         (["table", "11"], "table 11: the paper has tables 1 to 10"),
         (["table", "8", "--", "--fsdp"], "flags after -- are for real runs: pass --data-dir"),
+        (["table", "5", "--weights", "x"], "--weights of a table are for real runs: pass --data-dir"),
         (["table", "8", "--seeds", "0"], "expected at least 1 of --seeds, --jobs and --nproc"),
     ],
 )

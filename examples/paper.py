@@ -101,10 +101,8 @@ def _after_training(number: int, options: argparse.Namespace) -> Made:
         columns, rows = small.columns, small.make(options.recipe, seeds, folder, options.jobs)
     elif options.weights:
         folder = options.output / f"table{number}"
-        columns, rows = (
-            real.columns,
-            real.make(options.data_dir, options.weights[0], folder, options.print, options.extra),
-        )
+        columns = real.columns
+        rows = real.make(options.data_dir, options.weights[0], folder, options.print, options.extra)
     else:
         raise InputError(
             f"Table {number} evaluates trained models: pass --weights with the folder of deit_tiny.pth, "

@@ -111,6 +111,11 @@ class Value:
         return self.function_of or self.node
 
     @property
+    def measured(self) -> Node:
+        """The node that the value is to its statistics: a product itself, not the content that is multiplied."""
+        return self.source if self.pending is None else self.subject
+
+    @property
     def read(self) -> Any:
         """What label tensors read as the value."""
         return self.node if self.read_as is None else self.read_as

@@ -14,6 +14,7 @@ from tlfx.errors import ProvenanceError
 from tlfx.operations import Operation
 from tlfx.propagate.labels import Operand, by_first_occurrence
 from tlfx.propagate.values import NONE, Role, Value, compact, ids_of_sample
+from tlfx.propagate.verbs.pending import to_rank
 from tlfx.propagate.verbs.written import Written
 from tlfx.runtime import BatchAxis
 
@@ -80,8 +81,7 @@ class Combined(Written):
 
     def _shaped(self, x: Value) -> Value:
         """The value broadcast to the shape of the output."""
-        lead = len(self.shape) - len(x.shape)
-        maps = tuple(m.reshape([1] * lead + list(m.shape)) if lead else m for m in x.maps)
+        maps = tuple(to_rank(m, len(self.shape)) for m in x.maps)
         return Value(self.node, self.shape, self.batch, x.role, maps)
 
     def _averaged(self, a: Value, b: Value, function: Any = runtime.average, *options: Any) -> Value:

@@ -184,7 +184,7 @@ class Contraction(LinearAttention):
             mixed = self._from_axes(axes.content.ids, axes.content.subscripts, axes, out)
             return self._with_pending(mixed, w, of_w, x, of_x, out)
         if has_masses(x) or (x.pending is not None and w.is_constant):
-            return self._weighted_products(w, of_w, x, of_x, out)
+            return self._weighted_products(w, of_w, x, of_x, axes, out)
         if w.is_constant and not self._mixes_tokens(x, of_x, axes):
             if self._aggregates_by_weight(of_w, axes):
                 return self._aggregate(w, of_w, axes, out)
@@ -206,9 +206,11 @@ class Contraction(LinearAttention):
         weighted = self.policy.aggregation == "weighted" or axes.windows_overlap
         return weighted and all(c in of_w for c in axes.tokens)
 
-    def _weighted_products(self, w: Value, of_w: Subscripts, x: Value, of_x: Subscripts, out: Subscripts) -> Value:
-        """Products with factors multiplied with a weight or a constant, and summed over tokens: by both factors."""
-        plain = self._filled_axes(x, of_x, of_w, out)
+    def _weighted_products(
+        self, w: Value, of_w: Subscripts, x: Value, of_x: Subscripts, plain: ContractionAxes, out: Subscripts
+    ) -> Value:
+        """Products with factors multiplied with a weight or a constant, and summed over tokens: by both factors;
+        ``plain`` are the axes of the labels without a mass."""
         axes = self._filled_axes(with_pending_labels(x), of_x, of_w, out)
         if not w.is_constant or self._mixes_tokens(x, of_x, plain):
             return self._mix(w, of_w, axes, out, massed=True)

@@ -19,6 +19,7 @@ from tlfx.propagate.labels import Operand
 from tlfx.propagate.values import IMAGE, NONE, Value, find_batch_axis, ids_of_sample, map_of_ids
 from tlfx.propagate.verbs.base import axis_of_ids, varying
 from tlfx.propagate.verbs.movement import Movement, with_image
+from tlfx.propagate.verbs.pending import has_masses, with_pending_labels
 from tlfx.runtime import BatchAxis
 
 __all__ = ["Indexed"]
@@ -147,9 +148,9 @@ class Indexed(Movement):
             kwargs={"where": where, **options},
         )
         out = self.from_ids(new, place)
-        if x.pending is None or bool((x.pending == NONE).any()):
+        if not has_masses(x):
             return out
-        massed = replace(x, maps=(x.pending,), pending=None)
+        massed = with_pending_labels(x)
         return replace(out, pending=self._taken(massed, function, args, axes, aligned, call, nodes).map)
 
     def _at_zero(self, arg: Any) -> Any:

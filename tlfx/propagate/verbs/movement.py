@@ -15,6 +15,7 @@ from tlfx._torch import tree_map
 from tlfx.operations import Operation
 from tlfx.propagate.labels import NodeFunction
 from tlfx.propagate.values import IMAGE, NONE, Role, Value, compact, image_map
+from tlfx.propagate.verbs.pending import carry_masses
 from tlfx.propagate.verbs.written import Written
 
 __all__ = ["Movement"]
@@ -59,24 +60,16 @@ class Movement(Written):
     def remap(self, x: Value, move: Callable[[Tensor], Tensor]) -> Value:
         """The value whose maps are those of ``x`` moved by a function of a full map."""
         out = self._moved(x, [_run(move, m) for m in x.expanded()], move) if x.maps else self.weight()
-        pending = None if x.pending is None else compact(_run(move, x.pending.expand(x.shape)))
-        mass = x.mass
 
-        def moved() -> Tensor:
-            assert mass is not None
-            return compact(_run(move, mass().expand(x.shape)))
+        def moved(part: Tensor) -> Tensor:
+            return compact(_run(move, part.expand(x.shape)))
 
-        repeated = self._repeated(x, move)
-        ends = x.bounds and (self._end(x, 0, move), self._end(x, 1, move))
-        out = replace(out, pending=pending, mass=mass and moved, origin=x.source, elements=repeated, bounds=ends)
+        ends = x.bounds and (moved(x.bounds[0]), moved(x.bounds[1]))
+        out = replace(carry_masses(out, x, moved), origin=x.source, elements=self._repeated(x, move), bounds=ends)
         if not _keeps_order(x, out):
             return out
         keeps_all = torch.Size(out.shape).numel() >= torch.Size(x.shape).numel()
         return replace(out, statistic=x.statistic, function_of=x.subject if keeps_all else None)
-
-    def _end(self, x: Value, end: int, move: Callable[[Tensor], Tensor]) -> Tensor:
-        assert x.bounds is not None
-        return compact(_run(move, x.bounds[end].expand(x.shape)))
 
     def _repeated(self, x: Value, move: Callable[[Tensor], Tensor]) -> Tensor | None:
         """The map of equal elements of a value that is moved, if movement repeats any."""
@@ -124,14 +117,8 @@ class Movement(Written):
 
     def _with_axis(self, x: Value, axis: int) -> Value:
         shape = (*x.shape[:axis], 1, *x.shape[axis:])
-        pending = None if x.pending is None else x.pending.unsqueeze(axis)
-        maps, mass = tuple(m.unsqueeze(axis) for m in x.maps), x.mass
-
-        def along() -> Tensor:
-            assert mass is not None
-            return mass().unsqueeze(axis)
-
-        return Value(x.node, shape, x.batch, x.role, maps, pending=pending, mass=mass and along, origin=x.source)
+        out = Value(x.node, shape, x.batch, x.role, tuple(m.unsqueeze(axis) for m in x.maps), origin=x.source)
+        return carry_masses(out, x, lambda m: m.unsqueeze(axis))
 
     def output(self, x: Any, node: Node | None = None) -> Any:
         """One of several outputs of an operator, as the value of a separate node."""

@@ -6,7 +6,7 @@ any other operator reads the labels without it. A label with a mass that nothing
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from tlfx.propagate.values import NONE, Value, compact, ids_of_sample, map_of_id
 from tlfx.propagate.verbs.bounds import Bounded
 from tlfx.runtime import BatchAxis
 
-__all__ = ["Pending", "fill_any", "has_masses", "to_rank", "with_pending_labels"]
+__all__ = ["Pending", "carry_masses", "fill_any", "has_masses", "to_rank", "with_pending_labels"]
 
 
 class Pending(Bounded):
@@ -122,8 +122,7 @@ class Pending(Bounded):
         """A reduction of ``x``, marked as a statistic of it: of a product, not of the content that is multiplied."""
         if x.pending is None and x.mass is not None:
             return out
-        of = x.source if x.pending is None else x.subject
-        return replace(out, statistic=x.statistic or (of, 1), function_of=x.subject)
+        return replace(out, statistic=x.statistic or (x.measured, 1), function_of=x.subject)
 
     def _sum_of_masses(self, ids: Tensor, over: Sequence[int], scale: float = 1) -> Tensor:
         """Ids of labels with a mass summed over axes, which have size 1 afterwards, times a number."""
@@ -179,6 +178,13 @@ def _to_axes(content: Tensor, at: Sequence[int], rank: int) -> Tensor:
 def to_rank(content: Tensor, rank: int) -> Tensor:
     """A map with axes of size 1 before it, as broadcasting adds them."""
     return content.reshape([1] * (rank - content.dim()) + list(content.shape))
+
+
+def carry_masses(out: Value, x: Value, move: Callable[[Tensor], Tensor]) -> Value:
+    """``out`` with the labels with a mass that ``x`` has, moved as its content is."""
+    mass = x.mass
+    pending = None if x.pending is None else move(x.pending)
+    return replace(out, pending=pending, mass=None if mass is None else lambda: move(mass()))
 
 
 def has_masses(x: Value) -> bool:

@@ -67,8 +67,8 @@ class Residual(Combined):
 
     def _is_centred(self, x: Value, statistic: Value, scales: Sequence[float]) -> bool:
         """Whether a sum is a value less a statistic of itself, such as its mean: a part of a normalisation."""
-        of, node = statistic.statistic, x.source if x.pending is None else x.subject
-        return of is not None and of[0] is node and x.statistic is None and scales[0] * scales[1] * of[1] < 0
+        of = statistic.statistic
+        return of is not None and of[0] is x.measured and x.statistic is None and scales[0] * scales[1] * of[1] < 0
 
     def _summed(self, a: Value, b: Value, scales: Sequence[float] | None) -> Value:
         """The label of a sum of differing labels, by the policy."""

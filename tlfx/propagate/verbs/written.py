@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from tlfx.errors import ProvenanceError
 from tlfx.propagate.values import NONE, Role, Value, compact, fill_none, fill_tokens
-from tlfx.propagate.verbs.pending import Pending, to_rank
+from tlfx.propagate.verbs.pending import Pending, carry_masses, to_rank
 
 __all__ = ["Written"]
 
@@ -46,14 +45,7 @@ class Written(Pending):
     def _in_full(self, x: Value) -> Value:
         """A value broadcast to the shape of the output, its labels with a mass as well."""
         maps = tuple(to_rank(m, len(self.shape)) for m in x.maps)
-        pending, mass = x.pending, x.mass
-
-        def moved() -> Tensor:
-            assert mass is not None
-            return to_rank(mass(), len(self.shape))
-
-        out = replace(x, shape=self.shape, maps=maps, mass=mass and moved)
-        return out if pending is None else replace(out, pending=to_rank(pending, len(self.shape)))
+        return carry_masses(replace(x, shape=self.shape, maps=maps), x, lambda m: to_rank(m, len(self.shape)))
 
     def _beside_written(self, after: Value, before: Value, value: Value, source: Tensor) -> Value:
         """Content of which a part was written, labels with a mass among its own."""
@@ -92,12 +84,9 @@ def _replaced(before: Value, value: Value, source: Tensor) -> Value:
     def move(content: Tensor) -> Tensor:
         return compact(content.expand(value.shape).flatten()[source])
 
-    mass: Callable[[], Tensor] | None = value.mass
-    moved = None if mass is None else lambda: move(mass())
-    pending = None if value.pending is None else move(value.pending)
     after = Value(before.node, before.shape, before.batch, value.role, tuple(move(m) for m in value.maps))
-    after = replace(after, pending=pending, mass=moved, origin=value.source, number=value.number)
-    return replace(after, mixes_samples=value.mixes_samples)
+    after = replace(after, origin=value.source, number=value.number, mixes_samples=value.mixes_samples)
+    return carry_masses(after, value, move)
 
 
 def _sides(before: Value, value: Value, source: Tensor) -> list[Tensor]:

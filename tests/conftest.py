@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,9 +17,15 @@ from tlfx.capture.modes import autocast_depth
 from tlfx.report import Report, inspect
 
 # Without a deadline, because a busy machine is not a failure. ``make slow`` asks for many examples.
-settings.register_profile("few", deadline=None, max_examples=40)
+settings.register_profile("few", deadline=None, max_examples=25)
 settings.register_profile("many", deadline=None, max_examples=100)
 settings.load_profile("few")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of garbage collections, which a capture triggers by the hundred."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -164,7 +164,7 @@ def presences(name: str) -> dict[str, TokenPresence]:
     return {found.path: found for found in spatial_presence(deepcopy(model), called(name)["images"][0])}
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", slow_except(["vit", "mixer"], ALL))
 def test_equation_02_in_models(name: str) -> None:
     """Attention of DeiT and of a window of Swin, the token MLP of a Mixer, the convolution of a ConvNeXt."""
     for path, weights in matrices(name).items():

@@ -251,6 +251,7 @@ assert torch.equal(torch.compile(asks, fullgraph=True, backend="eager")(torch.on
 """
 
 
+@pytest.mark.slow
 def test_a_capture_leaves_the_tables_of_dynamo_as_they_are() -> None:
     """Flex attention runs dynamo while functions of torch are replaced."""
     subprocess.run([sys.executable, "-c", DYNAMO], check=True)

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 from command import tlfx_process
+from helpers import slow_except
 
 import tlfx as package
 from tlfx.commands.cli import COMMANDS, main
 
+ZOO = ["zoo", "test_vit"]
 HEAVY = ("torch", "timm", "torchvision", "numpy", "rich", "networkx")
 
 
@@ -113,6 +115,7 @@ def test_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None
     assert "usage: tlfx" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_is_no_error() -> None:
     command = f"set -o pipefail; {sys.executable} -m tlfx rules --json | head -n 1"
     found = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300)
@@ -122,7 +125,7 @@ def test_a_reader_that_leaves_is_no_error() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
-@pytest.mark.parametrize("options", [[], ["--json"]], ids=["text", "json"])
+@pytest.mark.parametrize("options", [[], pytest.param(["--json"], marks=pytest.mark.slow)], ids=["text", "json"])
 def test_a_full_disk_is_a_message(options: list[str]) -> None:
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "tlfx", "rules", *options]
@@ -146,7 +149,7 @@ def test_other_encodings_show_plain_characters(encoding: str) -> None:
     assert (done.stdout + done.stderr).decode(encoding) == expected[encoding]
 
 
-@pytest.mark.parametrize("command", [["zoo", "test_vit"], ["code", "test_vit"], ["zoo", "torchvision:*"]])
+@pytest.mark.parametrize("command", slow_except([ZOO], [ZOO, ["code", "test_vit"], ["zoo", "torchvision:*"]]))
 def test_without_the_library_of_the_model(command: list[str]) -> None:
     code = (
         "import sys\n"
@@ -179,10 +182,6 @@ def test_public_modules_are_imported_at_their_first_use() -> None:
         "tlfx.rules.rule, tlfx.assign.TargetAssigner, tlfx.integrations.timm.ClassificationTask\n"
         "names = {'mix', 'losses', 'analysis', 'integrations', 'testing', 'assign', 'rules'}\n"
         "assert names <= {*dir(tlfx)}, dir(tlfx)\n"
+        "assert 'torch' in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=300, cwd=Path(__file__).parents[1])
-
-
-def test_the_package_alone_imports_no_torch() -> None:
-    code = "import sys, tlfx; assert 'torch' not in sys.modules; tlfx.align; assert 'torch' in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300, cwd=Path(__file__).parents[1])

@@ -21,6 +21,7 @@ def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_wide")
 def test_two_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table, plot = tmp_path / "f.csv", tmp_path / "f.png"

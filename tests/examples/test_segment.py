@@ -98,6 +98,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_an_aligned_run_is_logged_evaluated_and_kept(
     data: Path, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,8 +16,8 @@ from parallel.steps import PROCESSES, Result, Transformer
 
 ROUNDING: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
 """Gradients are summed in another order."""
-EVERY_RUN = ["under_ddp", "per_block_with_checkpoints", "in_mixed_precision", "sharded_by_hand"]
-"""The scenes of a default run, one of each kind; a process captures the model in each."""
+EVERY_RUN = ["under_ddp", "per_block_with_checkpoints"]
+"""The scenes of a default run; a process captures the model in each."""
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,7 @@ def test_a_root_is_not_freed(found: list[dict[str, Result]]) -> None:
     assert [process["at_root"]["sharded"] for process in found] == [[]] * PROCESSES
 
 
+@pytest.mark.slow
 def test_mixed_precision_of_fully_shard(found: list[dict[str, Result]], whole: Result) -> None:
     for process in found:
         result = process["in_mixed_precision"]
@@ -113,6 +114,7 @@ def test_alignment_taken_away_below_fully_shard(found: list[dict[str, Result]], 
         assert "def forward(self, images, mask):" in result["code"]
 
 
+@pytest.mark.slow
 def test_parameters_sharded_by_hand_are_refused(found: list[dict[str, Result]]) -> None:
     for process in found:
         assert process["sharded_by_hand"] == {

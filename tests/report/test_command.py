@@ -112,6 +112,7 @@ def test_modules_are_shown_without_constants() -> None:
     assert "constant" in inspect("test_vit", "--only", "constant", *SMALL).stdout.partition(" class ")[0]
 
 
+@pytest.mark.slow
 def test_two_models_side_by_side() -> None:
     lines = inspect("test_vit", "test_vit2").stdout.splitlines()
     reports = [package.inspect(name) for name in ("test_vit", "test_vit2")]

@@ -42,7 +42,7 @@ def test_in_the_interpreter() -> None:
 
 
 @interpreted
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(cases())
 def test_labels_are_those_of_plain_arithmetic(case: Case) -> None:
     torch.testing.assert_close(call(case).double(), case.expected(), rtol=0, atol=1e-6)

@@ -80,26 +80,53 @@ class Indexed(Movement):
         source, *after, **options)``. Labels that meet are averaged, those of products with a factor by the factor if
         the sum is ``linear``; places without any have the image-level label."""
         settings = tuple(before), tuple(after)
-        both = x.is_content and source.is_content
-        if not adds and all((self.is_fixed if both else self.is_known)(a) for a in tree_leaves(settings)):
-            before, after = tree_map(self.concrete, settings)
-            x, source = self.resolve_all(x, source)
-            numbers = torch.arange(torch.Size(source.shape).numel()).view(source.shape)
-            taken = function(torch.full(x.shape, -1), *before, numbers, *after, **options)
-            return replace(self.overwrite(x, source, taken), node=self.node)
+        is_constant = self.is_fixed if x.is_content and source.is_content else self.is_known
         x, source = self.resolve_all(x, source)
-        known = x if x.is_content else source
-        if not known.is_content:
+        if not adds and all(map(is_constant, tree_leaves(settings))):
+            return self._put_at_constants(x, source, function, settings, options)
+        if not (x.is_content or source.is_content):
             return self.weight()
         self._refuse_batch(x, source, axes)
         if adds:
             self.record(Operation.AGGREGATION)
         once = self._once((x, source), axes, settings) if aligned else []
-        massed = linear and any(v.is_content and v.pending is not None for v in (x, source))
-        if massed:
-            options["massed"] = True
-            x, source = (replace(v, maps=(self._pending_of(v),)) if v.is_content else v for v in (x, source))
-            once = [a for a in once if all(v.map.shape[a] == 1 for v in (x, source) if v.is_content)]
+        if not (linear and any(v.is_content and v.pending is not None for v in (x, source))):
+            new, axis = self._scattered(x, source, function, settings, once, options)
+            return self.from_ids(new, axis)
+        x, source = (replace(v, maps=(self._pending_of(v),)) if v.is_content else v for v in (x, source))
+        once = [a for a in once if all(v.map.shape[a] == 1 for v in (x, source) if v.is_content)]
+        new, axis = self._scattered(x, source, function, settings, once, {**options, "massed": True})
+        out = self.from_ids(self._without_mass(new), axis)
+        return replace(out, pending=map_of_ids(new, self.batch, axis))
+
+    def _put_at_constants(
+        self,
+        x: Value,
+        source: Value,
+        function: Callable[..., Tensor],
+        settings: tuple[Any, Any],
+        options: dict[str, Any],
+    ) -> Value:
+        """:meth:`put` where it is known now which element of ``source`` goes where."""
+        before, after = tree_map(self.concrete, settings)
+        numbers = torch.arange(torch.Size(source.shape).numel()).view(source.shape)
+        taken = function(torch.full(x.shape, -1), *before, numbers, *after, **options)
+        return replace(self.overwrite(x, source, taken), node=self.node)
+
+    def _scattered(
+        self,
+        x: Value,
+        source: Value,
+        function: Callable[..., Tensor],
+        settings: tuple[Any, Any],
+        once: Sequence[int],
+        options: dict[str, Any],
+    ) -> tuple[Tensor, BatchAxis]:
+        """Ids of the labels of ``x`` into which those of ``source`` are written at run time, and their batch axis.
+
+        ``once``: the axes along which all labels are equal, which are computed once.
+        """
+        axis = (x if x.is_content else source).batch_axis
         new = self.label(
             runtime.scatter_labels,
             function,
@@ -107,13 +134,10 @@ class Indexed(Movement):
             *self._labels_of(source, once),
             Operand(torch.tensor([IMAGE])),
             *_nodes(settings),
-            shape=_without(known.batch_axis.split(self.shape), known.batch_axis, once),
-            kwargs={"where": known.batch_axis, **({"once": tuple(once)} if once else {}), **options},
+            shape=_without(axis.split(self.shape), axis, once),
+            kwargs={"where": axis, **({"once": tuple(once)} if once else {}), **options},
         )
-        if not massed:
-            return self.from_ids(new, known.batch_axis)
-        out = self.from_ids(self._without_mass(new), known.batch_axis)
-        return replace(out, pending=map_of_ids(new, self.batch, known.batch_axis))
+        return new, axis
 
     def _taken(
         self,

@@ -57,6 +57,10 @@ def test_text_in_a_pipe_is_plain() -> None:
         pytest.param(["test_vit", "--module", "nowhere"], "no node of the model is in these modules", marks=SLOW),
         (["test_vit", "--depth", "0"], "--depth 0: expected 1 or more"),
         (
+            ["test_vit", "--html", "x.html", "--module", "blocks.0"],
+            "--html writes the whole model and would ignore --module: leave it out, or pass --json too",
+        ),
+        (
             ["test_vit", "--svg", "/nowhere/x.svg"],
             "--svg '/nowhere/x.svg' cannot be written: '/nowhere' does not exist; create it first",
         ),

@@ -47,6 +47,11 @@ def run(args: argparse.Namespace) -> int:
     if args.other is not None:
         return _compare(args)
     forms = [form for form in FORMS if getattr(args, form)]
+    part = "--module" if args.module else "--only" if args.only else None
+    if forms and part and not args.json:
+        raise InputError(
+            f"--{forms[0]} writes the whole model and would ignore {part}: leave it out, or pass --json too"
+        )
     for form in forms:
         if getattr(args, form) != "-":
             check_writable(getattr(args, form), f"--{form}")

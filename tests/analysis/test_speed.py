@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import pytest
 import timm
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from tlfx.analysis.calls import time_calls
 from tlfx.analysis.speed import ALIGNED, CAPTURED, PLAIN, PUBLISHED, Settings, Timing, bench, compare
 
 
@@ -49,6 +51,32 @@ def test_a_model_is_timed_plain_and_aligned(forward_only: bool) -> None:
     assert found[PLAIN].ratio == 1.0
     assert all(len(t.seconds) == 2 and t.memory > 0 for t in found.values())
     assert all(p.grad is None for p in model.parameters())
+    assert all(len(t.calls) == 2 and t.call > 0 and t.first is None for t in found.values())
+    plain, captured, aligned = (found[name].kernels for name in (PLAIN, CAPTURED, ALIGNED))
+    assert plain == captured
+    assert plain is not None
+    assert aligned is not None
+    assert aligned > plain
+
+
+def test_calls_are_timed_in_turn() -> None:
+    ran: list[str] = []
+
+    def call(name: str, seconds: float) -> None:
+        ran.append(name)
+        time.sleep(seconds)
+
+    calls = {"short": partial(call, "short", 0.0), "long": partial(call, "long", 0.02)}
+    found = time_calls(calls, 2, torch.device("cpu"))
+    assert ran == ["short", "long", "long", "short"]
+    assert max(found["short"]) < 0.02 <= min(found["long"])
+
+
+@pytest.mark.slow
+def test_compiled_steps_tell_what_the_first_one_took() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1000))
+    found = bench(model, (3, 16, 16), Settings(batch=2, pairs=1, warm_up=0, compile=True))
+    assert all(t.first is not None and t.first > t.seconds[0] and t.kernels is None for t in found.values())
 
 
 def test_steps_in_a_row_have_an_optimizer_step_each() -> None:

@@ -6,7 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import timm
 from command import tlfx, tlfx_process
+
+import tlfx as package
+from tlfx.analysis.speed import Settings
+from tlfx.commands.suite import Case, cases_of, cells, measure
 
 QUICK = ("--batch", "2", "--pairs", "2", "--device", "cpu", "--threads", "1")
 TWO = """
@@ -39,14 +44,57 @@ def test_ratios_as_json() -> None:
     done = tlfx("bench", "test_vit", *SMALL, "--json", "--forward", "--dtype", "bfloat16", *QUICK)
     rows = json.loads(done.stdout)["test_vit"]
     assert rows["plain"]["ratio"] == 1.0
-    assert set(rows["aligned"]) == {"ratio", "spread", "images_per_second", "memory_ratio", "memory_bytes"}
+    shares = {"ratio", "spread", "images_per_second", "memory_ratio", "memory_bytes"}
+    assert set(rows["aligned"]) == shares | {"call_milliseconds", "kernels", "first_step_seconds"}
     assert rows["aligned"]["ratio"] > 0
 
 
-def test_bad_numbers_are_refused() -> None:
-    done = tlfx("bench", "test_vit", "--pairs", "0")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["test_vit", "--pairs", "0"], "--batch, --pairs, --steps and --threads must be positive"),
+        ([], "expected one or more MODELs, or --suite, which has models of its own"),
+        (["test_vit", "--suite"], "expected one or more MODELs, or --suite, which has models of its own"),
+        (["test_vit", "--markdown", "x.md"], "--markdown writes the table of --suite: pass --suite, or --json"),
+        (["--suite", "--markdown", "/nowhere/x.md"], "--markdown '/nowhere/x.md' cannot be written"),
+        (["test_vit", "--policy", "norm"], "--policy norm: expected FIELD=VALUE with a field of residual, heads, "),
+        (["test_vit", "--policy", "residual=sum"], "residual='sum'"),
+    ],
+)
+def test_bad_input_is_refused(arguments: list[str], message: str) -> None:
+    done = tlfx("bench", *arguments)
     assert done.returncode == 2
-    assert "--batch, --pairs, --steps and --threads must be positive" in done.stderr
+    assert message in done.stderr
+
+
+def test_a_case_of_the_suite() -> None:
+    settings = Settings(batch=2, pairs=1, warm_up=0, policy=package.Policy(residual="norm"))
+    case = Case("test_vit", settings, {"img_size": 32, "depth": 1}, 32, bar=1.03, call_bar=0.15)
+    assert case.title == "test_vit, 32 px, batch 2, residual=norm"
+    found = measure(case, "cpu")
+    plain, captured, aligned = (found.timings[name] for name in ("plain", "captured", "aligned"))
+    assert found.ratio == aligned.ratio
+    assert found.added_call == pytest.approx((aligned.call - captured.call) / plain.call)
+    assert found.compile_ratio is None
+    assert cells(found)[4] == "1.03"
+    assert cells(found)[8] == f"{plain.kernels} → {aligned.kernels}"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_models_of_the_suite_exist(device: str) -> None:
+    cases = cases_of(device)
+    assert len({case.title for case in cases}) == len(cases)
+    assert {case.model for case in cases} <= {*timm.list_models()}
+
+
+@pytest.mark.slow
+def test_the_suite(tmp_path: Path) -> None:
+    done = tlfx("bench", "--suite", "--device", "cpu", "--threads", "1", "--json", "--markdown", str(tmp_path / "x.md"))
+    assert done.returncode == 0, done.stderr
+    titles = [case.title for case in cases_of("cpu")]
+    assert [row["case"] for row in json.loads(done.stdout)] == titles
+    table = (tmp_path / "x.md").read_text(encoding="utf-8")
+    assert all(f"| {title} |" in table for title in titles)
 
 
 @pytest.mark.slow

@@ -1,13 +1,14 @@
-"""Time and memory of training steps with alignment, as paired ratios to the same steps without."""
+"""Time and memory of training steps with alignment, and of the calls in them, relative to the same steps without."""
 
 from __future__ import annotations
 
 import copy
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,10 +17,12 @@ from torch import Tensor, nn
 
 from tlfx._torch import tree_leaves
 from tlfx.aligned import align, planner_of
+from tlfx.analysis.calls import count_kernels, orders, time_calls
 from tlfx.analysis.invariants import rectangles
 from tlfx.analysis.published import published
 from tlfx.capture.arguments import Call
 from tlfx.mix.target import MixedTarget
+from tlfx.policy import DEFAULT, Policy
 
 __all__ = ["ALIGNED", "CAPTURED", "PLAIN", "PUBLISHED", "Settings", "Timing", "bench", "compare"]
 
@@ -30,6 +33,8 @@ CAPTURED = "captured"
 ALIGNED = "aligned"
 PUBLISHED = "published"
 """The formulation of the published code; see :mod:`tlfx.analysis.published`."""
+Forward = Callable[[], tuple[Any, Any]]
+"""A call of a model: its output and the soft target."""
 _RATE = 1e-6
 """Learning rate: parameters are written to and stay what they are."""
 
@@ -50,20 +55,42 @@ class Settings:
     device: str = "cpu"
     attention: Literal["auto", "fused", "reuse"] = "auto"
     """See :func:`tlfx.align`."""
+    policy: Policy = DEFAULT
+    compile: bool = False
+    """Whether all kinds of step run through torch.compile."""
     published: bool = False
     """Whether to time the published formulation too."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one kind of step, or of all that are timed together, and of the paired plain ones; peak memory in
-    bytes."""
+    """Figures of one kind of step.
+
+    Attributes:
+        seconds: of the step, or of all that are timed together.
+        plain: of the paired plain ones.
+        images: number of images in them.
+        memory: peak memory in bytes.
+        plain_memory: that of the plain step.
+        calls: seconds until the call of the model returns: on a GPU, the work of the host.
+        kernels: on a GPU, the kernels that the call launches; on a CPU, its operators other than views, unless it is
+            compiled.
+        first: seconds of the first step, which compiles it; None if it is not compiled.
+    """
 
     seconds: list[float]
     plain: list[float]
     images: int
     memory: int
     plain_memory: int
+    calls: Sequence[float] = ()
+    kernels: int | None = None
+    first: float | None = None
+
+    @property
+    def call(self) -> float:
+        """Median of the seconds of a call."""
+        return statistics.median(self.calls)
 
     @property
     def ratios(self) -> list[float]:
@@ -101,23 +128,38 @@ def bench(model: nn.Module, size: tuple[int, ...], settings: Settings) -> dict[s
     InputError if ``settings.published`` is set and the model has no attention.
     """
     device = torch.device(settings.device)
-    model = align(model.to(device).train(), attention=settings.attention)
+    model = align(model.to(device).train(), attention=settings.attention, policy=settings.policy)
     images = torch.randn(settings.batch, *size, device=device)
     with _precision(settings):
         graph = planner_of(model).plan(model, Call.of(images)).captured.graph_module
         with torch.no_grad():
             classes = _per_image(graph(images)).shape[1]
     target = _target(settings.batch, size[-2:], classes).to(device)
-    steps = {
-        PLAIN: _step(model, lambda: (model(images), target.area()), settings),
-        CAPTURED: _step(model, lambda: (graph(images), target.area()), settings),
-        ALIGNED: _step(model, lambda: model(images, target), settings),
+    run, captured = (torch.compile(x) if settings.compile else x for x in (model, graph))
+    forwards: dict[str, Forward] = {
+        PLAIN: lambda: (run(images), target.area()),
+        CAPTURED: lambda: (captured(images), target.area()),
+        ALIGNED: lambda: run(images, target),
     }
+    models = dict.fromkeys(forwards, model)
     if settings.published:
-        copied = copy.deepcopy(model)
+        models[PUBLISHED] = copy.deepcopy(model)
         with _precision(settings):
-            steps[PUBLISHED] = _step(copied, published(copied, images, target), settings)
-    return compare(steps, settings)
+            forwards[PUBLISHED] = published(models[PUBLISHED], images, target)
+    steps = {name: _step(models[name], forward, settings) for name, forward in forwards.items()}
+    first = _compile(steps, settings.device) if settings.compile else {}
+    timings = compare(steps, settings)
+    inside = {name: partial(_in_modes, forward, settings) for name, forward in forwards.items()}
+    calls = time_calls(inside, settings.pairs, device)
+    return {
+        name: replace(
+            timing,
+            calls=calls[name],
+            kernels=count_kernels(inside[name], device, compiled=settings.compile),
+            first=first.get(name),
+        )
+        for name, timing in timings.items()
+    }
 
 
 def _target(batch: int, size: tuple[int, ...], classes: int) -> MixedTarget:
@@ -126,8 +168,8 @@ def _target(batch: int, size: tuple[int, ...], classes: int) -> MixedTarget:
     return MixedTarget(first=first, second=second, mask=mask, num_classes=classes, smoothing=0.1)
 
 
-def _step(model: nn.Module, forward: Callable[[], tuple[Any, Any]], settings: Settings) -> Callable[[], None]:
-    """A training step for a function that returns an output and its soft target."""
+def _step(model: nn.Module, forward: Forward, settings: Settings) -> Callable[[], None]:
+    """A training step."""
 
     def loss() -> Tensor:
         """The cross-entropy of a forward."""
@@ -166,6 +208,18 @@ def _precision(settings: Settings) -> AbstractContextManager[Any]:
     return nullcontext() if plain else torch.autocast(torch.device(settings.device).type, settings.dtype)
 
 
+def _in_modes(forward: Forward, settings: Settings) -> None:
+    """Call the model as a step does."""
+    with torch.no_grad() if settings.forward_only else nullcontext(), _precision(settings):
+        forward()
+
+
+def _compile(steps: Mapping[str, Callable[[], None]], device: str) -> dict[str, float]:
+    """Seconds of each first step, after torch.compile has loaded what it needs."""
+    torch.compile(torch.sin)(torch.ones(2, device=device))
+    return {name: _seconds(step, device) for name, step in steps.items()}
+
+
 def compare(steps: Mapping[str, Callable[[], None]], settings: Settings) -> dict[str, Timing]:
     """Time several kinds of step alternately; :data:`PLAIN` must be one of them."""
     for step in steps.values():
@@ -173,18 +227,11 @@ def compare(steps: Mapping[str, Callable[[], None]], settings: Settings) -> dict
             step()
     memory = {name: _peak_memory(step, settings.device) for name, step in steps.items()}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for names in _orders(list(steps), settings.pairs):
+    for names in orders(list(steps), settings.pairs):
         for name in names:
             seconds[name].append(_seconds(steps[name], settings.device))
     images = settings.batch * settings.steps
     return {name: Timing(seconds[name], seconds[PLAIN], images, memory[name], memory[PLAIN]) for name in steps}
-
-
-def _orders(names: list[str], count: int) -> Iterator[list[str]]:
-    """Rotations of the names, so that each kind of step runs in each place."""
-    for i in range(count):
-        first = i % len(names)
-        yield names[first:] + names[:first]
 
 
 def _seconds(step: Callable[[], None], device: str) -> float:

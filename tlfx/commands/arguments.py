@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 __all__ = ["add_input_size", "add_model", "add_rules", "add_weights", "model_from", "options_from"]
 
 
-def add_model(parser: argparse.ArgumentParser, model: str = "model", several: bool = False) -> None:
+def add_model(parser: argparse.ArgumentParser, model: str = "model", several: bool = False, fewest: int = 1) -> None:
     """Add the arguments that select a model, its rules and the size of its images.
 
     Args:
         parser: the parser of a command.
         model: name of the positional argument, or an option such as ``--missing`` instead of it.
-        several: accept one or more models, stored as ``models``.
+        several: accept several models, stored as ``models``, and at least ``fewest``, 0 or 1.
     """
     named: dict[str, Any] = {"dest": "model"} if model.startswith("-") else {}
     if several:
-        model, named = "models", {"nargs": "+"}
+        model, named = "models", {"nargs": "+" if fewest else "*"}
     parser.add_argument(
         model,
         metavar="MODEL",

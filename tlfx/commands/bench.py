@@ -4,6 +4,9 @@ Three kinds of step alternate on one model in one process: plain CutMix, the cap
 aligned model. Capture is not timed. The machine should be idle otherwise. The spread is the interquartile range of the
 ratios; memory is the peak memory of the tensors of a step. --against published adds the formulation of the published
 code: labels with one column per class, and explicit attention. --capture times the one-time work before the first step.
+The call is the median time until the model returns, on a GPU the work of the host; kernels are those that it launches,
+on a CPU its operators other than views. --suite measures the cases of the project's table of speed: on a GPU eight
+models at 224 pixels in bfloat16, as people train them, on a CPU small images.
 """
 
 from __future__ import annotations
@@ -14,12 +17,15 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from tlfx.commands import arguments, output
+from tlfx.commands.suite import figures, suite
 from tlfx.errors import InputError
+from tlfx.files import check_writable
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from tlfx.analysis.speed import Settings, Timing
+    from tlfx.policy import Policy
 
 __all__ = ["add_arguments", "run"]
 
@@ -28,7 +34,11 @@ TYPES = ("float32", "bfloat16", "float16")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``tlfx bench``."""
-    arguments.add_model(parser, several=True)
+    arguments.add_model(parser, several=True, fewest=0)
+    parser.add_argument(
+        "--suite", action="store_true", help="measure the cases of the project's table instead of MODELs"
+    )
+    parser.add_argument("--markdown", metavar="FILE", help="also write the table of --suite to this file")
     parser.add_argument("--batch", metavar="N", type=int, default=16, help="images in a batch; default: 16")
     parser.add_argument("--pairs", metavar="N", type=int, default=9, help="pairs of steps to time; default: 9")
     parser.add_argument(
@@ -47,6 +57,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--forward", action="store_true", help="time only the forward pass, without gradients")
     parser.add_argument("--dtype", choices=TYPES, default="float32", help="types other than float32 use autocast")
     parser.add_argument("--attention", choices=("auto", "fused", "reuse"), default="auto", help="as in tlfx.align")
+    parser.add_argument(
+        "--policy",
+        metavar="FIELD=VALUE",
+        action="append",
+        default=[],
+        help="a field of tlfx.Policy, such as residual=norm; may be repeated",
+    )
+    parser.add_argument("--compile", action="store_true", help="run all kinds of step through torch.compile")
     parser.add_argument("--against", choices=("published",), help="also time another formulation")
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto (default): a GPU if there is one")
     parser.add_argument("--threads", metavar="N", type=int, help="number of CPU threads; default: torch's")
@@ -62,9 +80,15 @@ def run(args: argparse.Namespace) -> int:
 
     if min(args.batch, args.pairs, args.steps, args.threads or 1) < 1:
         raise InputError("--batch, --pairs, --steps and --threads must be positive")
+    if args.suite == bool(args.models):
+        raise InputError("expected one or more MODELs, or --suite, which has models of its own")
+    if args.markdown and not args.suite:
+        raise InputError("--markdown writes the table of --suite: pass --suite, or --json")
+    if args.markdown:
+        check_writable(args.markdown, "--markdown")
     if args.threads:
         torch.set_num_threads(args.threads)
-    data, table = _captures(args) if args.capture else _steps(args)
+    data, table = suite(args) if args.suite else _captures(args) if args.capture else _steps(args)
     if args.json:
         output.print_json(data)
     else:
@@ -83,7 +107,7 @@ def _steps(args: argparse.Namespace) -> tuple[dict[str, Any], Table]:
         with output.progress(f"timing {name}"):
             model, images = arguments.model_from(args)
             timed[name] = bench(model, tuple(images.shape[1:]), settings)
-    rows = {name: {k: _row(t) for k, t in timings.items()} for name, timings in timed.items()}
+    rows = {name: {k: figures(t) for k, t in timings.items()} for name, timings in timed.items()}
     return rows, _table(timed, settings)
 
 
@@ -122,25 +146,32 @@ def _settings(args: argparse.Namespace) -> Settings:
         dtype=getattr(torch, args.dtype),
         device=device,
         attention=args.attention,
+        policy=_policy(args.policy),
+        compile=args.compile,
         published=args.against == "published",
     )
 
 
-def _row(timing: Timing) -> dict[str, Any]:
-    low, high = timing.spread
-    return {
-        "ratio": round(timing.ratio, 4),
-        "spread": [round(low, 4), round(high, 4)],
-        "images_per_second": round(timing.throughput, 2),
-        "memory_ratio": round(timing.memory_ratio, 4),
-        "memory_bytes": timing.memory,
-    }
+def _policy(given: list[str]) -> Policy:
+    """The policy of FIELD=VALUE arguments."""
+    from dataclasses import fields
+
+    from tlfx.policy import Policy
+
+    known = [field.name for field in fields(Policy)]
+    pairs = [text.partition("=") for text in given]
+    for text, (name, equals, _) in zip(given, pairs, strict=True):
+        if not equals or name not in known:
+            raise InputError(f"--policy {text}: expected FIELD=VALUE with a field of {', '.join(known)}")
+    return Policy(**{name: value for name, _, value in pairs})  # type: ignore[arg-type]
 
 
 def _table(timed: dict[str, dict[str, Timing]], settings: Settings) -> Table:
     from rich.table import Table
 
     what = "forward" if settings.forward_only else "training step"
+    if settings.compile:
+        what = f"compiled {what}"
     if settings.steps > 1:
         what = f"{settings.steps} {what}s in a row"
     kind = str(settings.dtype).removeprefix("torch.")
@@ -153,7 +184,7 @@ def _table(timed: dict[str, dict[str, Timing]], settings: Settings) -> Table:
     return table
 
 
-_COLUMNS = ("time", "spread", "images/s", "memory", "")
+_COLUMNS = ("time", "spread", "images/s", "call, ms", "kernels", "memory", "")
 
 
 def _cells(timing: Timing) -> list[str]:
@@ -162,6 +193,8 @@ def _cells(timing: Timing) -> list[str]:
         f"{timing.ratio:.3f}",
         f"{low:.3f}-{high:.3f}",
         f"{timing.throughput:.1f}",
+        f"{1000 * timing.call:.1f}",
+        "–" if timing.kernels is None else str(timing.kernels),
         f"{timing.memory_ratio:.3f}",
         f"{timing.memory / 2**20:.0f} MiB",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,31 @@ def in_mixed_precision(mesh: DeviceMesh, rank: int) -> Result:
     return result | {"plain": {"logits": logits.detach(), "gradients": gradients(plain)}}
 
 
+def collectives(mesh: DeviceMesh, rank: int) -> Result:
+    """The collectives of a plain and of an aligned step, after the first one, by name."""
+    wrapped: dict[str, Callable[[nn.Module], nn.Module]] = {
+        "ddp": DistributedDataParallel,
+        "fully_shard": lambda model: sharded(model, mesh),
+    }
+    part_of_batch = part(*batch(), rank)
+    return {
+        name: [
+            counted(wrap(Transformer(depth=1)), *part_of_batch, aligned=False),
+            counted(wrap(tlfx.align(Transformer(depth=1))), *part_of_batch, aligned=True),
+        ]
+        for name, wrap in wrapped.items()
+    }
+
+
+def counted(model: nn.Module, images: Tensor, target: tlfx.MixedTarget, aligned: bool) -> dict[str, int]:
+    """The collectives of the second of two steps."""
+    for _ in range(2):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            logits, soft = model(images, target) if aligned else (model(images), target.area())
+            F.cross_entropy(logits, soft).backward()
+    return dict(Counter(event.name for event in profile.events() if event.name.startswith(("gloo:", "c10d::"))))
+
+
 def unaligned_under_fully_shard(mesh: DeviceMesh, rank: int) -> Result:
     """Alignment taken away and put back, below and above fully_shard, and code of a graph without any step."""
     model = sharded(tlfx.align(Transformer()), mesh)
@@ -194,6 +220,7 @@ SCENES: dict[str, Callable[[DeviceMesh, int], Result]] = {
         per_block_before_aligning,
         per_block_with_checkpoints,
         in_mixed_precision,
+        collectives,
         unaligned_under_fully_shard,
         sharded_by_hand,
     )

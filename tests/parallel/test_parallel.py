@@ -16,7 +16,7 @@ from parallel.steps import PROCESSES, Result, Transformer
 
 ROUNDING: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
 """Gradients are summed in another order."""
-EVERY_RUN = ["under_ddp", "per_block_with_checkpoints"]
+EVERY_RUN = ["under_ddp", "per_block_with_checkpoints", "collectives"]
 """The scenes of a default run; a process captures the model in each."""
 
 
@@ -102,6 +102,14 @@ def test_mixed_precision_of_fully_shard(found: list[dict[str, Result]], whole: R
     soft = torch.cat([process["in_mixed_precision"]["soft"] for process in found])
     torch.testing.assert_close(soft, whole["soft"], rtol=0, atol=2e-2)
     torch.testing.assert_close(soft.sum(1), torch.ones(len(soft)))
+
+
+@pytest.mark.parametrize("way", ["ddp", "fully_shard"])
+def test_an_aligned_step_adds_no_collective(found: list[dict[str, Result]], way: str) -> None:
+    for process in found:
+        plain, aligned = process["collectives"][way]
+        assert sum(plain.values()) > 0
+        assert aligned == plain
 
 
 @pytest.mark.slow

@@ -41,20 +41,25 @@ SINGLE = {
     "heads": tlfx.Policy(heads="norm"),
     "signed": tlfx.Policy(weights="signed"),
     "weighted": tlfx.Policy(aggregation="weighted"),
+    "values": tlfx.Policy(values="norm"),
+    "deviation": tlfx.Policy(values="deviation"),
 }
 ALL = {
     "all-norm": tlfx.Policy("norm", "norm", "signed", "weighted"),
     "all-gated": tlfx.Policy("gated", "norm", "signed", "weighted"),
+    "all-deviation": tlfx.Policy("norm", "mean", "signed", "weighted", "deviation"),
 }
 slow = pytest.mark.slow
-TOGETHER = [("vit-unfused", "all-gated"), ("mixer", "all-norm")]
+TOGETHER = [("vit-unfused", "all-gated"), ("mixer", "all-deviation"), ("convnext", "values")]
 APART = [
     ("vit", "all-norm"),
     *(("vit", name) for name in ("norm", "gated", "skip", "heads", "weighted")),
     ("vit-unfused", "heads"),
-    *(("swin", name) for name in ("heads", "weighted", "all-norm")),
-    *(("mixer", name) for name in ("signed", "weighted")),
-    *(("convnext", name) for name in ("norm", "gated", "signed", "weighted", "all-gated")),
+    *(("vit", name) for name in ("values", "deviation")),
+    ("vit-unfused", "all-deviation"),
+    *(("swin", name) for name in ("heads", "weighted", "all-norm", "values", "all-deviation")),
+    *(("mixer", name) for name in ("signed", "weighted", "all-norm", "values")),
+    *(("convnext", name) for name in ("norm", "gated", "signed", "weighted", "all-gated", "all-deviation")),
 ]
 
 
@@ -104,7 +109,7 @@ def test_dropped_paths_are_dropped_from_labels() -> None:
 @pytest.mark.parametrize(
     ("name", "policy"),
     slow_except(
-        [("vit", "all-norm")],
+        [("vit", "all-norm"), ("convnext", "all-deviation")],
         product(("vit", "swin", "convnext"), [*SINGLE, *ALL]),
     ),
 )
@@ -320,6 +325,7 @@ def test_copies_keep_the_policy() -> None:
         ({"heads": "max"}, r"heads='max' is unknown, expected one of 'mean', 'norm'"),
         ({"weights": "raw"}, r"weights='raw' is unknown, expected one of 'absolute', 'signed'"),
         ({"aggregation": None}, r"aggregation=None is unknown, expected one of 'uniform', 'weighted'"),
+        ({"values": "mean"}, r"values='mean' is unknown, expected one of 'equal', 'norm', 'deviation'"),
     ],
 )
 def test_unknown_options(options: dict[str, Any], words: str) -> None:

@@ -14,6 +14,7 @@ OPTIONS = {
     "heads": ("mean", "norm"),
     "weights": ("absolute", "signed"),
     "aggregation": ("uniform", "weighted"),
+    "values": ("equal", "norm", "deviation"),
 }
 """The options of each field of :class:`Policy`, the paper's rule first."""
 
@@ -41,18 +42,27 @@ class Policy:
             count equally (Table 10). ``"weighted"``: tokens count by the layer's weights, averaged over channels and
             made non-negative as ``weights`` says. Two cases stay uniform: pooling, which has no weights, and a
             convolution whose input channels hold several tokens.
+        values: the weights of tokens that are mixed or pooled, beside those of the layer. ``"equal"``: the layer's
+            weights alone (eq. 7, 9). ``"norm"``: the weight w of a token is multiplied by the L2 norm of its value,
+            Y ← Norm(|w|·‖x‖)·Y (Kobayashi et al., EMNLP 2020, arXiv 2004.10102). ``"deviation"``: by the L2 norm of
+            the difference from the mean of the tokens, Y ← Norm(|w|·‖x − x̄‖)·Y: what all tokens have in common tells
+            them apart as little as the image. The mean is that of all tokens of the sample, in attention that of the
+            keys, head by head. This applies to attention, token-mixing layers, convolutions and average pooling; the
+            weights of linear attention, of recurrences, of resampling and of values that no node of the graph holds
+            count alone, and patch embedding and merging are subject to ``aggregation``.
 
     Raises:
         InputError: an option is unknown.
 
     >>> Policy(residual="norm")
-    Policy(residual='norm', heads='mean', weights='absolute', aggregation='uniform')
+    Policy(residual='norm', heads='mean', weights='absolute', aggregation='uniform', values='equal')
     """
 
     residual: Literal["average", "skip", "norm", "gated"] = "average"
     heads: Literal["mean", "norm"] = "mean"
     weights: Literal["absolute", "signed"] = "absolute"
     aggregation: Literal["uniform", "weighted"] = "uniform"
+    values: Literal["equal", "norm", "deviation"] = "equal"
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def vit(model: Any, images: Tensor, mask: Tensor, policy: tlfx.Policy) -> Tensor
 
 def swin_transformer(model: Any, images: Tensor, mask: Tensor, policy: tlfx.Policy) -> Tensor:
     blocks = [layer for layer in model.modules() if isinstance(layer, swin.BLOCKS)]
-    merged = [layer for layer in model.modules() if isinstance(layer, PatchMerging)]
+    merged = [layer for layer in model.modules() if isinstance(layer, PatchMerging)] + [model.norm]
     parts = [m for b in blocks for m in (b, b.norm1, b.drop_path1)]
     seen = outputs_of(model, images, [model.patch_embed, *merged, *parts])
     share, labels, tokens = image_share(mask), start(mask), seen[model.patch_embed]
@@ -55,20 +56,22 @@ def swin_transformer(model: Any, images: Tensor, mask: Tensor, policy: tlfx.Poli
             branch = swin.window_mixing(layer, seen[layer.norm1], labels, share, maps)
             labels = add(labels, branch, tokens, seen[layer.drop_path1], torch.ones(len(mask), 1, 1), policy)
             tokens = seen[layer]
-    return labels.mean((1, 2))
+    return pool(labels.flatten(1), seen[model.norm].flatten(1, 2), policy)
 
 
 def mixer(model: Any, images: Tensor, mask: Tensor, policy: tlfx.Policy) -> Tensor:
-    seen = outputs_of(model, images, [model.stem, *model.blocks, *(block.mlp_tokens for block in model.blocks)])
+    parts = [m for b in model.blocks for m in (b, b.norm1, b.mlp_tokens.act, b.mlp_tokens)]
+    seen = outputs_of(model, images, [model.stem, *parts, model.norm])
     labels, tokens = patchify(start(mask), model.stem.proj, policy).flatten(1), seen[model.stem]
     for block in model.blocks:
         branch = labels
-        for layer in token_mixing(block):
-            weight = signed(layer.weight, policy)
+        entering = (seen[block.norm1], seen[block.mlp_tokens.act].mT)
+        for layer, value in zip(token_mixing(block), entering, strict=True):
+            weight = signed(layer.weight, policy) * sizes(value, policy)[:, None]
             branch = mix(weight / weight.sum(-1, keepdim=True), branch)
         labels = add(labels, branch, tokens, seen[block.mlp_tokens].mT, torch.ones(len(mask), 1), policy)
         tokens = seen[block]
-    return labels.mean(1)
+    return pool(labels, seen[model.norm], policy)
 
 
 def convnext(model: Any, images: Tensor, mask: Tensor, policy: tlfx.Policy) -> Tensor:
@@ -82,11 +85,13 @@ def convnext(model: Any, images: Tensor, mask: Tensor, policy: tlfx.Policy) -> T
         tokens = seen[stage.downsample]
         for block in stage.blocks:
             kernel = signed(block.conv_dw.weight, policy).mean((0, 1))
-            branch = slide(labels, kernel, block.conv_dw.stride, block.conv_dw.padding)
+            count = sizes(tokens.movedim(1, -1).flatten(1, 2), policy).view_as(labels)
+            total, mass = (slide(x, kernel, block.conv_dw.stride, block.conv_dw.padding) for x in (labels * count, count))
+            branch = total / mass
             gate = block.gamma.detach().double().abs().mean().expand(len(mask), 1, 1)
             labels = add(labels, branch, tokens.movedim(1, -1), seen[block.drop_path].movedim(1, -1), gate, policy)
             tokens = seen[block]
-    return labels.mean((1, 2))
+    return pool(labels.flatten(1), tokens.movedim(1, -1).flatten(1, 2), policy)
 
 
 TWINS = {VisionTransformer: vit, SwinTransformer: swin_transformer, MlpMixer: mixer, ConvNeXt: convnext}
@@ -109,12 +114,29 @@ def add(skip: Tensor, branch: Tensor, x: Tensor, y: Tensor, gate: Tensor, policy
 
 def heads(weights: Tensor, values: Tensor, policy: tlfx.Policy) -> Tensor:
     """One map (B, N, N) from the weights (B, heads, N, N) and values (B, heads, N, d) of all heads."""
-    if policy.heads == "mean":
+    if policy.heads == "mean" and policy.values == "equal":
         return weights.mean(1)
     total = torch.zeros_like(weights[:, 0])
+    by_norm = replace(policy, values="norm") if policy.values == "equal" else policy
     for head in range(weights.shape[1]):
-        total = total + weights[:, head] * values[:, head].square().sum(-1).sqrt()[:, None]
+        total = total + weights[:, head] * sizes(values[:, head], by_norm)[:, None]
     return total / total.sum(-1, keepdim=True)
+
+
+def pool(labels: Tensor, values: Tensor, policy: tlfx.Policy) -> Tensor:
+    """The label (B,) of the mean of tokens, values (B, N, C), labels (B, N)."""
+    size = sizes(values, policy)
+    return (labels * size).sum(1) / size.sum(1)
+
+
+def sizes(values: Tensor, policy: tlfx.Policy) -> Tensor:
+    """What tokens count beside their weights, (B, N) from values (B, N, C)."""
+    values = values.double()
+    if policy.values == "equal":
+        return torch.ones_like(values[..., 0])
+    if policy.values == "deviation":
+        values = values - values.sum(1, keepdim=True) / values.shape[1]
+    return values.square().sum(-1).sqrt()
 
 
 def signed(weight: Tensor, policy: tlfx.Policy) -> Tensor:

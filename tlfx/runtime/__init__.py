@@ -17,6 +17,7 @@ from tlfx.runtime.labels import average, gather, output, pixels, scan, share, sp
 from tlfx.runtime.softmax_attention import attend_by_operator, attention
 from tlfx.runtime.weighted import (
     attention_by_norm,
+    by_value,
     glu_gate,
     heads_by_norm,
     massed,
@@ -36,6 +37,7 @@ __all__ = [
     "attention_with_labels",
     "average",
     "by_group",
+    "by_value",
     "context",
     "convolve",
     "convolve_at",

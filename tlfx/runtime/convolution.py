@@ -79,9 +79,9 @@ def _magnitudes(kernel: Tensor, channels: tuple[int, int]) -> Tensor:
 
 
 @label_arithmetic
-def by_group(kernel: Tensor, groups: int) -> Tensor:
-    """A kernel (groups · out, in, *window) by its groups: (groups, out, in, *window)."""
-    grouped: Tensor = kernel.unflatten(0, (groups, -1))
+def by_group(tensor: Tensor, groups: int, axis: int = 0) -> Tensor:
+    """A tensor whose ``axis`` holds groups by these: a kernel (groups · out, in, *window) as (groups, out, in, *window)."""
+    grouped: Tensor = tensor.unflatten(axis, (groups, -1))
     return grouped
 
 

@@ -25,6 +25,7 @@ from tlfx.runtime.softmax_attention import attention_bias, repeat_groups, select
 __all__ = [
     "BranchScale",
     "attention_by_norm",
+    "by_value",
     "glu_gate",
     "heads_by_norm",
     "massed",
@@ -84,16 +85,19 @@ def heads_by_norm(
     where_value: BatchAxis,
     queries: Sequence[int] | Tensor | None = None,
     signed: bool = False,
+    deviation: bool = False,
 ) -> Tensor:
     """Spatial mixing by attention (eq. 9), the heads of each token weighted by the norms of its value in them.
 
     ``equation`` as in :func:`mix`; ``of_value`` are the subscripts of the value for one sample; those that the weight
-    lacks are its channels."""
+    lacks are its channels. Norms are those of the ``deviation`` from the mean over the contracted tokens, if so."""
     weight, value = magnitude(split_batch(weight, where), signed), split_batch(value, where_value)
     of_weight = equation.weight
     if queries is not None:
         weight = select(weight, query_axis(equation), queries)
     kept = "".join(c for c in of_value if c in of_weight)
+    if deviation:
+        value = _centred(value, [i + 1 for i, c in enumerate(of_value) if c in equation.labels and c not in equation.out])
     norms = _norm(value, [i + 1 for i, c in enumerate(of_value) if c not in of_weight])
     weight = torch.einsum(f"B{of_weight},B{kept}->B{of_weight}", weight, norms + TINY)
     mixed = by_mass(contract(weight, with_mass(labels), equation))
@@ -113,6 +117,7 @@ def attention_by_norm(
     causal: bool = False,
     scale: float | None = None,
     queries: Sequence[int] | Tensor | None = None,
+    deviation: bool = False,
 ) -> Tensor:
     """The same by scaled dot-product attention: the operator itself run on labels times norms, over norms.
 
@@ -120,6 +125,7 @@ def attention_by_norm(
     ``heads`` are the axes to sum over in (batch, *lead, n). A query that sees no key has its ``own`` label, (batch,
     *shape of the output, channels).
     """
+    value = _centred(value, [-2]) if deviation else value
     norms = value.abs().float().norm(dim=-1, keepdim=True) + TINY
     labels = merge_batch(with_mass(labels), where) * norms
     query, key, labels = query.float(), repeat_groups(key.float(), query), repeat_groups(labels, query)
@@ -169,6 +175,22 @@ def massed(labels: Tensor) -> Tensor:
 
 
 @label_arithmetic
+def by_value(labels: Tensor, value: Tensor, *, where: BatchAxis, deviation: bool = False) -> Tensor:
+    """Labels with the norm of the value of their token as mass, a last channel; of its ``deviation`` from the mean of
+    the tokens, if so.
+
+    Labels (batch, *shape, channels) have the axes of the value, its batch axis split in two, with size 1 along those
+    that are not axes of tokens, over which norms are taken.
+    """
+    value = split_batch(value, where)
+    tokens = [a for a in range(1, value.dim()) if labels.shape[a] > 1]
+    value = _centred(value, tokens) if deviation else value
+    others = [a for a in range(1, value.dim()) if a not in tokens]
+    size = torch.linalg.vector_norm(value.abs().float(), dim=others, keepdim=True) if others else value.abs().float()
+    return (with_mass(labels) * (size + TINY)[..., None]).flatten(1, -2)
+
+
+@label_arithmetic
 def glu_gate(x: Tensor, axis: int) -> Tensor:
     """The factor by which a gated linear unit multiplies the first half of ``x`` along an axis."""
     return x.chunk(2, axis)[1].sigmoid()
@@ -215,6 +237,12 @@ def _between(one: Tensor, other: Tensor, weight: Tensor, other_weight: Tensor) -
     """Two labels by weight, and their average where neither has any."""
     share = (weight + TINY) / (weight + other_weight + 2 * TINY)
     return one * share + other * (1 - share)
+
+
+def _centred(value: Tensor, axes: Sequence[int]) -> Tensor:
+    """A value less its mean over axes."""
+    value = value if value.is_complex() else value.float()
+    return value - value.mean(tuple(axes), keepdim=True)
 
 
 def _norms(value: Tensor, where: BatchAxis, over: Sequence[int]) -> Tensor:

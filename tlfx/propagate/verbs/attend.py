@@ -98,7 +98,7 @@ class Attention(Window):
         call = _FusedAttention(query, key, value, axes, lead, out, given, self._may_hide_all_keys(mask))
         self._check_heads(call)
         self.record(Operation.SPATIAL_MIX)
-        if self.policy.heads == "norm":
+        if self.by_norm:
             return self._attend_by_norm(call)
         if has_masses(value):
             return self._attend_to_products(call)
@@ -198,7 +198,7 @@ class Attention(Window):
             content.where_in(call.lead),
             *([own] if (own := call.own(kept)) else []),
             shape=call.shape(kept),
-            kwargs=call.options,
+            kwargs={**call.options, **self.deviation},
             query_axis=kept.index("n"),
         )
         return self._from_axes(new, kept, call.axes, call.out)
@@ -216,10 +216,13 @@ class Attention(Window):
             return self.from_ids(ids, where)
         if not self.state.layers.is_aligned(self.node):
             return self._left_in_place(query)
-        if self.policy.heads == "norm":
+        if self.by_norm:
+            given, paper = ("heads='norm'", "heads='mean'") if self.policy.values == "equal" else (
+                f"values={self.policy.values!r}", "values='equal' and heads='mean'"
+            )
             raise InputError(
-                f"heads='norm' is not supported for {self.node.name}, which does not expose its weights: use "
-                "heads='mean', or leave this attention out with layers="
+                f"{given} is not supported for {self.node.name}, which does not expose its weights: use "
+                f"{paper}, or leave this attention out with layers="
             )
         self.record(Operation.SPATIAL_MIX)
         new = self.label(

@@ -82,6 +82,16 @@ class Verbs:
         """Options of label functions that normalise weights of either sign."""
         return {"signed": True} if self.policy.weights == "signed" else {}
 
+    @property
+    def by_norm(self) -> bool:
+        """Whether attention weights the heads of a token by the norms of its value."""
+        return self.policy.heads == "norm" or self.policy.values != "equal"
+
+    @property
+    def deviation(self) -> dict[str, bool]:
+        """Options of label functions that take norms of values."""
+        return {"deviation": True} if self.policy.values == "deviation" else {}
+
     def record(self, operation: Operation) -> None:
         """Record the operation of the operator; of several, the one that changes labels most counts."""
         if _PRECEDENCE.index(operation) > _PRECEDENCE.index(self.operation):

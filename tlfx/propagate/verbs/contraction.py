@@ -183,6 +183,8 @@ class Contraction(LinearAttention):
             self.record(Operation.CHANNEL_MIX)
             mixed = self._from_axes(axes.content.ids, axes.content.subscripts, axes, out)
             return self._with_pending(mixed, w, of_w, x, of_x, out)
+        if w.is_constant and self._mixes_tokens(x, of_x, axes):
+            x = self._by_value(x)
         if has_masses(x) or (x.pending is not None and w.is_constant):
             return self._weighted_products(w, of_w, x, of_x, axes, out)
         if w.is_constant and not self._mixes_tokens(x, of_x, axes):
@@ -192,7 +194,7 @@ class Contraction(LinearAttention):
             return self._from_axes(kept, axes.content.subscripts, axes, out)
         if w.role is Role.WEIGHT and not self.state.layers.is_aligned(self.node):
             return self.in_place(w, of_w, axes.tokens, out)
-        value = (x, of_x) if w.role is Role.WEIGHT and self.policy.heads == "norm" else None
+        value = (x, of_x) if w.role is Role.WEIGHT and self.by_norm else None
         return self._mix(w, of_w, axes, out, value)
 
     def _filled_axes(self, x: Value, of_x: Subscripts, of_w: Subscripts, out: Subscripts) -> ContractionAxes:

@@ -88,7 +88,8 @@ class Mixing(Pointwise, Reduction):
         is_softmax = w.softmax_dim is not None and [of_w[w.softmax_dim]] == axes.tokens
         axes = with_image_labels(axes)
         if value is not None:
-            ids = self._mixed(runtime.heads_by_norm, w, of_w, axes, axes.kept, self.signed, value)
+            options = {**self.signed, **self.deviation}
+            ids = self._mixed(runtime.heads_by_norm, w, of_w, axes, axes.kept, options, value)
         else:
             options = {"is_softmax": True} if is_softmax else self.signed
             own = None if is_softmax else self._label_of_queries(w, of_w, axes)

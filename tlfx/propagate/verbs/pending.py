@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tlfx import runtime
+from tlfx.graph.nodes import shapes
 from tlfx.propagate.labels import Operand
 from tlfx.propagate.values import NONE, Value, compact, ids_of_sample, map_of_ids
 from tlfx.propagate.verbs.bounds import Bounded
@@ -72,6 +73,21 @@ class Pending(Bounded):
         pending = self._weighed(out, x, factor, of_x, of_factor, inverse=inverse, always=True).pending
         assert pending is not None
         return pending
+
+    def _by_value(self, x: Value) -> Value:
+        """Content as a product whose labels have the size of their token's value as mass, if the policy asks for it and
+        a node of the graph holds the value; the same value otherwise."""
+        if self.policy.values == "equal" or not x.is_content or not self._is_held(x):
+            return x
+        where, ids = x.batch_axis, x.ids
+        new = self.label(
+            runtime.by_value, Operand(fill_any(ids)), x.read, shape=ids.shape, kwargs={"where": where, **self.deviation}
+        )
+        return replace(x, pending=map_of_ids(torch.where(ids == NONE, NONE, new), self.batch, where))
+
+    def _is_held(self, x: Value) -> bool:
+        """Whether a node of the graph holds a value, which no step of this operator has moved or computed."""
+        return x.read_as is not None or (x.node is not self.node and shapes(x.node) == [x.shape])
 
     def _pending_of(self, x: Value) -> Tensor:
         """The map of labels with a mass of any value with content: its own, or 1 for what is no product."""

@@ -38,12 +38,28 @@ class Reduction(Movement):
             return self.of_batch()
         if x.role is Role.WEIGHT:
             return self._reduce_weight(x, gone, keepdim)
+        out = self._reduce_content(x, gone, keepdim, linear)
+        mixes = bool(linear) and bool(varying(x.ids, [axis_of_ids(x.batch_axis, a) for a in gone]))
+        if mixes and (valued := self._by_value(x)) is not x:
+            operation = Operation.AGGREGATION if x.pending is None else Operation.SPATIAL_MIX
+            out = replace(out, maps=self._reduce_content(valued, gone, keepdim, linear, operation).maps)
+        return out
+
+    def _reduce_content(
+        self,
+        x: Value,
+        gone: Sequence[int],
+        keepdim: bool,
+        linear: str,
+        of_products: Operation = Operation.SPATIAL_MIX,
+    ) -> Value:
+        """Content reduced over axes, see :meth:`reduce`; ``of_products`` is the operation on labels with a mass."""
         where = x.batch_axis
         over = [axis_of_ids(where, a) for a in gone]
         scale = 1 / torch.Size(x.shape[a] for a in gone).numel() if linear == "mean" else 1
         pending = self._reduce_pending(x, over, scale) if linear and x.pending is not None else None
         if pending is not None and pending[0]:
-            self.record(Operation.SPATIAL_MIX)
+            self.record(of_products)
             ids = self._without_mass(pending[1])
         else:
             ids = self.uniform_over(x.ids, over)
@@ -68,7 +84,7 @@ class Reduction(Movement):
         permuted = self.step([x.shape[i] for i in order]).remap(x, lambda m: m.permute(order))
         if len(out) == len(subscripts):
             return permuted
-        x = replace(permuted, node=x.node)
+        x = replace(permuted, origin=x.source, function_of=x.subject)
         return self.reduce(x, list(range(len(out), len(subscripts))), linear="sum")
 
     def uniform_over(self, ids: Tensor, axes: Sequence[int]) -> Tensor:

@@ -41,6 +41,7 @@ class Window(Contraction):
             self.record(Operation.CHANNEL_MIX)
             return self._by_channel(by_group, x)
         self.record(Operation.SPATIAL_MIX)
+        x = self._by_value(x)
         return self._slid_by_group(x, groups, spatial, lambda ids: self._by_kernel(ids, weight, *args, spatial=spatial))
 
     def has_samples_in_groups(self, x: Value, groups: int) -> bool:
@@ -77,6 +78,8 @@ class Window(Contraction):
             read_as=read_as,
         )
         view = self.remap(x, lambda m: m.unflatten(1, (groups, -1)))
+        if self._is_held(x) and x.read_as is None:
+            view = replace(view, read_as=NodeFunction(runtime.by_group, x.node, {"groups": groups, "axis": 1}))
         out = self.step((self.shape[0], groups, self.shape[1] // groups, *self.shape[2:]))
         of_x, of_w = ("batch", "group", "in", *size), ("group", "out", "in", *kernel)
         mixed = out.multiply(view, of_x, by_group, of_w, ("batch", "group", "out", *size))
@@ -136,6 +139,8 @@ class Window(Contraction):
         same_grid = self.shape[-spatial:] == x.shape[-spatial:]
         operation = Operation.SPATIAL_MIX if same_grid else Operation.AGGREGATION
         out = self._resample(operation, x, spatial, operator, *args)
+        if linear and (valued := self._by_value(x)) is not x:
+            out = replace(out, maps=self._resample(operation, valued, spatial, operator, *args).maps)
         is_global = torch.Size(self.shape[-spatial:]).numel() == 1
         return self._as_statistic(out, x) if is_global else out
 

@@ -31,10 +31,11 @@ from rich.progress import track
 from rich.table import Table
 from training import SIZE, Recipe
 
+from tlfx import Policy
 from tlfx.analysis import Fidelity, fidelity
+from tlfx.analysis.label_fidelity import PAPER, POLICIES, parse_policy
+from tlfx.errors import InputError
 
-PAPER = "paper"
-"""The rule that others are compared with, in pairs of one seed."""
 STATISTICS = {"correlation": True, "partial": True, "rmse": False}
 """Fields of tlfx.analysis.Agreement in the tables, and whether higher is better."""
 TITLES = {"correlation": "Correlation", "partial": "Partial correlation given the area", "rmse": "RMSE"}
@@ -51,6 +52,7 @@ class Settings:
     architectures: tuple[str, ...]
     method: Method
     runs: Path
+    policies: tuple[Policy, ...]
     batch_size: int
     markdown: Path | None
     csv: Path | None
@@ -95,7 +97,7 @@ def measure(run: Run, settings: Settings) -> Fidelity:
     _, test = load_digits(recipe.train, recipe.test, size=SIZE)
     np.random.seed(recipe.seed)  # the mixer draws from numpy
     size = min(settings.batch_size, recipe.test // 2 * 2)
-    return fidelity(model, test.batches(size, recipe.seed, shuffle=True))
+    return fidelity(model, test.batches(size, recipe.seed, shuffle=True), policies=settings.policies)
 
 
 def summary(runs: Sequence[tuple[Run, Result]], found: Found) -> list[str]:
@@ -200,6 +202,9 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
     add("--runs", type=Path, default=Path("runs/compare"), help="runs of compare.py (default: %(default)s)")
     add("--architectures", nargs="+", choices=names, default=names, help="architectures to measure (default: all four)")
     add("--method", type=read_method, default=Method.parse("plain"), help="method of their training (default: plain)")
+    add("--policies", nargs="+", type=_read_policy, default=list(POLICIES), metavar="FIELD=VALUE[,…]",
+        help="label policies to compare with the paper's, such as residual=norm,values=deviation (default: every "
+        "policy that changes one rule, and two that weight everything by values)")  # fmt: skip
     add("--batch-size", type=int, default=100, help="test pictures at a time, an even number (default: %(default)s)")
     add("--markdown", type=Path, help="also write the tables to this file")
     add("--csv", type=Path, help="write the figures of every seed to this file")
@@ -209,7 +214,15 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
     for file in (options.markdown, options.csv):
         if file is not None and not file.absolute().parent.is_dir():
             parser.error(f"there is no folder {str(file.parent)!r} to write {file.name} into; create it first")
-    return Settings(**{**vars(options), "architectures": tuple(dict.fromkeys(options.architectures))})
+    names, policies = (tuple(dict.fromkeys(x)) for x in (options.architectures, [Policy(), *options.policies]))
+    return Settings(**{**vars(options), "architectures": names, "policies": policies})
+
+
+def _read_policy(text: str) -> Policy:
+    try:
+        return parse_policy(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def main() -> None:

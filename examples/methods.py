@@ -58,7 +58,7 @@ class Method:
         Raises ValueError, or its subclass tlfx.InputError, for any other text.
 
         >>> Method.parse("aligned:residual=norm,heads=norm").policy
-        Policy(residual='norm', heads='norm', weights='absolute', aggregation='uniform')
+        Policy(residual='norm', heads='norm', weights='absolute', aggregation='uniform', values='equal')
         >>> Method.parse("mixup/plain").mixer
         'mixup'
         >>> Method.parse("aligned:layers=1+-1,scale=64").layers

@@ -22,7 +22,7 @@ import tlfx
 from tlfx.aligned import planner_of
 from tlfx.analysis import Fidelity, fidelity
 from tlfx.analysis.agreement import agreement
-from tlfx.analysis.label_fidelity import POLICIES, policy_name
+from tlfx.analysis.label_fidelity import POLICIES, parse_policy, policy_name
 from tlfx.analysis.reference import REFERENCES
 from tlfx.mix import MixedTarget, Mixup, ShareTarget
 
@@ -126,8 +126,16 @@ def test_policies_are_the_paper_and_each_alternative() -> None:
     names = [policy_name(p) for p in POLICIES]
     assert names[0] == "paper"
     assert set(names[1:]) == {
-        *("residual=skip", "residual=norm", "residual=gated", "heads=norm", "weights=signed", "aggregation=weighted")
+        *("residual=skip", "residual=norm", "residual=gated", "heads=norm", "weights=signed", "aggregation=weighted"),
+        *("values=norm", "values=deviation", "residual=norm, values=norm", "residual=norm, values=deviation"),
     }
+    assert [parse_policy(name) for name in names] == list(POLICIES)
+
+
+@pytest.mark.parametrize("text", ["", "residual", "depth=2", "residual=norm,residual=skip", "paper,heads=norm"])
+def test_texts_that_are_no_policy(text: str) -> None:
+    with pytest.raises(tlfx.InputError, match=r"is not a policy: expected 'paper', or FIELD=VALUE"):
+        parse_policy(text)
 
 
 def test_the_model_is_left_as_it_was() -> None:
@@ -159,7 +167,7 @@ def test_modes_come_back_after_an_error() -> None:
 def test_rows_and_csv(found: Fidelity) -> None:
     assert [(r.reference, r.rule) for r in found.rows] == [(a, b) for a in found.references for b in found.shares]
     lines = list(csv.DictReader(io.StringIO(found.csv())))
-    assert len(lines) == len(found.rows) == len(REFERENCES) * 8
+    assert len(lines) == len(found.rows) == len(REFERENCES) * (1 + len(POLICIES))
     for line, row in zip(lines, found.rows, strict=True):
         expected = agreement(found.shares[row.rule], found.references[row.reference], found.shares["area"])
         assert (line["reference"], line["rule"], int(line["pairs"])) == (row.reference, row.rule, expected.pairs)

@@ -86,7 +86,9 @@ def convnext(model: Any, images: Tensor, mask: Tensor, policy: tlfx.Policy) -> T
         for block in stage.blocks:
             kernel = signed(block.conv_dw.weight, policy).mean((0, 1))
             count = sizes(tokens.movedim(1, -1).flatten(1, 2), policy).view_as(labels)
-            total, mass = (slide(x, kernel, block.conv_dw.stride, block.conv_dw.padding) for x in (labels * count, count))
+            total, mass = (
+                slide(x, kernel, block.conv_dw.stride, block.conv_dw.padding) for x in (labels * count, count)
+            )
             branch = total / mass
             gate = block.gamma.detach().double().abs().mean().expand(len(mask), 1, 1)
             labels = add(labels, branch, tokens.movedim(1, -1), seen[block.drop_path].movedim(1, -1), gate, policy)

@@ -24,12 +24,19 @@ from tlfx.mix.labels import check_labels
 from tlfx.plans import Capture
 from tlfx.policy import DEFAULT, OPTIONS, Policy, check_policy
 
-__all__ = ["POLICIES", "fidelity", "policy_name"]
+__all__ = ["POLICIES", "fidelity", "parse_policy", "policy_name"]
 
 _CHANGES: list[dict[str, Any]] = [{name: x} for name, known in OPTIONS.items() for x in known[1:]]
-POLICIES = (DEFAULT, *(replace(DEFAULT, **change) for change in _CHANGES))
-"""The paper's policy, then every policy that changes one of its rules."""
+POLICIES = (
+    DEFAULT,
+    *(replace(DEFAULT, **change) for change in _CHANGES),
+    Policy(residual="norm", values="norm"),
+    Policy(residual="norm", values="deviation"),
+)
+"""The paper's policy, every policy that changes one of its rules, and two that weight everything by values."""
 
+PAPER = "paper"
+"""The name of the paper's policy."""
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, MixedTarget]]
 
 
@@ -101,13 +108,31 @@ def fidelity(
 
 
 def policy_name(policy: Policy) -> str:
-    """``"paper"``, or the options that a policy changes.
+    """:data:`PAPER`, or the options that a policy changes.
 
     >>> policy_name(Policy(residual="norm", weights="signed"))
     'residual=norm, weights=signed'
     """
     usual = asdict(DEFAULT)
-    return ", ".join(f"{k}={v}" for k, v in asdict(policy).items() if v != usual[k]) or "paper"
+    return ", ".join(f"{k}={v}" for k, v in asdict(policy).items() if v != usual[k]) or PAPER
+
+
+def parse_policy(text: str) -> Policy:
+    """The policy of a name, the inverse of :func:`policy_name`: ``"paper"``, or ``FIELD=VALUE[,FIELD=VALUE…]``.
+
+    Raises InputError for any other text.
+
+    >>> parse_policy("residual=norm,values=deviation")
+    Policy(residual='norm', heads='mean', weights='absolute', aggregation='uniform', values='deviation')
+    """
+    parts = [part.strip().partition("=") for part in text.split(",") if text != PAPER]
+    options = {name: value for name, _, value in parts}
+    if not all(sign for _, sign, _ in parts) or len(options) < len(parts) or not options.keys() <= OPTIONS.keys():
+        raise InputError(
+            f"{text!r} is not a policy: expected {PAPER!r}, or FIELD=VALUE[,FIELD=VALUE…] with each of "
+            f"{', '.join(OPTIONS)} at most once, such as residual=norm"
+        )
+    return Policy(**options)  # type: ignore[arg-type]
 
 
 def _checked(policies: Sequence[Policy]) -> list[Policy]:

@@ -30,6 +30,7 @@ COMMANDS = {
     "rules": "list the operators with a rule, or those of a model without one",
     "show": "draw the label map of a mixed image, layer by layer",
     "fluctuation": "measure how far contributions of input tokens and mixing ratios drift, layer by layer",
+    "fidelity": "compare aligned labels of a trained model with the influence of each image on its output",
     "bench": "time training steps with alignment against the same steps without",
     "zoo": "analyse many models of timm and torchvision and write a CSV file",
 }

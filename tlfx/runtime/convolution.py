@@ -80,7 +80,7 @@ def _magnitudes(kernel: Tensor, channels: tuple[int, int]) -> Tensor:
 
 @label_arithmetic
 def by_group(tensor: Tensor, groups: int, axis: int = 0) -> Tensor:
-    """A tensor whose ``axis`` holds groups by these: a kernel (groups · out, in, *window) as (groups, out, in, *window)."""
+    """A tensor with the ``axis`` of its groups split: a kernel (groups · out, in, *window) as (groups, out, …)."""
     grouped: Tensor = tensor.unflatten(axis, (groups, -1))
     return grouped
 

@@ -97,7 +97,9 @@ def heads_by_norm(
         weight = select(weight, query_axis(equation), queries)
     kept = "".join(c for c in of_value if c in of_weight)
     if deviation:
-        value = _centred(value, [i + 1 for i, c in enumerate(of_value) if c in equation.labels and c not in equation.out])
+        value = _centred(
+            value, [i + 1 for i, c in enumerate(of_value) if c in equation.labels and c not in equation.out]
+        )
     norms = _norm(value, [i + 1 for i, c in enumerate(of_value) if c not in of_weight])
     weight = torch.einsum(f"B{of_weight},B{kept}->B{of_weight}", weight, norms + TINY)
     mixed = by_mass(contract(weight, with_mass(labels), equation))

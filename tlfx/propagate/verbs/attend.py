@@ -217,8 +217,10 @@ class Attention(Window):
         if not self.state.layers.is_aligned(self.node):
             return self._left_in_place(query)
         if self.by_norm:
-            given, paper = ("heads='norm'", "heads='mean'") if self.policy.values == "equal" else (
-                f"values={self.policy.values!r}", "values='equal' and heads='mean'"
+            given, paper = (
+                ("heads='norm'", "heads='mean'")
+                if self.policy.values == "equal"
+                else (f"values={self.policy.values!r}", "values='equal' and heads='mean'")
             )
             raise InputError(
                 f"{given} is not supported for {self.node.name}, which does not expose its weights: use "

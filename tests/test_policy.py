@@ -272,6 +272,74 @@ def test_heads_of_fused_attention(causal: bool, groups: int, masked: bool, rows:
     torch.testing.assert_close(labels_of(aligned, images, mask)[1][..., 0].double(), expected, **TOLERANCE)
 
 
+def sizes(x: Tensor, values: str) -> Tensor:
+    """Norms of tokens (B, N) of values (B, N, C), or of their differences from the mean token."""
+    x = x.detach().double()
+    return (x - x.mean(1, keepdim=True) if values == "deviation" else x).norm(dim=-1)
+
+
+class Tokens(nn.Module):
+    """The six pixels of an image as tokens (B, 6, 3), and what ``head`` and ``layer`` make of them."""
+
+    def __init__(self, head: Callable[[Tensor], Tensor], layer: nn.Module | None = None) -> None:
+        super().__init__()
+        self.head, self.layer = head, layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).mT
+        return self.head(tokens) if self.layer is None else self.layer(self.head(tokens))
+
+
+POOLS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda t: t.mean(1),
+    "sum": lambda t: t.sum(1, keepdim=True).squeeze(1),
+    "einsum": lambda t: torch.einsum("bnc->cb", t).T,
+    "pool": lambda t: nn.functional.adaptive_avg_pool1d(t.mT, 1).squeeze(-1),
+    "of a product": lambda t: (t * torch.arange(1.0, 7.0)[:, None]).mean(1),
+}
+
+
+@pytest.mark.parametrize("values", ["norm", "deviation"])
+@pytest.mark.parametrize("name", POOLS)
+def test_pooling_by_values(name: str, values: Any) -> None:
+    """Every spelling of a mean; what is pooled counts, so that a factor is a part of the value."""
+    images, mask = torch.randn(BATCH, 3, 2, 3), torch.rand(BATCH, 1, 2, 3)
+    tokens = images.flatten(2).mT
+    tokens = tokens * torch.arange(1.0, 7.0)[:, None] if name == "of a product" else tokens
+    count = sizes(tokens, values)
+    expected = (count * mask.flatten(1).double()).sum(1) / count.sum(1)
+    aligned = tlfx.align(Tokens(POOLS[name]), policy=tlfx.Policy(values=values))
+    torch.testing.assert_close(labels_of(aligned, images, mask)[1].flatten().double(), expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("spelling", ["linear", "convolution", "matrix"])
+def test_token_mixing_by_values(spelling: str) -> None:
+    """A layer along the tokens, however it is written."""
+    torch.manual_seed(0)
+    weight = torch.randn(5, 6)
+    layers: dict[str, Callable[[], tuple[Callable[[Tensor], Tensor], nn.Module | None]]] = {
+        "linear": lambda: (lambda t: t.mT, nn.Linear(6, 5, bias=False)),
+        "convolution": lambda: (lambda t: t, nn.Conv1d(6, 5, 1, bias=False)),
+        "matrix": lambda: (lambda t: weight @ t, None),
+    }
+    head, layer = layers[spelling]()
+    if layer is not None:
+        layer.weight.data = weight if spelling == "linear" else weight[..., None]
+    images, mask = torch.randn(BATCH, 3, 2, 3), torch.rand(BATCH, 1, 2, 3)
+    total = weight.double().abs() * sizes(images.flatten(2).mT, "deviation")[:, None]
+    expected = (total / total.sum(-1, keepdim=True) @ mask.double().flatten(1)[..., None])[..., 0]
+    aligned = tlfx.align(Tokens(head, layer), policy=tlfx.Policy(values="deviation"))
+    found = labels_of(aligned, images, mask)[1][..., 0].double()
+    torch.testing.assert_close(found, expected[:, None].expand_as(found) if found.dim() == 3 else expected, **TOLERANCE)
+
+
+def test_values_without_any_difference_count_alike() -> None:
+    aligned = tlfx.align(Tokens(lambda t: t.clamp(9, 9).mean(1)), policy=tlfx.Policy(values="deviation"))
+    mask = torch.rand(BATCH, 1, 2, 3)
+    found = labels_of(aligned, torch.randn(BATCH, 3, 2, 3), mask)[1].flatten()
+    torch.testing.assert_close(found, mask.mean((1, 2, 3)), **TOLERANCE)
+
+
 def test_weighted_aggregation_of_everything_at_once() -> None:
     """A linear layer over a flattened image: each pixel by the weights of its channels."""
     torch.manual_seed(0)
@@ -377,5 +445,9 @@ def test_heads_that_an_operator_hides() -> None:
 
     aligned = tlfx.align(Flex(), policy=tlfx.Policy(heads="norm"))
     words = r"heads='norm' is not supported for flex_attention, which does not expose its weights: use heads="
+    with pytest.raises(tlfx.InputError, match=words):
+        aligned(torch.randn(2, 4, 8, 8), target(rectangles(2, 8)))
+    aligned = tlfx.align(Flex(), policy=tlfx.Policy(values="norm"))
+    words = r"values='norm' is not supported for flex_attention, which does not expose its weights: use values='equal'"
     with pytest.raises(tlfx.InputError, match=words):
         aligned(torch.randn(2, 4, 8, 8), target(rectangles(2, 8)))

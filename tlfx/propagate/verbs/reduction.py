@@ -79,13 +79,13 @@ class Reduction(Movement):
         return bool(along), self._sum_of_masses(ids, along, scale) if along else ids
 
     def sum_to(self, x: Value, subscripts: Sequence[str], out: Sequence[str]) -> Value:
-        """An einsum of one operand: a permutation, then a sum over the subscripts that ``out`` lacks."""
-        order = [subscripts.index(c) for c in (*out, *(c for c in subscripts if c not in out))]
-        permuted = self.step([x.shape[i] for i in order]).remap(x, lambda m: m.permute(order))
-        if len(out) == len(subscripts):
-            return permuted
-        x = replace(permuted, origin=x.source, function_of=x.subject)
-        return self.reduce(x, list(range(len(out), len(subscripts))), linear="sum")
+        """An einsum of one operand: a sum over the subscripts that ``out`` lacks, then a permutation."""
+        gone = [i for i, c in enumerate(subscripts) if c not in out]
+        left = [c for c in subscripts if c in out]
+        if gone:
+            x = self.step([n for i, n in enumerate(x.shape) if i not in gone]).reduce(x, gone, linear="sum")
+        order = [left.index(c) for c in out]
+        return x if gone and order == sorted(order) else self.remap(x, lambda m: m.permute(order))
 
     def uniform_over(self, ids: Tensor, axes: Sequence[int]) -> Tensor:
         """Ids of one sample with ``axes`` reduced to size 1: the mean over their elements, each counted once."""

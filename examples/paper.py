@@ -4,6 +4,7 @@
     python examples/paper.py table 8                           # the small version: embedded digits, minutes on a CPU
     python examples/paper.py table 8 --data-dir IMAGENET       # the paper's runs; --print shows their commands only
     python examples/paper.py table 8 --data-dir IMAGENET --print -- --fsdp         # flags after -- go to each run
+    python examples/paper.py table 3 --data-dir ADE20K --weights DIR               # from models trained before
     python examples/paper.py figure 3 --pretrained             # or --weights FILE for each model, in order
     python examples/paper.py equation 13                       # compares tlfx with the slow twin of the equation
 
@@ -22,10 +23,11 @@ from typing import NamedTuple
 
 import torch
 from class_folders import message_of
-from reproduction import digits, labels, trained
+from reproduction import dense, digits, labels, trained
 from reproduction.contents import CONTENTS
 from reproduction.printed import TABLES
-from reproduction.runs import DIGITS, cells_of, measure_digits, measure_imagenet
+from reproduction.real import RealRuns
+from reproduction.runs import DIGITS, accuracies, cells_of, measure_digits, measure_imagenet
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -67,8 +69,6 @@ def run_table(number: int, options: argparse.Namespace) -> int:
     """Run what a table needs, and print it in the layout of the paper."""
     if number == 10:
         return max(cli.main(["inspect", name, "--depth", "1"]) for name in options.models or OPERATIONS)
-    if number in (3, 4):
-        raise InputError(f"Table {number} is made by examples/{'segment' if number == 3 else 'detect'}.py")
     title, heads, rows = (_after_training if number in AFTER_TRAINING else _training)(number, options)
     _console().print(_filled(f"Table {number}. {title}", heads, rows))
     if options.data_dir is None and number in digits.NOTES:
@@ -90,47 +90,74 @@ def _training(number: int, options: argparse.Namespace) -> Made:
         return table.title, cells_of(table, DIGITS), rows
     folder, processes, show = options.output / f"table{number}", options.nproc, options.print
     rows = measure_imagenet(table, data, folder, processes, weights[0] if weights else None, options.extra, show)
-    return table.title, cells_of(table, ("Top-1(%)",)), rows
+    return table.title, cells_of(table, accuracies(table)), rows
 
 
 def _after_training(number: int, options: argparse.Namespace) -> Made:
     """A table whose rows are models that were trained before, on ImageNet or on digits."""
-    title, real, small = AFTER_TRAINING[number]
+    table = AFTER_TRAINING[number]
     if options.data_dir is None:
-        seeds, folder = range(options.seeds), options.output / "digits"
-        columns, rows = small.columns, small.make(options.recipe, seeds, folder, options.jobs)
+        if table.small is None:
+            raise InputError(
+                f"Table {number} has no small version: pass --data-dir and --weights; --print shows commands"
+            )
+        columns, make = table.small
+        rows = make(options.recipe, range(options.seeds), options.output / "digits", options.jobs)
     elif options.weights:
         folder = options.output / f"table{number}"
-        columns = real.columns
-        rows = real.make(options.data_dir, options.weights[0], folder, options.print, options.extra)
+        runs = RealRuns(options.data_dir, options.weights[0], folder, options.nproc, options.print, options.extra)
+        columns, rows = table.columns, table.make(runs)
     else:
         raise InputError(
-            f"Table {number} evaluates trained models: pass --weights with the folder of deit_tiny.pth, "
-            "deit_tiny_aligned.pth and so on"
+            f"Table {number} starts from trained models: pass --weights with the folder of {table.weights}.pth, "
+            f"{table.weights}_aligned.pth and so on"
         )
-    return title, ["Model", *columns, *(f"paper: {name}" for name in real.columns)], rows
+    return table.title, ["Model", *columns, *(f"paper: {name}" for name in (*table.size, *table.columns))], rows
 
 
-class Columns(NamedTuple):
-    """Measured columns of a table, and the function that makes its rows."""
+class AfterTraining(NamedTuple):
+    """A table of models that were trained before.
 
+    size: printed columns that are not measured, before those that are. columns, make: measured columns of the real
+    version, and the function that makes its rows. weights: the first model. small: columns and function on digits.
+    """
+
+    title: str
+    size: Sequence[str]
     columns: Sequence[str]
-    make: Callable[..., list[list[str]]]
+    make: Callable[[RealRuns], list[list[str]]]
+    weights: str
+    small: tuple[Sequence[str], Callable[..., list[list[str]]]] | None = None
 
 
 AFTER_TRAINING = {
-    5: (
-        "Accuracy on different transfer learning datasets",
-        Columns(list(trained.DATASETS), trained.transfer),
-        Columns(list(digits.SETS), digits.transfer),
+    3: AfterTraining(
+        "Results on semantic segmentation ADE20K", trained.SIZE, list(dense.SEGMENTATION), dense.segment, "deit_small"
     ),
-    6: (
-        "Model generalization ability and robustness",
-        Columns(list(trained.SETS), trained.evaluate),
-        Columns(digits.SHIFTS, digits.evaluate),
+    4: AfterTraining(
+        "Object detection and instance segmentation on COCO (new: Mask R-CNN; paper: Cascade Mask R-CNN)",
+        (*trained.SIZE, "Schedule"),
+        list(dense.DETECTION),
+        dense.detect,
+        "swin_tiny",
+    ),
+    5: AfterTraining(
+        "The accuracy and model complexity on different transfer learning datasets",
+        trained.SIZE,
+        list(trained.DATASETS),
+        trained.transfer,
+        "deit_tiny",
+        (list(digits.SETS), digits.transfer),
+    ),
+    6: AfterTraining(
+        "Comparison results of model generalization ability and robustness",
+        trained.SIZE,
+        list(trained.SETS),
+        trained.evaluate,
+        "deit_tiny",
+        (digits.SHIFTS, digits.evaluate),
     ),
 }
-"""Title, real and small version."""
 
 
 def run_figure(number: int, options: argparse.Namespace) -> int:
@@ -204,7 +231,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("number", nargs="?", type=int, help="its number in the paper")
     add("--list", action="store_true", help="list all equations, tables and figures")
     add("--data", choices=["digits"], default="digits", help="data of the small version (default: %(default)s)")
-    add("--data-dir", type=Path, metavar="DIR", help="ImageNet, or the data sets of Tables 5 and 6, for the real runs")
+    add("--data-dir", type=Path, metavar="DIR", help="ImageNet, or the data sets of Tables 3 to 6, for the real runs")
     add("--print", action="store_true", help="with --data-dir, print the commands and what is finished; start nothing")
     add("--nproc", type=int, default=1, metavar="N", help="processes of a real run, started by torchrun")
     add("--weights", type=Path, action="append", default=[], metavar="FILE", help="weights of each model of a figure, "

@@ -22,11 +22,14 @@ from tlfx.errors import InputError
 __all__ = [
     "DIGITS",
     "EXAMPLES",
+    "IMAGENET",
     "MISSING",
+    "accuracies",
     "best",
     "cells_of",
     "command",
     "finish",
+    "launch",
     "measure_digits",
     "measure_imagenet",
     "spread",
@@ -37,6 +40,8 @@ DIGITS = ("parameters", "images/s", "digits, %")
 """Heads of the figures of runs on digits."""
 MISSING = "–"
 """The cell of a figure that was not measured."""
+IMAGENET = {"Top-1(%)": "top1", "Top-5(%)": "top5"}
+"""Heads of the figures of real runs, and their names in summary.csv."""
 
 
 def measure_digits(table: Printed, recipe: Recipe, seeds: Sequence[int], folder: Path, jobs: int) -> list[list[str]]:
@@ -84,15 +89,24 @@ def command(
 ) -> list[str]:
     """The command that trains a row on ImageNet, or resumes it."""
     recipe, *flags = row.recipe.split()
-    start = [sys.executable] if processes == 1 else ["torchrun", "--nproc-per-node", str(processes)]
     out = folder / _slug(row)
-    parts = [*start, str(EXAMPLES / "train_imagenet.py"), "--config", str(EXAMPLES / "recipes" / f"{recipe}.yaml")]
+    parts = [
+        *launch(processes),
+        str(EXAMPLES / "train_imagenet.py"),
+        "--config",
+        str(EXAMPLES / "recipes" / f"{recipe}.yaml"),
+    ]
     parts += [*flags, "--data-dir", str(data), "--output", str(out)]
     if "finetune" in recipe:
         if weights is None:
             raise InputError(f"{recipe} starts from published weights: pass --weights DIR with {recipe}.pth in it")
         parts += ["--initial-checkpoint", str(weights / f"{recipe}.pth")]
     return [*parts, *extra, *(["--resume"] if (out / "last.pth.tar").exists() else [])]
+
+
+def launch(processes: int) -> list[str]:
+    """The first words of a command that runs in a number of processes."""
+    return [sys.executable] if processes == 1 else ["torchrun", "--nproc-per-node", str(processes)]
 
 
 def _slug(row: Row) -> str:
@@ -103,25 +117,40 @@ def _slug(row: Row) -> str:
 def measure_imagenet(
     table: Printed, data: Path, folder: Path, processes: int, weights: Path | None, extra: Sequence[str], show: bool
 ) -> list[list[str]]:
-    """Train each row, or print its command if ``show``; rows as :func:`measure_digits`, with the best top-1."""
+    """Train each row, or print its command if ``show``; rows as :func:`measure_digits`, with figures of accuracies."""
     for row in table.rows:
         if row.recipe:
             parts = command(row, data, folder, processes, weights, extra)
             print(shlex.join(parts), flush=True)
             if not show:
                 subprocess.run(parts, check=True)
-    return [[*row.cells, best(folder / _slug(row)) if row.recipe else MISSING, *row.paper] for row in table.rows]
+    names = [IMAGENET[head] for head in accuracies(table)]
+    found = {row: [best(folder / _slug(row), name) if row.recipe else MISSING for name in names] for row in table.rows}
+    return [[*row.cells, *found[row], *row.paper] for row in table.rows]
 
 
-def best(folder: Path) -> str:
-    """The best top-1 accuracy of a run, of its weights or of their moving average; MISSING without a finished epoch."""
+def accuracies(table: Printed) -> list[str]:
+    """Heads of the figures of real runs: top-1 accuracy, and top-5 if the paper prints it."""
+    return [head for head in IMAGENET if head in ("Top-1(%)", *table.figures)]
+
+
+def best(folder: Path, metric: str = "top1") -> str:
+    """A figure of the epoch with the best top-1 accuracy of a run, of its weights or of their moving average.
+
+    MISSING without a finished epoch.
+    """
     file = folder / "summary.csv"
     if not file.exists():
         return MISSING
     with file.open() as lines:
         rows = list(csv.DictReader(lines))
-    found = [float(row[name]) for row in rows for name in row if name.endswith("top1") and row[name]]
-    return f"{max(found):.1f}" if found else MISSING
+    found = [
+        (float(row[name]), float(row[name.removesuffix("top1") + metric]))
+        for row in rows
+        for name in row
+        if name.endswith("top1") and row[name]
+    ]
+    return f"{max(found)[1]:.1f}" if found else MISSING
 
 
 def cells_of(table: Printed, measured: Sequence[str]) -> list[str]:

@@ -129,23 +129,85 @@ def test_commands_of_the_real_runs(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_commands_after_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Tables 5 and 6: four data sets, and the metrics of five, for six DeiTs; DeiT-B is not attacked."""
-    record = {"mce": 54.25, "attack": {"top1": 6.5}}
     (tmp_path / "table6").mkdir()
-    (tmp_path / "table6" / "deit_small_ImageNet-C_mce.json").write_text(json.dumps(record))
+    (tmp_path / "table6" / "deit_small_ImageNet-C_mce.json").write_text(json.dumps({"mce": 54.25}))
+    (tmp_path / "table6" / "deit_tiny_val_top1.json").write_text(json.dumps({"top1": 71.75, "top5": 90.6}))
+    (tmp_path / "table6" / "deit_tiny_val_attack.json").write_text(json.dumps({"top1": 71, "attack": {"top1": 6.5}}))
+    made = tmp_path / "table.md"
     options = ("--data-dir", tmp_path, "--weights", tmp_path, "--output", tmp_path, "--print")
-    assert run("table", "6", *options) == 0
+    assert run("table", "6", *options, "--markdown", made) == 0
     shown = capsys.readouterr().out
     commands = [line for line in shown.splitlines() if "evaluate.py" in line]
-    assert len(commands) == 6 * 5 - 2 - 1
-    assert sum("--attack autoattack" in line for line in commands) == 4
-    assert "54.2" in shown
-    assert run("table", "5", *options) == 0
-    commands = [line for line in capsys.readouterr().out.splitlines() if "train_imagenet.py" in line]
+    assert len(commands) == 6 * 6 - 2 - 3
+    assert sum("--attack autoattack" in line for line in commands) == 3
+    rows = {line[0]: line[1:] for line in map(cells, made.read_text().splitlines())}
+    assert rows["DeiT-T"][:7] == ["71.8", "90.6", "–", "–", "–", "–", "6.5"]
+    assert rows["DeiT-T"][7:] == ["5.7M", "1.6G", "72.2", "91.3", "60.4", "7.7", "69.1", "34.1", "3.9"]
+    assert rows["DeiT-S"][4] == "54.2"
+    done = tmp_path / "table5" / "deit_small_aligned_cifar10"
+    done.mkdir(parents=True)
+    (done / "last.pth.tar").touch()
+    assert run("table", "5", *options, "--nproc", "8") == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("ResNet50", "ViT-B/16", "ViT-L/16"))
+    commands = [line for line in shown.splitlines() if "train_imagenet.py" in line]
     assert len(commands) == 6 * 4
+    assert all(line.startswith("torchrun --nproc-per-node 8 ") for line in commands)
+    assert [line.split("--output ")[1].split()[0] for line in commands if "--resume" in line] == [str(done)]
     from imagenet.options import parse
 
     for line in commands:
-        parse("", shlex.split(line)[2:])
+        parse("", shlex.split(line)[4:])
+
+
+@pytest.mark.parametrize(("number", "script", "rows"), [(3, "segment", 8), (4, "detect", 6)])
+def test_commands_of_segmentation_and_detection(
+    number: int, script: str, rows: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tables 3 and 4: a run for each backbone that the script accepts; a finished one has figures."""
+    from importlib import import_module
+
+    from reproduction.dense import DETECTION, SEGMENTATION
+
+    names = list((SEGMENTATION if number == 3 else DETECTION).values())
+    done = tmp_path / f"table{number}" / "swin_small_aligned"
+    done.mkdir(parents=True)
+    with (done / "summary.csv").open("w") as file:
+        csv.writer(file).writerows([names, [1.0] * len(names), [10.25 + place for place in range(len(names))]])
+    (done / "last.pth.tar").touch()
+    options = ("--data-dir", tmp_path, "--weights", tmp_path / "w", "--output", tmp_path, "--print", "--nproc", "8")
+    made = tmp_path / "table.md"
+    assert run("table", number, *options, "--markdown", made, "--", "--amp") == 0
+    commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line.startswith("torchrun")]
+    assert len(commands) == rows
+    for _, _, processes, file, *words in commands:
+        assert (processes, Path(file).name) == ("8", f"{script}.py")
+        given = import_module(script).parse(words)
+        assert Path(given.output).name == Path(given.backbone_checkpoint).stem
+        assert Path(given.output).name.removesuffix("_aligned") == given.backbone
+        assert given.amp
+        assert (given.resume is not None) == (Path(given.output) == done)
+    head, _, *lines = (cells(line) for line in made.read_text().splitlines())
+    assert all(len(line) == len(head) for line in lines)
+    [row] = [line for line in lines if line[0] == "Swin-S +TL-Align"]
+    assert row[1 : 1 + len(names)] == [f"{10.25 + place:.1f}" for place in range(len(names))]
+    assert (
+        row[-len(names) :] == {3: ["48.0", "49.7", "59.5"], 4: ["52.2", "71.1", "56.7", "45.2", "68.4", "49.1"]}[number]
+    )
+
+
+def test_top_5_of_the_best_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Table 1 prints both accuracies, of weights or of their average, whichever has the better top-1."""
+    done = tmp_path / "table1" / "deit_tiny"
+    done.mkdir(parents=True)
+    with (done / "summary.csv").open("w") as file:
+        columns = ["epoch", "top1", "top5", "ema_top1", "ema_top5"]
+        csv.writer(file).writerows([columns, [0, 1.5, 9.5, "", ""], [1, 2.5, 4.5, 3.5, 6.5], [2, 3.0, 8.0, 1.0, 2.0]])
+    options = ("--data-dir", tmp_path, "--weights", tmp_path, "--output", tmp_path, "--print")
+    assert run("table", 1, *options, "--markdown", tmp_path / "table.md") == 0
+    head, _, plain, aligned, *_ = (cells(line) for line in (tmp_path / "table.md").read_text().splitlines())
+    assert head[:3] == ["Model", "Top-1(%)", "Top-5(%)"]
+    assert (plain[:3], aligned[:3]) == (["DeiT-T", "–", "–"], ["+TL-Align", "3.5", "6.5"])
 
 
 @pytest.mark.slow
@@ -164,8 +226,16 @@ def test_a_real_table_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["table", "5", "--data-dir", "x"], "Table 5 evaluates trained models: pass --weights with the folder"),
-        (["table", "3"], "Table 3 is made by examples/segment.py"),
+        (
+            ["table", "5", "--data-dir", "x"],
+            "Table 5 starts from trained models: pass --weights with the folder of deit_tiny.pth, deit_tiny_",
+        ),
+        (["table", "4", "--data-dir", "x"], "swin_tiny.pth, swin_tiny_aligned.pth and so on"),
+        (["table", "3"], "Table 3 has no small version: pass --data-dir and --weights"),
+        (
+            ["table", "6", "--data-dir", "x", "--weights", "x", "--print", "--nproc", "2"],
+            "evaluate.py runs in one process; leave out --nproc",
+        ),
         (
             ["table", "1", "--data-dir", "x", "--print"],
             "deit_base_finetune starts from published weights: pass --",

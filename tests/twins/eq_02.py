@@ -1,4 +1,8 @@
-"""Eq. 2: contribution and presence of tokens in one spatial operation ẑ = W·z."""
+"""Eq. 2: contribution and presence of tokens in one spatial operation ẑ = W·z.
+
+In ẑᵢ = Σⱼ wᵢⱼ·zⱼ the first index is that of the mixed token; in eq. 2 it must be that of the token zᵢ, or else c
+would not be the share of zᵢ in ẑⱼ.
+"""
 
 from __future__ import annotations
 

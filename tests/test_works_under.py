@@ -96,11 +96,19 @@ def saved_bytes(model: nn.Module) -> int:
 def test_checkpoints_of_torch(reentrant: bool) -> None:
     """Batch norms count each batch once, as without checkpoints; the random state of dropout is kept."""
     aligned, untouched = tlfx.align(Convolutions(partial(checkpoint, use_reentrant=reentrant))), Convolutions()
-    soft = assert_same_step(untouched, aligned, *batch())
+    images, target = batch()
+    soft = assert_same_step(untouched, aligned, images.requires_grad_(reentrant), target)
     assert torch.equal(soft, tlfx.align(deepcopy(untouched))(*batch())[1])
     for (name, one), other in zip(aligned.named_buffers(), untouched.buffers(), strict=True):
         assert torch.equal(one, other), name
     assert aligned.stages[0][1].num_batches_tracked == 1
+
+
+def test_a_reentrant_checkpoint_of_images_without_gradients_has_none() -> None:
+    plain, aligned = (Convolutions(partial(checkpoint, use_reentrant=True)) for _ in range(2))
+    assert_same_step(plain, tlfx.align(aligned), *batch())
+    assert [p.grad is None for p in aligned.stages.parameters()] == [True] * 8
+    assert aligned.head.weight.grad is not None
 
 
 def test_checkpoints_keep_their_options() -> None:

@@ -69,6 +69,7 @@ __all__ = [
     "set_attention_state",
     "set_grad_mode",
     "storage_key",
+    "tracing_questions",
     "tree_flatten",
     "tree_leaves",
     "tree_map",
@@ -135,6 +136,13 @@ def build_dynamo_tables() -> None:
     variables.TorchInGraphFunctionVariable._get_handlers()
     rules.get_torch_obj_rule_map()
     rules.get_tensor_method()
+
+
+def tracing_questions() -> list[tuple[Any, str]]:
+    """The functions by which code asks whether it is traced, as owners and names. ``torch._dynamo.is_compiling`` is the
+    older name of the public one, which libraries still use."""
+    names = ((torch.compiler, "is_compiling"), (torch.compiler, "is_exporting"))
+    return [place for place in (*names, (sys.modules.get("torch._dynamo"), "is_compiling")) if hasattr(*place)]
 
 
 set_grad_mode = torch._C._set_grad_enabled

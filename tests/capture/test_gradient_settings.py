@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import pictures, slow_except
 from test_same_model import Net, target
-from torch import Tensor, nn
+from torch import Tensor, is_grad_enabled, nn
 
 import tlfx
 from tlfx.aligned import planner_of
@@ -84,3 +84,45 @@ def test_a_forward_that_does_not_ask_is_captured_once() -> None:
     model.requires_grad_(False)
     model(pictures(), target(3))
     assert len(planner_of(model).captures) == 1
+
+
+def by_imported_name(net: Any, x: Tensor) -> Tensor:
+    return x * 3 if is_grad_enabled() else x * 2
+
+
+def by_inference(net: Any, x: Tensor) -> Tensor:
+    with torch.inference_mode():
+        inner = torch.is_inference_mode_enabled()
+    return x * (3 if torch.is_inference_mode_enabled() else 2) + inner
+
+
+@pytest.mark.parametrize("body", [by_imported_name, by_inference])
+def test_modes_of_the_caller(body: Body) -> None:
+    model = tlfx.align(Net(body))
+    for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode, torch.enable_grad):
+        with mode():
+            assert torch.equal(model(pictures(), target(3))[0], model(pictures()))
+
+
+def by_compiler(net: Any, x: Tensor) -> Tensor:
+    return x * 3 if torch.compiler.is_compiling() or torch.compiler.is_exporting() else x * 2
+
+
+def by_dynamo(net: Any, x: Tensor) -> Tensor:
+    return x * 3 if torch._dynamo.is_compiling() else x * 2
+
+
+@pytest.mark.parametrize("body", [by_compiler, by_dynamo])
+def test_a_forward_that_asks_whether_it_is_traced(body: Body) -> None:
+    model = tlfx.align(Net(body))
+    assert torch.equal(model(pictures(), target(3))[0], model(pictures()))
+
+
+def test_a_forward_that_can_be_captured_only_if_told_that_it_is_traced() -> None:
+    def body(net: Any, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() and x.isnan().any():
+            raise ValueError
+        return x
+
+    model = tlfx.align(Net(body))
+    assert torch.equal(model(pictures(), target(3))[0], model(pictures()))

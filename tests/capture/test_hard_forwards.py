@@ -18,7 +18,7 @@ import torch
 from helpers import pictures, slow_except
 from numpy.random import default_rng
 from test_same_model import Net, assert_same_training, target
-from torch import Tensor, nn
+from torch import Tensor, manual_seed, nn
 
 import tlfx
 from tlfx.errors import CaptureError, ProvenanceError
@@ -170,6 +170,47 @@ def by_backend(net: Any, x: Tensor) -> Tensor:
     return nn.functional.scaled_dot_product_attention(x, x, x)
 
 
+def by_flags(net: Any, x: Tensor) -> Tensor:
+    with torch.backends.mkldnn.flags(enabled=False):
+        return net.mix(x.mT).mT
+
+
+def by_assignment(net: Any, x: Tensor) -> Tensor:
+    torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark
+    return x
+
+
+def by_default_type(net: Any, x: Tensor) -> Tensor:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    y = x + torch.linspace(0, 1, 8).float()
+    torch.set_default_dtype(before)
+    return y
+
+
+def by_next_node(net: Any, x: Tensor) -> Tensor:
+    node = (x * 2).grad_fn
+    node.next_functions[0][0].register_hook(lambda *gradients: None)
+    return x
+
+
+def by_edge(net: Any, x: Tensor) -> Tensor:
+    torch.autograd.graph.get_gradient_edge(x).node.register_prehook(lambda gradients: None)
+    return x
+
+
+def by_backward_hook(net: Any, x: Tensor) -> Tensor:
+    handle = net.mix.register_full_backward_hook(lambda module, inside, outside: (inside[0] * 3,))
+    y: Tensor = net.mix(x.mT).mT
+    handle.remove()
+    return y
+
+
+def by_imported_name(net: Any, x: Tensor) -> Tensor:
+    manual_seed(3)
+    return x * torch.rand(8)
+
+
 def by_jvp(net: Any, x: Tensor) -> Tensor:
     return x + torch.func.jvp(torch.sin, (x,), (torch.ones_like(x),))[1]
 
@@ -191,6 +232,16 @@ REFUSED = [
     (by_system, r"makes a random generator without a seed \(random.SystemRandom\)"),
     (by_uuid, r"makes a random generator without a seed \(os.urandom\)"),
     (by_backend, r"chooses kernels of attention for all code after it \(torch.backends.cuda\).*use .*sdpa_kernel"),
+    (by_flags, r"changes a setting of torch for all code \(torch.backends.mkldnn.flags\).*around the call"),
+    (by_assignment, r"changes a setting of torch for all code \(an attribute of torch.backends\)"),
+    (by_default_type, r"changes a setting of torch for all code \(torch.set_default_dtype\)"),
+    (by_next_node, r"registers hooks on the graph of gradients.*use Tensor.register_hook"),
+    (by_edge, r"registers hooks on the graph of gradients"),
+    (
+        by_backward_hook,
+        r"registers a backward hook on a module \(register_full_backward_hook\).*outside",
+    ),
+    (by_imported_name, r"reads or sets the random state of torch \(torch.manual_seed\)"),
     (
         by_jvp,
         r"computes derivatives by forward-mode differentiation \(torch.func.jvp\).*align the part of the model",

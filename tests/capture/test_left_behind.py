@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import array
 import functools
 import itertools
+import multiprocessing
 import random
+import threading
 import weakref
 from collections.abc import Callable
+from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -24,6 +28,9 @@ Body = Callable[[Any, Tensor], Tensor]
 CACHE: dict[Any, Tensor] = {}
 LOG: list[Any] = []
 CALLS = 0
+OF_MODULES: weakref.WeakKeyDictionary[nn.Module, Tensor] = weakref.WeakKeyDictionary()
+OF_THREADS = threading.local()
+VARIABLE: ContextVar[Tensor | None] = ContextVar("VARIABLE", default=None)
 
 
 def is_real(x: Any) -> bool:
@@ -96,12 +103,31 @@ def by_global_variable(net: Any, x: Tensor) -> Tensor:
     return x + POSITIONS
 
 
+def by_weak_keys(net: Any, x: Tensor) -> Tensor:
+    if net.mix not in OF_MODULES:
+        OF_MODULES[net.mix] = torch.arange(16.0)[:, None]
+    return x * OF_MODULES[net.mix]
+
+
+def by_thread(net: Any, x: Tensor) -> Tensor:
+    if not hasattr(OF_THREADS, "kept"):
+        OF_THREADS.kept = torch.ones(16, 1)
+    kept: Tensor = OF_THREADS.kept
+    return x * kept
+
+
+def by_context_variable(net: Any, x: Tensor) -> Tensor:
+    VARIABLE.set(x.detach())
+    return x
+
+
 POSITIONS: Tensor | None = None
 
 
 def cached_tensors() -> list[Any]:
     return [
         grid(16), table(8, torch.float32)["weights"], *CACHE.values(), *Frequencies.shared.values(), POSITIONS,
+        *OF_MODULES.values(), getattr(OF_THREADS, "kept", None), VARIABLE.get(),
         getattr(by_attribute_of_a_function, "kept", None), *by_default_value.__defaults__[0].values(),
     ]  # fmt: skip
 
@@ -110,8 +136,9 @@ def cached_tensors() -> list[Any]:
 def _empty_caches() -> None:
     global POSITIONS
     POSITIONS = None
-    for cache in (CACHE, Frequencies.shared, by_default_value.__defaults__[0]):
+    for cache in (CACHE, Frequencies.shared, by_default_value.__defaults__[0], OF_MODULES, vars(OF_THREADS)):
         cache.clear()
+    VARIABLE.set(None)
     vars(by_attribute_of_a_function).clear()
     grid.cache_clear()
     table.cache_clear()
@@ -119,16 +146,19 @@ def _empty_caches() -> None:
 
 CACHES = [
     by_lru_cache, by_module_dictionary, by_helper, by_attribute_of_a_function, by_default_value, by_global_variable,
+    by_weak_keys, by_thread, by_context_variable,
 ]  # fmt: skip
 
 
 @pytest.mark.usefixtures("_empty_caches")
-@pytest.mark.parametrize("body", slow_except((by_lru_cache, by_module_dictionary), CACHES), ids=lambda f: f.__name__)
+@pytest.mark.parametrize("body", slow_except((by_lru_cache, by_weak_keys), CACHES), ids=lambda f: f.__name__)
 def test_caches_hold_no_tensors_without_data(body: Body) -> None:
     model = tlfx.align(Net(body, frequencies=Frequencies()), example=pictures())
     assert not CACHE
     assert not Frequencies.shared
-    assert POSITIONS is None
+    assert POSITIONS is VARIABLE.get() is None
+    assert not OF_MODULES
+    assert not vars(OF_THREADS)
     model(pictures(), target(3))
     assert all(x is None or is_real(x) for x in cached_tensors())
     assert all(map(is_real, model.frequencies.own.values()))
@@ -299,6 +329,22 @@ def in_an_array(net: Any, x: Tensor) -> Tensor:
     return x * float(net.array[0])
 
 
+def in_shared_memory(net: Any, x: Tensor) -> Tensor:
+    net.shared.value += 1
+    return x * net.shared.value
+
+
+class Meter(dict[str, float]):
+    """A dictionary with attributes."""
+
+    calls = 0
+
+
+def in_a_dictionary_of_a_class(net: Any, x: Tensor) -> Tensor:
+    net.meter.calls += 1
+    return x * net.meter.calls
+
+
 def in_a_bytearray(net: Any, x: Tensor) -> Tensor:
     net.array[0] += 1
     return x
@@ -441,6 +487,9 @@ REFUSED: list[tuple[Body, dict[str, Any], str]] = [
     (on_slots, {"info": Slotted()}, r"changes info.calls at each call"),
     (in_an_array, {"array": np.zeros(2)}, r"changes array at each call"),
     (in_a_bytearray, {"array": bytearray(2)}, r"changes array at each call"),
+    (in_an_array, {"array": array.array("d", [0])}, r"changes array at each call"),
+    (in_shared_memory, {"shared": multiprocessing.Value("d", 0)}, r"changes shared at each call"),
+    (in_a_dictionary_of_a_class, {"meter": Meter()}, r"changes meter.calls at each call"),
     (counter, {"steps": np.int64(0)}, r"changes steps at each call"),
     (nested_counter, {}, r"changes mix.info\['calls'\]\['forward'\] at each call.*module: mix \(Linear\)"),
     (on_the_class, {}, r"changes AlignedNet.made at each call"),
@@ -465,7 +514,7 @@ def made(body: Body, state: dict[str, Any], **options: Any) -> Any:
     return tlfx.align(model, **options)
 
 
-SOME = (counter, growing_tensor, global_log, on_the_class, new_module, on_a_new_object)
+SOME = (in_shared_memory, counter, growing_tensor, global_log, on_the_class, new_module, on_a_new_object)
 EVERY_RUN = [case for case in REFUSED if case[0] in SOME]
 
 

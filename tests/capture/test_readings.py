@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import logging
 import types
 from collections.abc import Callable
+from contextvars import ContextVar
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -24,6 +26,8 @@ TABLE: dict[str, Any] = {"scale": 2.0, "tensor": torch.ones(1)}
 ACTIVATION: Any = torch.relu
 POINT = torch.tensor(2.0)
 OTHER_STATE = 0
+DICTIONARY = collections.UserDict(scale=2.0)
+VARIABLE = ContextVar("VARIABLE", default=2.0)
 
 
 class Config:
@@ -157,6 +161,21 @@ CASES: dict[str, Case] = {
         lambda net: net.most.fill_(3),
         {"most": torch.tensor(5)},
     ),
+    "a dictionary of the standard library": (
+        lambda net, x: x * DICTIONARY["scale"],
+        lambda net: DICTIONARY.update(scale=DICTIONARY["scale"] + 1),
+        {},
+    ),
+    "a context variable": (
+        lambda net, x: x * VARIABLE.get(),
+        lambda net: VARIABLE.set(VARIABLE.get() + 1),
+        {},
+    ),
+    "an attribute of a parameter": (
+        lambda net, x: x * getattr(net.mix.weight, "scale", 1.0),
+        lambda net: setattr(net.mix.weight, "scale", getattr(net.mix.weight, "scale", 1.0) + 1),
+        {},
+    ),
     "a comparison of tensors": (
         lambda net, x: x * 2 if torch.equal(net.one, net.other) else x,
         lambda net: net.one.fill_(1),
@@ -165,7 +184,14 @@ CASES: dict[str, Case] = {
 }
 FAST = (
     *("a global variable", "beside a tensor of the model", "beside a tensor that the forward writes", "slots"),
-    *("a class attribute", "a closure", "an array", "a tensor that was missing", "the number in a tensor"),
+    *(
+        "a context variable",
+        "a class attribute",
+        "a closure",
+        "an array",
+        "a tensor that was missing",
+        "the number in a tensor",
+    ),
 )
 
 

@@ -6,10 +6,12 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tlfx._torch import TreeSpec, tree_flatten
+from tlfx.capture.describe import ATOMS, IGNORED, describe
 from tlfx.errors import InputError
 
 __all__ = ["Call", "check_floating", "is_channels_last", "is_image"]
@@ -69,9 +71,15 @@ class Call:
         return self.images.shape[0]
 
     @property
+    def objects(self) -> list[tuple[str, Any]]:
+        """The arguments that are neither tensors nor plain data, each with a name for messages."""
+        found = [x for x in self.leaves if not isinstance(x, (Tensor, *ATOMS))]
+        return [(f"an argument of class {type(x).__name__}", x) for x in found]
+
+    @property
     def key(self) -> Hashable:
-        """The part of a call that a capture depends on: all but the batch size and the values of tensors; and
-        autocast."""
+        """The part of a call that a capture depends on: all but the batch size and the values of tensors; autocast, and
+        the default type."""
         known: Hashable = self.__dict__.get("_key")
         if known is None:
             known = self.__dict__["_key"] = self._make_key()
@@ -80,7 +88,8 @@ class Call:
     def _make_key(self) -> Hashable:
         device = self.images.device.type
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        return tuple([_key_of(x, self.batch) for x in self.leaves]), str(self.spec), self.places, autocast
+        leaves = tuple([_key_of(x, self.batch) for x in self.leaves])
+        return leaves, str(self.spec), self.places, autocast, torch.get_default_dtype()
 
 
 def is_image(x: Tensor) -> bool:
@@ -108,10 +117,13 @@ def _place_of_images(tensors: list[Tensor]) -> int:
 
 
 def _key_of(x: Any, batch: int) -> Hashable:
-    """Type, device, layout and shape of a tensor (without a first axis as long as the batch); any other argument
-    itself."""
+    """Type, device, layout and shape of a tensor (without a first axis as long as the batch); arrays and objects that
+    hold plain data by content, and all others by identity."""
+    if isinstance(x, np.ndarray) and x.dtype != object:
+        return x.shape, x.dtype, x.tobytes()
     if not isinstance(x, Tensor):
-        return type(x), x if isinstance(x, Hashable) else repr(x)
+        described: Hashable = describe(x)
+        return (type(x), id(x)) if described is IGNORED else described
     batched = x.dim() > 0 and x.shape[0] == batch
     return batched, tuple(x.shape[1:] if batched else x.shape), x.dtype, x.device, is_channels_last(x)
 

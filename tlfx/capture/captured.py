@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from tlfx._torch import TreeSpec, generator_key, rename, tree_leaves
+from tlfx._torch import TreeSpec, generator_key, rename, storage_key, tree_leaves
 from tlfx.capture.arguments import Call
 from tlfx.capture.entry import ForwardRecord
 from tlfx.capture.images import names_of
@@ -20,6 +20,7 @@ from tlfx.capture.modes import pair_modes
 from tlfx.capture.recording import Recording, build_tree
 from tlfx.capture.regions import FORWARD_HOOKS, HookedCall, RegionTree
 from tlfx.capture.state.ignoring import is_ignored_state
+from tlfx.capture.state.reach import Reach
 from tlfx.capture.state.readings import Readings
 from tlfx.capture.state.stored import Stored, Watched, put_state
 from tlfx.capture.tensor_calls import TensorCalls, place_tensor_calls
@@ -73,7 +74,9 @@ def cleaned(
     outputs = tree_leaves(graph.graph_copy(program.graph, {}), is_leaf=lambda x: x is None)
     split = len(outputs) - sum(len(change.outputs) for change in record.changes)
     graph.output(tuple(outputs[:split]))
+    roots = [*model.named_modules(), *call.objects]
     held = {str(n.target): _attribute(program, str(n.target)) for n in graph.nodes if n.op == "get_attr"}
+    _put_parameters(held, roots)
     handles: dict[int, Node] = {}
     if record.tensor_calls.calls:
         held[_CALLS] = TensorCalls(record.tensor_calls.calls)
@@ -90,12 +93,13 @@ def cleaned(
     _rename(placeholders, [name.partition(".")[0] for name in names_of(call, model)])
     modules, buffers = _named(graph, model, held)
     generators = {name: x.generator for name, x in modules.items() if isinstance(x, HeldGenerator)}
-    placed = watched.watch_constants(model, (*buffers.values(), *generators.values()))
+    placed = watched.watch_constants(roots, (*buffers.values(), *generators.values()))
     _check_generators(graph, model, {name for name, x in generators.items() if generator_key(x) not in placed})
     graph_module = graph_module_of(graph, {**modules, MODEL: model}, buffers, class_name(model))
     changed = {change.place for change in record.changes}
     readings = Readings(
         model,
+        call.objects,
         _computed_hooks(regions),
         lambda container, key: (
             (id(container.held), key) in changed or is_ignored_state(container.name_of(key), ignore_state)
@@ -104,6 +108,21 @@ def cleaned(
     _watch_values(graph, model, buffers, record.values, watched, readings)
     images = tuple(placeholders[i].name for i in call.places)
     return Captured(graph_module, images, record.out_spec, batch, regions, watched, readings, gradients)
+
+
+def _put_parameters(held: dict[str, Any], roots: Sequence[tuple[str, Any]]) -> None:
+    """Replace constants that torch.export makes of parameters outside of the model by these, so that they are trained.
+
+    Such are parameters of modules in plain lists, of other modules that code refers to, and global variables.
+    """
+    constants = {name: x for name, x in held.items() if type(x) is Tensor and not x.requires_grad}
+    if constants:
+        parameters = {_data_key(x): x for x in Reach(roots).parameters.values() if type(x) is nn.Parameter}
+        held |= {name: parameters[_data_key(x)] for name, x in constants.items() if _data_key(x) in parameters}
+
+
+def _data_key(x: Tensor) -> tuple[Any, ...]:
+    return storage_key(x), x.shape, x.stride(), x.storage_offset()
 
 
 def _computed_hooks(regions: RegionTree) -> set[int]:

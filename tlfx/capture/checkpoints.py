@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
+from torch import Tensor
+
 from tlfx._torch import checkpoint_generator_name, checkpointing
 from tlfx.capture.marks import Recorder
 from tlfx.capture.regions import Checkpoint
@@ -48,8 +50,8 @@ def _recorded_reentrant(recorder: Recorder) -> Callable[..., Any]:
     """Replaces the autograd function of reentrant checkpoints."""
 
     def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
-        region = Checkpoint(options={"preserve_rng_state": preserve_rng_state})
-        recorder.begin(region)
+        region = Checkpoint(options={"preserve_rng_state": preserve_rng_state}, reentrant=True)
+        recorder.begin(region, [x for x in args if isinstance(x, Tensor)])
         result = function(*args)
         recorder.end(region)
         return result

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,10 @@ from tlfx.capture.model_class import class_name, own_forward
 from tlfx.capture.modes import ModeRecorder
 from tlfx.capture.refused_calls import refused_calls
 from tlfx.capture.state.ignoring import is_ignored_state
+from tlfx.capture.state.rebound import rebound
+from tlfx.capture.state.refusals import check_arguments
 from tlfx.capture.state.snapshot import Change, Snapshot
+from tlfx.capture.tensor_attributes import TensorAttributes, copy_attributes
 from tlfx.capture.tensor_calls import TensorCallRecorder
 from tlfx.capture.value_reads import ValueRecorder
 from tlfx.errors import CaptureError
@@ -30,9 +34,25 @@ class ForwardRecord:
 
     out_spec: TreeSpec
     changes: list[Change]
-    tensor_calls: TensorCallRecorder
-    modes: ModeRecorder
-    values: ValueRecorder
+
+    def __init__(self, entry: Entry) -> None:
+        self.begin(entry)
+
+    def begin(self, entry: Entry) -> None:
+        """Forget an earlier call; torch.export would undo the assignment of another record to the entry."""
+        self.tensor_calls = TensorCallRecorder()
+        self.modes = ModeRecorder(entry.caches, entry.inference, entry.traced)
+        self.values = ValueRecorder()
+        self.attributes = TensorAttributes(entry.model)
+
+    @contextlib.contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Record what a forward does in the context. Raises CaptureError where a graph cannot repeat it."""
+        with contextlib.ExitStack() as stack:
+            for recorder in (self.modes, self.tensor_calls, self.values, self.attributes):
+                stack.enter_context(recorder.recorded())
+            stack.enter_context(recorded_kernels())
+            yield
 
 
 class Entry(nn.Module):
@@ -46,45 +66,65 @@ class Entry(nn.Module):
         setattr(self, MODEL, model)
         self.call = call
         self.ignore_state = tuple(ignore_state)
-        self.caches = torch.is_autocast_cache_enabled()
-        self.parameters_of_model = dict(model.named_parameters(remove_duplicate=False))
+        self.caches, self.inference = torch.is_autocast_cache_enabled(), torch.is_inference_mode_enabled()
+        self.traced = False
+        """Whether a forward that asks if it is traced is told so."""
+        self.tensors_of_model = dict(_named_tensors(model))
         self.requires_grad = (False,) * len(call.tensors)
-        self.record = ForwardRecord()
+        self.record = ForwardRecord(self)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is captured."""
+        model: nn.Module = getattr(self, MODEL)
+        return model
 
     def forward(self, *tensors: Tensor) -> Any:
         given = iter(tensors)
         leaves = [next(given) if isinstance(x, Tensor) else x for x in self.call.leaves]
         args, kwargs = tree_unflatten(leaves, self.call.spec)
-        model: nn.Module = getattr(self, MODEL)
-        record = self.record
-        record.tensor_calls, record.modes, record.values = (
-            TensorCallRecorder(),
-            ModeRecorder(self.caches),
-            ValueRecorder(),
-        )
-        state = Snapshot(model)
-        stand_ins = model.named_parameters(remove_duplicate=False)
-        parameters = {id(x): self.parameters_of_model[path] for path, x in stand_ins}
+        model, record = self.model, self.record
+        record.begin(self)
+        stand_ins = list(_named_tensors(model))
+        copy_attributes(self.tensors_of_model, stand_ins)
+        state, objects = Snapshot(model.named_modules()), Snapshot(self.call.objects)
         try:
             with (
-                record.modes.recorded(),
-                record.tensor_calls.recorded(),
-                record.values.recorded(),
-                recorded_kernels(),
+                record.recorded(),
                 refused_calls(model, record.modes.note_read),
+                rebound(state.reach.containers),
             ):
                 outputs, record.out_spec = _flatten(own_forward(model)(model, *args, **kwargs))
-            changes = [c for c in state.changes(parameters) if not is_ignored_state(c.name, self.ignore_state)]
+            changes = state.changes(self._parameters_by(stand_ins))
+            check_arguments(model, (args, kwargs), (leaves, self.call.spec), objects, changes)
+            record.changes = [c for c in changes if not is_ignored_state(c.name, self.ignore_state)]
         finally:
             state.restore()
-        if state.advanced() is not None:
-            raise CaptureError(
-                f"the forward of {class_name(model)} takes values from an iterator, {state.advanced()}, and a captured "
-                "graph would take the same at each call: keep a count in a buffer (register_buffer), or pass the value "
-                "as an argument"
-            )
-        record.changes = changes
-        return (*outputs, *(x for change in changes for x in change.outputs))
+            objects.restore()
+        _check_iterators(model, state, objects)
+        kept = [x for change in record.changes for x in change.outputs]
+        record.attributes.check([*outputs, *kept, *(x for _, x in stand_ins)])
+        return (*outputs, *kept)
+
+    def _parameters_by(self, stand_ins: Iterable[tuple[str, Tensor]]) -> dict[int, nn.Parameter]:
+        """The parameters of the model by the identities of those without data that stand for them."""
+        own = ((x, self.tensors_of_model.get(path)) for path, x in stand_ins)
+        return {id(x): parameter for x, parameter in own if isinstance(parameter, nn.Parameter)}
+
+
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """All parameters and buffers by path, also those under several paths."""
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _check_iterators(model: nn.Module, *snapshots: Snapshot) -> None:
+    """Raise CaptureError for an iterator from which a forward takes values."""
+    for name in filter(None, (snapshot.advanced() for snapshot in snapshots)):
+        raise CaptureError(
+            f"the forward of {class_name(model)} takes values from an iterator, {name}, and a captured graph would "
+            "take the same at each call: keep a count in a buffer (register_buffer), or pass the value as an argument"
+        )
 
 
 def _flatten(output: Any) -> tuple[list[Any], TreeSpec]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextvars import copy_context
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.fx import GraphModule
 
-from tlfx._torch import build_dynamo_tables
+from tlfx._torch import build_dynamo_tables, tree_unflatten
 from tlfx.capture.arguments import Call, is_channels_last
 from tlfx.capture.capture_errors import check_data, check_global_hooks, check_sizes, check_vmap, explain, unknown_size
 from tlfx.capture.captured import Captured, cleaned
@@ -26,7 +27,6 @@ from tlfx.capture.state.snapshot import Change, state_kept
 from tlfx.capture.state.stored import Watched
 from tlfx.capture.surroundings import capture_mode, quiet
 from tlfx.errors import CaptureError, TlfxError
-from tlfx.graph.shells import MODEL
 from tlfx.rules.registry import REGISTRY
 
 __all__ = ["Captured", "capture"]
@@ -56,7 +56,7 @@ def _capture(model: nn.Module, call: Call, any_batch: bool, ignore_state: Sequen
     """The same without checks of the graph."""
     entry = Entry(model, call, ignore_state)
     gradients = torch.is_grad_enabled()
-    program = _export(entry, any_batch)
+    program = _export_as_called(entry, any_batch)
     if program.record.modes.is_read and (not gradients or any(x.requires_grad for x in call.tensors)):
         entry.requires_grad = tuple(x.requires_grad for x in call.tensors)
         program = _export(entry, any_batch, gradients)
@@ -108,13 +108,13 @@ def _leaves_graph(entry: Entry, program: _Program, gradients: bool) -> bool:
 
     Raises CaptureError if it changes the state again, and otherwise than at its first call.
     """
-    model: nn.Module = getattr(entry, MODEL)
+    model = entry.model
     changes = program.record.changes
     if all(change.keeps_type for change in changes):
         return False
     again = Entry(model, entry.call, entry.ignore_state)
-    again.requires_grad = entry.requires_grad
-    with state_kept(model):
+    again.requires_grad, again.traced = entry.requires_grad, entry.traced
+    with state_kept([*model.named_modules(), *entry.call.objects]):
         for change in changes:
             change.put_example()
         second = _export(again, program.batch is None, gradients)
@@ -122,9 +122,20 @@ def _leaves_graph(entry: Entry, program: _Program, gradients: bool) -> bool:
     return program.is_same(second)
 
 
+def _export_as_called(entry: Entry, any_batch: bool) -> _Program:
+    """Export a forward as the code runs that is not traced, if it can be. Raises CaptureError."""
+    try:
+        return _export(entry, any_batch)
+    except CaptureError:
+        if not entry.record.modes.asks_whether_traced:
+            raise
+    entry.traced = True
+    return _export(entry, any_batch)
+
+
 def _export(entry: Entry, any_batch: bool, gradients: bool = True) -> _Program:
     """Export a forward, for any batch size if it can be, with gradients if they are visible. Raises CaptureError."""
-    call, model = entry.call, getattr(entry, MODEL)
+    call, model = entry.call, entry.model
     batched = [x.dim() > 0 and x.shape[0] == call.batch for x in call.tensors]
     attempts = [(batched, None), (None, call.batch)] if any_batch else [(None, call.batch)]
     for attempt in attempts:
@@ -143,12 +154,12 @@ def _export(entry: Entry, any_batch: bool, gradients: bool = True) -> _Program:
 
 def _export_for(entry: Entry, dynamic: list[bool] | None, recording: Recording, gradients: bool) -> GraphModule:
     """The graph of a forward; its regions go to ``recording``."""
-    tensors, model = entry.call.tensors, getattr(entry, MODEL)
+    tensors, model = entry.call.tensors, entry.model
     size = Dim("batch", min=1, max=4096)
     build_dynamo_tables()  # before functions of torch are replaced: flex attention runs dynamo
     shapes = None if dynamic is None else (tuple({0: size} if d else {} for d in dynamic),)
     with (
-        state_kept(model) as changed_random_state,
+        state_kept([*model.named_modules(), *entry.call.objects]) as changed_random_state,
         capture_mode(gradients),
         quiet(),
         whole_parameters(model),
@@ -159,7 +170,8 @@ def _export_for(entry: Entry, dynamic: list[bool] | None, recording: Recording, 
         example = tuple(_example(x, bool(dynamic and dynamic[i])) for i, x in enumerate(tensors))
         for x, requires_grad in zip(example, entry.requires_grad, strict=True):
             x.requires_grad_(requires_grad)
-        program = torch.export.export(entry, example, dynamic_shapes=shapes, strict=False)
+        context = copy_context()  # context variables that the forward sets end with it
+        program = context.run(torch.export.export, entry, example, dynamic_shapes=shapes, strict=False)
         changed = changed_random_state()
         unchecked = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
         exported = program.module(**unchecked)
@@ -179,10 +191,11 @@ def _run(model: nn.Module, call: Call, changes: Sequence[Change] = ()) -> None:
     """Run a forward in the state after some changes, and restore buffers, attributes and random states."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
-        with state_kept(model), torch.no_grad():
+        with state_kept([*model.named_modules(), *call.objects]), torch.no_grad():
             for change in changes:
                 change.put_example()
-            own_forward(model)(model, *call.args, **call.kwargs)
+            args, kwargs = tree_unflatten(call.leaves, call.spec)  # containers among the arguments stay as they are
+            own_forward(model)(model, *args, **kwargs)
     finally:
         for buffer, before in buffers:
             buffer.copy_(before)

@@ -24,6 +24,7 @@ from tlfx._torch import (
     mode_passes,
     set_attention_state,
     set_grad_mode,
+    tracing_questions,
 )
 from tlfx.capture.surroundings import package_of_caller, replaced
 
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 _is_grad_enabled, _is_cache_enabled = torch.is_grad_enabled, torch.is_autocast_cache_enabled
+_is_inference_mode_enabled = torch.is_inference_mode_enabled
 
 
 @torch.library.custom_op("tlfx::grad_mode", mutates_args=(), schema="(int number, bool enabled, bool enters) -> ()")
@@ -52,27 +54,35 @@ def _(number: int, enabled: bool, enters: bool) -> None:
 class ModeRecorder:
     """Records the gradient modes that a forward enters and leaves, and whether it reads them."""
 
-    def __init__(self, caches: bool = True) -> None:
-        """``caches``: whether autocast caches the casts of weights where the forward is called."""
+    def __init__(self, caches: bool = True, inference: bool = False, traced: bool = False) -> None:
+        """``caches``: whether autocast caches the casts of weights where the forward is called; ``inference``: whether
+        that is in inference mode; ``traced``: whether a forward that asks if it is traced is told so."""
         self.is_read = False
         """Whether the forward asks for the gradient mode, or whether tensors require gradients."""
-        self._caches = caches
+        self.asks_whether_traced = False
+        """Whether the forward asks if it is traced, as by torch.compiler.is_compiling()."""
+        self._caches, self._inference, self._traced = caches, inference, traced
         self._numbers = itertools.count()
-        self._entered: dict[int, list[tuple[int, bool]]] = {}
-        """What each manager has entered and not left: the number of its mark, and the mode before."""
+        self._entered: dict[int, list[tuple[int, bool, bool]]] = {}
+        """What each manager has entered and not left: the number of its mark, and the modes before."""
 
     def enter(self, manager: Any, enabled: bool) -> None:
         """Set the mode, and mark it."""
         number = next(self._numbers)
-        self._entered.setdefault(id(manager), []).append((number, _is_grad_enabled()))
+        self._entered.setdefault(id(manager), []).append((number, _is_grad_enabled(), self._inference))
         torch.ops.tlfx.grad_mode(number, enabled, True)
         set_grad_mode(enabled)
 
     def leave(self, manager: Any) -> None:
         """Restore the mode before the manager's last entry, and mark it."""
-        number, before = self._entered[id(manager)].pop()
+        number, before, self._inference = self._entered[id(manager)].pop()
         torch.ops.tlfx.grad_mode(number, before, False)
         set_grad_mode(before)
+
+    def enter_inference(self, manager: torch.inference_mode) -> None:
+        """Set the gradient mode as inference mode does, and mark it."""
+        self.enter(manager, not manager.mode)
+        self._inference = bool(manager.mode)
 
     def note_read(self) -> None:
         """Note that the forward depends on what requires gradients."""
@@ -85,6 +95,9 @@ class ModeRecorder:
             for kind, name, method in self._methods():
                 stack.enter_context(replaced(kind, name, method))
             stack.enter_context(replaced(torch, "is_grad_enabled", self._read))
+            stack.enter_context(replaced(torch, "is_inference_mode_enabled", self._read_inference))
+            for owner, name in tracing_questions():
+                stack.enter_context(replaced(owner, name, self._told(getattr(owner, name))))
             for name in ("requires_grad", "is_leaf"):
                 stack.enter_context(replaced(Tensor, name, self._reading(getattr(Tensor, name))))
             stack.enter_context(replaced(torch, "is_autocast_cache_enabled", self._caches_casts))
@@ -100,6 +113,21 @@ class ModeRecorder:
     def _read(self) -> bool:
         self.is_read |= package_of_caller() not in ("torch", "tlfx")
         return _is_grad_enabled()
+
+    def _read_inference(self) -> bool:
+        if package_of_caller() in ("torch", "tlfx"):
+            return _is_inference_mode_enabled()
+        self.is_read = True
+        return self._inference
+
+    def _told(self, original: Callable[[], bool]) -> Callable[[], bool]:
+        def is_traced() -> bool:
+            if package_of_caller() in ("torch", "tlfx"):
+                return original()
+            self.asks_whether_traced = True
+            return self._traced
+
+        return is_traced
 
     def _reading(self, attribute: Any) -> property:
         """An attribute of tensors that depends on the gradient mode and on what requires gradients."""
@@ -126,7 +154,7 @@ class ModeRecorder:
 
         yield torch.no_grad, "__enter__", lambda manager: self.enter(manager, False)
         yield torch.enable_grad, "__enter__", lambda manager: self.enter(manager, True)
-        yield torch.inference_mode, "__enter__", lambda manager: self.enter(manager, not manager.mode)
+        yield torch.inference_mode, "__enter__", lambda manager: self.enter_inference(manager)
         yield torch.set_grad_enabled, "__init__", init
         yield torch.set_grad_enabled, "__enter__", lambda manager: set_grad_mode(manager.mode)
         yield torch.set_grad_enabled, "__call__", decorate
@@ -161,9 +189,15 @@ def pair_modes(graph: Graph) -> None:
 
 
 def gradients_of(model: nn.Module, tensors: Sequence[Tensor]) -> tuple[bool, ...]:
-    """The gradient mode, and which of the tensors of a call and of the parameters of a model require gradients."""
+    """The gradient and inference modes, and which of the tensors of a call and of the parameters of a model require
+    gradients."""
     parameters = [x.requires_grad for x in model.parameters()]
-    return (torch.is_grad_enabled(), *[x.requires_grad for x in tensors], *parameters)
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        *[x.requires_grad for x in tensors],
+        *parameters,
+    )
 
 
 @contextlib.contextmanager

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
-import linecache
-import os
-import random
 from collections.abc import Callable, Iterator
-from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import attention
 from torch.utils.hooks import RemovableHandle
 
-from tlfx._torch import ATTENTION_SETTERS, is_fake
-from tlfx.capture import autograd_functions
+from tlfx._torch import is_fake
+from tlfx.capture.callers import Refuse, place, refusing, unless_in_torch
 from tlfx.capture.model_class import class_name
-from tlfx.capture.state.reach import OTHERS
+from tlfx.capture.refused_randomness import refused_randomness
+from tlfx.capture.refused_settings import refused_settings
 from tlfx.capture.surroundings import package_of_caller, replaced
 from tlfx.errors import CaptureError
 
@@ -36,112 +30,73 @@ _NODES = (
     "registers hooks on the graph of gradients, which a captured graph does not have: use Tensor.register_hook, which "
     "acts at each aligned call"
 )
+_BACKWARD_HOOKS = (
+    "registers a backward hook on a module ({}), which a captured graph does not repeat: register it once, outside of "
+    "the forward, or use Tensor.register_hook"
+)
 _SAVED = (
     "changes tensors that autograd saves (saved_tensors_hooks), which a captured graph does not repeat: do it "
     "around the call of the model"
 )
-_RANDOM = (
-    "reads or sets the random state of torch ({}), which a captured graph does not repeat: do it outside of the "
-    "forward, in a torch.autograd.Function, or draw from a torch.Generator of the model"
-)
-_RANDOM_CALLS = ("manual_seed", "seed", "get_rng_state", "set_rng_state", "fork_rng")
 _PACKED = (
     "packs sequences ({}), whose tokens have no fixed positions, so that labels cannot follow: pad them, and mask "
     "what is padding"
-)
-_KERNELS = (
-    "chooses kernels of attention for all code after it ({}), which a captured graph does not repeat: use "
-    "torch.nn.attention.sdpa_kernel in the forward, or choose them before the call of the model"
 )
 _FORWARD_MODE = (
     "computes derivatives by forward-mode differentiation ({}), which a captured graph cannot follow: align the part "
     "of the model before it, or compute them in a torch.autograd.Function"
 )
-_UNSEEDED = (
-    "makes a random generator without a seed ({}), which draws other numbers at each call, where a captured graph "
-    "repeats those of the capture: draw with torch's functions"
-)
-_ENTROPY: tuple[tuple[Any, str, str], ...] = (
-    (np.random.bit_generator, "randbits", "numpy.random"),
-    (random, "_urandom", "random.SystemRandom"),
-    (os, "urandom", "os.urandom"),
-)
-"""Where generators without a seed, secrets and uuid get their entropy: owners, names, and what messages say."""
 _DATA = "assigns Tensor.data, which a captured graph cannot repeat: use copy_ under torch.no_grad()"
 
 
 @contextlib.contextmanager
 def refused_calls(model: nn.Module, note_gradients: Callable[[], None]) -> Iterator[None]:
-    """Raise CaptureError where a forward computes or reads gradients, removes hooks that it has not registered, changes
-    what autograd saves, sets random states, assigns Tensor.data, or converts tensors to NumPy.
+    """Raise CaptureError where a forward computes or reads gradients, removes hooks that it has not registered,
+    registers backward hooks, changes what autograd saves, sets random states or settings of torch, assigns Tensor.data,
+    or converts tensors to NumPy.
 
     ``note_gradients`` is called where it reads Tensor.grad_fn."""
-    paths = {id(module): path for path, module in model.named_modules()}
 
     def refuse(reason: str) -> None:
-        raise CaptureError(f"the forward of {class_name(model)} {reason}\n{_place(model, paths)}")
+        raise CaptureError(f"the forward of {class_name(model)} {reason}\n{place(model)}")
 
     with contextlib.ExitStack() as stack:
-        for owner, name in ((torch.autograd, "grad"), (torch.autograd, "backward"), (Tensor, "backward")):
-            shown = f"{'Tensor' if owner is Tensor else 'torch.autograd'}.{name}"
-            stack.enter_context(replaced(owner, name, _refusing(refuse, _BACKWARD.format(shown))))
-        for name in ("numpy", "__array__"):
-            stack.enter_context(replaced(Tensor, name, _without_numpy(refuse, getattr(Tensor, name))))
-        stack.enter_context(replaced(Tensor, "grad", _gradient(refuse)))
-        stack.enter_context(replaced(Tensor, "grad_fn", _gradient_node(refuse, note_gradients)))
-        stack.enter_context(replaced(torch.autograd.graph, "register_multi_grad_hook", _refusing(refuse, _NODES)))
-        hooks = torch.autograd.graph.saved_tensors_hooks
-        stack.enter_context(replaced(hooks, "__enter__", _saved(refuse, hooks.__enter__)))
-        for owner, name in ((o, n) for o in (torch, torch.random) for n in _RANDOM_CALLS if hasattr(o, n)):
-            refused = _unless_in_torch(refuse, getattr(owner, name), _RANDOM.format(f"torch.{name}"))
-            stack.enter_context(replaced(owner, name, refused))
-        rnn = torch.nn.utils.rnn
-        refusals: tuple[tuple[Any, str, str, str], ...] = (
-            (rnn.PackedSequence, "__new__", "pack_padded_sequence", _PACKED),
-            *(
-                (torch.autograd.forward_ad, n, "torch.func.jvp", _FORWARD_MODE)
-                for n in ("enter_dual_level", "make_dual")
-            ),
-        )
-        for place, name, shown, reason in refusals:
-            stack.enter_context(replaced(place, name, _refusing(refuse, reason.format(shown))))
-        for owner, name in ATTENTION_SETTERS:
-            stack.enter_context(replaced(owner, name, _choosing(refuse, getattr(owner, name))))
-        for source, name, shown in _ENTROPY:
-            drawing = _drawing(refuse, getattr(source, name), _UNSEEDED.format(shown))
-            stack.enter_context(replaced(source, name, drawing))
-        stack.enter_context(replaced(random.Random, "seed", _seeding(refuse)))
-        stack.enter_context(replaced(Tensor, "data", _data(refuse)))
-        stack.enter_context(replaced(RemovableHandle, "remove", _removing(refuse, RemovableHandle.next_id)))
+        for owner, name, value in (*_refused(refuse), *_watched(refuse, note_gradients)):
+            stack.enter_context(replaced(owner, name, value))
+        stack.enter_context(refused_randomness(refuse))
+        stack.enter_context(refused_settings(refuse))
         yield
 
 
-Refuse = Callable[[str], None]
+def _refused(refuse: Refuse) -> Iterator[tuple[Any, str, Any]]:
+    """Functions and methods that are refused whenever they are called: owners, names, and what replaces them."""
+    for owner, name in ((torch.autograd, "grad"), (torch.autograd, "backward"), (Tensor, "backward")):
+        shown = f"{'Tensor' if owner is Tensor else 'torch.autograd'}.{name}"
+        yield owner, name, refusing(refuse, _BACKWARD.format(shown))
+    for name in ("enter_dual_level", "make_dual"):
+        yield torch.autograd.forward_ad, name, refusing(refuse, _FORWARD_MODE.format("torch.func.jvp"))
+    yield torch.autograd.graph, "register_multi_grad_hook", refusing(refuse, _NODES)
+    yield torch.nn.utils.rnn.PackedSequence, "__new__", refusing(refuse, _PACKED.format("pack_padded_sequence"))
 
 
-def _refusing(refuse: Refuse, reason: str) -> Callable[..., None]:
-    return lambda *args, **kwargs: refuse(reason)
-
-
-def _unless_in_torch(refuse: Refuse, original: Callable[..., Any], reason: str) -> Callable[..., Any]:
-    """A function that only torch may call, or an autograd function, which an aligned call runs as it is."""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        frame: FrameType | None = _caller()
-        while frame is not None and frame.f_globals is globals():
-            frame = frame.f_back
-        is_torch = str(frame and frame.f_globals.get("__name__")).partition(".")[0] == "torch"
-        while frame is not None and not is_torch and frame.f_globals.get("__name__") != autograd_functions.__name__:
-            frame = frame.f_back
-        if frame is None:
-            refuse(reason)
-        return original(*args, **kwargs)
-
-    return call
+def _watched(refuse: Refuse, note_gradients: Callable[[], None]) -> Iterator[tuple[Any, str, Any]]:
+    """Functions, methods and attributes that are refused depending on who uses them, and for what."""
+    for name in ("numpy", "__array__"):
+        yield Tensor, name, _without_numpy(refuse, getattr(Tensor, name))
+    yield Tensor, "grad", _gradient(refuse)
+    yield Tensor, "grad_fn", _gradient_node(refuse, note_gradients)
+    yield Tensor, "data", _data(refuse)
+    edge = torch.autograd.graph.get_gradient_edge
+    yield torch.autograd.graph, "get_gradient_edge", unless_in_torch(refuse, edge, _NODES)
+    for name in ("register_full_backward_hook", "register_full_backward_pre_hook", "register_backward_hook"):
+        yield nn.Module, name, unless_in_torch(refuse, getattr(nn.Module, name), _BACKWARD_HOOKS.format(name))
+    hooks = torch.autograd.graph.saved_tensors_hooks
+    yield hooks, "__enter__", _saved(refuse, hooks.__enter__)
+    yield RemovableHandle, "remove", _removing(refuse, RemovableHandle.next_id)
 
 
 def _saved(refuse: Refuse, original: Callable[..., Any]) -> Callable[..., Any]:
-    others = _unless_in_torch(refuse, original, _SAVED)
+    others = unless_in_torch(refuse, original, _SAVED)
 
     def enter(hooks: Any) -> Any:  # save_on_cpu moves tensors and changes no values
         return (original if isinstance(hooks, torch.autograd.graph.save_on_cpu) else others)(hooks)
@@ -158,17 +113,6 @@ def _data(refuse: Refuse) -> property:
         data.__set__(tensor, value)
 
     return property(data.__get__, write)
-
-
-def _choosing(refuse: Refuse, original: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that chooses kernels of attention, which only sdpa_kernel may call: it restores those before."""
-
-    def choose(*args: Any) -> Any:
-        if _caller().f_globals.get("__name__") != attention.__name__:
-            refuse(_KERNELS.format("torch.backends.cuda"))
-        return original(*args)
-
-    return choose
 
 
 def _without_numpy(refuse: Refuse, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -196,38 +140,9 @@ def _gradient(refuse: Refuse) -> property:
     return property(read, _GRADIENT.__set__)
 
 
-def _drawing(refuse: Refuse, original: Callable[..., Any], reason: str) -> Callable[..., Any]:
-    def draw(*args: Any, **kwargs: Any) -> Any:
-        if not _is_for_torch(_caller()):
-            refuse(reason)
-        return original(*args, **kwargs)
-
-    return draw
-
-
-def _seeding(refuse: Refuse) -> Callable[..., None]:
-    original = random.Random.seed
-
-    def seed(generator: random.Random, a: Any = None, *args: Any, **kwargs: Any) -> None:
-        if a is None and not _is_for_torch(_caller()):
-            refuse(_UNSEEDED.format("random.Random"))
-        original(generator, a, *args, **kwargs)
-
-    return seed
-
-
-def _is_for_torch(frame: FrameType | None) -> bool:
-    """Whether torch called the function of the standard library or of NumPy whose frame is given."""
-    while frame is not None:
-        package = str(frame.f_globals.get("__name__")).partition(".")[0]
-        if package not in OTHERS or package == "torch":
-            return package == "torch"
-        frame = frame.f_back
-    return True
-
-
 class _Node:
-    """Stands for a node of the graph of gradients, for code of the model: hooks on it are refused."""
+    """Stands for a node of the graph of gradients, for code of the model: hooks on it, and on those that it leads to,
+    are refused."""
 
     def __init__(self, node: Any, refuse: Refuse) -> None:
         self._node, self._refuse = node, refuse
@@ -235,7 +150,10 @@ class _Node:
     def __getattr__(self, name: str) -> Any:
         if name in ("register_hook", "register_prehook"):
             self._refuse(_NODES)
-        return getattr(self._node, name)
+        found = getattr(self._node, name)
+        if name == "next_functions":
+            return tuple((node and _Node(node, self._refuse), number) for node, number in found)
+        return _Node(found, self._refuse) if isinstance(found, torch.autograd.graph.Node) else found
 
 
 def _gradient_node(refuse: Refuse, note: Callable[[], None]) -> property:
@@ -262,30 +180,3 @@ def _removing(refuse: Refuse, first: int) -> Callable[[RemovableHandle], None]:
         original(handle)
 
     return remove
-
-
-def _caller() -> FrameType:
-    """The frame of the code that called the function in which this is called."""
-    frame: Any = inspect.currentframe()
-    try:
-        caller: FrameType = frame.f_back.f_back
-        return caller
-    finally:
-        del frame  # it would refer to itself
-
-
-def _place(model: nn.Module, paths: dict[int, str]) -> str:
-    """The module and the line of the model's code that is running."""
-    frame: FrameType | None = _caller()
-    line = module = None
-    while frame is not None and module is None:
-        package = str(frame.f_globals.get("__name__")).partition(".")[0]
-        if line is None and package not in OTHERS:
-            name, number = frame.f_code.co_filename, frame.f_lineno
-            line = f"{name}:{number} in {frame.f_code.co_name}: {linecache.getline(name, number).strip()}"
-        owner = frame.f_locals.get("self")
-        module = owner if isinstance(owner, nn.Module) and id(owner) in paths else None
-        frame = frame.f_back
-    module = module or model
-    path = paths.get(id(module), "") or "the model itself"
-    return f"  module: {path} ({class_name(module)})\n  source: {line or 'unknown'}"

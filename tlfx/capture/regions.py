@@ -145,6 +145,8 @@ class Checkpoint(Region):
     """A call under torch.utils.checkpoint, with its options about the random state and contexts."""
 
     options: dict[str, Any]
+    reentrant: bool = False
+    """Whether it is reentrant: then its inputs are those that decide whether there are gradients."""
 
     @property
     def runs_as_one(self) -> bool:

@@ -12,7 +12,10 @@ from typing import Any
 
 import torch
 
-__all__ = ["capture_mode", "package_of_caller", "quiet", "replaced"]
+__all__ = ["capture_mode", "package_of_caller", "quiet", "replaced", "replacements"]
+
+_ACTIVE: list[tuple[Any, Any]] = []
+"""What :func:`replaced` has replaced, and by what."""
 
 
 @contextlib.contextmanager
@@ -39,10 +42,21 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     """Another value of an attribute in the context; what the owner inherits is inherited again afterwards."""
     own, before = name in vars(owner), getattr(owner, name)
     setattr(owner, name, value)
+    _ACTIVE.append((before, value))
     try:
         yield
     finally:
+        _ACTIVE.pop()
         setattr(owner, name, before) if own else delattr(owner, name)
+
+
+def replacements() -> dict[int, Any]:
+    """What replaces functions now, by the identities of the functions."""
+    found: dict[int, Any] = {}
+    for before, value in reversed(_ACTIVE):  # one that is replaced twice stands for the last
+        if callable(before):
+            found[id(before)] = found.get(id(value), value)
+    return found
 
 
 @contextlib.contextmanager

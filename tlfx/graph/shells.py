@@ -35,4 +35,5 @@ def graph_module_of(
     # GraphModule copies what the graph reads, path by path, into empty modules that it makes: parameters replaced in
     # the model later would not be seen. So it is given the live modules once more.
     module._modules = dict(root._modules)
+    module._parameters, module._buffers = {}, dict(root._buffers)  # a parameter among the buffers stays there
     return module

@@ -185,9 +185,13 @@ class _Checkpointed(nn.Module):
         self.body = body
         self.buffers_of_model = tuple(buffers)
         self.options = dict(region.options)
+        self.given = len(_nodes(region.inputs)) if region.reentrant else None
 
     def forward(self, *values: Any) -> Any:
-        """The values that later nodes read."""
+        """The values that later nodes read. A reentrant checkpoint has gradients only if one of its inputs has."""
+        if self.given is not None and not any(x.requires_grad for x in values[: self.given]):
+            with torch.no_grad():
+                return self.body(*values)[1]
         writes = self.buffers_of_model and not torch.compiler.is_compiling()  # torch.compile writes them once
         options = {**self.options, "context_fn": self.contexts} if writes else self.options
         run = self.body if torch.compiler.is_compiling() else self.run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Collection
 from types import CellType
@@ -11,6 +12,7 @@ import numpy as np
 
 __all__ = [
     "ABSENT",
+    "Bytes",
     "Cell",
     "ClassAttributes",
     "Container",
@@ -21,6 +23,7 @@ __all__ = [
     "Numbers",
     "Objects",
     "Slots",
+    "Variable",
 ]
 
 ABSENT: Any = type("Absent", (), {"__repr__": lambda self: "nothing"})()
@@ -222,15 +225,48 @@ class Slots(Container):
 
 
 class Numbers(_Whole):
-    """An array of NumPy, or a bytearray: its contents as bytes."""
+    """An array of NumPy: its contents as bytes."""
 
     def items(self) -> dict[Any, Any]:
         """All contents as one value."""
-        return {None: bytes(self.held) if isinstance(self.held, bytearray) else self.held.tobytes()}
+        return {None: self.held.tobytes()}
+
+    def put(self, key: Any, value: Any) -> None:
+        """Replace all contents."""
+        self.held[...] = np.frombuffer(value, self.held.dtype).reshape(self.held.shape)
+
+
+class Bytes(_Whole):
+    """A bytearray, an array of the standard library, or a number or an array of ctypes: its contents as bytes."""
+
+    def items(self) -> dict[Any, Any]:
+        """All contents as one value."""
+        return {None: bytes(memoryview(self.held).cast("B"))}
 
     def put(self, key: Any, value: Any) -> None:
         """Replace all contents."""
         if isinstance(self.held, bytearray):
             self.held[:] = value
+        elif isinstance(self.held, array):
+            self.held[:] = array(self.held.typecode, value)
         else:
-            self.held[...] = np.frombuffer(value, self.held.dtype).reshape(self.held.shape)
+            memoryview(self.held).cast("B")[:] = value
+
+
+class Variable(_Whole):
+    """A context variable; a value that a capture sets ends with the context in which it runs."""
+
+    def items(self) -> dict[Any, Any]:
+        """The value in the present context, if there is one."""
+        value = self.held.get(ABSENT)
+        return {} if value is ABSENT else {None: value}
+
+    def put(self, key: Any, value: Any) -> None:
+        """Set the variable."""
+        if value is not ABSENT:
+            self.held.set(value)
+
+    def restore(self, before: dict[Any, Any]) -> None:
+        """Put back the value, if it is another object."""
+        if before and self.held.get(ABSENT) is not before[None]:
+            self.put(None, before[None])

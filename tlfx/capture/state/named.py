@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from types import FunctionType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from tlfx.capture.describe import INTERNAL
 from tlfx.capture.model_class import CHOSEN
@@ -37,9 +37,11 @@ class NamedReach(Reach):
     every step. Code names what it looks up, and the words in its strings, since ``getattr`` may take them.
     """
 
-    def __init__(self, model: nn.Module, hooks: Collection[int], excludes: _Excludes) -> None:
-        """``hooks`` are the identities of hooks that are a part of the graph; ``excludes`` tells places that do not
-        count."""
+    def __init__(
+        self, model: nn.Module, arguments: Sequence[tuple[str, Any]], hooks: Collection[int], excludes: _Excludes
+    ) -> None:
+        """``arguments`` are objects that the forward is given; ``hooks`` are the identities of hooks that are a part of
+        the graph; ``excludes`` tells places that do not count."""
         self.functions: list[FunctionType] = []
         self.named: list[tuple[Container, dict[Any, None]]] = []
         """Containers whose keys are names, and the keys that count."""
@@ -49,7 +51,7 @@ class NamedReach(Reach):
         self._constructed: set[int] = set()
         self._parts: tuple[str, ...] = ()
         self._hooks, self.excludes = hooks, excludes
-        super().__init__(model.named_modules())
+        super().__init__([*model.named_modules(), *arguments])
 
     def is_own(self, container: Container) -> bool:
         """Whether a container holds the attributes of a module of the model."""
@@ -88,7 +90,9 @@ class NamedReach(Reach):
     def _visit(self, name: str, value: Any) -> None:
         before = len(self.containers) + len(self.named)
         super()._visit(name, value)
-        if len(self.containers) + len(self.named) > before and not isinstance(value, FunctionType | type | nn.Module):
+        if len(self.containers) + len(self.named) > before and not isinstance(
+            value, FunctionType | type | nn.Module | Tensor
+        ):
             self.numbers[id(value)] = len(self.numbers)
 
     def _class_of(self, name: str, kind: type) -> None:
@@ -107,6 +111,12 @@ class NamedReach(Reach):
             if not self.excludes(container, key):
                 self._add(container.name_of(key), value)
 
+    def _tensor(self, name: str, value: Tensor) -> None:
+        if vars(value):  # few tensors have attributes
+            super()._tensor(name, value)
+        elif not isinstance(value, nn.Parameter):
+            self.tensors[id(value)] = value
+
     def _module(self, path: str, module: nn.Module) -> None:
         prefix = f"{path}." if path else ""
         attributes = Mapping(prefix, vars(module), hidden=INTERNAL)
@@ -114,6 +124,10 @@ class NamedReach(Reach):
             self._attributes(attributes)
         else:  # that of a module which is not registered has no other place where it is compared
             self._keep(attributes)
+        for kind in ("_parameters", "_buffers"):
+            for key, tensor in vars(module)[kind].items():
+                if tensor is not None and vars(tensor):
+                    self._attributes(Mapping(f"{prefix}{key}.", vars(tensor)))
         for kind in ("_forward_pre_hooks", "_forward_hooks"):
             for number, hook in vars(module)[kind].items():
                 if id(hook) in self._hooks:

@@ -6,20 +6,25 @@ NumPy, the standard library or tlfx, whose state is not a model's."""
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import gc
 import sys
+from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
+from multiprocessing.sharedctypes import SynchronizedBase
 from types import CellType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from tlfx._torch import HOOKS
+from tlfx._torch import HOOKS, is_fake
 from tlfx.capture.describe import ATOMS, INTERNAL
 from tlfx.capture.state.containers import (
+    Bytes,
     Cell,
     ClassAttributes,
     Container,
@@ -30,6 +35,7 @@ from tlfx.capture.state.containers import (
     Numbers,
     Objects,
     Slots,
+    Variable,
 )
 from tlfx.capture.state.randomness import Generator
 
@@ -39,8 +45,12 @@ _MOST = 200_000
 """Objects that are visited; a model that reaches more is not searched further."""
 OTHERS = frozenset({"torch", "numpy", "tlfx", "tlfx_rules", *sys.stdlib_module_names})
 """Packages whose code is not a model's."""
-_HOLDERS = frozenset({"argparse", "collections", "queue", "types"})
+_HOLDERS = frozenset({"argparse", "collections", "queue", "types", "weakref", "_thread"})
 """Packages of the standard library whose classes hold what users put there, such as types.SimpleNamespace."""
+_WHOLE = frozenset({"collections", "queue", "weakref"})
+"""Those of them whose attributes are not named by users, such as ``data`` of a UserDict."""
+_KEYED: tuple[type, ...] = (dict, list, deque, set, tuple, frozenset)
+_CNumber: Any = ctypes.c_int.__mro__[1]
 _CACHE = type(functools.lru_cache(lambda: None))
 
 
@@ -52,6 +62,8 @@ class Reach:
         self.caches: list[Any] = []
         self.tensors: dict[int, Tensor] = {}
         """Tensors other than parameters and buffers, by identity."""
+        self.parameters: dict[int, nn.Parameter] = {}
+        """Parameters, registered or not, by identity."""
         self.generators: list[Generator] = []
         """Generators of random numbers of Python, NumPy or torch."""
         self.iterators: list[tuple[str, Iterator[Any]]] = []
@@ -88,12 +100,15 @@ class Reach:
         for kind, visit in self._VISITS:
             if isinstance(value, kind):
                 getattr(self, visit)(name, value)
-                return
+                if not isinstance(value, _KEYED):
+                    return
+                break
         package = _package(type(value).__module__)
         if package in OTHERS and package not in _HOLDERS:
             return
         if isinstance(getattr(value, "__dict__", None), dict):  # that of list[int] is not its own
-            self._attributes(Mapping(f"{name}.", vars(value)))
+            attributes = Mapping(f"{name}.", vars(value))
+            (self._keep if package in _WHOLE else self._attributes)(attributes)
         slots = Slots(f"{name}.", value)
         if slots.names:
             self._attributes(slots)
@@ -126,6 +141,7 @@ class Reach:
         for name in ("_buffers", "_parameters", "_modules", *HOOKS):
             visit = self.containers.append if name in ("_parameters", "_modules", *unopened) else self._keep
             visit(Mapping(prefix, own[name]))
+        self.parameters |= {id(x): x for x in own["_parameters"].values() if x is not None}
         self._class_of(path, type(module))
 
     def _class(self, name: str, kind: type) -> None:
@@ -211,8 +227,12 @@ class Reach:
             self._add(name, value)
 
     def _tensor(self, name: str, value: Tensor) -> None:
-        if not isinstance(value, nn.Parameter):
+        if isinstance(value, nn.Parameter):
+            self.parameters[id(value)] = value
+        else:
             self.tensors[id(value)] = value
+        if not is_fake(value):
+            self._attributes(Mapping(f"{name}.", vars(value)))
 
     def _mapping(self, name: str, value: dict[Any, Any]) -> None:
         self._keep(Mapping(name, value, of_attributes=False))
@@ -236,10 +256,18 @@ class Reach:
     def _note_module(self, name: str, value: ModuleType) -> None:
         self._modules.append(value)
 
-    def _numbers(self, name: str, value: Any) -> None:
-        if isinstance(value, bytearray) or (value.size <= _MOST and value.flags.writeable):
-            is_data = isinstance(value, bytearray) or value.dtype != object
-            self._keep(Numbers(name, value) if is_data else Objects(name, value))
+    def _numbers(self, name: str, value: np.ndarray[Any, Any]) -> None:
+        if value.size <= _MOST and value.flags.writeable:
+            self._keep(Objects(name, value) if value.dtype == object else Numbers(name, value))
+
+    def _bytes(self, name: str, value: Any) -> None:
+        self._keep(Bytes(name, value))
+
+    def _shared(self, name: str, value: SynchronizedBase[Any]) -> None:
+        self._add(name, value.get_obj())
+
+    def _variable(self, name: str, value: ContextVar[Any]) -> None:
+        self._keep(Variable(name, value))
 
     _VISITS: tuple[tuple[Any, str], ...] = (
         (Tensor, "_tensor"),
@@ -257,7 +285,10 @@ class Reach:
         (set, "_members"),
         ((tuple, frozenset), "_tuple"),
         (Generator, "_generator"),
-        ((np.ndarray, bytearray), "_numbers"),
+        (np.ndarray, "_numbers"),
+        ((bytearray, array, ctypes.Array, _CNumber), "_bytes"),
+        (SynchronizedBase, "_shared"),
+        (ContextVar, "_variable"),
         (MappingProxyType, "_proxy"),
         (ModuleType, "_note_module"),
         (Iterator, "_iterator"),

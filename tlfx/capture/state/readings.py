@@ -5,7 +5,7 @@ Such are global variables, class attributes, closures, arrays, objects, and what
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -41,9 +41,12 @@ class Readings:
     them. Settings of modules without tensors are left to :class:`tlfx.capture.settings.ModelSettings`.
     """
 
-    def __init__(self, model: nn.Module, hooks: Collection[int], excludes: _Excludes) -> None:
-        """``hooks`` are the identities of hooks that are a part of the graph."""
-        self._model, self._hooks, self._excludes = model, hooks, excludes
+    def __init__(
+        self, model: nn.Module, arguments: Sequence[tuple[str, Any]], hooks: Collection[int], excludes: _Excludes
+    ) -> None:
+        """``arguments`` are objects that the forward is given; ``hooks`` are the identities of hooks that are a part of
+        the graph."""
+        self._model, self._arguments, self._hooks, self._excludes = model, arguments, hooks, excludes
         self._keep(self._read())
 
     def are_current(self) -> bool:
@@ -63,7 +66,7 @@ class Readings:
         return None
 
     def _read(self) -> NamedReach:
-        return NamedReach(self._model, self._hooks, self._excludes)
+        return NamedReach(self._model, self._arguments, self._hooks, self._excludes)
 
     @property
     def tensors(self) -> list[Tensor]:

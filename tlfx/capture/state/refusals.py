@@ -12,16 +12,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tlfx._torch import tree_map
+from tlfx._torch import TreeSpec, tree_flatten, tree_map
 from tlfx.capture.describe import ATOMS
 from tlfx.capture.model_class import class_name, own_class
 from tlfx.capture.state.randomness import RandomState
 from tlfx.capture.state.reach import OTHERS, Reach
-from tlfx.capture.state.snapshot import Change, are_equal, is_computed
+from tlfx.capture.state.snapshot import Change, Snapshot, are_equal, is_computed
 from tlfx.errors import CaptureError
 from tlfx.graph.nodes import hint
 
-__all__ = ["check_changes", "random_error"]
+__all__ = ["check_arguments", "check_changes", "random_error"]
 
 
 def check_changes(
@@ -40,6 +40,25 @@ def check_changes(
             reason = f"at each call otherwise ({_shown(change.before)}, then {_shown(change.after)})"
         if reason is not None:
             raise CaptureError(_message(model, change, reason, run))
+
+
+def check_arguments(
+    model: nn.Module, now: Any, given: tuple[list[Any], TreeSpec], objects: Snapshot, changes: Sequence[Change]
+) -> None:
+    """Raise CaptureError for a forward that writes to its arguments: containers, ``now`` and as they were given, and
+    ``objects``, other than through places of the model, whose ``changes`` are captured."""
+    leaves, spec = tree_flatten(now)
+    before, before_spec = given
+    known = {change.place for change in changes}
+    written = [c.name for c in objects.changes({}) if c.place not in known]
+    if spec != before_spec or any(a is not b for a, b in zip(leaves, before, strict=True)):
+        written.append("a list or dictionary among its arguments")
+    if written:
+        raise CaptureError(
+            f"the forward of {class_name(model)} writes to {written[0]}, which an aligned call would not\n"
+            f"  source: the forward that begins at {_beginning(model)}\n"
+            "Return what is written, or keep it on a module."
+        )
 
 
 def random_error(model: nn.Module, state: RandomState, run: Callable[[], None]) -> CaptureError:

@@ -135,10 +135,10 @@ def describe_data(value: Any) -> Any:
 
 
 class Snapshot:
-    """The contents of all containers that the forward of a model reaches."""
+    """The contents of all containers that a forward reaches from ``roots``, the modules of a model and arguments."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.reach = Reach(model.named_modules())
+    def __init__(self, roots: Iterable[tuple[str, Any]]) -> None:
+        self.reach = Reach(roots)
         self._before = [(container, container.items()) for container in self.reach.containers]
         self._iterators = [(name, x, _progress(x)) for name, x in self.reach.iterators]
 
@@ -197,13 +197,14 @@ def are_equal(one: Any, other: Any) -> bool:
 
 
 @contextlib.contextmanager
-def state_kept(model: nn.Module) -> Iterator[Callable[[], RandomState | None]]:
-    """Restore the state of a model, plain tensors that were written to, random states, and caches of functools.
+def state_kept(roots: Iterable[tuple[str, Any]]) -> Iterator[Callable[[], RandomState | None]]:
+    """Restore the state that is reached from ``roots``, the modules of a model and arguments: containers, plain tensors
+    that were written to, random states, and caches of functools.
 
     Yields a function that returns the random state that a forward has changed, if any; see
     :func:`random_states_kept`.
     """
-    snapshot = Snapshot(model)
+    snapshot = Snapshot(roots)
     tensors = [(x, version(x), x.detach().clone()) for x in snapshot.reach.tensors.values() if _has_data(x)]
     caches = [(cache, cache.cache_info().misses) for cache in snapshot.reach.caches]
     try:

@@ -37,12 +37,14 @@ class Watched:
             for c in changes
         ]
 
-    def watch_constants(self, model: nn.Module, constants: Iterable[Tensor | torch.Generator]) -> set[int]:
-        """Watch the places of tensors and generators that the graph holds itself, such as the entries of a dictionary:
-        others may be put there. Returns the keys of those that have a place."""
+    def watch_constants(
+        self, roots: Iterable[tuple[str, Any]], constants: Iterable[Tensor | torch.Generator]
+    ) -> set[int]:
+        """Watch the places, reached from ``roots``, of tensors and generators that the graph holds itself, such as the
+        entries of a dictionary: others may be put there. Returns the keys of those that have a place."""
         known = set(map(_key, constants))
         placed: set[int] = set()
-        for container in Reach(model.named_modules()).containers if known else ():
+        for container in Reach(roots).containers if known else ():
             for key, value in container.items().items():
                 found = known.intersection(map(_key, value if isinstance(value, tuple) else (value,)))
                 if found:

@@ -33,8 +33,9 @@ from training import SIZE, Recipe
 
 from tlfx import Policy
 from tlfx.analysis import Fidelity, fidelity
-from tlfx.analysis.label_fidelity import PAPER, POLICIES, parse_policy
+from tlfx.analysis.label_fidelity import POLICIES
 from tlfx.errors import InputError
+from tlfx.policy import PAPER, parse_policy
 
 STATISTICS = {"correlation": True, "partial": True, "rmse": False}
 """Fields of tlfx.analysis.Agreement in the tables, and whether higher is better."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from tlfx.errors import InputError
 
-__all__ = ["DEFAULT", "OPTIONS", "Policy", "check_policy"]
+__all__ = ["DEFAULT", "OPTIONS", "PAPER", "Policy", "check_policy", "parse_policy", "policy_name"]
+
+PAPER = "paper"
+"""The name of the paper's policy."""
 
 OPTIONS = {
     "residual": ("average", "skip", "norm", "gated"),
@@ -82,3 +85,31 @@ def check_policy(policy: Any) -> Policy:
     if not isinstance(policy, Policy):
         raise InputError(f"policy={policy!r}: expected a tlfx.Policy such as tlfx.Policy(residual='norm')")
     return policy
+
+
+def policy_name(policy: Policy) -> str:
+    """:data:`PAPER`, or the options that a policy changes.
+
+    >>> policy_name(Policy(residual="norm", weights="signed"))
+    'residual=norm, weights=signed'
+    """
+    usual = asdict(DEFAULT)
+    return ", ".join(f"{k}={v}" for k, v in asdict(policy).items() if v != usual[k]) or PAPER
+
+
+def parse_policy(text: str) -> Policy:
+    """The policy of a name, the inverse of :func:`policy_name`: ``"paper"``, or ``FIELD=VALUE[,FIELD=VALUE…]``.
+
+    Raises InputError for any other text.
+
+    >>> parse_policy("residual=norm,values=deviation")
+    Policy(residual='norm', heads='mean', weights='absolute', aggregation='uniform', values='deviation')
+    """
+    parts = [part.strip().partition("=") for part in text.split(",") if text != PAPER]
+    options = {name: value for name, _, value in parts}
+    if not all(sign for _, sign, _ in parts) or len(options) < len(parts) or not options.keys() <= OPTIONS.keys():
+        raise InputError(
+            f"{text!r} is not a policy: expected {PAPER!r}, or FIELD=VALUE[,FIELD=VALUE…] with each of "
+            f"{', '.join(OPTIONS)} at most once, such as residual=norm"
+        )
+    return Policy(**options)  # type: ignore[arg-type]

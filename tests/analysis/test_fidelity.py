@@ -22,9 +22,10 @@ import tlfx
 from tlfx.aligned import planner_of
 from tlfx.analysis import Fidelity, fidelity
 from tlfx.analysis.agreement import agreement
-from tlfx.analysis.label_fidelity import POLICIES, parse_policy, policy_name
+from tlfx.analysis.label_fidelity import POLICIES
 from tlfx.analysis.reference import REFERENCES
 from tlfx.mix import MixedTarget, Mixup, ShareTarget
+from tlfx.policy import parse_policy, policy_name
 
 SIDE, CLASSES = 16, 3
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 2, 0])

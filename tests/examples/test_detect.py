@@ -20,7 +20,6 @@ from downstream.detector import build
 from helpers import EXAMPLES
 from imagenet.order import seed_generators
 from PIL import Image
-
 from runs import KILLER, rows, run, weights
 
 SWIN: dict[str, Any] = {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1), "window_size": 4}

@@ -21,10 +21,10 @@ from helpers import EXAMPLES, slow_except
 from imagenet.distributed import Processes
 from imagenet.order import seed_generators
 from PIL import Image
+from runs import KILLER, rows, run, weights
 from segment import main, parse
 from torch import Tensor, nn
 
-from runs import KILLER, rows, run, weights
 from tlfx.mix import CutMix
 
 DEIT = ["--backbone", "deit_tiny", "--model-kwargs", "embed_dim=24", "depth=4", "num_heads=2", "--crop-size", "32"]

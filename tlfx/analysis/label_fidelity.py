@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,9 +22,9 @@ from tlfx.errors import InputError, TargetError
 from tlfx.mix import MixedTarget, Mixup
 from tlfx.mix.labels import check_labels
 from tlfx.plans import Capture
-from tlfx.policy import DEFAULT, OPTIONS, Policy, check_policy
+from tlfx.policy import DEFAULT, OPTIONS, Policy, check_policy, policy_name
 
-__all__ = ["POLICIES", "fidelity", "parse_policy", "policy_name"]
+__all__ = ["POLICIES", "fidelity"]
 
 _CHANGES: list[dict[str, Any]] = [{name: x} for name, known in OPTIONS.items() for x in known[1:]]
 POLICIES = (
@@ -34,9 +34,6 @@ POLICIES = (
     Policy(residual="norm", values="deviation"),
 )
 """The paper's policy, every policy that changes one of its rules, and two that weight everything by values."""
-
-PAPER = "paper"
-"""The name of the paper's policy."""
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, MixedTarget]]
 
 
@@ -105,34 +102,6 @@ def fidelity(
             "batches have one class, enable mixing in the mixer, and pass an unexhausted loader"
         )
     return Fidelity(_joined(shares), _joined(measured))
-
-
-def policy_name(policy: Policy) -> str:
-    """:data:`PAPER`, or the options that a policy changes.
-
-    >>> policy_name(Policy(residual="norm", weights="signed"))
-    'residual=norm, weights=signed'
-    """
-    usual = asdict(DEFAULT)
-    return ", ".join(f"{k}={v}" for k, v in asdict(policy).items() if v != usual[k]) or PAPER
-
-
-def parse_policy(text: str) -> Policy:
-    """The policy of a name, the inverse of :func:`policy_name`: ``"paper"``, or ``FIELD=VALUE[,FIELD=VALUE…]``.
-
-    Raises InputError for any other text.
-
-    >>> parse_policy("residual=norm,values=deviation")
-    Policy(residual='norm', heads='mean', weights='absolute', aggregation='uniform', values='deviation')
-    """
-    parts = [part.strip().partition("=") for part in text.split(",") if text != PAPER]
-    options = {name: value for name, _, value in parts}
-    if not all(sign for _, sign, _ in parts) or len(options) < len(parts) or not options.keys() <= OPTIONS.keys():
-        raise InputError(
-            f"{text!r} is not a policy: expected {PAPER!r}, or FIELD=VALUE[,FIELD=VALUE…] with each of "
-            f"{', '.join(OPTIONS)} at most once, such as residual=norm"
-        )
-    return Policy(**options)  # type: ignore[arg-type]
 
 
 def _checked(policies: Sequence[Policy]) -> list[Policy]:

@@ -77,9 +77,9 @@ def _measure(args: argparse.Namespace) -> tuple[Fidelity, float]:
 
     from tlfx.analysis import fidelity
     from tlfx.analysis.class_images import ClassImages
-    from tlfx.analysis.label_fidelity import POLICIES, parse_policy
+    from tlfx.analysis.label_fidelity import POLICIES
     from tlfx.devices import choose_device
-    from tlfx.policy import DEFAULT
+    from tlfx.policy import DEFAULT, parse_policy
 
     policies = [DEFAULT, *(POLICIES if args.policies is None else map(parse_policy, args.policies))]
     device = choose_device(args.device)

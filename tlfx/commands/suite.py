@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tlfx.commands import output
 from tlfx.files import write_atomically
-from tlfx.policy import Policy
+from tlfx.policy import DEFAULT, Policy, policy_name
 from tlfx.zoo.models import load
 
 if TYPE_CHECKING:
@@ -43,14 +43,13 @@ class Case:
     @property
     def title(self) -> str:
         """The model and what is special about the case."""
-        policy, default = self.settings.policy, Policy()
-        changes = [f"{k}={v}" for k, v in vars(policy).items() if v != getattr(default, k)]
+        policy = self.settings.policy
         parts = [
             *([f"{self.size} px"] if self.size else []),
             f"batch {self.settings.batch}",
             *([f"{self.settings.steps} steps in a row"] if self.settings.steps > 1 else []),
             *(["compiled"] if self.settings.compile else []),
-            *changes,
+            *([policy_name(policy)] if policy != DEFAULT else []),
         ]
         return f"{self.model}, {', '.join(parts)}"
 

@@ -175,7 +175,8 @@ def test_rows_and_csv(found: Fidelity) -> None:
         for name in ("correlation", "partial", "rmse", "slope", "intercept", "calibration_error"):
             value = getattr(expected, name)
             assert float(line[name] or "nan") == pytest.approx(value, abs=1e-6, nan_ok=True)
-        same = {"weights=signed": "paper"}.get(row.rule, "")  # softmax attention has no weights of either sign
+        # softmax attention has no weights of either sign, and is all that mixes the tokens of this model
+        same = {"weights=signed": "paper", "values=norm": "heads=norm"}.get(row.rule, "")
         assert line["same_as"] == same
 
 

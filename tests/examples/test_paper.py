@@ -112,8 +112,8 @@ def test_commands_of_the_real_runs(tmp_path: Path, capsys: pytest.CaptureFixture
     """Printed without being started; what is finished is in the table, and what was interrupted is resumed."""
     done = tmp_path / "table7" / "table7_random_no-align"
     done.mkdir(parents=True)
-    with (done / "summary.csv").open("w") as file:
-        csv.writer(file).writerows([["epoch", "top1", "ema_top1"], [0, 1.5, ""], [1, 2.5, 2.25]])
+    with (done / "summary.csv").open("w") as table:
+        csv.writer(table).writerows([["epoch", "top1", "ema_top1"], [0, 1.5, ""], [1, 2.5, 2.25]])
     (done / "last.pth.tar").touch()
     options = ("--data-dir", tmp_path, "--output", tmp_path, "--print", "--nproc", "8")
     assert run("table", "7", *options, "--", "--amp-dtype", "bfloat16") == 0

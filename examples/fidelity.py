@@ -215,8 +215,9 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
     for file in (options.markdown, options.csv):
         if file is not None and not file.absolute().parent.is_dir():
             parser.error(f"there is no folder {str(file.parent)!r} to write {file.name} into; create it first")
-    names, policies = (tuple(dict.fromkeys(x)) for x in (options.architectures, [Policy(), *options.policies]))
-    return Settings(**{**vars(options), "architectures": names, "policies": policies})
+    chosen = tuple(dict.fromkeys(options.architectures))
+    policies = tuple(dict.fromkeys([Policy(), *options.policies]))
+    return Settings(**{**vars(options), "architectures": chosen, "policies": policies})
 
 
 def _read_policy(text: str) -> Policy:

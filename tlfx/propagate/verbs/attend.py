@@ -98,7 +98,7 @@ class Attention(Window):
         call = _FusedAttention(query, key, value, axes, lead, out, given, self._may_hide_all_keys(mask))
         self._check_heads(call)
         self.record(Operation.SPATIAL_MIX)
-        if self.by_norm:
+        if self._by_norm_of_values:
             return self._attend_by_norm(call)
         if has_masses(value):
             return self._attend_to_products(call)
@@ -198,7 +198,7 @@ class Attention(Window):
             content.where_in(call.lead),
             *([own] if (own := call.own(kept)) else []),
             shape=call.shape(kept),
-            kwargs={**call.options, **self.deviation},
+            kwargs={**call.options, **self._deviation},
             query_axis=kept.index("n"),
         )
         return self._from_axes(new, kept, call.axes, call.out)
@@ -216,7 +216,7 @@ class Attention(Window):
             return self.from_ids(ids, where)
         if not self.state.layers.is_aligned(self.node):
             return self._left_in_place(query)
-        if self.by_norm:
+        if self._by_norm_of_values:
             given, paper = (
                 ("heads='norm'", "heads='mean'")
                 if self.policy.values == "equal"

@@ -83,12 +83,12 @@ class Verbs:
         return {"signed": True} if self.policy.weights == "signed" else {}
 
     @property
-    def by_norm(self) -> bool:
+    def _by_norm_of_values(self) -> bool:
         """Whether attention weights the heads of a token by the norms of its value."""
         return self.policy.heads == "norm" or self.policy.values != "equal"
 
     @property
-    def deviation(self) -> dict[str, bool]:
+    def _deviation(self) -> dict[str, bool]:
         """Options of label functions that take norms of values."""
         return {"deviation": True} if self.policy.values == "deviation" else {}
 

@@ -194,7 +194,7 @@ class Contraction(LinearAttention):
             return self._from_axes(kept, axes.content.subscripts, axes, out)
         if w.role is Role.WEIGHT and not self.state.layers.is_aligned(self.node):
             return self.in_place(w, of_w, axes.tokens, out)
-        value = (x, of_x) if w.role is Role.WEIGHT and self.by_norm else None
+        value = (x, of_x) if w.role is Role.WEIGHT and self._by_norm_of_values else None
         return self._mix(w, of_w, axes, out, value)
 
     def _filled_axes(self, x: Value, of_x: Subscripts, of_w: Subscripts, out: Subscripts) -> ContractionAxes:

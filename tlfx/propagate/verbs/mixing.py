@@ -88,7 +88,7 @@ class Mixing(Pointwise, Reduction):
         is_softmax = w.softmax_dim is not None and [of_w[w.softmax_dim]] == axes.tokens
         axes = with_image_labels(axes)
         if value is not None:
-            options = {**self.signed, **self.deviation}
+            options = {**self.signed, **self._deviation}
             ids = self._mixed(runtime.heads_by_norm, w, of_w, axes, axes.kept, options, value)
         else:
             options = {"is_softmax": True} if is_softmax else self.signed

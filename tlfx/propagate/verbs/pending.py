@@ -81,7 +81,11 @@ class Pending(Bounded):
             return x
         where, ids = x.batch_axis, x.ids
         new = self.label(
-            runtime.by_value, Operand(fill_any(ids)), x.read, shape=ids.shape, kwargs={"where": where, **self.deviation}
+            runtime.by_value,
+            Operand(fill_any(ids)),
+            x.read,
+            shape=ids.shape,
+            kwargs={"where": where, **self._deviation},
         )
         return replace(x, pending=map_of_ids(torch.where(ids == NONE, NONE, new), self.batch, where))
 

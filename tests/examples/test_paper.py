@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import doctest
+import importlib
 import json
 import re
 import shlex
@@ -165,8 +167,6 @@ def test_commands_of_segmentation_and_detection(
     number: int, script: str, rows: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Tables 3 and 4: a run for each backbone that the script accepts; a finished one has figures."""
-    from importlib import import_module
-
     from reproduction.dense import DETECTION, SEGMENTATION
 
     names = list((SEGMENTATION if number == 3 else DETECTION).values())
@@ -182,7 +182,7 @@ def test_commands_of_segmentation_and_detection(
     assert len(commands) == rows
     for _, _, processes, file, *words in commands:
         assert (processes, Path(file).name) == ("8", f"{script}.py")
-        given = import_module(script).parse(words)
+        given = importlib.import_module(script).parse(words)
         assert Path(given.output).name == Path(given.backbone_checkpoint).stem
         assert Path(given.output).name.removesuffix("_aligned") == given.backbone
         assert given.amp
@@ -336,3 +336,10 @@ def test_operations_of_several_models(capsys: pytest.CaptureFixture[str]) -> Non
     assert shown.count("label rule") == 2
     assert "VisionTransformer" in shown
     assert "ResNet" in shown
+
+
+@pytest.mark.parametrize("name", ["real", "runs", "corruptions"])
+def test_examples_in_docstrings_of_the_reproduction(name: str) -> None:
+    failed, tried = doctest.testmod(importlib.import_module(f"reproduction.{name}"))
+    assert tried > 0
+    assert failed == 0

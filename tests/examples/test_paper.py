@@ -180,8 +180,8 @@ def test_commands_of_segmentation_and_detection(
     assert run("table", number, *options, "--markdown", made, "--", "--amp") == 0
     commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line.startswith("torchrun")]
     assert len(commands) == rows
-    for _, _, processes, file, *words in commands:
-        assert (processes, Path(file).name) == ("8", f"{script}.py")
+    for _, _, processes, started, *words in commands:
+        assert (processes, Path(started).name) == ("8", f"{script}.py")
         given = importlib.import_module(script).parse(words)
         assert Path(given.output).name == Path(given.backbone_checkpoint).stem
         assert Path(given.output).name.removesuffix("_aligned") == given.backbone
@@ -205,7 +205,8 @@ def test_top_5_of_the_best_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[s
         csv.writer(file).writerows([columns, [0, 1.5, 9.5, "", ""], [1, 2.5, 4.5, 3.5, 6.5], [2, 3.0, 8.0, 1.0, 2.0]])
     options = ("--data-dir", tmp_path, "--weights", tmp_path, "--output", tmp_path, "--print")
     assert run("table", 1, *options, "--markdown", tmp_path / "table.md") == 0
-    head, _, plain, aligned, *_ = (cells(line) for line in (tmp_path / "table.md").read_text().splitlines())
+    head, _, plain, aligned, *others = (cells(line) for line in (tmp_path / "table.md").read_text().splitlines())
+    assert len(others) == 14
     assert head[:3] == ["Model", "Top-1(%)", "Top-5(%)"]
     assert (plain[:3], aligned[:3]) == (["DeiT-T", "–", "–"], ["+TL-Align", "3.5", "6.5"])
 

@@ -16,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from training import SIZE
 
-__all__ = ["ARCHITECTURES", "build"]
+__all__ = ["ARCHITECTURES", "ATTENTION", "build"]
 
 
 def vit() -> nn.Module:
@@ -59,6 +59,8 @@ def convnext() -> nn.Module:
 
 
 ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {"vit": vit, "swin": swin, "mixer": mixer, "convnext": convnext}
+ATTENTION = ("vit", "swin")
+"""Architectures with attention, which TransMix needs."""
 
 
 def build(architecture: str, seed: int) -> nn.Module:

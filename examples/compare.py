@@ -1,13 +1,14 @@
 """Compare plain and aligned CutMix, or other methods, on four small architectures, in pairs of runs of one seed.
 
-    python examples/compare.py                                   # 4 architectures × 5 seeds × plain and aligned
-    python examples/compare.py --architectures vit --seeds 10    # more seeds of one of them; finished runs are kept
+    python examples/compare.py                                   # 4 architectures × 12 seeds × 5 methods
+    python examples/compare.py --architectures vit               # one of them; the table without training
     python examples/compare.py --jobs 4 --markdown table.md      # four processes; the table as Markdown too
     python examples/compare.py --methods plain saliencymix/plain puzzlemix/plain transmix aligned
     python examples/compare.py --architectures vit --table 2     # the seven rows of the paper's Table 2 by their names
 
 Runs of one seed share initial weights, order and backgrounds; with one mixer they also share the mixing and differ
-only in their targets. Finished runs are kept in the folder --output; interrupted ones are trained again.
+only in their targets. Figures of finished runs are kept in the file --figures, which is part of the repository, and
+those runs are not trained again; interrupted ones are. Weights are kept in the folder --output.
 """
 
 from __future__ import annotations
@@ -24,19 +25,20 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 
 import torch
-from architectures import ARCHITECTURES
-from experiment import UNCHANGED, Result, Run, SettingsError, execute, finished
+from architectures import ARCHITECTURES, ATTENTION
+from experiment import Result, Run, SettingsError, execute, finished
+from figures import FIGURES, add_figures, read_figures
 from methods import Method, read_method
 from mixers import MIXERS
-from paired import paired_difference
+from paired import paired_difference, sign_test
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from training import Recipe, add_recipe, read_recipe
 
 COLUMNS = (
-    *("architecture", "method", "runs", "accuracy, %", "difference (95 % interval)", "λ gap"),
-    *("parameters", "images/s"),
+    *("architecture", "method", "runs", "accuracy, %", "difference (95 % interval)", "seeds won", "sign test, p"),
+    *("λ gap", "parameters", "images/s"),
 )
 TABLE2 = {
     "Vanilla": "none/plain",
@@ -48,6 +50,8 @@ TABLE2 = {
     "CutMix + TL-Align": "aligned",
 }
 """The rows of the paper's Table 2 and their methods."""
+METHODS = ("plain", "none/plain", "aligned", "aligned:residual=norm", "transmix")
+"""The methods of the comparison in RESULTS.md."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class Settings:
     seeds: tuple[int, ...]
     jobs: int
     output: Path
+    figures: Path
+    weights: bool
     markdown: Path | None
     recipe: Recipe
     names: Mapping[Method, str]
@@ -67,7 +73,13 @@ class Settings:
     def runs(self) -> list[Run]:
         """All runs, seed by seed, so that the finished ones are balanced at any time."""
         recipes = [replace(self.recipe, seed=seed) for seed in self.seeds]
-        return [Run(a, m, recipe) for recipe in recipes for a in self.architectures for m in self.methods]
+        return [Run(architecture, method, recipe) for recipe in recipes for architecture, method in self.pairs]
+
+    @property
+    def pairs(self) -> list[tuple[str, Method]]:
+        """Architectures and methods of the table: TransMix only for architectures with attention."""
+        pairs = [(architecture, method) for architecture in self.architectures for method in self.methods]
+        return [(name, method) for name, method in pairs if method.target != "transmix" or name in ATTENTION]
 
 
 def train(runs: Sequence[Run], folder: Path, jobs: int) -> Iterator[Run]:
@@ -102,14 +114,34 @@ def _raise_failure(done: Future[None], run: Run) -> None:
         raise RuntimeError(f"{run} failed: {type(error).__name__}: {error}; finished runs are kept") from error
 
 
+def remaining(settings: Settings) -> list[Run]:
+    """The runs to train: those without figures, and with --weights those whose weights are not in the folder.
+
+    Figures of runs that are finished in the folder only are added to the file.
+    """
+    known = read_figures(settings.figures)
+    left = [run for run in settings.runs if run not in known or settings.weights]
+    done = [run for run in left if finished(run, settings.output) is not None]
+    for run in done:
+        record(run, settings)
+    return [run for run in left if run not in done]
+
+
+def record(run: Run, settings: Settings) -> None:
+    """Add the figures of a finished run to the file, unless it has figures of this run."""
+    outcome = finished(run, settings.output)
+    if outcome is not None and run not in read_figures(settings.figures):
+        add_figures(settings.figures, run, outcome)
+
+
 def rows(settings: Settings) -> list[tuple[str, ...]]:
     """The table of finished runs: a row for each architecture and method."""
-    found = {run: finished(run, settings.output) for run in settings.runs}
+    found = read_figures(settings.figures)
 
     def of(architecture: str, method: Method) -> dict[int, Result | str]:
         """Their finished runs, by seed."""
-        results = {run: result for run, result in found.items() if result is not None}
-        return {r.recipe.seed: x for r, x in results.items() if (r.architecture, r.method) == (architecture, method)}
+        runs = [run for run in settings.runs if (run.architecture, run.method) == (architecture, method)]
+        return {run.recipe.seed: found[run] for run in runs if run in found}
 
     base = settings.methods[0]
     return [
@@ -119,8 +151,7 @@ def rows(settings: Settings) -> list[tuple[str, ...]]:
             *_figures(of(name, method), of(name, base) if method != base else {}),
             *_costs(Run(name, method, settings.recipe), of(name, method)),
         )
-        for name in settings.architectures
-        for method in settings.methods
+        for name, method in settings.pairs
     ]
 
 
@@ -131,27 +162,29 @@ def _costs(run: Run, results: Mapping[int, Result | str]) -> tuple[str, str]:
 
 
 def _figures(results: Mapping[int, Result | str], baseline: Mapping[int, Result | str]) -> tuple[str, ...]:
-    """Number of runs and figures of a row: percent, and the difference from a baseline in percentage points."""
-    if UNCHANGED in results.values():
-        return ("–", UNCHANGED, "–", "–")
+    """Number of runs and figures of a row: percent, and the comparison with a baseline in percentage points."""
+    if note := next((result for result in results.values() if isinstance(result, str)), ""):
+        return ("–", note, "–", "–", "–", "–")
     percent, against = (
         {seed: 100 * result.accuracy for seed, result in each.items() if isinstance(result, Result)}
         for each in (results, baseline)
     )
     if not percent:
-        return ("0", "–", "–", "–")
+        return ("0", "–", "–", "–", "–", "–")
     spread = f" ± {stdev(percent.values()):.1f}" if len(percent) > 1 else ""
     gap = fmean(result.lambda_gap for result in results.values() if isinstance(result, Result))
-    return (str(len(percent)), f"{fmean(percent.values()):.1f}{spread}", _difference(percent, against), f"{gap:.3f}")
+    accuracy = f"{fmean(percent.values()):.1f}{spread}"
+    return (str(len(percent)), accuracy, *_compared(percent, against), f"{gap:.3f}")
 
 
-def _difference(percent: Mapping[int, float], against: Mapping[int, float]) -> str:
-    """Mean and interval of the paired difference, over the seeds that both have."""
-    if not percent.keys() & against.keys():
-        return "–"
-    paired = paired_difference(percent, against)
+def _compared(percent: Mapping[int, float], against: Mapping[int, float]) -> tuple[str, str, str]:
+    """Over the seeds that both have: mean and interval of the paired difference, seeds won, and the sign test."""
+    common = percent.keys() & against.keys()
+    if not common:
+        return ("–", "–", "–")
+    paired, sign = paired_difference(percent, against), sign_test(percent, against)
     interval = f"({paired.low:+.1f} to {paired.high:+.1f})" if isfinite(paired.low) else "(one run)"
-    return f"{paired.mean:+.1f} {interval}"
+    return f"{paired.mean:+.1f} {interval}", f"{sign.won} of {len(common)}", f"{sign.p:.2g}"
 
 
 def render(settings: Settings) -> Table:
@@ -159,9 +192,12 @@ def render(settings: Settings) -> Table:
     table = Table(title=_title(settings))
     for place, column in enumerate(COLUMNS):
         table.add_column(column, justify="left" if place < 2 else "right", overflow="fold")
+    before = ""
     for row in rows(settings):
-        last = settings.methods[-1]
-        table.add_row(*row, end_section=row[1] == settings.names.get(last, str(last)))
+        if before and row[0] != before:
+            table.add_section()
+        table.add_row(*row)
+        before = row[0]
     return table
 
 
@@ -184,18 +220,21 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
     add = parser.add_argument
     names = list(ARCHITECTURES)
     add("--architectures", nargs="+", choices=names, default=names, help="architectures to train (default: all four)")
-    add("--methods", nargs="+", type=read_method, default=[Method.parse("plain"), Method.parse("aligned")],
+    add("--methods", nargs="+", type=read_method, default=[Method.parse(text) for text in METHODS],
         metavar="METHOD", help="targets of mixed pictures: plain (the area), transmix, aligned, or "
         f"aligned:FIELD=VALUE[,…] for another tlfx.Policy, layers=1+3 or scale=64; after MIXER/ for another mixer: "
         f"{', '.join(MIXERS)}. "
-        "Differences are relative to the first (default: plain aligned)")  # fmt: skip
+        f"Differences are relative to the first (default: {' '.join(METHODS)})")  # fmt: skip
     add("--table", type=int, choices=[2], help="the rows of the paper's Table 2 by their names, instead of --methods")
-    add("--seeds", type=int, default=5, help="number of runs of each architecture and method (default: %(default)s)")
+    add("--seeds", type=int, default=12, help="number of runs of each architecture and method (default: %(default)s)")
     add("--first-seed", type=int, default=0, help="lowest of their seeds (default: %(default)s)")
     add("--jobs", type=int, default=1, help="processes, each on one thread (default: %(default)s)")
-    add("--output", type=Path, default=Path("runs/compare"), help="folder of finished runs (default: %(default)s)")
+    add("--figures", type=Path, default=FIGURES, help="file of the figures of finished runs, which are not trained "
+        "again (default: examples/results/accuracy.csv)")  # fmt: skip
+    add("--output", type=Path, default=Path("runs/compare"), help="folder of the weights (default: %(default)s)")
+    add("--weights", action="store_true", help="also train runs with figures but without weights in --output")
     add("--markdown", type=Path, help="also write the table to this file")
-    add_recipe(parser, epochs=4, batch_size=32, lr=3e-3, mix_prob=0.5)
+    add_recipe(parser, epochs=100, train=500, test=4500, clip=1.0, rounds=2, device="cpu")
     options = parser.parse_args(arguments)
     if options.seeds < 1 or options.jobs < 1:
         parser.error(f"--seeds {options.seeds} --jobs {options.jobs}: expected at least 1 of each")
@@ -204,7 +243,8 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
     titles = {Method.parse(text): name for name, text in TABLE2.items()} if options.table else {}
     chosen = list(titles) or options.methods
     methods, architectures = (tuple(dict.fromkeys(given)) for given in (chosen, options.architectures))
-    return Settings(architectures, methods, seeds, options.jobs, options.output, options.markdown, recipe, titles)
+    files = (options.output, options.figures, options.weights, options.markdown)
+    return Settings(architectures, methods, seeds, options.jobs, *files, recipe, titles)
 
 
 def main() -> None:
@@ -212,9 +252,10 @@ def main() -> None:
     settings, console = parse(), Console()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the processes are ended too
     try:
-        left = [run for run in settings.runs if finished(run, settings.output) is None]
+        left = remaining(settings)
         runs = train(left, settings.output, settings.jobs)
         for run in track(runs, "training", total=len(left), console=console, disable=not left):
+            record(run, settings)
             console.print(f"{datetime.now():%H:%M:%S} {run}", highlight=False)
     except SettingsError as error:
         raise SystemExit(f"compare.py: {error}") from None

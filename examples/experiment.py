@@ -104,7 +104,7 @@ def execute(run: Run, folder: Path) -> None:
     for _ in trainer.train(train):
         pass
     seconds = {"capture_seconds": captured - began, "train_seconds": time.perf_counter() - loading}
-    share = accuracy(model, test, trainer.device, rounds=4)
+    share = accuracy(model, test, trainer.device, rounds=recipe.rounds)
     result = Result(share, trainer.meter.lambda_gap, trainer.meter.loss, **seconds)
     write_atomically(file.with_suffix(".pt"), lambda raw: torch.save(model.state_dict(), raw))
     _write_record(run, file, asdict(result))

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from scipy.stats import t  # type: ignore[import-untyped]
+from scipy.stats import binomtest, t  # type: ignore[import-untyped]
 
-__all__ = ["Interval", "paired_difference"]
+__all__ = ["Interval", "SignTest", "paired_difference", "sign_test"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,15 @@ class Interval:
     mean: float
     low: float
     high: float
+
+
+@dataclass(frozen=True)
+class SignTest:
+    """How many seeds a method won and lost, and the two-sided p-value of the sign test, which leaves out ties."""
+
+    won: int
+    lost: int
+    p: float
 
 
 def paired_difference(method: Mapping[int, float], baseline: Mapping[int, float], level: float = 0.95) -> Interval:
@@ -37,3 +46,14 @@ def paired_difference(method: Mapping[int, float], baseline: Mapping[int, float]
         return Interval(mean, -math.inf, math.inf)
     half = float(t.ppf((1 + level) / 2, count - 1)) * stdev(differences) / math.sqrt(count)
     return Interval(mean, mean - half, mean + half)
+
+
+def sign_test(method: Mapping[int, float], baseline: Mapping[int, float]) -> SignTest:
+    """Sign test of method against baseline over their common seeds; p is 1 if all of them are ties, or there are none.
+
+    >>> sign_test({0: 70.0, 1: 84.0, 2: 62.0}, {0: 69.0, 1: 81.0, 2: 62.0})
+    SignTest(won=2, lost=0, p=0.5)
+    """
+    common = method.keys() & baseline.keys()
+    won, lost = (sum(sign * (method[seed] - baseline[seed]) > 0 for seed in common) for sign in (1, -1))
+    return SignTest(won, lost, float(binomtest(won, won + lost).pvalue) if won + lost else 1.0)

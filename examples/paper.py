@@ -244,7 +244,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--jobs", type=int, default=1, help="processes for runs on digits (default: %(default)s)")
     add("--output", type=Path, default=Path("runs/paper"), help="folder of finished runs (default: %(default)s)")
     add("--markdown", type=Path, help="also write a table to this file")
-    add_recipe(parser, epochs=4, batch_size=32, lr=3e-3, mix_prob=0.5)
+    add_recipe(parser)
     options = parser.parse_args(words[:cut])
     options.extra = words[cut + 1 :]
     if not options.list:

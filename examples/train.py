@@ -77,7 +77,7 @@ def run(method: Method, recipe: Recipe, train: Digits, test: Digits, progress: P
         progress.update(task, completed=step, speed=speed, loss=f"{trainer.meter.loss:.3f}")
         if step % recipe.steps_per_epoch == 0:
             progress.update(task, accuracy=f"{accuracy(model, test, trainer.device):.1%}")
-    final = accuracy(model, test, trainer.device, rounds=4)
+    final = accuracy(model, test, trainer.device, rounds=recipe.rounds)
     progress.update(task, accuracy=f"{final:.1%}")
     seconds = time.perf_counter() - times[0]
     return Result(final, trainer.meter.loss, trainer.meter.lambda_gap, images_per_second(times, recipe), seconds)

@@ -25,7 +25,11 @@ SIZE = 28
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings that compared runs have in common: budget, data, and the seed of order, backgrounds and mixing."""
+    """Settings that compared runs have in common: budget, data, and the seed of order, backgrounds and mixing.
+
+    `clip` is the largest norm of the gradients of a step, 0 for no limit; each test digit is shown on `rounds`
+    backgrounds.
+    """
 
     epochs: int
     batch_size: int
@@ -35,6 +39,8 @@ class Recipe:
     mix_prob: float
     seed: int
     device: str
+    clip: float = 0.0
+    rounds: int = 4
 
     @property
     def steps_per_epoch(self) -> int:
@@ -99,6 +105,11 @@ class DigitTrainer(Trainer):
                 done += 1
                 yield done
 
+    def clip(self) -> None:
+        """Limit the norm of the gradients, if the recipe does."""
+        if self.recipe.clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+
     def _learning_rate(self, step: int) -> float:
         """Factor of the learning rate: linear warm-up over 15 % of the steps, cosine decay."""
         total = self.recipe.steps
@@ -116,16 +127,23 @@ def accuracy(model: nn.Module, data: Digits, device: torch.device, rounds: int =
     return right / (rounds * len(data))
 
 
-def add_recipe(parser: ArgumentParser, *, epochs: int, batch_size: int, lr: float, mix_prob: float) -> None:
-    """Add the flags of a recipe to a command line, all but the seed, with these defaults."""
+def add_recipe(parser: ArgumentParser, **defaults: float | str) -> None:
+    """Add the flags of a recipe to a command line, all but the seed. `defaults` replace those of the flags.
+
+    The flags' own are the early recipe of examples/RESULTS.md.
+    """
     add = parser.add_argument
-    add("--epochs", type=int, default=epochs, help="passes over the digits (default: %(default)s)")
-    add("--batch-size", type=int, default=batch_size, help="pictures in a step, an even number (default: %(default)s)")
+    add("--epochs", type=int, default=4, help="passes over the digits (default: %(default)s)")
+    add("--batch-size", type=int, default=32, help="pictures in a step, an even number (default: %(default)s)")
     add("--train", type=int, default=4000, help="digits to train on (default: %(default)s)")
     add("--test", type=int, default=1000, help="digits to test on, not used for training (default: %(default)s)")
-    add("--lr", type=float, default=lr, help="highest learning rate (default: %(default)s)")
-    add("--mix-prob", type=float, default=mix_prob, help="share of the steps that mix pictures (default: %(default)s)")
-    add("--device", default="auto", help="cpu, cuda, mps, or auto for the accelerator if there is one")
+    add("--lr", type=float, default=3e-3, help="highest learning rate (default: %(default)s)")
+    add("--mix-prob", type=float, default=0.5, help="share of the steps that mix pictures (default: %(default)s)")
+    add("--clip", type=float, default=0.0, help="largest norm of the gradients, 0 for no limit (default: %(default)s)")
+    add("--rounds", type=int, default=4, help="backgrounds of each test digit (default: %(default)s)")
+    add("--device", default="auto", help="cpu, cuda, mps, or auto for the accelerator if there is one "
+        "(default: %(default)s)")  # fmt: skip
+    parser.set_defaults(**defaults)
 
 
 def read_recipe(parser: ArgumentParser, options: Namespace, seed: int) -> Recipe:
@@ -134,10 +152,12 @@ def read_recipe(parser: ArgumentParser, options: Namespace, seed: int) -> Recipe
     size = recipe.batch_size
     if size < 2 or size % 2 or size > recipe.train:
         parser.error(f"--batch-size {size}: expected an even number, at most --train {recipe.train}")
-    if recipe.epochs < 1 or recipe.test < 1 or recipe.train + recipe.test > 5000:
-        parser.error("expected --epochs and --test of at least 1, and 5000 digits in all")
+    if min(recipe.epochs, recipe.test, recipe.rounds) < 1 or recipe.train + recipe.test > 5000:
+        parser.error("expected --epochs, --test and --rounds of at least 1, and 5000 digits in all")
     if not 0.0 <= recipe.mix_prob <= 1.0:
         parser.error(f"--mix-prob {recipe.mix_prob}: expected a share between 0 and 1")
+    if recipe.clip < 0:
+        parser.error(f"--clip {recipe.clip}: expected a positive norm, or 0 for no limit")
     try:
         return replace(recipe, device=str(choose_device(recipe.device)))
     except InputError as error:

@@ -30,12 +30,12 @@ from torch import Tensor
 import tlfx
 
 TINY = ["--epochs", "1", "--train", "32", "--test", "20", "--mix-prob", "1", "--device", "cpu"]
-TINY += ["--architectures", "mixer", "--batch-size", "16", "--lr", "0.002"]
+TINY += ["--architectures", "mixer", "--batch-size", "16", "--lr", "0.002", "--methods", "plain", "aligned"]
 TIMEOUT = 300
 
 
 def start(*arguments: str | Path) -> subprocess.Popen[str]:
-    command = [sys.executable, str(EXAMPLES / "compare.py"), *TINY, *map(str, arguments)]
+    command = [sys.executable, str(EXAMPLES / "compare.py"), *TINY, *within(*arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -43,7 +43,14 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
 def settings(*arguments: str | Path) -> Any:
     from compare import parse
 
-    return parse([*TINY, *map(str, arguments)])
+    return parse([*TINY, *within(*arguments)])
+
+
+def within(*arguments: str | Path) -> list[str]:
+    """The arguments, and the file of figures in the folder --output, if there is one."""
+    words = [str(argument) for argument in arguments]
+    folders = [Path(words[place + 1]) for place, word in enumerate(words) if word == "--output"]
+    return [*words, *(word for folder in folders for word in ("--figures", str(folder / "figures.csv")))]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +62,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ("--seeds", "2", "--output", folder, "--markdown", folder / "table.md")
     before = signal.getsignal(signal.SIGTERM)  # which it sets for itself
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(shown):
-        patch.setattr(sys, "argv", ["compare.py", *TINY, *map(str, options)])
+        patch.setattr(sys, "argv", ["compare.py", *TINY, *within(*options)])
         main()
     signal.signal(signal.SIGTERM, before)
     assert "mixer aligned, seed 1" in shown.getvalue()
@@ -125,17 +132,19 @@ def test_the_table_holds_the_figures(compared: Path) -> None:
     low, high = stats.ttest_rel(aligned, plain).confidence_interval(0.95)
     lines = (compared / "table.md").read_text().splitlines()
     assert lines[0] == (
-        "| architecture | method | runs | accuracy, % | difference (95 % interval) | λ gap | parameters | images/s |"
+        "| architecture | method | runs | accuracy, % | difference (95 % interval) | seeds won | sign test, p | λ gap "
+        "| parameters | images/s |"
     )
     parameters = sum(p.numel() for p in build("mixer", 0).parameters())
     assert lines[2].startswith(
-        f"| mixer | plain | 2 | {plain.mean():.1f} ± {plain.std(ddof=1):.1f} | – | 0.000 | {parameters:,} | "
+        f"| mixer | plain | 2 | {plain.mean():.1f} ± {plain.std(ddof=1):.1f} | – | – | – | 0.000 | {parameters:,} | "
     )
     seconds = [json.loads((compared / f"mixer/plain/{s}.json").read_text())["result"]["train_seconds"] for s in (0, 1)]
     assert int(lines[2].split("|")[-2]) == round(float(np.median([32 / s for s in seconds])))
     difference = f"{(aligned - plain).mean():+.1f} ({low:+.1f} to {high:+.1f})"
     assert lines[3].startswith(
-        f"| mixer | aligned | 2 | {aligned.mean():.1f} ± {aligned.std(ddof=1):.1f} | {difference} |"
+        f"| mixer | aligned | 2 | {aligned.mean():.1f} ± {aligned.std(ddof=1):.1f} | {difference} | "
+        f"{(aligned > plain).sum()} of 2 | "
     )
 
 
@@ -158,11 +167,11 @@ def test_the_rows_of_table_2(tmp_path: Path) -> None:
     from architectures import build
     from compare import rows
 
-    found = rows(settings("--table", "2", "--output", tmp_path))
+    found = rows(settings("--table", "2", "--architectures", "vit", "--output", tmp_path))
     names = ["Vanilla", "CutMix", "Puzzle-Mix", "SaliencyMix", "Attentive-CutMix", "TransMix", "CutMix + TL-Align"]
     assert [row[1] for row in found] == names
-    own, other = (sum(p.numel() for p in build(name, 0).parameters()) for name in ("mixer", "convnext"))
-    assert [row[6] for row in found] == [f"{own + other if 'Attentive' in name else own:,}" for name in names]
+    own, other = (sum(p.numel() for p in build(name, 0).parameters()) for name in ("vit", "convnext"))
+    assert [row[8] for row in found] == [f"{own + other if 'Attentive' in name else own:,}" for name in names]
 
 
 def test_layers_and_a_scale_of_aligned_targets() -> None:
@@ -224,9 +233,86 @@ def test_missing_weights_mean_that_a_run_is_not_finished(tmp_path: Path) -> None
     assert finished(run, tmp_path) is None
 
 
+def made_up(chosen: Any, accuracy: float) -> dict[Any, Any]:
+    """Figures of the runs of a command line, each a little better than the one before, without training them."""
+    from experiment import Result
+
+    return {run: Result(accuracy + place / 100, 0.05, 1.2, 3.0, 60.0) for place, run in enumerate(chosen.runs)}
+
+
+def test_known_figures_are_not_trained_again(tmp_path: Path) -> None:
+    """A file of figures is enough for the table: nothing to train but another seed, recipe or method."""
+    from compare import remaining, rows
+    from figures import add_figures, read_figures
+
+    options = ("--seeds", "2", "--output", tmp_path)
+    chosen = settings(*options)
+    known = made_up(chosen, 0.5)
+    for run, result in known.items():
+        add_figures(chosen.figures, run, result)
+    assert read_figures(chosen.figures) == known
+    assert list(tmp_path.rglob("*.pt")) == []
+    assert remaining(chosen) == []
+    plain, aligned = rows(chosen)
+    assert plain[:8] == ("mixer", "plain", "2", "51.0 ± 1.4", "–", "–", "–", "0.050")
+    assert aligned[:8] == ("mixer", "aligned", "2", "52.0 ± 1.4", "+1.0 (+1.0 to +1.0)", "2 of 2", "0.5", "0.050")
+    others = {
+        ("--seeds", "3"): ["mixer plain, seed 2", "mixer aligned, seed 2"],
+        ("--seeds", "1", "--lr", "0.1"): ["mixer plain, seed 0", "mixer aligned, seed 0"],
+        ("--seeds", "1", "--methods", "plain", "mixup/plain"): ["mixer mixup/plain, seed 0"],
+        ("--seeds", "1", "--weights"): ["mixer plain, seed 0", "mixer aligned, seed 0"],
+    }
+    for more, names in others.items():
+        assert [str(run) for run in remaining(settings(*options, *more))] == names
+
+
+def test_figures_that_are_known_stay(tmp_path: Path) -> None:
+    """A run that is trained for its weights alone leaves its line as it is; one in the folder alone gets a line."""
+    from compare import record, remaining
+    from experiment import execute, finished
+    from figures import add_figures, read_figures
+
+    chosen = settings("--methods", "plain", "--seeds", "1", "--weights", "--output", tmp_path)
+    [run], known = chosen.runs, made_up(chosen, 0.5)
+    add_figures(chosen.figures, run, known[run])
+    assert remaining(chosen) == [run]
+    execute(run, tmp_path)
+    record(run, chosen)
+    assert read_figures(chosen.figures) == known
+    assert remaining(chosen) == []
+    chosen.figures.unlink()
+    assert remaining(replace(chosen, weights=False)) == []
+    assert read_figures(chosen.figures) == {run: finished(run, tmp_path)}
+
+
+def test_a_damaged_line_of_figures(tmp_path: Path) -> None:
+    from experiment import SettingsError
+    from figures import add_figures, read_figures
+
+    chosen = settings("--seeds", "1", "--output", tmp_path)
+    for run, result in made_up(chosen, 0.5).items():
+        add_figures(chosen.figures, run, result)
+    text = chosen.figures.read_text()
+    chosen.figures.write_text(text.replace("0.51", "a half"))
+    words = (
+        r"line 3 of .*figures\.csv holds no run \(ValueError: could not convert string to float: 'a half'\): restore "
+    )
+    with pytest.raises(SettingsError, match=words + "the file, or pass another --figures"):
+        read_figures(chosen.figures)
+    assert read_figures(tmp_path / "none.csv") == {}
+
+
+def test_transmix_needs_attention() -> None:
+    from compare import parse
+
+    chosen = parse(["--methods", "plain", "transmix", "--seeds", "1"])
+    names = [f"{run.architecture} {run.method}" for run in chosen.runs]
+    assert names == ["vit plain", "vit transmix", "swin plain", "swin transmix", "mixer plain", "convnext plain"]
+
+
 @pytest.mark.slow
 def test_a_policy_without_effect_is_not_trained(tmp_path: Path) -> None:
-    from compare import rows
+    from compare import remaining, rows
     from experiment import UNCHANGED, execute, finished
 
     chosen = settings("--methods", "aligned:heads=norm", "aligned:weights=signed", "--seeds", "1", "--output", tmp_path)
@@ -234,9 +320,10 @@ def test_a_policy_without_effect_is_not_trained(tmp_path: Path) -> None:
         execute(run, tmp_path)
     assert finished(chosen.runs[0], tmp_path) == UNCHANGED
     assert [path.parent.name for path in tmp_path.rglob("*.pt")] == ["aligned+weights=signed"]
+    assert remaining(chosen) == []
     heads, signed = rows(chosen)
-    assert heads[:6] == ("mixer", "aligned:heads=norm", "–", "labels as aligned", "–", "–")
-    assert heads[7] == "–"
+    assert heads[:8] == ("mixer", "aligned:heads=norm", "–", "labels as aligned", "–", "–", "–", "–")
+    assert heads[9] == "–"
     assert signed[1:3] == ("aligned:weights=signed", "1")
 
 
@@ -379,6 +466,16 @@ def test_paired_difference(method: dict[int, float], baseline: dict[int, float])
     )
 
 
+def test_sign_test() -> None:
+    """Fisher's use of Darwin's maize: 13 of 15 pairs (p = 0.0074); a tie does not count."""
+    from paired import SignTest, sign_test
+
+    darwin = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]
+    zero = dict.fromkeys(range(16), 0.0)
+    assert sign_test(dict(enumerate([*darwin, 0])), zero) == SignTest(13, 2, pytest.approx(2 * 121 / 2**15))
+    assert sign_test({0: 1.0}, {0: 1.0}) == sign_test({0: 1.0}, {1: 1.0}) == SignTest(0, 0, 1.0)
+
+
 def test_interval_of_published_figures() -> None:
     """Student's own: ten patients, additional hours of sleep by two drugs (Biometrika 6, 1908); as R's t.test gives."""
     from paired import paired_difference
@@ -433,6 +530,7 @@ def test_methods(text: str, name: str) -> None:
         (["--seeds", "0"], "--seeds 0 --jobs 1: expected at least 1 of each"),
         (["--batch-size", "7"], "expected an even number"),
         (["--mix-prob", "1.5"], "--mix-prob 1.5: expected a share between 0 and 1"),
+        (["--clip", "-1"], "--clip -1.0: expected a positive norm, or 0 for no limit"),
     ],
 )
 def test_what_cannot_be_run(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

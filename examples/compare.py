@@ -249,7 +249,7 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
 
 def main() -> None:
     """Train the runs that are not finished, and print the table."""
-    settings, console = parse(), Console()
+    settings, console = parse(), Console(width=max(120, Console().width))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the processes are ended too
     try:
         left = remaining(settings)

@@ -1,7 +1,7 @@
 """Compare aligned labels with similarity and causal measures, on trained models and for all label policies.
 
-    python examples/compare.py --methods plain                    # first: trains four architectures with five seeds
-    python examples/fidelity.py                                   # measures all finished runs
+    python examples/compare.py --methods plain --seeds 5 --weights   # first: trains four architectures
+    python examples/fidelity.py                                      # measures all runs whose weights are there
     python examples/fidelity.py --architectures vit --csv vit.csv --markdown vit.md
 
 Models of one seed are given the same test pictures, mixed in the same way, in pairs of two classes. Figures are means
@@ -87,7 +87,8 @@ def _recorded(file: Path) -> Run | None:
 def _command(settings: Settings) -> str:
     """The command that trains the requested runs."""
     names = " ".join(settings.architectures)
-    return f"python examples/compare.py --methods {settings.method} --architectures {names} --output {settings.runs}"
+    command = f"python examples/compare.py --methods {settings.method} --architectures {names}"
+    return f"{command} --output {settings.runs} --weights"
 
 
 def measure(run: Run, settings: Settings) -> Fidelity:

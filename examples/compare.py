@@ -16,8 +16,9 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime
 from math import isfinite
@@ -82,7 +83,7 @@ class Settings:
         return [(name, method) for name, method in pairs if method.target != "transmix" or name in ATTENTION]
 
 
-def train(runs: Sequence[Run], folder: Path, jobs: int) -> Iterator[Run]:
+def train(runs: Sequence[Run], folder: Path, jobs: int) -> Generator[Run, None, None]:
     """Train runs in separate processes with one thread each; yields each run when it is finished.
 
     The first failure or interrupt stops the other runs and is raised; finished runs are kept.
@@ -258,10 +259,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the processes are ended too
     try:
         left = remaining(settings)
-        runs = train(left, settings.output, settings.jobs)
-        for run in track(runs, "training", total=len(left), console=console, disable=not left):
-            record(run, settings)
-            console.print(f"{datetime.now():%H:%M:%S} {run}", highlight=False)
+        with closing(train(left, settings.output, settings.jobs)) as runs:  # an interrupt here stops the processes too
+            for run in track(runs, "training", total=len(left), console=console, disable=not left):
+                record(run, settings)
+                console.print(f"{datetime.now():%H:%M:%S} {run}", highlight=False)
     except SettingsError as error:
         raise SystemExit(f"compare.py: {error}") from None
     except KeyboardInterrupt:

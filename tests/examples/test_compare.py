@@ -118,9 +118,10 @@ def test_a_run_is_kept_with_its_weights(compared: Path) -> None:
         record = json.loads(file.read_text())
         assert (record["architecture"], record["method"], record["recipe"]["seed"]) == ("mixer", method, 1)
         model = build("mixer", 0)
-        assert accuracy(model, test, torch.device("cpu"), rounds=4) != record["result"]["accuracy"]
+        rounds = record["recipe"]["rounds"]
+        assert accuracy(model, test, torch.device("cpu"), rounds) != record["result"]["accuracy"]
         model.load_state_dict(torch.load(file.with_suffix(".pt")))
-        assert accuracy(model, test, torch.device("cpu"), rounds=4) == record["result"]["accuracy"]
+        assert accuracy(model, test, torch.device("cpu"), rounds) == record["result"]["accuracy"]
         assert record["result"]["lambda_gap"] > 0.0 if method == "aligned" else record["result"]["lambda_gap"] == 0.0
 
 

@@ -44,7 +44,8 @@ def scenes(train: int, count: int) -> tuple[torch.Tensor, Pairs]:
     mask = torch.zeros(count, 1, test.size, test.size)
     mask[..., : test.size // 2] = 1
     mixed = torch.where(mask.bool(), first, second)
-    return mixed, Pairs(*((STD * images + MEAN).clamp(0, 1) for images in (first, second, mixed)), mask)
+    one, other, both = ((STD * images + MEAN).clamp(0, 1) for images in (first, second, mixed))
+    return mixed, Pairs(one, other, both, mask)
 
 
 def labels(architecture: str, weights: Path) -> Figure:

@@ -71,7 +71,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_interrupted_and_resumed(tmp_path: Path) -> None:
-    """Very many runs, interrupted when two are finished; then fewer in the same folder, one file being cut in half."""
+    """Very many runs, interrupted when two are finished; then fewer, with the weights of a file cut in half."""
     process = start("--methods", "plain", "--seeds", "500", "--output", tmp_path)
     half, whole = (tmp_path / "mixer" / "plain" / f"{seed}.json" for seed in (0, 1))
     deadline = time.monotonic() + TIMEOUT
@@ -87,7 +87,7 @@ def test_interrupted_and_resumed(tmp_path: Path) -> None:
 
     before, kept = half.read_text(), whole.stat().st_mtime_ns
     half.write_text(before[: len(before) // 2])
-    process = start("--seeds", "2", "--jobs", "2", "--output", tmp_path)
+    process = start("--seeds", "2", "--jobs", "2", "--weights", "--output", tmp_path)
     shown, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, errors
     assert "mixer plain, seed 0" in shown
@@ -483,7 +483,8 @@ def test_sign_test() -> None:
 
     darwin = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]
     zero = dict.fromkeys(range(16), 0.0)
-    assert sign_test(dict(enumerate([*darwin, 0])), zero) == SignTest(13, 2, pytest.approx(2 * 121 / 2**15))
+    found = sign_test(dict(enumerate([*darwin, 0])), zero)
+    assert (found.won, found.lost, found.p) == (13, 2, pytest.approx(2 * 121 / 2**15))
     assert sign_test({0: 1.0}, {0: 1.0}) == sign_test({0: 1.0}, {1: 1.0}) == SignTest(0, 0, 1.0)
 
 

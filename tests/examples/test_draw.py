@@ -63,9 +63,9 @@ def test_differences_of_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     [ax] = drawn.axes
     assert ax.get_title(loc="left") == "vit, 3 seeds"
     assert [label.get_text() for label in ax.get_yticklabels()] == ["no mixing", "aligned"]
-    dots, interval, mean = (line.get_xdata() for line in ax.get_lines()[3:6])
+    dots, interval, mean = (np.asarray(line.get_xdata(), dtype=float).tolist() for line in ax.get_lines()[3:6])
     differences = 100 * (np.array(measured["aligned"]) - measured["plain"])
-    np.testing.assert_allclose(dots, differences)
-    np.testing.assert_allclose(mean, [differences.mean()])
-    half = stats.t.ppf(0.975, 2) * stats.sem(differences)
-    np.testing.assert_allclose(interval, [differences.mean() - half, differences.mean() + half])
+    assert dots == pytest.approx(differences.tolist())
+    assert mean == pytest.approx([differences.mean()])
+    half = float(stats.t.ppf(0.975, 2) * stats.sem(differences))
+    assert interval == pytest.approx([differences.mean() - half, differences.mean() + half])

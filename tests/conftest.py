@@ -17,7 +17,7 @@ from tlfx.capture.modes import autocast_depth
 from tlfx.report import Report, inspect
 
 # Without a deadline, because a busy machine is not a failure. ``make slow`` asks for many examples.
-settings.register_profile("few", deadline=None, max_examples=25)
+settings.register_profile("few", deadline=None, max_examples=16)
 settings.register_profile("many", deadline=None, max_examples=100)
 settings.load_profile("few")
 

@@ -360,6 +360,20 @@ def attention_kernels() -> None:
     assert _torch.attention_state() == before
 
 
+def dispatch_mode() -> None:
+    called: list[Any] = []
+
+    class Mode(_torch.TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            called.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with Mode():  # type: ignore[no-untyped-call]
+        torch.ones(2).view(1, 2)
+    assert called == [torch.ops.aten.ones.default, torch.ops.aten.view.default]
+    assert [func.is_view for func in called] == [False, True]
+
+
 def dynamo_tables() -> None:
     _torch.build_dynamo_tables()
     handlers = importlib.import_module("torch._dynamo.variables.torch").TorchInGraphFunctionVariable._get_handlers()
@@ -400,6 +414,7 @@ NAMES: dict[str, Callable[[], None]] = {
     "Tensor._version": version,
     "Node._rename": rename,
     "torch.utils._pytree": pytree,
+    "torch.utils._python_dispatch.TorchDispatchMode": dispatch_mode,
     "torch._sample_dirichlet": sample_dirichlet,
 }
 

@@ -27,6 +27,7 @@ from torch.autograd import Function
 from torch.fx import Node
 from torch.nn import attention
 from torch.utils import checkpoint as checkpointing
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "HigherOrderOperator",
     "OpOverload",
     "OpOverloadPacket",
+    "TorchDispatchMode",
     "TreeSpec",
     "attention_kernels",
     "attention_state",
@@ -80,6 +82,7 @@ __all__ = [
 ]
 
 # torch.utils._pytree and torch._ops: the structures and operators of exported graphs; no public names
+# TorchDispatchMode: the operators that a call runs, in order to count them; no public name
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 """The dictionaries of a module's hooks: only ``register_*`` is public, and nothing public lists what is registered."""

@@ -60,7 +60,7 @@ def test_hooks_of_a_module_with_a_rule_run_outside_of_its_call() -> None:
     assert seen == [(2, 8, 8)]
 
 
-@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("checkpointed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_hooks_on_every_module(checkpointed: bool) -> None:
     """Calls that begin with the same operator, and results of an inner call that only hooks of an outer one see."""
     plain = vit()

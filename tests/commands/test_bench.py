@@ -28,6 +28,7 @@ class Smaller(nn.Sequential):
 SMALL = ("--kwargs", '{"img_size": 32, "num_classes": 4}')
 
 
+@pytest.mark.slow
 def test_a_table_of_ratios(tmp_path: Path) -> None:
     (tmp_path / "two.py").write_text(TWO)
     options = ("--path", str(tmp_path), "--input-size", "16", *QUICK)

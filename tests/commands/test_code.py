@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 
+import pytest
 from command import tlfx
 
 from tlfx.commands.code import LABEL_STYLE, RELEASED_STYLE, highlighted
@@ -21,6 +22,7 @@ def test_plain_code_in_a_pipe() -> None:
     assert not any(line.partition(" = ")[2].startswith(("self._m.", "getattr(")) for line in found.stdout.splitlines())
 
 
+@pytest.mark.slow
 def test_colours_where_there_are_any() -> None:
     arguments = ("code", "test_resnet", "--input-size", "32")
     coloured = tlfx(*arguments, FORCE_COLOR="1", TERM="xterm-256color", COLORTERM="truecolor")

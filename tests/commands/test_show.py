@@ -104,6 +104,7 @@ def test_models_of_other_inputs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "the model takes inputs of 1x160x160, expected images of three channels, 3xHxW" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_label_maps_as_arrays(tmp_path: Path) -> None:
     picture, arrays = tmp_path / "labels.png", tmp_path / "labels.npz"
     done = tlfx("show", *SMALL, "-o", str(picture), "--npz", str(arrays), "--seed", "3")

@@ -32,9 +32,8 @@ def zoo(path: Path, *arguments: str) -> int:
     return main(["zoo", *arguments, "--output", str(path)])
 
 
-@pytest.mark.parametrize(
-    "models", [["test_resnet"], pytest.param(["test_convnext", "test_resnet"], marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("models", [["test_resnet"], ["test_convnext", "test_resnet"]])
 def test_a_real_sweep(models: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "zoo.csv"
     assert zoo(path, *models, "--check", "--jobs", "2", "--input-size", "32") == 0

@@ -15,7 +15,7 @@ GROUPS: list[Group] = [group for module in MODULES for group in module.GROUPS]
 NOT_LINEAR = {"maximum", "alpha", "instance_of_tokens", "cumsum"}
 """Spellings that are another function of products with a factor, which sums weight by it."""
 PRODUCTS = [of_products(group, *NOT_LINEAR) for group in GROUPS if "factor" not in group.parts]
-FEW = [group for group in PRODUCTS if group.name.startswith(("depthwise", "attention with", "padding"))]
+FEW = [group for group in PRODUCTS if group.name.startswith(("attention with", "padding"))]
 
 
 def name_of(group: Group) -> str:

@@ -175,6 +175,7 @@ def test_the_rows_of_table_2(tmp_path: Path) -> None:
     assert [row[8] for row in found] == [f"{own + other if 'Attentive' in name else own:,}" for name in names]
 
 
+@pytest.mark.slow
 def test_layers_and_a_scale_of_aligned_targets() -> None:
     """Labels of one attention layer, and a loss whose gradients are scaled by the factor of its targets."""
     from architectures import build

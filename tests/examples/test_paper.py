@@ -330,6 +330,7 @@ def test_figures_of_a_small_model(number: str, tmp_path: Path) -> None:
     assert file.stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_operations_of_several_models(capsys: pytest.CaptureFixture[str]) -> None:
     """Table 10: the operations of each model, by class."""
     assert run("table", 10, "--models", "test_vit", "test_resnet") == 0

@@ -293,6 +293,7 @@ def test_broken_data_is_refused(damage: Callable[[Path], None], words: str, data
     assert not list(tmp_path.glob("run/*.tar"))
 
 
+@pytest.mark.slow
 def test_other_runs_and_weights_are_refused(data: Path, whole: Path, tmp_path: Path) -> None:
     def refused(words: str, *arguments: object) -> None:
         with pytest.raises(SystemExit) as caught:

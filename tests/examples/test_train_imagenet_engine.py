@@ -99,7 +99,10 @@ def test_an_update_is_that_of_a_plain_loop(mixed: bool) -> None:
     "arguments",
     [
         ["--amp", "--amp-dtype", "float16", "--no-align", "--model-ema", "--clip-grad", "1", "--clip-mode", "agc"],
-        ["--amp", "--amp-dtype", "bfloat16", "--channels-last", "--grad-checkpointing", "--sched-on-updates"],
+        pytest.param(
+            ["--amp", "--amp-dtype", "bfloat16", "--channels-last", "--grad-checkpointing", "--sched-on-updates"],
+            marks=pytest.mark.slow,
+        ),
         ["--opt", "lamb", "--no-align", "--mixup-mode", "elem", "--model-ema", "--model-ema-warmup", "--drop", "0.1"],
         [*RESNET, "--no-align", "--opt", "sgd", "--sched", "poly", "--mixup-mode", "pair", "--model-ema"],
     ],

@@ -183,6 +183,7 @@ def test_what_it_refuses(tmp_path: Path) -> None:
             ours.compute_loss(ours.model, {"pixel_values": Noise.images, "labels": labels})
 
 
+@pytest.mark.slow
 def test_other_names_of_images_and_another_number_of_classes(tmp_path: Path) -> None:
     ours = trainer(tmp_path)
     ours.model.train()

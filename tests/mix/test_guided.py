@@ -75,6 +75,7 @@ def test_one_image_says_where_the_box_of_a_batch_lies() -> None:
     assert not torch.equal(box.mask, target.mask)
 
 
+@pytest.mark.slow
 def test_without_opencv() -> None:
     """In a process that can import neither cv2 nor parts of SciPy, as where the extra is not installed."""
     code = (

@@ -48,7 +48,7 @@ FAMILIES = {
 }
 
 
-EVERY_RUN = [("EViT", True), ("GFNet", False), ("HF ViT", True), (MULTI_HEAD[-1], False)]
+EVERY_RUN = [("EViT", True), ("GFNet", False), (MULTI_HEAD[-1], False)]
 """Kinds of models in training or evaluation; the others are tested by ``make slow``."""
 
 

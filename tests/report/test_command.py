@@ -91,6 +91,7 @@ def test_less_than_a_screen_is_shown_at_once() -> None:
     assert "\x1b[3" not in text
 
 
+@pytest.mark.slow
 def test_the_same_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
     report = package.inspect("test_vit", kwargs={"depth": 2})

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from helpers import ReportOf, slow_except
 
-EVERY_RUN = ("deit_small_patch16_224", "mixer_s16_224", "poolformerv2_s12")
+EVERY_RUN = ("deit_small_patch16_224", "mixer_s16_224")
 """Attention, token MLPs and pooling; the others are tested by ``make slow``."""
 HAND: dict[str, dict[str, int]] = {
     "deit_small_patch16_224": {

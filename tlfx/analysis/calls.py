@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from tlfx._torch import TorchDispatchMode
 
 __all__ = ["count_kernels", "orders", "time_calls"]
 

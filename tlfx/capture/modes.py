@@ -194,7 +194,7 @@ def gradients_of(model: nn.Module, tensors: Sequence[Tensor]) -> tuple[bool, ...
     parameters = [x.requires_grad for x in model.parameters()]
     return (
         torch.is_grad_enabled(),
-        torch.is_inference_mode_enabled(),
+        not torch.compiler.is_compiling() and torch.is_inference_mode_enabled(),  # dynamo cannot trace the question
         *[x.requires_grad for x in tensors],
         *parameters,
     )

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAIRS = 100
+LEAST = 3
+"""Number of seeds of what is drawn; the interval of two is wider than any difference."""
 
 
 def scenes(train: int, count: int) -> tuple[torch.Tensor, Pairs]:
@@ -65,14 +67,14 @@ def accuracy() -> Figure:
     settings = compare.parse([])
     percent = {pair: compare.accuracies(results) for pair, results in compare.outcomes(settings).items()}
     base = settings.methods[0]
-    names = [name for name in settings.architectures if len(percent[name, base]) > 1]
+    names = [name for name in settings.architectures if len(percent[name, base]) >= LEAST]
     if not names:
-        raise InputError(f"{settings.figures} has no architecture with two seeds")
+        raise InputError(f"{settings.figures} has no architecture with {LEAST} seeds")
     drawn = figure(7.0, 0.6 + 1.4 * len(names))
     axes = drawn.subplots(len(names), sharex=True, squeeze=False)[:, 0]
     for ax, name in zip(axes, names, strict=True):
         others = [(method, percent[name, method]) for arch, method in settings.pairs if arch == name and method != base]
-        _draw_differences(ax, {str(method): own for method, own in others if own}, percent[name, base])
+        _draw_differences(ax, {str(method): own for method, own in others if len(own) >= LEAST}, percent[name, base])
         ax.set_title(f"{name}, {len(percent[name, base])} seeds", fontsize=9, loc="left")
     axes[-1].set_xlabel("accuracy − accuracy of plain CutMix, percentage points")
     return drawn

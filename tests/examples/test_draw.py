@@ -42,7 +42,7 @@ def test_a_trained_model_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_differences_of_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of made-up figures: a dot for each seed, the mean, and Student's interval; only what has two seeds is drawn."""
+    """Of made-up figures: a dot for each seed, the mean, and Student's interval; only what has three seeds is drawn."""
     import compare
     from draw import accuracy
     from experiment import Result
@@ -53,7 +53,7 @@ def test_differences_of_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     file = tmp_path / "figures.csv"
     chosen = compare.parse(["--figures", str(file), "--seeds", "3"])
     monkeypatch.setattr(compare, "parse", lambda arguments: chosen)
-    with pytest.raises(InputError, match=r"figures\.csv has no architecture with two seeds"):
+    with pytest.raises(InputError, match=r"figures\.csv has no architecture with 3 seeds"):
         accuracy()
     measured = {"plain": [0.70, 0.71, 0.72], "aligned": [0.72, 0.70, 0.75], "none/plain": [0.6, 0.6, 0.6]}
     for run in chosen.runs:

@@ -10,27 +10,40 @@ import torch
 
 from tlfx._torch import TorchDispatchMode
 
-__all__ = ["count_kernels", "orders", "time_calls"]
+__all__ = ["count_kernels", "in_turn", "time_calls"]
 
 
 def time_calls(calls: Mapping[str, Callable[[], None]], count: int, device: torch.device) -> dict[str, list[float]]:
     """Seconds until each call returns, `count` times in turn. A call does not wait for the device: on a GPU, they are
     the work of the host."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for names in orders(list(calls), count):
-        for name in names:
-            _synchronize(device)
-            begin = time.perf_counter()
-            calls[name]()
-            seconds[name].append(time.perf_counter() - begin)
+
+    def seconds(call: Callable[[], None]) -> float:
+        """Seconds until a call returns, after earlier ones are done."""
+        _synchronize(device)
+        begin = time.perf_counter()
+        call()
+        return time.perf_counter() - begin
+
+    found = in_turn(calls, count, seconds)
     _synchronize(device)
-    return seconds
+    return found
 
 
-def orders(names: list[str], count: int) -> Iterator[list[str]]:
+def in_turn(
+    calls: Mapping[str, Callable[[], None]], count: int, seconds: Callable[[Callable[[], None]], float]
+) -> dict[str, list[float]]:
+    """The ``seconds`` of each call, `count` times, in rotation."""
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for names in _orders(list(calls), count):
+        for name in names:
+            found[name].append(seconds(calls[name]))
+    return found
+
+
+def _orders(names: list[str], count: int) -> Iterator[list[str]]:
     """`count` rotations of the names, so that each runs in each place.
 
-    >>> list(orders(["plain", "aligned"], 3))
+    >>> list(_orders(["plain", "aligned"], 3))
     [['plain', 'aligned'], ['aligned', 'plain'], ['plain', 'aligned']]
     """
     for i in range(count):

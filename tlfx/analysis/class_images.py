@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,21 +56,19 @@ class ClassImages:
         if empty := [name for name in folders if not _images_in(self.root / name)]:
             raise InputError(f"{self.root} holds class folders without images: {named(empty)}")
         if len(self) < 1:
-            raise InputError(
-                f"{self.root} gives {len(self._files())} images, expected at least a batch of {self.batch}"
-            )
+            raise InputError(f"{self.root} gives {len(self._files)} images, expected at least a batch of {self.batch}")
 
     def __len__(self) -> int:
         """Number of batches."""
-        return len(self._files()) // self.batch
+        return len(self._files) // self.batch
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        files = self._files()
         for first in range(0, len(self) * self.batch, self.batch):
-            part = files[first : first + self.batch]
+            part = self._files[first : first + self.batch]
             images = torch.stack([self._prepared(file) for file, _ in part])
             yield normalised(images, self.model), torch.tensor([label for _, label in part])
 
+    @cached_property
     def _files(self) -> list[tuple[Path, int]]:
         """The chosen files and their labels, in their order."""
         labels = {name: label for label, name in enumerate(self.classes)}

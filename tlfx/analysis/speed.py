@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tlfx._torch import tree_leaves
 from tlfx.aligned import align, planner_of
-from tlfx.analysis.calls import count_kernels, orders, time_calls
+from tlfx.analysis.calls import count_kernels, in_turn, time_calls
 from tlfx.analysis.invariants import rectangles
 from tlfx.analysis.published import published
 from tlfx.capture.arguments import Call
@@ -226,10 +226,7 @@ def compare(steps: Mapping[str, Callable[[], None]], settings: Settings) -> dict
         for _ in range(settings.warm_up):
             step()
     memory = {name: _peak_memory(step, settings.device) for name, step in steps.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for names in orders(list(steps), settings.pairs):
-        for name in names:
-            seconds[name].append(_seconds(steps[name], settings.device))
+    seconds = in_turn(steps, settings.pairs, lambda step: _seconds(step, settings.device))
     images = settings.batch * settings.steps
     return {name: Timing(seconds[name], seconds[PLAIN], images, memory[name], memory[PLAIN]) for name in steps}
 

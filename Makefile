@@ -3,8 +3,9 @@ OLDEST_PYTHON ?= python3.10
 BIN := .venv/bin
 OLDEST := .venv-oldest/bin
 
-# one thread for each process; a whole file to each process, since the tests of a file share what is slow to prepare
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# one thread for each process; no cache of torch's fake tensors, which costs more than it saves where each model is small
+# and captured once; a whole file to each process, since the tests of a file share what is slow to prepare
+PYTEST := OMP_NUM_THREADS=1 TORCH_FAKE_TENSOR_DISPATCH_CACHE=0 $(BIN)/python -m pytest
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 FAST := tests/capture tests/graph tests/propagate tests/rewrite tests/runtime tests/test_layers.py \
 	tests/test_operations.py tests/rules/test_attention.py tests/rules/test_contraction.py

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from argparse import ArgumentTypeError
 from collections import Counter
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, cast
 
 from mixers import MIXERS
@@ -14,6 +14,7 @@ from torch import nn
 import tlfx
 from tlfx.assign import METHODS as TARGETS
 from tlfx.assign import TargetAssigner
+from tlfx.policy import DEFAULT, policy_name
 
 __all__ = ["Method", "read_method"]
 
@@ -43,8 +44,7 @@ class Method:
 
     def __str__(self) -> str:
         """The text that :meth:`parse` reads; equal methods have equal texts."""
-        default = asdict(tlfx.Policy())
-        changes = [f"{name}={value}" for name, value in asdict(self.policy).items() if value != default[name]]
+        changes = [] if self.policy == DEFAULT else policy_name(self.policy).split(", ")
         changes += [f"{LAYERS}={'+'.join(map(str, self.layers))}"] if self.layers else []
         changes += [f"{SCALE}={self.scale:g}"] if self.scale != 1 else []
         mixer = "" if self.mixer == "cutmix" else f"{self.mixer}/"

@@ -54,8 +54,8 @@ def test_ratios_as_json() -> None:
     ("arguments", "message"),
     [
         (["test_vit", "--pairs", "0"], "--batch, --pairs, --steps and --threads must be positive"),
-        ([], "expected one or more MODELs, or --suite, which has models of its own"),
-        (["test_vit", "--suite"], "expected one or more MODELs, or --suite, which has models of its own"),
+        ([], "expected one or more MODELs, or --suite without MODEL"),
+        (["test_vit", "--suite"], "expected one or more MODELs, or --suite without MODEL"),
         (["test_vit", "--markdown", "x.md"], "--markdown writes the table of --suite: pass --suite, or --json"),
         (["--suite", "--markdown", "/nowhere/x.md"], "--markdown '/nowhere/x.md' cannot be written"),
         (["test_vit", "--policy", "norm"], "'norm' is not a policy: expected 'paper', or FIELD=VALUE"),

@@ -68,7 +68,7 @@ arguments = {"steps": STEPS_OF_TWO_PROGRAMS, "batch": st.integers(1, 3), "shared
 relaxed = functools.partial(settings, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-@relaxed(max_examples=15, derandomize=True)  # the same at every run; make slow draws others
+@relaxed(max_examples=40, derandomize=True)  # the same at every run; make slow draws others
 @given(**arguments)
 def test_random_programs(steps: list[Draw], batch: int, shared: bool) -> None:
     check(steps, batch, shared)

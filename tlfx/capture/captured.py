@@ -70,13 +70,31 @@ def cleaned(
     ignore_state: Sequence[str],
 ) -> Captured:
     """The captured graph module: flat inputs and outputs, no checks, parameters read from the model itself."""
+    roots = [*model.named_modules(), *call.objects]
+    graph, held = _flat_graph(program, record)
+    _put_parameters(held, roots)
+    pair_modes(graph)
+    place_kernels(graph)
+    regions = build_tree(graph, recording)
+    placeholders = _name_inputs(graph, model, call)
+    modules, buffers = _named(graph, model, held)
+    generators = {name: x.generator for name, x in modules.items() if isinstance(x, HeldGenerator)}
+    placed = watched.watch_constants(roots, (*buffers.values(), *generators.values()))
+    _check_generators(graph, model, {name for name, x in generators.items() if generator_key(x) not in placed})
+    graph_module = graph_module_of(graph, {**modules, MODEL: model}, buffers, class_name(model))
+    readings = _readings(model, call, regions, record, ignore_state)
+    _watch_values(graph, model, buffers, record.values, watched, readings)
+    images = tuple(placeholders[i].name for i in call.places)
+    return Captured(graph_module, images, record.out_spec, batch, regions, watched, readings, gradients)
+
+
+def _flat_graph(program: GraphModule, record: ForwardRecord) -> tuple[Graph, dict[str, Any]]:
+    """The graph with flat outputs, calls on tensors and changes of state as nodes of it; and what its nodes hold."""
     graph = Graph()
     outputs = tree_leaves(graph.graph_copy(program.graph, {}), is_leaf=lambda x: x is None)
     split = len(outputs) - sum(len(change.outputs) for change in record.changes)
     graph.output(tuple(outputs[:split]))
-    roots = [*model.named_modules(), *call.objects]
     held = {str(n.target): _attribute(program, str(n.target)) for n in graph.nodes if n.op == "get_attr"}
-    _put_parameters(held, roots)
     handles: dict[int, Node] = {}
     if record.tensor_calls.calls:
         held[_CALLS] = TensorCalls(record.tensor_calls.calls)
@@ -84,20 +102,26 @@ def cleaned(
     if record.changes:
         held[_STATE] = Stored(record.changes)
         put_state(graph, _STATE, record.changes, outputs[split:], handles)
-    pair_modes(graph)
-    place_kernels(graph)
-    regions = build_tree(graph, recording)
-    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+    return graph, held
+
+
+def _name_inputs(graph: Graph, model: nn.Module, call: Call) -> list[Node]:
+    """Name the inputs as the model's own forward does, and the modules of nodes relative to the model."""
     for node in graph.nodes:
         _strip_entry(node, class_name(model))
-    _rename(placeholders, [name.partition(".")[0] for name in names_of(call, model)])
-    modules, buffers = _named(graph, model, held)
-    generators = {name: x.generator for name, x in modules.items() if isinstance(x, HeldGenerator)}
-    placed = watched.watch_constants(roots, (*buffers.values(), *generators.values()))
-    _check_generators(graph, model, {name for name, x in generators.items() if generator_key(x) not in placed})
-    graph_module = graph_module_of(graph, {**modules, MODEL: model}, buffers, class_name(model))
+    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+    for node, name in zip(placeholders, names_of(call, model), strict=False):
+        rename(node, name.partition(".")[0])
+        node.target = node.name
+    return placeholders
+
+
+def _readings(
+    model: nn.Module, call: Call, regions: RegionTree, record: ForwardRecord, ignore_state: Sequence[str]
+) -> Readings:
+    """What the forward reads, without what the graph computes, changes or, by the user's decision, ignores."""
     changed = {change.place for change in record.changes}
-    readings = Readings(
+    return Readings(
         model,
         call.objects,
         _computed_hooks(regions),
@@ -105,9 +129,6 @@ def cleaned(
             (id(container.held), key) in changed or is_ignored_state(container.name_of(key), ignore_state)
         ),
     )
-    _watch_values(graph, model, buffers, record.values, watched, readings)
-    images = tuple(placeholders[i].name for i in call.places)
-    return Captured(graph_module, images, record.out_spec, batch, regions, watched, readings, gradients)
 
 
 def _put_parameters(held: dict[str, Any], roots: Sequence[tuple[str, Any]]) -> None:
@@ -211,10 +232,3 @@ def _strip_entry(node: Node, kind: str) -> None:
         node.meta["nn_module_stack"] = {
             k: (path.removeprefix(MODEL).removeprefix("."), made if path else kind) for k, (path, made) in stack.items()
         }
-
-
-def _rename(placeholders: list[Node], names: list[str]) -> None:
-    """Name the inputs as the model's own forward does."""
-    for node, name in zip(placeholders, names, strict=False):
-        rename(node, name)
-        node.target = node.name

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     if min(args.batch, args.pairs, args.steps, args.threads or 1) < 1:
         raise InputError("--batch, --pairs, --steps and --threads must be positive")
     if args.suite == bool(args.models):
-        raise InputError("expected one or more MODELs, or --suite, which has models of its own")
+        raise InputError("expected one or more MODELs, or --suite without MODEL")
     if args.markdown and not args.suite:
         raise InputError("--markdown writes the table of --suite: pass --suite, or --json")
     if args.markdown:

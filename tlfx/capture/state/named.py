@@ -111,12 +111,6 @@ class NamedReach(Reach):
             if not self.excludes(container, key):
                 self._add(container.name_of(key), value)
 
-    def _tensor(self, name: str, value: Tensor) -> None:
-        if vars(value):  # few tensors have attributes
-            super()._tensor(name, value)
-        elif not isinstance(value, nn.Parameter):
-            self.tensors[id(value)] = value
-
     def _module(self, path: str, module: nn.Module) -> None:
         prefix = f"{path}." if path else ""
         attributes = Mapping(prefix, vars(module), hidden=INTERNAL)
@@ -126,7 +120,7 @@ class NamedReach(Reach):
             self._keep(attributes)
         for kind in ("_parameters", "_buffers"):
             for key, tensor in vars(module)[kind].items():
-                if tensor is not None and vars(tensor):
+                if tensor is not None:  # one without attributes may be given some
                     self._attributes(Mapping(f"{prefix}{key}.", vars(tensor)))
         for kind in ("_forward_pre_hooks", "_forward_hooks"):
             for number, hook in vars(module)[kind].items():

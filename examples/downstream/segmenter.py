@@ -28,7 +28,8 @@ SWIN: dict[str, dict[str, Any]] = {
 }
 DEIT = {f"deit_{size}": f"deit_{size}_patch16_224" for size in ("tiny", "small", "base")}
 BACKBONES = (*SWIN, *DEIT)
-STAGES = ["stage1", "stage2", "stage3", "stage4"]
+LEVELS = 4
+"""Maps of a pyramid; a Swin has one for each of its stages."""
 
 
 class Segmenter(nn.Module):
@@ -52,22 +53,28 @@ class Segmenter(nn.Module):
 
 
 class DeitPyramid(nn.Module):
-    """The maps after four blocks of a DeiT at 4, 2, 1 and 1/2 times their size (MultiLevelNeck of mmsegmentation)."""
+    """The maps after each quarter of the blocks of a DeiT at 4, 2, 1 and 1/2 times their size (MultiLevelNeck of
+    mmsegmentation). With fewer than four blocks, some maps are of the same block.
+    """
 
     def __init__(self, name: str, options: Namespace) -> None:
         super().__init__()
         given: dict[str, Any] = {"img_size": options.crop_size, "drop_path_rate": options.drop_path}
         given |= {"features_only": True, "dynamic_img_size": True, "dynamic_img_pad": True, **options.model_kwargs}
         depth = given.get("depth", 12)
-        features: Any = timm.create_model(DEIT[name], out_indices=[depth * (i + 1) // 4 - 1 for i in range(4)], **given)
+        blocks = [max(depth * (i + 1) // LEVELS - 1, 0) for i in range(LEVELS)]
+        read = list(dict.fromkeys(blocks))  # timm returns the map of a block once
+        features: Any = timm.create_model(DEIT[name], out_indices=read, **given)
         self.model: nn.Module = features
-        self.channels: list[int] = features.feature_info.channels()
+        self.places = [read.index(block) for block in blocks]
+        self.channels: list[int] = [features.feature_info.channels()[place] for place in self.places]
         self.lateral = nn.ModuleList(nn.Conv2d(width, width, 1) for width in self.channels)
         self.smooth = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for width in self.channels)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Maps (B, C, H/4, W/4) to (B, C, H/32, W/32) of images (B, 3, H, W)."""
-        parts = zip(self.model(images), self.lateral, self.smooth, (4.0, 2.0, 1.0, 0.5), strict=True)
+        """Maps (B, C, 4h, 4w) to (B, C, h/2, w/2) of images (B, 3, H, W) with h × w patches."""
+        maps = self.model(images)
+        parts = zip((maps[i] for i in self.places), self.lateral, self.smooth, (4.0, 2.0, 1.0, 0.5), strict=True)
         return [smooth(_scaled(lateral(x), scale)) for x, lateral, smooth, scale in parts]
 
 
@@ -103,9 +110,11 @@ def _weights(file: Path) -> Source:
 
 def _on_swin(options: Namespace, source: Source | None) -> Segmenter:
     settings = SWIN[options.backbone] | {"drop_path_rate": options.drop_path, **options.model_kwargs}
-    config = SwinConfig(**{**settings, "out_features": STAGES})
-    width = config.embed_dim * 4  # of the third of four stages, which the auxiliary head reads
-    net: Any = UperNetForSemanticSegmentation(_heads(options, backbone_config=config, auxiliary_in_channels=width))
+    config = SwinConfig(**{**settings, "out_features": [f"stage{i + 1}" for i in range(len(settings["depths"]))]})
+    read = auxiliary_level(len(config.depths))
+    heads = _heads(options, backbone_config=config, auxiliary_in_channels=config.embed_dim * 2**read)
+    net: Any = UperNetForSemanticSegmentation(heads)
+    net.auxiliary_head.in_index = read
     if source is not None:
         net.backbone = _load_swin(config, source, options)
     net.backbone.swin.layernorm.requires_grad_(False)  # of the last stage for classifiers, unused here
@@ -139,8 +148,10 @@ def _on_deit(options: Namespace, source: Source | None) -> Segmenter:
     backbone = DeitPyramid(options.backbone, options)
     if source is not None:
         _load_deit(backbone.model, source, options)
-    config, channels = _heads(options, auxiliary_in_channels=backbone.channels[2]), backbone.channels
+    read, channels = auxiliary_level(LEVELS), backbone.channels
+    config = _heads(options, auxiliary_in_channels=channels[read])
     heads: list[Any] = [kind(config, channels) for kind in (UperNetHead, UperNetFCNHead)]
+    heads[1].in_index = read
     return Segmenter(backbone, *heads)
 
 
@@ -158,6 +169,15 @@ def _load_deit(model: nn.Module, source: Source, options: Namespace) -> None:
     if weights.keys() != own.keys() or any(weights[key].shape != own[key].shape for key in own):
         raise _other(source, options)
     model.load_state_dict(weights)
+
+
+def auxiliary_level(levels: int) -> int:
+    """The map that the auxiliary head reads: the last but one, which is the third of four.
+
+    >>> auxiliary_level(4), auxiliary_level(1)
+    (2, 0)
+    """
+    return max(levels - 2, 0)
 
 
 def _heads(options: Namespace, **settings: Any) -> UperNetConfig:

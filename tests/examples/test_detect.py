@@ -21,6 +21,7 @@ from helpers import EXAMPLES
 from imagenet.order import seed_generators
 from PIL import Image
 from runs import KILLER, rows, run, weights
+from torchvision.models.detection import faster_rcnn  # type: ignore[import-untyped]
 
 SWIN: dict[str, Any] = {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1), "window_size": 4}
 SMALL = ["--model-kwargs", *(f"{key}={value}" for key, value in SWIN.items()), "--pyramid-width", "8"]
@@ -145,6 +146,28 @@ def test_weights_of_the_backbone_are_loaded(whole: Path) -> None:
         (8, 2, 3),
         (8, 1, 2),
     ]
+
+
+def test_anchors_follow_the_strides_of_the_maps() -> None:
+    """Four stages with patches of four have the anchors of torchvision; two with patches of two have smaller ones."""
+    default = faster_rcnn._default_anchorgen()
+    four: Any = build(parse([*SMALL, "--data-dir", "none", "--output", "none"]))
+    assert four.backbone.strides == [4, 8, 16, 32, 64]
+    assert four.rpn.anchor_generator.sizes == default.sizes
+    assert four.rpn.anchor_generator.aspect_ratios == default.aspect_ratios
+    kwargs = ["patch_size=2", "embed_dim=24", "depths=(2,2)", "num_heads=(2,4)"]
+    two: Any = build(parse([*SMALL, "--data-dir", "none", "--output", "none", "--model-kwargs", *kwargs]))
+    assert two.backbone.strides == [2, 4, 8]
+    assert two.rpn.anchor_generator.sizes == ((16,), (32,), (64,))
+    images = torch.rand(2, 3, 64, 64)
+    assert [tuple(x.shape) for x in two.backbone(images).values()] == [(2, 8, 64 // s, 64 // s) for s in (2, 4, 8)]
+    masks = torch.zeros(1, 64, 64, dtype=torch.uint8)
+    masks[:, 10:24, 20:30] = 1
+    target = {"boxes": torch.tensor([[20.0, 10, 30, 24]]), "labels": torch.tensor([1]), "masks": masks}
+    losses = two.train()(list(images), [target, target])
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    sum(losses.values()).backward()
+    assert all(norm.weight.grad.abs().sum() > 0 for norm in two.backbone.norms)
 
 
 def test_boxes_and_masks_are_mirrored_with_the_image(data: Path) -> None:

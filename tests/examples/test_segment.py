@@ -187,6 +187,46 @@ def test_parameters_are_those_of_table_3(backbone: str, millions: int) -> None:
     assert round(sum(p.numel() for p in model.parameters()) / 1e6) == millions
 
 
+@pytest.mark.parametrize(
+    ("depth", "blocks", "places"), [(12, [2, 5, 8, 11], [0, 1, 2, 3]), (3, [0, 1, 2], [0, 0, 1, 2])]
+)
+def test_the_pyramid_of_a_deit_reads_quarters_of_its_depth(depth: int, blocks: list[int], places: list[int]) -> None:
+    given = ["--backbone", "deit_tiny", "--crop-size", "32", "--head-width", "8"]
+    kwargs = [f"depth={depth}", "embed_dim=12", "num_heads=2", "patch_size=4"]
+    made: Any = build(parse([*given, "--data-dir", "none", "--output", "none", "--model-kwargs", *kwargs])).eval()
+    pyramid = made.backbone
+    assert pyramid.model.out_indices == blocks
+    images = torch.randn(1, 3, 32, 32)
+    features = pyramid.model(images)
+    maps = pyramid(images)
+    assert [x.shape[2] for x in maps] == [32, 16, 8, 4]
+    for level, scale in ((2, 1), (3, 0.5)):
+        x = pyramid.lateral[level](features[places[level]])
+        x = nn.functional.interpolate(x, scale_factor=scale, mode="bilinear")
+        torch.testing.assert_close(maps[level], pyramid.smooth[level](x))
+    assert pyramid.places == places
+
+
+def test_a_swin_of_two_stages_has_two_maps(tmp_path: Path) -> None:
+    """Those of the Swin that its weights come from; the auxiliary head reads the last map but one."""
+    sizes: dict[str, Any] = {"patch_size": 2, "embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4), "mlp_ratio": 2.0}
+    plain: Any = timm.create_model("swin_tiny_patch4_window7_224", strict_img_size=False, **sizes).eval()
+    torch.save(plain.state_dict(), tmp_path / "swin.pt")
+    given = ["--crop-size", "64", "--head-width", "8", "--num-classes", "3", "--drop-path", "0"]
+    given += ["--backbone-checkpoint", str(tmp_path / "swin.pt"), "--data-dir", "none", "--output", "none"]
+    model: Any = build(parse([*given, "--model-kwargs", *(f"{key}={value}" for key, value in sizes.items())]))
+    images = torch.randn(2, 3, 56, 56)  # whole windows: timm pads others after shifting them, Swin's authors before
+    assert [tuple(x.shape) for x in model(images)] == [(2, 3, 56, 56)] * 2
+    assert (model.auxiliary_head.in_index, model.auxiliary_head.in_channels) == (0, 24)
+    with torch.no_grad():
+        maps = model.eval().backbone(images).feature_maps
+        expected = plain.forward_intermediates(images, intermediates_only=True, output_fmt="NCHW")
+    assert [tuple(x.shape[1:]) for x in maps] == [(24, 28, 28), (48, 14, 14)]
+    for x, features in zip(maps, expected, strict=True):  # the new norms begin without a scale
+        normed = nn.functional.layer_norm(features.movedim(1, 3), features.shape[1:2])
+        torch.testing.assert_close(x.movedim(1, 3), normed, atol=1e-4, rtol=1e-4)
+
+
 def test_dense_cutmix_keeps_pixels_and_their_labels_together() -> None:
     torch.manual_seed(3)
     labels = torch.randint(0, 4, (4, 16, 16))

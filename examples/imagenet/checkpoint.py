@@ -51,7 +51,8 @@ def find(resume: str | None, folder: Path) -> Path | None:
     folder of another.
     """
     last = folder / LAST
-    held = [name for name in (LAST, "train.csv", "summary.csv") if (folder / name).exists()]
+    # a run that ended before its first checkpoint leaves train.csv alone: nothing that could be continued
+    held = [name for name in (LAST, "summary.csv") if (folder / name).exists()]
     if resume is None:
         if held:
             raise InputError(

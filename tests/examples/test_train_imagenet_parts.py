@@ -174,6 +174,17 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path: Path)
         write({"number": 2}, tmp_path / "gone", best=False)
 
 
+def test_a_folder_is_free_until_its_first_checkpoint(tmp_path: Path) -> None:
+    """A run that is killed earlier leaves a table of its training, and is started again by the same command."""
+    from imagenet.checkpoint import LAST, find
+
+    (tmp_path / "train.csv").write_text("updates,loss\n50,2.0\n")
+    assert find(None, tmp_path) is None
+    (tmp_path / LAST).touch()
+    with pytest.raises(InputError, match=rf"holds another run \({LAST}\), which would be lost"):
+        find(None, tmp_path)
+
+
 def test_tables_are_cut_where_a_run_goes_on(tmp_path: Path) -> None:
     from imagenet.logs import Table
 

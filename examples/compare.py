@@ -228,8 +228,8 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
     add("--architectures", nargs="+", choices=names, default=names, help="architectures to train (default: all four)")
     add("--methods", nargs="+", type=read_method, default=[Method.parse(text) for text in METHODS],
         metavar="METHOD", help="targets of mixed pictures: plain (the area), transmix, aligned, or "
-        f"aligned:FIELD=VALUE[,…] for another tlfx.Policy, layers=1+3 or scale=64; after MIXER/ for another mixer: "
-        f"{', '.join(MIXERS)}. "
+        "aligned:FIELD=VALUE[,…] for another tlfx.Policy, layers=1+3, scale=64 or blend=0.5; after MIXER/ for another "
+        f"mixer: {', '.join(MIXERS)}. "
         f"Differences are relative to the first (default: {' '.join(METHODS)})")  # fmt: skip
     add("--table", type=int, choices=[2], help="the rows of the paper's Table 2 by their names, instead of --methods")
     add("--seeds", type=int, default=12, help="number of runs of each architecture and method (default: %(default)s)")

@@ -99,7 +99,8 @@ def execute(run: Run, folder: Path) -> None:
         return
     captured = time.perf_counter()
     train, test = load_digits(recipe.train, recipe.test, size=SIZE)
-    trainer = DigitTrainer(model, recipe, MIXERS[run.method.mixer](model, recipe), run.method.scale)
+    method = run.method
+    trainer = DigitTrainer(model, recipe, MIXERS[method.mixer](model, recipe), method.scale, method.blend)
     loading = time.perf_counter()
     for _ in trainer.train(train):
         pass
@@ -113,7 +114,8 @@ def execute(run: Run, folder: Path) -> None:
 def _prepare(model: nn.Module, run: Run) -> bool:
     """Align the model if the method asks for it; False if its policy gives the same graph as the default policy."""
     method, example = run.method, torch.zeros(2, 3, SIZE, SIZE, device=run.recipe.device)
-    variants = dict.fromkeys((replace(method, policy=tlfx.Policy(), scale=1.0), replace(method, scale=1.0)))
+    bare = replace(method, scale=1.0, blend=1.0)  # these change the target, not the graph
+    variants = dict.fromkeys((replace(bare, policy=tlfx.Policy()), bare))
     codes = {_code(variant.prepare(model), example) for variant in variants}
     return len(codes) == len(variants)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from argparse import ArgumentTypeError
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, cast
 
@@ -12,16 +13,17 @@ from mixers import MIXERS
 from torch import nn
 
 import tlfx
+from tlfx.assign import AGREEMENT, TargetAssigner
 from tlfx.assign import METHODS as TARGETS
-from tlfx.assign import TargetAssigner
 from tlfx.policy import DEFAULT, policy_name
 
 __all__ = ["Method", "read_method"]
 
 FIELDS = tuple(field.name for field in fields(tlfx.Policy))
 FORM = "[MIXER/]TARGET or [MIXER/]aligned:FIELD=VALUE[,FIELD=VALUE…]"
-LAYERS, SCALE = "layers", "scale"
-"""Further fields of an aligned target: attention layers by number, such as 1+3 or -1, and a factor of the target."""
+LAYERS, SCALE, BLEND = "layers", "scale", "blend"
+"""Further fields of an aligned target: attention layers by number, such as 1+3 or -1, a factor of the target, and its
+share beside that of the area."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Method:
     Attributes:
         layers: the attention layers that are aligned, by number; all if there are none.
         scale: factor of the target in the loss.
+        blend: see :class:`tlfx.assign.TargetAssigner`.
 
     >>> str(Method("saliencymix", "aligned", tlfx.Policy(heads="norm")))
     'saliencymix/aligned:heads=norm'
@@ -41,19 +44,21 @@ class Method:
     policy: tlfx.Policy = field(default_factory=tlfx.Policy)
     layers: tuple[int, ...] = ()
     scale: float = 1.0
+    blend: float | Literal["agreement"] = 1.0
 
     def __str__(self) -> str:
         """The text that :meth:`parse` reads; equal methods have equal texts."""
         changes = [] if self.policy == DEFAULT else policy_name(self.policy).split(", ")
         changes += [f"{LAYERS}={'+'.join(map(str, self.layers))}"] if self.layers else []
         changes += [f"{SCALE}={self.scale:g}"] if self.scale != 1 else []
+        changes += [f"{BLEND}={self.blend}"] if self.blend != 1 else []
         mixer = "" if self.mixer == "cutmix" else f"{self.mixer}/"
         return f"{mixer}{self.target}:{','.join(changes)}" if changes else f"{mixer}{self.target}"
 
     @classmethod
     def parse(cls, text: str) -> Method:
         """Read ``[MIXER/]TARGET`` or ``[MIXER/]aligned:FIELD=VALUE[,FIELD=VALUE…]`` with fields of tlfx.Policy, layers
-        (``layers=1+3``) or a scale.
+        (``layers=1+3``), a scale, or a blend (``blend=0.5``, ``blend=agreement``).
 
         Raises ValueError, or its subclass tlfx.InputError, for any other text.
 
@@ -63,6 +68,8 @@ class Method:
         'mixup'
         >>> Method.parse("aligned:layers=1+-1,scale=64").layers
         (1, -1)
+        >>> str(Method.parse("aligned:blend=agreement,residual=norm"))
+        'aligned:residual=norm,blend=agreement'
         """
         mixer, rest = text.split("/", 1) if "/" in text else ("cutmix", text)
         target, colon, given = rest.partition(":")
@@ -76,7 +83,7 @@ class Method:
         if twice:
             raise ValueError(f"{text!r} sets {', '.join(twice)} twice")
         given_fields: Any = dict(changes)
-        own = {name: given_fields.pop(name) for name in (LAYERS, SCALE) if name in given_fields}
+        own = {name: given_fields.pop(name) for name in READERS if name in given_fields}
         return cls(mixer, cast(Any, target), tlfx.Policy(**given_fields), **own)
 
     def prepare(self, model: nn.Module) -> nn.Module:
@@ -97,14 +104,11 @@ def read_method(text: str) -> Method:
 def _read_field(method: str, part: str) -> tuple[str, Any]:
     """Name and value of ``FIELD=VALUE``; the policy checks its values."""
     name, _, value = part.partition("=")
-    if name == LAYERS:
-        return name, _read_layers(method, value)
-    if name == SCALE:
-        return name, _read_scale(method, value)
+    if name in READERS:
+        return name, READERS[name](method, value)
     if name not in FIELDS:
         raise ValueError(
-            f"{method!r}: {part!r} is not a field of tlfx.Policy; expected one of "
-            f" {', '.join(FIELDS)}, or {LAYERS} or {SCALE}"
+            f"{method!r}: {part!r} is not a field of tlfx.Policy; expected one of {', '.join((*FIELDS, *READERS))}"
         )
     return name, value
 
@@ -124,3 +128,18 @@ def _read_scale(method: str, text: str) -> float:
     if not 0 < scale < math.inf:
         raise ValueError(f"{method!r}: {SCALE}={text} is not a positive number")
     return scale
+
+
+def _read_blend(method: str, text: str) -> float | str:
+    if text == AGREEMENT:
+        return text
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise ValueError(f"{method!r}: {BLEND}={text} is neither a share from 0 to 1 nor {AGREEMENT}")
+    return share
+
+
+READERS: dict[str, Callable[[str, str], Any]] = {LAYERS: _read_layers, SCALE: _read_scale, BLEND: _read_blend}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tlfx
+from tlfx.assign import TargetAssigner
 from tlfx.mix import MixedTarget
 
 __all__ = ["Meter", "Mixing", "Trainer"]
@@ -41,6 +42,7 @@ class Trainer:
         aligned: whether the model is aligned. A wrapped or compiled model does not show it.
         scaled: whether to scale the loss for float16 gradients.
         target_scale: factor of the soft targets in the loss, other than 1 for labels that are not normalised.
+        blend: share of the aligned target beside that of the area; see :class:`tlfx.assign.TargetAssigner`.
     """
 
     def __init__(
@@ -54,8 +56,10 @@ class Trainer:
         aligned: bool,
         scaled: bool = False,
         target_scale: float = 1.0,
+        blend: float | Literal["agreement"] = 1.0,
     ) -> None:
         self.target_scale = target_scale
+        self.assign = TargetAssigner("aligned" if aligned else "plain", blend)
         self.model, self.optimizer, self.mixer, self.device, self.aligned = model, optimizer, mixer, device, aligned
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
         self.meter: Any = meter  # subclasses read further values of their meters
@@ -92,11 +96,7 @@ class Trainer:
     def predict(self, images: Tensor, target: MixedTarget) -> tuple[Tensor, Tensor]:
         """Logits and the soft target to train against, both (B, classes)."""
         with self.autocast():
-            if self.aligned:
-                logits, soft = self.model(images, target)
-            else:
-                logits, soft = self.model(images), target.area()
-        return logits, soft
+            return self.assign(self.model, images, target)
 
     @contextmanager
     def batch(self, index: int, *, last: bool) -> Iterator[None]:

@@ -7,6 +7,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from statistics import fmean
+from typing import Literal
 
 import numpy as np
 import torch
@@ -81,11 +82,20 @@ class DigitTrainer(Trainer):
 
     meter: DigitMeter
 
-    def __init__(self, model: nn.Module, recipe: Recipe, mixer: Mixing, target_scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        mixer: Mixing,
+        target_scale: float = 1.0,
+        blend: float | Literal["agreement"] = 1.0,
+    ) -> None:
         optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=0.05, fused=True)
         aligned = isinstance(model, tlfx.Aligned)
         device, meter = torch.device(recipe.device), DigitMeter()
-        super().__init__(model, optimizer, mixer, meter, device, aligned=aligned, target_scale=target_scale)
+        super().__init__(
+            model, optimizer, mixer, meter, device, aligned=aligned, target_scale=target_scale, blend=blend
+        )
         self.recipe = recipe
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tlfx._torch import tree_map
@@ -17,6 +19,8 @@ __all__ = ["METHODS", "TargetAssigner"]
 
 M = TypeVar("M", bound=nn.Module)
 METHODS = ("plain", "transmix", "aligned")
+AGREEMENT = "agreement"
+"""The option of blend that weights each target by its similarity to that of the area."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,15 @@ class TargetAssigner:
     that holds both images counts for both in proportion. A model without a class token gets the average over its
     tokens.
 
-    InputError for an unknown method, and at the first call for "transmix" with a model without attention.
+    Attributes:
+        method: one of the above.
+        blend: the share α of the method's target, α·T + (1 − α)·T_area, since attention is unreliable early in training
+            (progressive attention labels of MixPro, arXiv 2304.12043). A number from 0 to 1; a function without
+            arguments that returns one, a schedule, which is called for each batch; or "agreement", the cosine
+            similarity of T and T_area, for each image and position.
+
+    InputError for an unknown method or a share that is not from 0 to 1, and at the first call for "transmix" with a
+    model without attention.
 
     >>> import torch
     >>> from tlfx.mix import CutMix
@@ -48,13 +60,19 @@ class TargetAssigner:
     ...     print(method, soft_target.shape)
     plain torch.Size([4, 2])
     aligned torch.Size([4, 2])
+    >>> half = TargetAssigner("aligned", blend=0.5)(model, images, target)[1]
+    >>> torch.allclose(half, (soft_target + target.area()) / 2)
+    True
     """
 
     method: Literal["plain", "transmix", "aligned"] = "aligned"
+    blend: float | Callable[[], float] | Literal["agreement"] = 1.0
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise InputError(f"method is {self.method!r}, expected one of {', '.join(map(repr, METHODS))}")
+        if not callable(self.blend) and self.blend != AGREEMENT:
+            _check_share(self.blend)
 
     def prepare(self, model: M) -> M:
         """The model, aligned in place if the method asks for it."""
@@ -71,11 +89,44 @@ class TargetAssigner:
         """
         if self.method != "plain":
             output, soft = model(images, target=target, **arguments)
-            return output, soft
+            return output, self._blended(soft, target)
         if isinstance(target, MixedTarget):
             target.check(len(images), values=not images.is_cuda)
         output = model(images, **arguments)
         return output, tree_map(lambda leaf: _plain(leaf, target), output)
+
+    def _blended(self, targets: Any, target: Any) -> Any:
+        """Targets of all outputs, blended with that of the area; those of unmixed labels are equal to it."""
+        share = self.blend() if callable(self.blend) else self.blend
+        if share != AGREEMENT:
+            _check_share(share)
+        if share == 1 or not isinstance(target, MixedTarget):
+            return targets
+        return tree_map(lambda soft: None if soft is None else _blend(soft, target.area(), share), targets)
+
+
+def _check_share(share: Any) -> None:
+    """Raise InputError for anything but a number from 0 to 1."""
+    if not isinstance(share, int | float) or not 0 <= share <= 1:
+        raise InputError(
+            f"blend is {share!r}, expected a share from 0 to 1, a function that returns one, or {AGREEMENT!r}"
+        )
+
+
+def _blend(soft: Tensor, area: Tensor, share: float | Literal["agreement"]) -> Tensor:
+    """The target of one output, (B,), (B, classes), (B, tokens, classes) or (B, classes, …), and area (B, classes)."""
+    area = area.to(soft.device)
+    if soft.dim() == 1:  # one logit for each image
+        return _blend(soft[:, None], area, share)[:, 0]
+    axis = 2 if soft.dim() == 3 else 1
+    if soft.shape[0] != area.shape[0] or soft.shape[axis] != area.shape[1]:
+        raise TargetError(
+            f"the target of an output, {tuple(soft.shape)}, cannot be blended with that of the area, "
+            f"{tuple(area.shape)}: expected {len(area)} rows and {area.shape[1]} classes; use blend=1"
+        )
+    area = area[:, None] if axis == 2 else area.view(*area.shape, *[1] * (soft.dim() - 2))
+    weight = F.cosine_similarity(soft, area, dim=axis).unsqueeze(axis) if isinstance(share, str) else share
+    return weight * soft + (1 - weight) * area
 
 
 def _plain(output: Any, target: Any) -> Tensor | None:

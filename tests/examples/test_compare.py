@@ -176,8 +176,8 @@ def test_the_rows_of_table_2(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_layers_and_a_scale_of_aligned_targets() -> None:
-    """Labels of one attention layer, and a loss whose gradients are scaled by the factor of its targets."""
+def test_layers_a_scale_and_a_blend_of_aligned_targets() -> None:
+    """Labels of one attention layer, a loss whose gradients are scaled with its targets, and half of the gap."""
     from architectures import build
     from methods import Method
     from mixers import MIXERS
@@ -185,16 +185,17 @@ def test_layers_and_a_scale_of_aligned_targets() -> None:
 
     run = settings("--methods", "plain").runs[0]
     gradients, gaps = {}, {}
-    for text in ("aligned", "aligned:layers=-1", "aligned:scale=4"):
+    for text in ("aligned", "aligned:layers=-1", "aligned:scale=4", "aligned:blend=0.5"):
         method = Method.parse(text)
         assert str(method) == text
         model = method.prepare(build("vit", 0))
-        trainer = DigitTrainer(model, run.recipe, MIXERS["cutmix"](model, run.recipe), method.scale)
+        trainer = DigitTrainer(model, run.recipe, MIXERS["cutmix"](model, run.recipe), method.scale, method.blend)
         np.random.seed(0)
         trainer.loss(torch.randn(4, 3, 28, 28, generator=torch.Generator().manual_seed(0)), torch.arange(4)).backward()
         gradients[text], gaps[text] = model.head.weight.grad, trainer.meter.lambda_gap
     torch.testing.assert_close(gradients["aligned:scale=4"], 4 * gradients["aligned"])
     assert gaps["aligned:scale=4"] == gaps["aligned"] != gaps["aligned:layers=-1"]
+    assert gaps["aligned:blend=0.5"] == pytest.approx(gaps["aligned"] / 2, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -203,6 +204,9 @@ def test_layers_and_a_scale_of_aligned_targets() -> None:
         ("aligned:layers=last", "'aligned:layers=last': layers=last is not a list of attention layers, such as 1"),
         ("aligned:scale=0", "'aligned:scale=0': scale=0 is not a positive number"),
         ("aligned:scale=x", "scale=x is not a positive number"),
+        ("aligned:blend=2", "'aligned:blend=2': blend=2 is neither a share from 0 to 1 nor agreement"),
+        ("aligned:blend=x", "blend=x is neither a share"),
+        ("aligned:rate=2", "'rate=2' is not a field of tlfx.Policy; expected one of residual, .*, scale, blend"),
         ("plain:layers=1", "'plain:layers=1' is not a method"),
     ],
 )

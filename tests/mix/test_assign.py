@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
@@ -168,6 +169,67 @@ def test_unmixed_labels_come_back_soft(method: Any) -> None:
     with torch.no_grad():
         for target in (labels, soft):
             assert torch.equal(assign(model, images, target)[1], soft)
+
+
+def test_blending_with_the_area() -> None:
+    """A number, a schedule that is asked for each batch, and the cosine similarity of both targets."""
+    images, target = mixed()
+    model, area = tlfx.align(vit()), target.area()
+    with torch.no_grad():
+        aligned = TargetAssigner()(model, images, target)[1]
+        quarter = TargetAssigner(blend=0.25)(model, images, target)[1]
+        shares = iter((0.0, 1.0))
+        schedule = TargetAssigner(blend=lambda: next(shares))
+        first, second = (schedule(model, images, target)[1] for _ in range(2))
+        agreed = TargetAssigner(blend="agreement")(model, images, target)[1]
+    torch.testing.assert_close(quarter, 0.25 * aligned + 0.75 * area)
+    assert torch.equal(first, area)
+    assert torch.equal(second, aligned)
+    for row, one, other in zip(agreed, aligned, area, strict=True):
+        share = one @ other / (one.norm() * other.norm())
+        torch.testing.assert_close(row, share * one + (1 - share) * other)
+    assert not torch.allclose(agreed, aligned, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 16, CLASSES), (5, CLASSES, 4, 4)])
+@pytest.mark.parametrize("blend", [0.5, "agreement"])
+def test_blending_of_targets_of_positions(shape: tuple[int, ...], blend: Any) -> None:
+    """Each position is blended with the target of its image: a logit for each image, tokens, and dense outputs."""
+    classes = 1 if len(shape) == 1 else CLASSES
+    mask, labels = torch.rand(5, 1, 4, 4).round(), torch.rand(5, classes)
+    target = MixedTarget(first=labels, second=labels.flip(0), mask=mask, num_classes=classes)
+    soft = torch.rand(shape)
+
+    class Given(nn.Module):
+        def forward(self, x: Tensor, target: Any) -> tuple[Tensor, Any]:
+            return x, {"dense": soft, "none": None}
+
+    blended = TargetAssigner(blend=blend)(Given(), torch.rand(5, 3, 4, 4), target)[1]
+    assert blended["none"] is None
+    axis = {1: None, 3: 2, 4: 1}[len(shape)]
+    given, found = (x.unsqueeze(-1) if axis is None else x.movedim(axis, -1) for x in (soft, blended["dense"]))
+    for one, other in zip(*(x.reshape(5, -1, classes).unbind(1) for x in (given, found)), strict=True):
+        share = nn.functional.cosine_similarity(one, target.area())[:, None] if blend == "agreement" else blend
+        torch.testing.assert_close(other, share * one + (1 - share) * target.area())
+
+
+def test_what_cannot_be_blended() -> None:
+    words = "expected a share from 0 to 1, a function that returns one, or 'agreement'"
+    bad: Any
+    for bad in (1.5, -0.1, "half", None):
+        with pytest.raises(InputError, match=rf"blend is {bad!r}, {words}"):
+            TargetAssigner(blend=bad)
+    images, target = mixed()
+    model = nn.Sequential(nn.Conv2d(3, CLASSES, 4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(InputError, match=rf"blend is 2, {words}"):
+        TargetAssigner(blend=lambda: 2)(tlfx.align(model), images, target)
+
+    class Twice(nn.Module):
+        def forward(self, x: Tensor, target: Any) -> tuple[Tensor, Tensor]:
+            return x, target.area().repeat(2, 1)
+
+    with pytest.raises(TargetError, match=rf"{re.escape(f'(10, {CLASSES})')}, cannot be blended .*: expected 5 rows"):
+        TargetAssigner(blend=0.5)(Twice(), images, target)
 
 
 class Both(nn.Module):

@@ -770,7 +770,6 @@ def blocks(model: Any, images: Tensor, mask: Tensor, aligned: tuple[int, ...], s
             ((0,), (0,)),
             ((1,), (1,)),
             ((), ()),
-            (("head",), ()),
         ],
     ),
 )

@@ -27,7 +27,7 @@ NAMES = (
     "accelerate_loop",
     "huggingface_trainer",
 )
-EVERY_RUN = ("timm_train", "lightning_module", "accelerate_loop")
+EVERY_RUN = ("lightning_module", "accelerate_loop")
 """The others are tested by ``make slow``; tests/integrations/ has timm's tasks and Hugging Face's trainer."""
 
 

@@ -91,7 +91,8 @@ def soft_cross_entropy(model: nn.Module, images: Tensor, target: tlfx.MixedTarge
     return -(soft["logits"] * output.logits.softmax(1).log()).sum(1)
 
 
-@pytest.mark.parametrize("accumulation", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulation", [1, 2])
 def test_one_step_of_several_batches_descends_the_mean_over_all_images(tmp_path: Path, accumulation: int) -> None:
     ours = trainer(tmp_path, options={"gradient_accumulation_steps": accumulation, "max_steps": 1})
     ours.train()

@@ -237,6 +237,7 @@ def with_packs(folder: Path, names: list[str], code: str) -> subprocess.Complete
     return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=environment)
 
 
+@pytest.mark.slow
 def test_packs_beside_a_broken_one(tmp_path: Path) -> None:
     """A broken pack is named and does not take the rest down; an override wins over what is installed after it."""
     code = "import sys; from tlfx.commands.cli import main; sys.exit(main(['rules', '--json']))"

@@ -19,9 +19,8 @@ ACTIVATIONS = (
     aten.hardshrink, aten.threshold, aten.hardtanh, aten.hardsigmoid, aten.hardswish, aten.log_sigmoid, aten.erf,
     aten.erfc, aten.exp, aten.exp2, aten.expm1, aten.log, aten.log2, aten.log10, aten.log1p, aten.sqrt, aten.rsqrt,
     aten.square, aten.abs, aten.sign, aten.sgn, aten.reciprocal, aten.sin, aten.cos, aten.tan,
-    aten.asin, aten.acos, aten.atan, aten.sinh, aten.cosh, aten.ceil, aten.floor, aten.round, aten.trunc, aten.frac,
-    aten.clamp, aten.clamp_min, aten.clamp_max, aten.clip, aten.nan_to_num, aten.logit, aten.angle, aten.asinh,
-    aten.acosh, aten.atanh, aten.sinc, aten.erfinv, aten.absolute, aten.fix, aten.deg2rad, aten.rad2deg, aten.arcsin,
+    aten.asin, aten.acos, aten.atan, aten.sinh, aten.cosh, aten.frac, aten.nan_to_num, aten.logit, aten.angle,
+    aten.asinh, aten.acosh, aten.atanh, aten.sinc, aten.erfinv, aten.absolute, aten.deg2rad, aten.rad2deg, aten.arcsin,
     aten.arccos, aten.arctan, aten.special_expit, aten.signbit, aten.heaviside, aten.logical_not, aten.bitwise_not,
     aten.isnan, aten.isinf, aten.isfinite, aten.renorm, aten.isin, aten.bucketize, aten.lgamma, aten.digamma,
     aten.mvlgamma, aten.i0, aten.special_gammaln, aten.special_i0, aten.special_i0e, aten.special_i1,
@@ -34,6 +33,14 @@ ACTIVATIONS = (
 def activation(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value:
     """Y ← Y."""
     return op.pointwise(x)
+
+
+@rule(
+    aten.ceil, aten.floor, aten.round, aten.trunc, aten.fix, aten.clamp, aten.clamp_min, aten.clamp_max, aten.clip,
+)  # fmt: skip
+def step(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value:
+    """Y ← Y, by a function that never falls."""
+    return op.monotone(x)
 
 
 @rule(aten.neg, aten.negative)
@@ -80,23 +87,30 @@ def mul(op: OpContext, a: Any, b: Any) -> Value:
 def div(op: OpContext, a: Any, b: Any, *, rounding_mode: Any = None) -> Value:
     """The label of the numerator."""
     if isinstance(a, Value) and isinstance(b, Value):
-        return op.numerator(a, b) if rounding_mode is None else op.pointwise(b if a.is_constant else a)
-    return (
-        op.linear(a, 1 / b if b else None)
-        if isinstance(a, Value) and rounding_mode is None
-        else op.pointwise(_value(a, b))
-    )
+        return op.numerator(a, b) if rounding_mode is None else op.monotone(b if a.is_constant else a)
+    if rounding_mode is not None or not isinstance(a, Value):
+        return op.monotone(a) if isinstance(a, Value) else op.pointwise(b)
+    return op.linear(a, 1 / b if b else None)
 
 
-@rule(aten.floor_divide, aten.remainder, aten.fmod)
-def remainder(op: OpContext, a: Any, b: Any) -> Value:
+@rule(aten.floor_divide, aten.__rshift__, aten.__lshift__, aten.bitwise_right_shift, aten.bitwise_left_shift)
+def quotient(op: OpContext, a: Any, b: Any) -> Value:
     """The same, of a function that is not linear."""
-    return op.pointwise(b if isinstance(b, Value) and (not isinstance(a, Value) or a.is_constant) else a)
+    divided = isinstance(a, Value) and not (isinstance(b, Value) and a.is_constant)
+    return op.monotone(a) if divided else op.pointwise(b)
+
+
+@rule(aten.remainder, aten.fmod)
+def remainder(op: OpContext, a: Any, b: Any) -> Value:
+    """The same."""
+    divided = isinstance(a, Value) and not (isinstance(b, Value) and a.is_constant)
+    floored = op.target.overloadpacket is not aten.fmod
+    return op.remainder(a, b, floored) if divided else op.pointwise(b)
 
 
 @rule(
     aten.pow, aten.float_power, aten.atan2, aten.arctan2, aten.xlogy, aten.copysign, aten.ldexp, aten.nextafter,
-    aten.gcd, aten.lcm, aten.__lshift__, aten.__rshift__, aten.bitwise_left_shift, aten.bitwise_right_shift, aten.polar,
+    aten.gcd, aten.lcm, aten.polar,
 )  # fmt: skip
 def power(op: OpContext, a: Any, b: Any) -> Value:
     """The label of the base, or of the exponent of a constant."""

@@ -52,7 +52,8 @@ class Policy:
             them apart as little as the image. The mean is that of all tokens of the sample, in attention that of the
             keys, head by head. This applies to attention, token-mixing layers, convolutions and average pooling; the
             weights of linear attention, of recurrences, of resampling and of values that no node of the graph holds
-            count alone, and patch embedding and merging are subject to ``aggregation``.
+            count alone, and patch embedding and merging are subject to ``aggregation``. In a convolution written with
+            windows (``unfold``), a matrix of weights counts alone, and a product, summed, by its own norm.
 
     Raises:
         InputError: an option is unknown.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -138,6 +140,55 @@ NORMS = Group("norms").add(
 )
 
 
+def added(parts: Iterable[Tensor]) -> Tensor:
+    """A sum of parts, one after another."""
+    return functools.reduce(torch.add, parts)
+
+
+def added_in_place(parts: Sequence[Tensor]) -> Tensor:
+    total = torch.zeros_like(parts[0])
+    for part in parts:
+        total += part / TOKENS
+    return total * TOKENS
+
+
+def by_token(total: Callable[[Any], Tensor]) -> Any:
+    """Instance norm, its statistics by a sum over a list of tokens (batch, channels)."""
+
+    def body(s: Any, z: Tensor) -> Tensor:
+        t = tokens(z)
+        centred = t - total(t.unbind(1))[:, None] / TOKENS
+        return centred / (total(centred.square().unbind(1))[:, None] / TOKENS + 1e-5).sqrt()
+
+    return body
+
+
+def group_norm_by_part(s: Any, z: Tensor) -> Tensor:
+    groups = z.unflatten(1, (2, -1))
+    mean = added(groups[:, :, i, j].sum(-1) for i in range(CHANNELS // 2) for j in range(SIDE)) / (groups[0, 0].numel())
+    return tokens((groups - mean[..., None, None, None]).flatten(1, 2))
+
+
+MEANS = Group("norms by sums of tokens").add(
+    instance=lambda s, z: tokens(F.instance_norm(z)),
+    token_by_token=by_token(added),
+    built_in_sum=by_token(sum),
+    in_place=by_token(added_in_place),
+    stacked=by_token(lambda parts: torch.stack([*parts]).sum(0)),
+    row_by_row=lambda s, z: tokens(z - added(row.sum(-1) for row in z.unbind(2))[..., None, None] / TOKENS),
+    half_by_half=lambda s, z: tokens(z - added(h.mean((2, 3), keepdim=True) for h in z.chunk(2, 2)) / 2),
+    every_token=lambda s, z: torch.stack([t - added(tokens(z).unbind(1)) / TOKENS for t in tokens(z).unbind(1)], 1),
+    variance_by_squares=lambda s, z: (
+        (tokens(z) - tokens(z).mean(1, True))
+        / (added(tokens(z).square().unbind(1)) / TOKENS - tokens(z).mean(1) ** 2 + 1e-5).sqrt()[:, None]
+    ),
+    ones=lambda s, z: tokens(z) - torch.ones(1, TOKENS) @ tokens(z) / TOKENS,
+    matrix=lambda s, z: tokens(z) - torch.full((TOKENS, TOKENS), 1 / TOKENS) @ tokens(z),
+    einsum=lambda s, z: tokens(z) - torch.einsum("bnc,n->bc", tokens(z), torch.full((TOKENS,), 1 / TOKENS))[:, None],
+    group_by_part=group_norm_by_part,
+)
+
+
 def mean(z: Tensor) -> Tensor:
     """(batch, tokens, channels) → (batch, 1, channels)."""
     return z.mean(1, keepdim=True)
@@ -167,4 +218,4 @@ GLU = Group("the mean of a gated linear unit", {"linear": nn.Linear(CHANNELS, 2 
     glu_along_channels=lambda s, z: mean(F.glu(s.linear(tokens(z)).mT, 1).mT),
 )
 
-GROUPS = [GATE, SPATIAL, ONE_CHANNEL, STATISTICS, NORMS, OWN_FACTORS, GLU]
+GROUPS = [GATE, SPATIAL, ONE_CHANNEL, STATISTICS, NORMS, MEANS, OWN_FACTORS, GLU]

@@ -25,6 +25,10 @@ def start(t: Tensor) -> Tensor:
     return torch.arange(len(t)).view(-1, 1, 1) * TOKENS
 
 
+def samples(t: Tensor) -> Tensor:
+    return torch.arange(len(t)).view(-1, 1)
+
+
 def flat_neighbours(index: Any) -> Body:
     """The mean of tokens read from those of all samples, at the indices ``index(tokens)``."""
 
@@ -72,4 +76,112 @@ NEIGHBOURS = Group("mean of the nearest tokens").add(
     channels_first=channels_first,
 )
 
-GROUPS = [NEIGHBOURS]
+
+def targets(t: Tensor) -> Tensor:
+    """The place (batch, tokens) that each token goes to."""
+    return (t @ t.mT).argmin(-1)
+
+
+def flat(index: Tensor) -> Tensor:
+    """Indices (batch, count) among the tokens of all samples, (batch · count)."""
+    return (index + start(index)[..., 0]).flatten()
+
+
+def by_channel(index: Tensor) -> Tensor:
+    return index[..., None].expand(*index.shape, CHANNELS)
+
+
+def written(index: Any, write: Any) -> Body:
+    """``write(zeros, index, tokens)``, (batch, tokens, channels)."""
+
+    def body(s: Any, z: Tensor) -> Tensor:
+        t = tokens(z)
+        return write(torch.zeros_like(t), index(t), t)
+
+    return body
+
+
+def written_flat(index: Any, write: Any) -> Body:
+    """The same among the tokens of all samples, (batch · tokens, channels)."""
+    return written(index, lambda x, i, t: write(x.flatten(0, 1), flat(i), t.flatten(0, 1)).view_as(t))
+
+
+ADDED = Group("tokens added at places that the image decides").add(
+    scatter_add=written(targets, lambda x, i, t: x.scatter_add(1, by_channel(i), t)),
+    index_put=written(targets, lambda x, i, t: x.index_put((samples(t), i), t, accumulate=True)),
+    flat_index_add=written_flat(targets, lambda x, i, t: x.index_add(0, i, t)),
+    flat_index_add_in_place=written_flat(targets, lambda x, i, t: x.index_add_(0, i, t)),
+    flat_scatter_add=written_flat(targets, lambda x, i, t: x.scatter_add(0, by_channel(i), t)),
+    flat_scatter_reduce=written_flat(targets, lambda x, i, t: x.scatter_reduce(0, by_channel(i), t, "sum")),
+    flat_index_put=written_flat(targets, lambda x, i, t: x.index_put((i,), t, accumulate=True)),
+    flat_elements=written_flat(
+        targets, lambda x, i, t: x.put(i[:, None] * CHANNELS + torch.arange(CHANNELS), t, accumulate=True)
+    ),
+    channels_first=written_flat(targets, lambda x, i, t: x.mT.index_add(1, i, t.mT).mT),
+)
+
+
+def order(t: Tensor) -> Tensor:
+    return t.sum(-1).argsort(1)
+
+
+SORTED = Group("tokens put in an order").add(
+    scatter=written(order, lambda x, i, t: x.scatter(1, by_channel(i), t)),
+    gather=written(order, lambda x, i, t: t.gather(1, by_channel(i.argsort(1)))),
+    index_put=written(order, lambda x, i, t: x.index_put((samples(t), i), t)),
+    flat_index_copy=written_flat(order, lambda x, i, t: x.index_copy(0, i, t)),
+    flat_scatter=written_flat(order, lambda x, i, t: x.scatter(0, by_channel(i), t)),
+    flat_index_put=written_flat(order, lambda x, i, t: x.index_put((i,), t)),
+)
+
+
+def first(t: Tensor) -> Tensor:
+    """Five indices (batch, 5) of tokens."""
+    return order(t)[:, :5]
+
+
+def arithmetic(change: Any) -> Body:
+    """Tokens of all samples at indices that arithmetic changes on the way."""
+    return written(first, lambda x, i, t: t.flatten(0, 1)[flat(change(i))].view(*i.shape, CHANNELS))
+
+
+COARSE = Group("indices divided by two").add(
+    gather=written(first, lambda x, i, t: t.gather(1, by_channel(i // 2))),
+    floor_division=arithmetic(lambda i: i // 2),
+    truncated=arithmetic(lambda i: torch.div(i, 2, rounding_mode="trunc")),
+    floor=arithmetic(lambda i: (i / 2).floor().long()),
+    shift=arithmetic(lambda i: i >> 1),
+    remainder=arithmetic(lambda i: (i // 2) % TOKENS),
+    fmod=arithmetic(lambda i: torch.fmod(i // 2, TOKENS)),
+    clamp=arithmetic(lambda i: (i // 2).clamp(0, TOKENS - 1)),
+    minimum=arithmetic(lambda i: torch.minimum(i // 2, torch.tensor(TOKENS - 1))),
+    rows_and_columns=arithmetic(lambda i: i // 2 // 4 * 4 + i // 2 % 4),
+    int32=arithmetic(lambda i: (i // 2).int()),
+)
+
+
+def edges(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Sources and targets of the edges of a graph for each sample, among the tokens of all."""
+    near = nearest(tokens(z))
+    ends = torch.arange(TOKENS).view(1, -1, 1).expand_as(near)
+    return (near + start(near)).flatten(), (ends + start(near)).flatten()
+
+
+def messages(reduce: Any) -> Body:
+    """``reduce(zeros, targets, messages)`` over all edges."""
+
+    def body(s: Any, z: Tensor) -> Tensor:
+        t, (sources, ends) = tokens(z), edges(z)
+        return reduce(torch.zeros_like(t).flatten(0, 1), ends, t.flatten(0, 1)[sources]).view_as(t)
+
+    return body
+
+
+GRAPH = Group("messages along the edges of a graph").add(
+    mean=flat_neighbours(lambda t: nearest(t) + start(t)),
+    index_add=messages(lambda x, ends, m: x.index_add(0, ends, m) / COUNT),
+    scatter_add=messages(lambda x, ends, m: x.scatter_add(0, by_channel(ends), m) / COUNT),
+    scatter_mean=messages(lambda x, ends, m: x.scatter_reduce(0, by_channel(ends), m, "mean", include_self=False)),
+)
+
+GROUPS = [NEIGHBOURS, ADDED, SORTED, COARSE, GRAPH]

@@ -7,10 +7,10 @@ import torch
 from helpers import slow_except
 from torch import Tensor
 
-from equivalents import attention, gates, indices, mixing, products, sums, windows, writes
+from equivalents import attention, factors, gates, indices, mixing, products, softmax, sums, windows, writes
 from equivalents.spelling import Group, label_matrices, of_products
 
-MODULES = (attention, gates, indices, mixing, products, sums, windows, writes)
+MODULES = (attention, factors, gates, indices, mixing, products, softmax, sums, windows, writes)
 GROUPS: list[Group] = [group for module in MODULES for group in module.GROUPS]
 NOT_LINEAR = {"maximum", "alpha", "instance_of_tokens", "cumsum"}
 """Spellings that are another function of products with a factor, which sums weight by it."""
@@ -23,9 +23,13 @@ def name_of(group: Group) -> str:
 
 
 each_group = pytest.mark.parametrize("group", GROUPS, ids=name_of)
+SLOW = [
+    *(group for group in factors.GROUPS if group is not factors.CHANNELWISE),
+    *(softmax.SCORED, softmax.WINDOWS, softmax.ONE_WEIGHT, gates.MEANS, indices.SORTED, indices.GRAPH),
+]
 
 
-@each_group
+@pytest.mark.parametrize("group", slow_except([g for g in GROUPS if g not in SLOW], GROUPS), ids=name_of)
 def test_spellings_of_one_function(group: Group) -> None:
     compare(label_matrices(group))
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import pytest
 from helpers import ReportOf, slow_except
+from torch import Tensor, nn
+
+from tlfx import inspect
 
 EVERY_RUN = ("deit_small_patch16_224", "mixer_s16_224")
 """Attention, token MLPs and pooling; the others are tested by ``make slow``."""
@@ -116,6 +119,54 @@ def test_operators_of_fewer_blocks(report_of: ReportOf) -> None:
     counts, whole = report_of("xcit_nano_12_p8_224", depth=2).counts, HAND["xcit_nano_12_p8_224"]
     block = {"spatial_mix": 2, "channel_mix": 5, "pointwise": 16, "residual": 3, "aggregation": 2, "weight": 4}
     assert {k: counts[k] for k in whole} == {k: whole[k] - 10 * block[k] for k in whole}
+
+
+class TokenMlp(nn.Module):
+    """An MLP along the tokens (batch, tokens, channels) for each head: groups of a 1×1 convolution."""
+
+    def __init__(self, tokens: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.fc1 = nn.Conv1d(heads * tokens, heads * hidden, 1, groups=heads)
+        self.fc2 = nn.Conv1d(heads * hidden, heads * tokens, 1, groups=heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        by_head = x.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (batch, heads, tokens, channels of a head)
+        mixed = self.fc2(nn.functional.gelu(self.fc1(by_head.flatten(1, 2))))
+        return mixed.unflatten(1, (self.heads, -1)).transpose(1, 2).flatten(2)
+
+
+class TokenMlps(nn.Module):
+    """Patches of 4×4 pixels, blocks of a token MLP and a channel MLP, and a head."""
+
+    def __init__(self, heads: int, blocks: int, width: int = 16) -> None:
+        super().__init__()
+        self.stem, self.norm, self.head = nn.Conv2d(3, width, 4, 4), nn.LayerNorm(width), nn.Linear(width, 5)
+        self.branches = nn.ModuleList()
+        for _ in range(blocks):
+            channels = nn.Sequential(nn.Linear(width, 24), nn.GELU(), nn.Linear(24, width))
+            self.branches += [nn.Sequential(nn.LayerNorm(width), m) for m in (TokenMlp(16, heads, 24), channels)]
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images).flatten(2).mT
+        for branch in self.branches:
+            x = x + branch(x)
+        return self.head(self.norm(x).mean(1))
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_token_mlps_of_several_heads(heads: int) -> None:
+    """A 1×1 convolution whose channels are tokens mixes them, also if heads are its groups."""
+    by_hand = {
+        "spatial_mix": 3 * 2,  # fc1 and fc2 of the token MLP in each of 3 blocks
+        "channel_mix": 3 * 2 + 1,  # those of the channel MLP; head
+        "pointwise": 3 * 4 + 1,  # norm and gelu of both; norm
+        "residual": 3 * 2,
+        "aggregation": 1 + 1,  # patch embedding, mean
+        "weight": 0,
+    }
+    counts = inspect(TokenMlps(heads, blocks=3), input_size=(16, 16)).counts
+    assert {k: counts[k] for k in by_hand} == by_hand
 
 
 GIGA = [("deit_small_patch16_224", 9.2), ("resnet50", 8.2), ("convnext_tiny", 8.9), ("pvt_v2_b0", 1.14)]

@@ -214,21 +214,33 @@ def starts(x: Tensor, step: int) -> Tensor:
     return step * torch.arange(len(x)).view(-1, 1, 1)
 
 
-@pytest.mark.parametrize(
-    "index",
-    [
-        nearest,
-        lambda x: nearest(x) + starts(x, x.shape[1] // 2),
-        lambda x: nearest(x) + starts(x, x.shape[1]) - 1,
-        lambda x: nearest(x) + starts(x, x.shape[1]).flip(0),
-        lambda x: nearest(x) + starts(x, x.shape[1]) + torch.randint(2, (1,)),
-    ],
-    ids=["no_offset", "half_an_offset", "one_less", "next_sample", "unknown_offset"],
-)
-def test_indices_that_may_leave_their_sample_are_an_error(index: Callable[[Tensor], Tensor]) -> None:
-    """Spellings that stay in their samples are in tests/equivalents/indices.py."""
+LEAVING: dict[str, Callable[[Tensor], Tensor]] = {
+    "no_offset": nearest,
+    "half_an_offset": lambda x: nearest(x) + starts(x, x.shape[1] // 2),
+    "one_less": lambda x: nearest(x) + starts(x, x.shape[1]) - 1,
+    "next_sample": lambda x: nearest(x) + starts(x, x.shape[1]).flip(0),
+    "unknown_offset": lambda x: nearest(x) + starts(x, x.shape[1]) + torch.randint(2, (1,)),
+    "doubled": lambda x: nearest(x) * 2 + starts(x, x.shape[1]),
+    "remainder_of_all": lambda x: (nearest(x) + starts(x, x.shape[1])) % (x.shape[1] + 1),
+    "negative_remainder": lambda x: torch.fmod(nearest(x) - 1, x.shape[1]) + starts(x, x.shape[1]),
+}
+"""Indices among the tokens of all samples; spellings that stay in their samples are in tests/equivalents/indices.py."""
+
+
+@pytest.mark.parametrize("name", LEAVING)
+def test_indices_that_may_leave_their_sample_are_an_error(name: str) -> None:
     with pytest.raises(ProvenanceError, match="moves image content between the samples of a batch"):
-        Probe(lambda x: tokens(x).flatten(0, 1)[index(tokens(x))].mean(2), SIZE)
+        Probe(lambda x: tokens(x).flatten(0, 1)[LEAVING[name](tokens(x))].mean(2), SIZE)
+
+
+@pytest.mark.parametrize("name", LEAVING)
+def test_writing_at_indices_that_may_leave_their_sample_is_an_error(name: str) -> None:
+    def function(x: Tensor) -> Tensor:
+        flat = tokens(x).flatten(0, 1)
+        return torch.zeros_like(flat).index_add(0, LEAVING[name](tokens(x))[..., 0].flatten(), flat)
+
+    with pytest.raises(ProvenanceError, match="moves image content between the samples of a batch"):
+        Probe(function, SIZE)
 
 
 # writing at indices that depend on the image, as token merging does

@@ -8,8 +8,9 @@ from torch import SymBool, SymFloat, SymInt, Tensor
 from torch.fx import Node
 
 from tlfx._torch import tree_leaves
+from tlfx.graph.constants import is_random
 
-__all__ = ["describe", "hint", "module_path", "shapes", "sizes"]
+__all__ = ["computes_same", "describe", "hint", "module_path", "shapes", "sizes"]
 
 
 def shapes(node: Node) -> list[tuple[int, ...]]:
@@ -53,3 +54,16 @@ def _line(node: Node) -> str:
 
 def _class_name(kind: Any) -> str:
     return (kind if isinstance(kind, str) else kind.__name__).rsplit(".", 1)[-1]
+
+
+def computes_same(a: Node, b: Node) -> bool:
+    """Whether two nodes are one, or apply the same operators to the same values: a forward computed a value twice."""
+    if a is b:
+        return True
+    if a.op != "call_function" or a.target is not b.target or is_random(a):
+        return False
+    ones, others = (tree_leaves((n.args, n.kwargs)) for n in (a, b))
+    return len(ones) == len(others) and all(
+        computes_same(x, y) if isinstance(x, Node) and isinstance(y, Node) else type(x) is type(y) and x == y
+        for x, y in zip(ones, others, strict=True)
+    )

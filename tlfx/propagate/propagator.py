@@ -158,7 +158,9 @@ class Propagator:
 
         def without_maps(value: Any) -> Any:
             return (
-                replace(value, maps=(), spectrum=None, pending=None, mass=None, elements=None)
+                replace(
+                    value, maps=(), spectrum=None, pending=None, mass=None, by_element=None, by_factor={}, elements=None
+                )
                 if isinstance(value, Value)
                 else value
             )

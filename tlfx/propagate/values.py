@@ -7,8 +7,8 @@ the labels of all label tensors of a graph, so that a value may hold labels of s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 from typing import Any
@@ -76,6 +76,18 @@ class Value:
     |factor|, by which a sum over those tokens weights them (Y ← Norm(|w|)·Y)."""
     mass: Callable[[], Tensor] | None = None
     """Computes ``pending`` of a product with a factor that is the same for all its tokens: for sums of several."""
+    by_element: Callable[[], Tensor] | None = None
+    """Computes ``pending`` with the mass of every element, also along axes of channels, for a product with another
+    factor that differs along them."""
+    by_factor: Mapping[Node, tuple[Callable[[], Tensor], bool]] = field(default_factory=dict)
+    """``by_element`` as if a factor, named by its node, were a weight, and whether it was summed since: so it is in a
+    quotient by the sum of that factor."""
+    sum_of: Node | None = None
+    """The node whose sum or mean over some axes the value is."""
+    weighs: bool = False
+    """Whether content is a weight of its tokens: a softmax over them, or a function of one."""
+    factored: Node | None = None
+    """The node of the value that a product with factors is an element-wise function of without them."""
     origin: Node | None = None
     """The node that data movement and products with factors took the content from, if not this one."""
     statistic: tuple[Node, int] | None = None
@@ -111,9 +123,19 @@ class Value:
         return self.function_of or self.node
 
     @property
+    def base(self) -> Node:
+        """The subject of a value without the factors that it was multiplied by."""
+        return self.factored or self.subject
+
+    @property
     def measured(self) -> Node:
         """The node that the value is to its statistics: a product itself, not the content that is multiplied."""
         return self.source if self.pending is None else self.subject
+
+    @property
+    def summand(self) -> Node:
+        """The node that the value is to its sums."""
+        return self.sum_of or self.measured
 
     @property
     def read(self) -> Any:
@@ -137,7 +159,16 @@ class Value:
 
     def with_maps(self, *maps: Tensor, role: Role | None = None) -> Value:
         """The same value with other maps, and another role if given."""
-        return replace(self, maps=maps, role=role or self.role, pending=None, mass=None, elements=None)
+        return replace(
+            self,
+            maps=maps,
+            role=role or self.role,
+            pending=None,
+            mass=None,
+            by_element=None,
+            by_factor={},
+            elements=None,
+        )
 
     @cached_property
     def batch_axis(self) -> BatchAxis:

@@ -26,6 +26,7 @@ from tlfx.runtime.weighted import (
     total,
     weigh,
     weighted,
+    with_masses_of,
 )
 
 __all__ = [
@@ -70,6 +71,7 @@ __all__ = [
     "view",
     "weigh",
     "weighted",
+    "with_masses_of",
 ]
 
 for _name in __all__:

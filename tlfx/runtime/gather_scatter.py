@@ -51,6 +51,7 @@ def scatter_labels(
     after: Sequence[Any],
     *,
     where: BatchAxis,
+    where_source: BatchAxis | None = None,
     once: Sequence[int] = (),
     massed: bool = False,
     **options: Any,
@@ -59,14 +60,15 @@ def scatter_labels(
     itself run on ones, so that labels at one place are averaged; the image-level label where there is none.
 
     ``labels`` and ``source`` are labels, of which ``valid`` (one for each) marks those with content, 1 if all have;
-    or values without content, ``valid`` being 0. ``massed`` labels have their mass as a last channel, and so has the
-    result.
+    or values without content, ``valid`` being 0. The batch of ``labels`` and of the result is at ``where``, that of
+    ``source`` at ``where_source``, by default the same. ``massed`` labels have their mass as a last channel, and so
+    has the result.
     """
     over, under = (
-        _masses(x if massed else with_mass(x), v, where)
+        _masses(x if massed else with_mass(x), v, place)
         if isinstance(v, Tensor) or v
         else _no_masses(x, image.shape[-1] + 1, once)
-        for x, v in ((labels, valid), (source, valid_source))
+        for x, v, place in ((labels, valid, where), (source, valid_source, where_source or where))
     )
     before, after = narrow((tuple(before), tuple(after)), once)
     channels = zip(over.unbind(-1), under.unbind(-1), strict=True)

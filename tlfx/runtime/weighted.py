@@ -34,6 +34,7 @@ __all__ = [
     "total",
     "weigh",
     "weighted",
+    "with_masses_of",
 ]
 
 BranchScale = tuple[Any, int, BatchAxis]
@@ -205,6 +206,7 @@ def weigh(
     *,
     where: BatchAxis,
     at: Sequence[int],
+    over: Sequence[int] = (),
     massed: bool = False,
     inverse: bool = False,
     signed: bool = False,
@@ -213,6 +215,7 @@ def weigh(
 
     Labels (batch, *shape, channels) have the axes of the product, its batch axis split in two, with size 1 along those
     over which |factor| is averaged. The axes of the factor are those ``at`` of the product, -1 for those that it lacks.
+    Masses along the axes ``over`` of *shape are averaged.
     """
     weight = magnitude(factor, signed)
     weight = weight.reciprocal() if inverse else weight
@@ -224,9 +227,17 @@ def weigh(
         shape[at[i]] = weight.shape[i]
     weight = weight.permute(order).reshape(shape)
     weight = split_batch(weight, where) if shape[where.axis] > 1 else weight.unsqueeze(where.axis)[None]
-    over = [a for a in range(1, weight.dim()) if labels.shape[a] == 1 < weight.shape[a]]
-    weight = weight.mean(over, keepdim=True) if over else weight
-    return ((labels if massed else with_mass(labels)) * weight[..., None]).flatten(1, -2)
+    constant = [a for a in range(1, weight.dim()) if labels.shape[a] == 1 < weight.shape[a]]
+    weight = weight.mean(constant, keepdim=True) if constant else weight
+    product = (labels if massed else with_mass(labels)) * weight[..., None]
+    return (product.mean([i + 1 for i in over], keepdim=True) if over else product).flatten(1, -2)
+
+
+@label_arithmetic
+def with_masses_of(labels: Tensor, *massed: Tensor) -> Tensor:
+    """Labels (batch, out, channels) with the product of the masses of others as mass, a last channel."""
+    mass = torch.stack([m[..., -1:] for m in massed]).prod(0)
+    return torch.cat((labels * mass, mass), -1)
 
 
 @label_arithmetic

@@ -28,7 +28,8 @@ class Combined(Written):
         """Point-wise transformation, Y ← Y, of one value, alone or combined with constants."""
         self.record(Operation.WEIGHT if x.role is Role.WEIGHT else Operation.POINTWISE)
         alone = self.shape == x.shape and len(self.node.all_input_nodes) == 1
-        return replace(self._shaped(x), elements=x.elements if alone else None, function_of=x.subject)
+        elements = x.elements if alone else None
+        return replace(self._shaped(x), elements=elements, function_of=x.subject, weighs=x.weighs)
 
     def linear(self, x: Value, scale: float | None = 1) -> Value:
         """The same by a linear function, such as a sum with a constant, or a product with the number ``scale``."""
@@ -71,7 +72,15 @@ class Combined(Written):
     def _have_one_subject(self, a: Value, b: Value) -> bool:
         """Whether two values are functions of the same elements, such as x and sigmoid(x), or x and its norm: their
         product or quotient is another element-wise function of these, or a normalisation, and not a weighted value."""
-        if not (a.is_content and b.is_content and a.subject is b.subject and (self._is_full(a) or self._is_full(b))):
+        return a.is_content and b.is_content and a.subject is b.subject and self._have_one_map(a, b)
+
+    def _have_one_base(self, a: Value, b: Value) -> bool:
+        """The same of two values, either of which may be multiplied by factors."""
+        return a.is_content and b.is_content and a.base is b.base and self._have_one_map(a, b)
+
+    def _have_one_map(self, a: Value, b: Value) -> bool:
+        """Whether two values have the same labels, and one has all elements of the output."""
+        if not (self._is_full(a) or self._is_full(b)):
             return False
         return torch.equal(*torch.broadcast_tensors(*(self._shaped(v).map for v in (a, b))))
 

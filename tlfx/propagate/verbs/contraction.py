@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from tlfx.operations import Operation
 from tlfx.propagate.values import IMAGE, NONE, Role, Value, fill_none, map_of_ids
 from tlfx.propagate.verbs.linear_attention import LinearAttention
 from tlfx.propagate.verbs.mixing import Term
-from tlfx.propagate.verbs.pending import has_masses, with_pending_labels
+from tlfx.propagate.verbs.pending import with_pending_labels
 from tlfx.propagate.verbs.subscripts import ContractionAxes, Subscripts, arrange
 
 __all__ = ["Contraction"]
@@ -34,31 +33,6 @@ class Contraction(LinearAttention):
         out = ["out" if c == contracted else c for c in subscripts]
         ones = [f"one{i}" for i in range(len(weight.shape) - 2)]
         return self.multiply(x, subscripts, weight, ["out", contracted, *ones], out)
-
-    def einsum(self, formula: str, *operands: Value) -> Value:
-        """An einsum without ellipsis; more than two operands are contracted one after another."""
-        inputs, out = formula.replace(" ", "").split("->")
-        terms = [(x, tuple(subscripts)) for x, subscripts in zip(operands, inputs.split(","), strict=True)]
-        while len(terms) > 2:
-            terms = self._contract_pair(terms, tuple(out))
-        if len(terms) == 1:
-            return self.sum_to(*terms[0], tuple(out))
-        return self.multiply(*terms[0], *terms[1], out)
-
-    def _contract_pair(self, terms: list[Term], out: Subscripts) -> list[Term]:
-        """Two of several operands multiplied: the first two whose product is content, since a weight among the steps of
-        one operator has no node in the graph."""
-        sizes = {c: size for x, subscripts in terms for c, size in zip(subscripts, x.shape, strict=True)}
-        products: list[list[Term]] = []
-        for i, j in combinations(range(len(terms)), 2):
-            rest = [t for n, t in enumerate(terms) if n not in (i, j)]
-            kept = {*out, *(c for _, subscripts in rest for c in subscripts)}
-            of_step = tuple(dict.fromkeys(c for c in terms[i][1] + terms[j][1] if c in kept))
-            step = self.step([sizes[c] for c in of_step])
-            products.append([(step.multiply(*terms[i], *terms[j], of_step), of_step), *rest])
-            if products[-1][0][0].role in (Role.CONTENT, Role.CONTEXT):
-                return products[-1]
-        return products[0]
 
     def reduce(
         self, x: Value, axes: Sequence[int] | int | None = None, keepdim: bool = False, linear: str = ""
@@ -91,15 +65,6 @@ class Contraction(LinearAttention):
             maps = tuple(m.unsqueeze(a) for m in maps)
         return self.content(*maps, role=Role.CONTEXT)
 
-    def matmul(self, a: Value, b: Value) -> Value:
-        """A matrix product with the broadcasting of ``torch.matmul``."""
-        lead = [f"lead{i}" for i in range(max(len(a.shape), len(b.shape)) - 2)]
-        rows = ["n"] if len(a.shape) > 1 else []
-        columns = ["p"] if len(b.shape) > 1 else []
-        of_a = [*lead[len(lead) - max(len(a.shape) - 2, 0) :], *rows, "m"]
-        of_b = [*lead[len(lead) - max(len(b.shape) - 2, 0) :], "m", *columns]
-        return self.multiply(a, of_a, b, of_b, [*lead, *rows, *columns])
-
     def multiply(self, a: Value, of_a: Sequence[str], b: Value, of_b: Sequence[str], out: Sequence[str]) -> Value:
         """Contract two values, with a subscript for each axis, over the subscripts that ``out`` lacks."""
         of_a, of_b, out = tuple(of_a), tuple(of_b), tuple(out)
@@ -120,22 +85,53 @@ class Contraction(LinearAttention):
     def _multiply_contents(self, a: Value, of_a: Subscripts, b: Value, of_b: Subscripts, out: Subscripts) -> Value:
         axes_a, axes_b = self._axes(a, of_a, of_b, out), self._axes(b, of_b, of_a, out)
         if axes_a.tokens and axes_b.tokens:
-            return self._context(a, of_a, b, of_b, out)
+            return self._multiply_tokens((a, of_a), (b, of_b), out)
         if axes_a.tokens or axes_b.tokens:
             return self._weighted(*((b, of_b, a, of_a) if axes_a.tokens else (a, of_a, b, of_b)), out)
         maps = [map_of_ids(s.content.pick(s.out), self.batch, s.content.where_in(out)) for s in (axes_a, axes_b)]
         one, other = torch.broadcast_tensors(*maps)
         alike, gate = torch.equal(one, other), self._gate_of((a, of_a), (b, of_b), out)
-        if gate is not None or (alike and set(of_a) == set(of_b) == set(out)):
+        if gate is None and alike and of_a == of_b == out:
+            return self.product(a, b)
+        if gate is None and alike and set(of_a) == set(of_b) == set(out):
+            if a.weighs == b.weighs:
+                self.record(Operation.POINTWISE)
+                terms = [(a, of_a), (b, of_b)]
+                factors = [replace(v, pending=arrange(v.pending, of, out)) for v, of in terms if v.pending is not None]
+                return self._with_masses_of(self.content(one), factors)
+            gate = int(b.weighs)
+        if gate is not None:
             self.record(Operation.POINTWISE)
             terms = [(a, of_a), (b, of_b)]
             (x, of_x), (w, of_w) = terms if gate != 0 else reversed(terms)
             return self._weighed(self.content(maps[gate == 0]), x, w, _places(of_x, out), _places(of_w, out))
         if alike:
+            is_sum = not {*of_a, *of_b} <= {*out}
+            if is_sum and (a.pending is not None or b.pending is not None):
+                return self._summed_product((a, of_a), (b, of_b), out)
             self.record(Operation.CHANNEL_MIX)
             return self.content(one)
         tokens = self._mixed_by_matrix(axes_a, axes_b, out, maps)
         return tokens or self._token_by_token(of_a, of_b, out, maps) or self.weight(*maps)
+
+    def _multiply_tokens(self, a: Term, b: Term, out: Subscripts) -> Value:
+        """Two contents whose tokens are contracted: a context kᵀv if both have further axes, else one under the other,
+        or an element-wise product that is summed."""
+        own = [
+            any(n > 1 and c in out and c not in other for c, n in zip(of, x.shape, strict=True))
+            for (x, of), (_, other) in ((a, b), (b, a))
+        ]
+        if all(own):
+            return self._context(*a, *b, out)
+        if any(own):
+            return self._weighted(*(b if own[0] else a), *(a if own[0] else b), out)
+        return self._summed_product(a, b, out)
+
+    def _summed_product(self, a: Term, b: Term, out: Subscripts) -> Value:
+        """A contraction as an element-wise product and a sum."""
+        sizes = {c: n for x, of in (a, b) for c, n in zip(of, x.shape, strict=True)}
+        product = self.step([*sizes.values()]).multiply(*a, *b, tuple(sizes))
+        return self.sum_to(product, tuple(sizes), out)
 
     def _gate_of(self, a: Term, b: Term, out: Subscripts) -> int | None:
         """The one of two factors that is broadcast along axes of an element-wise product, 0 or 1; None if both are, or
@@ -182,10 +178,20 @@ class Contraction(LinearAttention):
         if not axes.tokens:
             self.record(Operation.CHANNEL_MIX)
             mixed = self._from_axes(axes.content.ids, axes.content.subscripts, axes, out)
-            return self._with_pending(mixed, w, of_w, x, of_x, out)
+            return replace(self._with_pending(mixed, w, of_w, x, of_x, out), weighs=x.weighs)
+        mixed = self._weighted_tokens(w, of_w, x, of_x, axes, out)
+        number = self.number(w) if self.is_fixed(w) else None  # a sum, if the same for all
+        return self._as_statistic(mixed, x, number) if number else mixed
+
+    def _weighted_tokens(
+        self, w: Value, of_w: Subscripts, x: Value, of_x: Subscripts, axes: ContractionAxes, out: Subscripts
+    ) -> Value:
+        """Tokens summed under a weight or a constant."""
         if w.is_constant and self._mixes_tokens(x, of_x, axes):
             x = self._by_value(x)
-        if has_masses(x) or (x.pending is not None and w.is_constant):
+        if x.pending is not None:
+            if x.by_element is not None and axes.heads and not axes.queries:
+                return self._summed_products(w, of_w, x, of_x, out)
             return self._weighted_products(w, of_w, x, of_x, axes, out)
         if w.is_constant and not self._mixes_tokens(x, of_x, axes):
             if self._aggregates_by_weight(of_w, axes):
@@ -222,6 +228,15 @@ class Contraction(LinearAttention):
         ids = self._without_mass(self._sum_of_masses(content.ids, [content.subscripts.index(c) for c in axes.tokens]))
         self.record(Operation.AGGREGATION)
         return self._from_axes(ids, content.subscripts, axes, out)
+
+    def _summed_products(self, w: Value, of_w: Subscripts, x: Value, of_x: Subscripts, out: Subscripts) -> Value:
+        """Products with factors that differ from channel to channel, as the weight does: multiplied, then summed."""
+        sizes = dict(zip((*of_x, *of_w), (*x.shape, *w.shape), strict=True))
+        subscripts = tuple(dict.fromkeys((*of_x, *of_w)))
+        step = self.step([sizes[c] for c in subscripts])
+        content = step.content(arrange(x.map, of_x, subscripts))
+        product = step._weighed(content, x, w, _places(of_x, subscripts), _places(of_w, subscripts))
+        return self.sum_to(product, subscripts, out)
 
     def _with_pending(
         self, mixed: Value, w: Value, of_w: Subscripts, x: Value, of_x: Subscripts, out: Subscripts

@@ -1,4 +1,4 @@
-"""Data movement by indices. Fixed indices move maps; indices that depend on the image, on chance, on parameters or on
+"""Elements read at indices. Fixed indices move maps; indices that depend on the image, on chance, on parameters or on
 buffers move labels at run time."""
 
 from __future__ import annotations
@@ -14,19 +14,18 @@ from torch import Tensor
 from tlfx import runtime
 from tlfx._torch import tree_leaves, tree_map
 from tlfx.errors import ProvenanceError
-from tlfx.operations import Operation
 from tlfx.propagate.labels import Operand
-from tlfx.propagate.values import IMAGE, NONE, Value, find_batch_axis, ids_of_sample, map_of_ids
+from tlfx.propagate.values import Value, find_batch_axis, ids_of_sample
 from tlfx.propagate.verbs.base import axis_of_ids, varying
 from tlfx.propagate.verbs.movement import Movement, with_image
 from tlfx.propagate.verbs.pending import has_masses, with_pending_labels
 from tlfx.runtime import BatchAxis
 
-__all__ = ["Indexed"]
+__all__ = ["ACROSS", "Indexed", "blocks_of", "nodes_of", "without"]
 
 
 class Indexed(Movement):
-    """Verbs of operators that read or write at indices."""
+    """Verbs of operators that read at indices."""
 
     def take(
         self, x: Value, function: Callable[..., Tensor], *args: Any, axes: Sequence[int], aligned: bool = False
@@ -38,7 +37,7 @@ class Indexed(Movement):
         """
         if all(self.is_fixed(a) for a in tree_leaves(args)):
             return self.remap(x, lambda m: function(m, *tree_map(self.concrete, args)))
-        return self._taken(x, function, args, axes, aligned, (runtime.gather_labels, function), _nodes(args))
+        return self._taken(x, function, args, axes, aligned, (runtime.gather_labels, function), nodes_of(args))
 
     def take_own(self, x: Value, axis: int) -> list[Value]:
         """Elements of ``x`` in an order that the operator computes along an axis (sort, topk), and their indices."""
@@ -61,83 +60,6 @@ class Indexed(Movement):
             ends = torch.tensor([0, last]).view(2, *[1] * len(self.shape))
             return replace(self.weight(), bounds=(ends[0], ends[1]))
         return self.content(x.map if keepdim else x.map.squeeze(axis))
-
-    def put(
-        self,
-        x: Value,
-        source: Value,
-        function: Callable[..., Tensor],
-        before: Sequence[Any],
-        after: Sequence[Any] = (),
-        *,
-        axes: Sequence[int],
-        aligned: bool = False,
-        adds: bool = False,
-        linear: bool = False,
-        **options: Any,
-    ) -> Value:
-        """``source`` written into ``x`` at indices along ``axes``, or added to what is there: ``function(x, *before,
-        source, *after, **options)``. Labels that meet are averaged, those of products with a factor by the factor if
-        the sum is ``linear``; places without any have the image-level label."""
-        settings = tuple(before), tuple(after)
-        is_constant = self.is_fixed if x.is_content and source.is_content else self.is_known
-        x, source = self.resolve_all(x, source)
-        if not adds and all(map(is_constant, tree_leaves(settings))):
-            return self._put_at_constants(x, source, function, settings, options)
-        if not (x.is_content or source.is_content):
-            return self.weight()
-        self._refuse_batch(x, source, axes)
-        if adds:
-            self.record(Operation.AGGREGATION)
-        once = self._once((x, source), axes, settings) if aligned else []
-        if not (linear and any(v.is_content and v.pending is not None for v in (x, source))):
-            new, axis = self._scattered(x, source, function, settings, once, options)
-            return self.from_ids(new, axis)
-        x, source = (replace(v, maps=(self._pending_of(v),)) if v.is_content else v for v in (x, source))
-        once = [a for a in once if all(v.map.shape[a] == 1 for v in (x, source) if v.is_content)]
-        new, axis = self._scattered(x, source, function, settings, once, {**options, "massed": True})
-        out = self.from_ids(self._without_mass(new), axis)
-        return replace(out, pending=map_of_ids(new, self.batch, axis))
-
-    def _put_at_constants(
-        self,
-        x: Value,
-        source: Value,
-        function: Callable[..., Tensor],
-        settings: tuple[Any, Any],
-        options: dict[str, Any],
-    ) -> Value:
-        """:meth:`put` where it is known now which element of ``source`` goes where."""
-        before, after = tree_map(self.concrete, settings)
-        numbers = torch.arange(torch.Size(source.shape).numel()).view(source.shape)
-        taken = function(torch.full(x.shape, -1), *before, numbers, *after, **options)
-        return replace(self.overwrite(x, source, taken), node=self.node)
-
-    def _scattered(
-        self,
-        x: Value,
-        source: Value,
-        function: Callable[..., Tensor],
-        settings: tuple[Any, Any],
-        once: Sequence[int],
-        options: dict[str, Any],
-    ) -> tuple[Tensor, BatchAxis]:
-        """Ids of the labels of ``x`` into which those of ``source`` are written at run time, and their batch axis.
-
-        ``once``: the axes along which all labels are equal, which are computed once.
-        """
-        axis = (x if x.is_content else source).batch_axis
-        new = self.label(
-            runtime.scatter_labels,
-            function,
-            *self._labels_of(x, once),
-            *self._labels_of(source, once),
-            Operand(torch.tensor([IMAGE])),
-            *_nodes(settings),
-            shape=_without(axis.split(self.shape), axis, once),
-            kwargs={"where": axis, **({"once": tuple(once)} if once else {}), **options},
-        )
-        return new, axis
 
     def _taken(
         self,
@@ -166,7 +88,7 @@ class Indexed(Movement):
         shape = function(runtime.narrow(x.expanded()[0], once), *indices).shape
         new = self.label(
             *call,
-            Operand(with_image(x.ids.expand(_without(where.split(x.shape), where, once)))),
+            Operand(with_image(x.ids.expand(without(where.split(x.shape), where, once)))),
             *nodes,
             shape=place.split(shape),
             kwargs={"where": where, **options},
@@ -187,13 +109,13 @@ class Indexed(Movement):
         Raises ProvenanceError if they may reach other samples within these.
         """
         least, greatest = (tree_map(partial(self._at_end, end=end), args) for end in (0, 1))
-        samples = _samples_of(x)
+        samples = blocks_of(x.shape, x.batch_axis)
         try:
             stays = torch.equal(function(samples, *least), function(samples, *greatest))
         except (IndexError, RuntimeError):  # bounds that are too wide
             stays = False
         if not stays:
-            raise ProvenanceError(_ACROSS.format(self.node.name))
+            raise ProvenanceError(ACROSS.format(self.node.name))
         return least
 
     def _at_end(self, arg: Any, end: int) -> Any:
@@ -206,14 +128,8 @@ class Indexed(Movement):
             place = find_batch_axis(moved, self.batch)
             ids_of_sample(moved, self.batch, place)
         except ProvenanceError as error:
-            raise ProvenanceError(_ACROSS.format(self.node.name)) from error
+            raise ProvenanceError(ACROSS.format(self.node.name)) from error
         return place
-
-    def _refuse_batch(self, x: Value, source: Value, axes: Sequence[int]) -> None:
-        contents = [v for v in (x, source) if v.is_content]
-        places = {v.batch_axis for v in contents}
-        if len(places) > 1 or contents[0].batch_axis.axis in (a % len(contents[0].shape) for a in axes):
-            raise ProvenanceError(_ACROSS.format(self.node.name))
 
     def _once(self, moved: Sequence[Value], axes: Sequence[int], indices: Any) -> list[int]:
         """Axes that are not indexed and along which neither labels nor indices vary: one place is computed for all."""
@@ -230,27 +146,17 @@ class Indexed(Movement):
             and known.shape[a] > 1
         ]
 
-    def _labels_of(self, x: Value, once: Sequence[int]) -> tuple[Any, Any]:
-        """The ids of a value and a mask of those with content, 1 for all; the value itself and 0 if it has no
-        content."""
-        if not x.is_content:
-            return x.node, 0
-        ids = x.ids.expand(_without(x.batch_axis.split(x.shape), x.batch_axis, once))
-        known = ids != NONE
-        return Operand(torch.where(known, ids, ids.max())), 1 if bool(known.all()) else known.float()
 
-
-_ACROSS = (
+ACROSS = (
     "{} moves image content between the samples of a batch, or by indices that may; labels belong to one sample each. "
     "Align the part of the model before it instead."
 )
 
 
-def _samples_of(x: Value) -> Tensor:
-    """The block of the batch axis of a value, of the elements of one sample, that each of its elements belongs to."""
-    where = x.batch_axis
-    blocks = torch.arange(x.shape[where.axis]) // where.inner
-    return blocks.view([-1 if a == where.axis else 1 for a in range(len(x.shape))]).expand(x.shape)
+def blocks_of(shape: Sequence[int], where: BatchAxis) -> Tensor:
+    """The block of the batch axis, of the elements of one sample, that each element of a value belongs to."""
+    blocks = torch.arange(shape[where.axis]) // where.inner
+    return blocks.view([-1 if a == where.axis else 1 for a in range(len(shape))]).expand(tuple(shape))
 
 
 def _indexed_ids(where: BatchAxis, axes: Sequence[int]) -> list[int]:
@@ -259,12 +165,12 @@ def _indexed_ids(where: BatchAxis, axes: Sequence[int]) -> list[int]:
     return [*ids, where.axis] if where.axis in axes else ids
 
 
-def _nodes(args: Any) -> Any:
+def nodes_of(args: Any) -> Any:
     """Arguments with nodes instead of values."""
     return tree_map(lambda v: v.node if isinstance(v, Value) else v, args)
 
 
-def _without(split: list[int], where: BatchAxis, once: Sequence[int]) -> list[int]:
+def without(split: list[int], where: BatchAxis, once: Sequence[int]) -> list[int]:
     """A shape, its batch axis split, with size 1 along ``once``."""
     return [1 if a in [axis_of_ids(where, o) for o in once] else size for a, size in enumerate(split)]
 

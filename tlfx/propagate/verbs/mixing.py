@@ -15,7 +15,6 @@ from tlfx.operations import Operation
 from tlfx.propagate.labels import Operand
 from tlfx.propagate.values import NONE, Role, Value
 from tlfx.propagate.verbs.movement import with_image
-from tlfx.propagate.verbs.pending import fill_any
 from tlfx.propagate.verbs.pointwise import Pointwise
 from tlfx.propagate.verbs.reduction import Reduction
 from tlfx.propagate.verbs.subscripts import (
@@ -26,6 +25,7 @@ from tlfx.propagate.verbs.subscripts import (
     equation,
     letters_of,
 )
+from tlfx.propagate.verbs.weighing import fill_any
 
 __all__ = ["Mixing", "Term", "with_image_labels"]
 

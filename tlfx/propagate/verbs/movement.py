@@ -27,8 +27,12 @@ class Movement(Written):
     def same(self, x: Value) -> Value:
         """The value itself under another name, type, device or memory layout."""
         out = Value(self.node, self.shape, self.batch, x.role, x.maps, x.softmax_dim, pending=x.pending)
-        out = replace(out, elements=x.elements, mass=x.mass, origin=x.source, bounds=x.bounds)
-        return replace(out, statistic=x.statistic, function_of=x.subject)
+        out = replace(out, elements=x.elements, mass=x.mass, by_element=x.by_element, weighs=x.weighs)
+        if x.bounds is not None:
+            least, greatest = (b.to(self.node.meta["val"].dtype) for b in x.bounds)
+            out = replace(out, bounds=(least, greatest))
+        out = replace(out, by_factor=x.by_factor, sum_of=x.sum_of)
+        return replace(out, origin=x.source, statistic=x.statistic, function_of=x.subject, factored=x.factored)
 
     def move(self) -> Value:
         """Run the operator on the map of its one value with content; indices are evaluated."""
@@ -40,9 +44,12 @@ class Movement(Written):
         parts = [self._run_on(full) for full in x.expanded()]
         if not parts:
             return [self.weight(shape=shape) for shape in self.shapes]
-        pending = [None] * len(self.shapes) if x.pending is None else self._run_on(x.pending.expand(x.shape))
         values = [self._moved(x, maps, None) for maps in zip(*parts, strict=True)]
-        return [replace(v, pending=_compact(p), origin=x.source) for v, p in zip(values, pending, strict=True)]
+
+        def part(value: Value, i: int) -> Value:
+            return carry_masses(value, x, lambda m: compact(self._run_on(m.expand(x.shape))[i]))
+
+        return [replace(part(v, i), origin=x.source) for i, v in enumerate(values)]
 
     @property
     def _moving(self) -> Value:
@@ -64,12 +71,16 @@ class Movement(Written):
         def moved(part: Tensor) -> Tensor:
             return compact(_run(move, part.expand(x.shape)))
 
-        ends = x.bounds and (moved(x.bounds[0]), moved(x.bounds[1]))
+        bounds = self._bounds_of(x)
+        ends = bounds and (moved(bounds[0]), moved(bounds[1]))
         out = replace(carry_masses(out, x, moved), origin=x.source, elements=self._repeated(x, move), bounds=ends)
         if not _keeps_order(x, out):
             return out
         keeps_all = torch.Size(out.shape).numel() >= torch.Size(x.shape).numel()
-        return replace(out, statistic=x.statistic, function_of=x.subject if keeps_all else None)
+        if not keeps_all:
+            return replace(out, statistic=x.statistic, sum_of=x.sum_of)
+        out = replace(out, statistic=x.statistic, sum_of=x.sum_of)
+        return replace(out, function_of=x.subject, factored=x.factored)
 
     def _repeated(self, x: Value, move: Callable[[Tensor], Tensor]) -> Tensor | None:
         """The map of equal elements of a value that is moved, if movement repeats any."""
@@ -81,7 +92,7 @@ class Movement(Written):
         return moved if moved.dim() == len(self.shape) and moved.shape != self.shape else None
 
     def _moved(self, x: Value, maps: Sequence[Tensor], move: Callable[[Tensor], Tensor] | None) -> Value:
-        out = self.content(*maps, role=x.role, shape=maps[0].shape)
+        out = replace(self.content(*maps, role=x.role, shape=maps[0].shape), weighs=x.weighs)
         if x.softmax_dim is None or move is None:
             return out
         dim, rank = x.softmax_dim, len(x.shape)
@@ -100,15 +111,34 @@ class Movement(Written):
             return self._bounded(self.weight())
         blank = NONE if self._joins_channels(known, axis) else IMAGE
         maps = [self._map_beside(v, known, blank) for v in values]
-        out = self.content(torch.cat(maps, axis))
+        out = self._joined_parts(self.content(torch.cat(maps, axis)), values)
         if all(v.pending is None and v.mass is None for v in values):
             return out
         pending = [
             self._pending_of(v) if v.is_content else self._with_mass(m, known.batch_axis)
             for v, m in zip(values, maps, strict=True)
         ]
-        full = [p.expand(v.shape) for v, p in zip(values, pending, strict=True)]
-        return replace(out, pending=compact(torch.cat(full, axis)))
+        out = replace(out, pending=self._joined(pending, values, axis))
+        if all(v.by_element is None for v in values):
+            return out
+
+        def by_element() -> Tensor:
+            parts = [self._by_element_of(v) if v.is_content else p for v, p in zip(values, pending, strict=True)]
+            return self._joined(parts, values, axis)
+
+        return replace(out, by_element=by_element)
+
+    def _joined_parts(self, out: Value, parts: Sequence[Value]) -> Value:
+        """A concatenation, as moved elements if all parts are those of one value."""
+        first = parts[0]
+        out = replace(out, weighs=all(v.weighs for v in parts))
+        if any(v.source is not first.source for v in parts):
+            return out
+        alike = all(v.statistic == first.statistic for v in parts)
+        return replace(out, origin=first.source, statistic=first.statistic if alike else None)
+
+    def _joined(self, maps: Sequence[Tensor], values: Sequence[Value], axis: int) -> Tensor:
+        return compact(torch.cat([m.expand(v.shape) for v, m in zip(values, maps, strict=True)], axis))
 
     def stack(self, values: Sequence[Value], axis: int) -> Value:
         """Concatenate along a new axis."""
@@ -173,10 +203,6 @@ def with_image(ids: Tensor) -> Tensor:
 def _keeps_order(x: Value, out: Value) -> bool:
     """Whether movement only adds, removes or repeats axes, so that a statistic stays beside what it is one of."""
     return all(torch.equal(one.flatten(), other.flatten()) for one, other in zip(x.maps, out.maps, strict=False))
-
-
-def _compact(full: Tensor | None) -> Tensor | None:
-    return None if full is None else compact(full)
 
 
 def _run(move: Callable[[Tensor], Tensor], full: Tensor) -> Tensor:

@@ -1,78 +1,44 @@
 """Pending weights: a product of content with a factor is a contraction once it is summed, Y ← Norm(|w|)·Y.
 
 The labels of such a product have a mass, |w|. Data movement, channel mixing, further factors and sums keep the mass;
-any other operator reads the labels without it. A label with a mass that nothing sums is never computed.
+any other operator reads the labels without it. A label with a mass that nothing sums is never computed. Masses are
+averages over channels; those of each element are computed where a further factor differs by channel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from tlfx import runtime
 from tlfx.graph.nodes import shapes
 from tlfx.propagate.labels import Operand
 from tlfx.propagate.values import NONE, Value, compact, ids_of_sample, map_of_ids
-from tlfx.propagate.verbs.bounds import Bounded
+from tlfx.propagate.verbs.weighing import Weighing, fill_any
 from tlfx.runtime import BatchAxis
 
-__all__ = ["Pending", "carry_masses", "fill_any", "has_masses", "to_rank", "with_pending_labels"]
+__all__ = ["Pending", "carry_masses", "has_masses", "moved_factors", "to_rank", "with_pending_labels"]
 
 
-class Pending(Bounded):
+class Pending(Weighing):
     """Steps of products and sums: labels with a mass."""
 
-    def _weighed(
-        self,
-        out: Value,
-        x: Value,
-        factor: Value,
-        of_x: Sequence[int] | None = None,
-        of_factor: Sequence[int] | None = None,
-        *,
-        inverse: bool = False,
-        always: bool = False,
-    ) -> Value:
-        """A product ``out`` of the content ``x`` (or a quotient, ``inverse``) with its labels weighted by |factor|.
-
-        The axes of the two are those ``of_x`` and ``of_factor`` of the product, -1 for those that it lacks; by default
-        the last. Labels stay without a mass if the factor is the same for all tokens, unless they ``always`` need one.
-        """
-        out = replace(out, origin=x.source)
-        out = out if factor.is_constant else replace(out, function_of=None)
-        rank, where = len(out.shape), out.batch_axis
-        of_x, of_factor = (
-            range(rank - len(v.shape), rank) if at is None else at for v, at in ((x, of_x), (factor, of_factor))
-        )
-        differs = [a for a, own in zip(of_factor, self._own_axes(factor), strict=True) if own and a >= 0]
-        pending = x.pending if x.pending is not None or x.mass is None or not always else x.mass()
-        content = out.map if pending is None else _to_axes(pending, of_x, rank)
-        ids = ids_of_sample(content, self.batch, where)
-        by_part = _by_part(differs, where, rank)
-        if not always and pending is None and not any(n > 1 and d for n, d in zip(ids.shape, by_part, strict=True)):
-            return replace(out, mass=lambda: self._mass_of(out, x, factor, of_x, of_factor, inverse))
-        own = [a for a, own in zip(of_x, self._own_axes(x), strict=True) if own and a >= 0]
-        labelled = [a for m in factor.maps for a, n in zip(of_factor, m.shape, strict=True) if n > 1 and a >= 0]
-        queries = [a for a in differs if a not in own or a in labelled]
-        sizes = zip(ids.shape, where.split(out.shape), _by_part(queries, where, rank), strict=True)
-        ids = ids.expand([max(n, size if query else 1) for n, size, query in sizes])
-        options: dict[str, Any] = {"where": where, "at": tuple(of_factor), **self.signed}
-        options |= {"massed": True} if pending is not None else {}
-        options |= {"inverse": True} if inverse else {}
-        new = self.label(runtime.weigh, Operand(fill_any(ids)), factor.read, shape=ids.shape, kwargs=options)
-        pending = map_of_ids(torch.where(ids == NONE, NONE, new), self.batch, where)
-        return replace(out, pending=pending, function_of=None)
-
-    def _mass_of(
-        self, out: Value, x: Value, factor: Value, of_x: Sequence[int], of_factor: Sequence[int], inverse: bool
-    ) -> Tensor:
-        pending = self._weighed(out, x, factor, of_x, of_factor, inverse=inverse, always=True).pending
-        assert pending is not None
-        return pending
+    def _with_masses_of(self, out: Value, factors: Sequence[Value]) -> Value:
+        """A product ``out`` of contents whose labels may have a mass each: its labels, with the product of theirs."""
+        pending = [to_rank(v.pending, len(out.shape)) for v in factors if v.pending is not None]
+        if not pending or not out.is_content:
+            return out
+        where = out.batch_axis
+        ids = torch.broadcast_tensors(*(ids_of_sample(m, self.batch, where) for m in (out.map, *pending)))
+        known = torch.stack([i != NONE for i in ids]).all(0)
+        labels = [Operand(i[known]) for i in ids]
+        new = self.label(runtime.with_masses_of, *labels, shape=(int(known.sum()),), elementwise=True)
+        merged = torch.full_like(ids[0], NONE).masked_scatter(known, new)
+        return replace(out, pending=compact(map_of_ids(merged, self.batch, where)), function_of=None)
 
     def _by_value(self, x: Value) -> Value:
         """Content as a product whose labels have the size of their token's value as mass, if the policy asks for it and
@@ -99,13 +65,9 @@ class Pending(Bounded):
             return x.pending
         return self._with_mass(x.map, x.batch_axis) if x.mass is None else x.mass()
 
-    def _own_axes(self, x: Value) -> list[bool]:
-        """For each axis of a value whether it has different elements along it; strides tell for constants."""
-        if x.elements is not None:
-            return [n > 1 for n in x.elements.shape]
-        example = x.node.meta.get("val")
-        strides = example.stride() if isinstance(example, Tensor) and example.dim() == len(x.shape) else x.shape
-        return [n > 1 and stride != 0 for n, stride in zip(x.shape, strides, strict=True)]
+    def _by_element_of(self, x: Value) -> Tensor:
+        """The map of labels with the mass of each element of any value with content."""
+        return self._pending_of(x) if x.by_element is None else x.by_element()
 
     def _with_mass(self, content: Tensor, where: BatchAxis) -> Tensor:
         """The map of the labels of a map, with mass 1."""
@@ -123,26 +85,42 @@ class Pending(Bounded):
         """A value ``x`` times a number: its labels with a mass have as much more; none if the number is not known."""
         if not out.is_content or scale is None:
             return out
-        out = replace(out, origin=x.source)
+        out = replace(out, origin=x.source, factored=x.factored, sum_of=x.sum_of)
         if x.statistic is not None and scale != 0:
             out = replace(out, statistic=(x.statistic[0], x.statistic[1] * (1 if scale > 0 else -1)))
 
-        def pending() -> Tensor:
-            content = to_rank(self._pending_of(x), len(out.shape))
+        def scaled(content: Tensor) -> Tensor:
+            content = to_rank(content, len(out.shape))
             if abs(scale) == 1:
                 return content
             ids = ids_of_sample(content, self.batch, out.batch_axis)
             return map_of_ids(self._sum_of_masses(ids, [], abs(scale)), self.batch, out.batch_axis)
 
+        by_element = x.by_element
+        if by_element is not None:
+            out = replace(out, by_element=lambda: scaled(by_element()))
+        out = replace(out, by_factor=moved_factors(x, scaled))
         if x.pending is not None:
-            return replace(out, pending=pending())
-        return out if abs(scale) == 1 and x.mass is None else replace(out, mass=pending)
+            return replace(out, pending=scaled(x.pending))
+        return out if abs(scale) == 1 and x.mass is None else replace(out, mass=lambda: scaled(self._pending_of(x)))
 
-    def _as_statistic(self, out: Value, x: Value) -> Value:
-        """A reduction of ``x``, marked as a statistic of it: of a product, not of the content that is multiplied."""
+    def _as_statistic(self, out: Value, x: Value, scale: float = 1) -> Value:
+        """A reduction of ``x``, times a number, marked as a statistic of it: of a product, not of the content that is
+        multiplied."""
         if x.pending is None and x.mass is not None:
             return out
-        return replace(out, statistic=x.statistic or (x.measured, 1), function_of=x.subject)
+        of, sign = x.statistic or (x.measured, 1)
+        return replace(out, statistic=(of, sign if scale > 0 else -sign), function_of=x.subject)
+
+    def _as_sum_of_parts(self, out: Value, a: Value, b: Value, scales: Sequence[float]) -> Value:
+        """A sum of two values, marked as a statistic of their source if both are parts or statistics of it: such sums,
+        one after another, make a mean."""
+        source, other = (v.statistic[0] if v.statistic else v.source for v in (a, b))
+        sign, another = (s * (v.statistic[1] if v.statistic else 1) for v, s in zip((a, b), scales, strict=True))
+        smaller = all(torch.Size(out.shape).numel() < torch.Size(shape).numel() for shape in shapes(source)[:1])
+        if source is not other or sign * another <= 0 or not smaller:
+            return out
+        return replace(out, statistic=(source, 1 if sign > 0 else -1))
 
     def _sum_of_masses(self, ids: Tensor, over: Sequence[int], scale: float = 1) -> Tensor:
         """Ids of labels with a mass summed over axes, which have size 1 afterwards, times a number."""
@@ -178,23 +156,6 @@ class Pending(Bounded):
         return compact(map_of_ids(new, self.batch, where))
 
 
-def _by_part(axes: Sequence[int], where: BatchAxis, rank: int) -> list[bool]:
-    """Whether each axis of ids, whose batch axis is split in two, is among axes of a value."""
-    inside: list[bool] = [a in axes for a in range(rank)]
-    return [*inside[: where.axis], inside[where.axis], inside[where.axis], *inside[where.axis + 1 :]]
-
-
-def _to_axes(content: Tensor, at: Sequence[int], rank: int) -> Tensor:
-    """A map whose axes are those ``at`` of a value of this rank, along which -1 it does not vary."""
-    content = content.squeeze([i for i, a in enumerate(at) if a < 0])
-    at = [a for a in at if a >= 0]
-    order = sorted(range(len(at)), key=at.__getitem__)
-    shape = [1] * rank
-    for i in order:
-        shape[at[i]] = content.shape[i]
-    return content.permute(order).reshape(shape)
-
-
 def to_rank(content: Tensor, rank: int) -> Tensor:
     """A map with axes of size 1 before it, as broadcasting adds them."""
     return content.reshape([1] * (rank - content.dim()) + list(content.shape))
@@ -202,9 +163,25 @@ def to_rank(content: Tensor, rank: int) -> Tensor:
 
 def carry_masses(out: Value, x: Value, move: Callable[[Tensor], Tensor]) -> Value:
     """``out`` with the labels with a mass that ``x`` has, moved as its content is."""
-    mass = x.mass
-    pending = None if x.pending is None else move(x.pending)
-    return replace(out, pending=pending, mass=None if mass is None else lambda: move(mass()))
+    mass, by_element = x.mass, x.by_element
+    return replace(
+        out,
+        pending=None if x.pending is None else move(x.pending),
+        mass=None if mass is None else lambda: move(mass()),
+        by_element=None if by_element is None else lambda: move(by_element()),
+        by_factor=moved_factors(x, move),
+    )
+
+
+def moved_factors(
+    x: Value, move: Callable[[Tensor], Tensor], summed: bool = False
+) -> dict[Node, tuple[Callable[[], Tensor], bool]]:
+    """What ``by_factor`` of a value becomes by a function of maps: data movement, or a sum over tokens (``summed``)."""
+
+    def moved(masses: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        return lambda: move(masses())
+
+    return {node: (moved(masses), was or summed) for node, (masses, was) in x.by_factor.items()}
 
 
 def has_masses(x: Value) -> bool:
@@ -216,8 +193,3 @@ def with_pending_labels(x: Value) -> Value:
     """A product whose labels are those with a mass."""
     assert x.pending is not None
     return replace(x, maps=(x.pending,), pending=None)
-
-
-def fill_any(ids: Tensor) -> Tensor:
-    """Ids in which elements without content have any other id, which does not count."""
-    return torch.where(ids == NONE, ids.max(), ids)

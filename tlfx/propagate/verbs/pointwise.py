@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tlfx._torch import schema
+from tlfx.graph.nodes import computes_same
 from tlfx.operations import Operation
-from tlfx.propagate.values import NONE, Role, Spectrum, Value
+from tlfx.propagate.values import NONE, Role, Spectrum, Value, ids_of_sample, map_of_ids
+from tlfx.propagate.verbs.pending import carry_masses, to_rank
 from tlfx.propagate.verbs.residual import Residual
 
 __all__ = ["Pointwise"]
@@ -18,6 +21,16 @@ __all__ = ["Pointwise"]
 
 class Pointwise(Residual):
     """Verbs of element-wise operators."""
+
+    def monotone(self, x: Value) -> Value:
+        """Point-wise, by a function that is monotone in each argument, so that bounds of indices stay known."""
+        return self._bounded(self.pointwise(x))
+
+    def remainder(self, x: Value, divisor: Any, floored: bool = True) -> Value:
+        """Point-wise, by the remainder of a division, which is rounded down (``floored``) or towards zero; of an index,
+        less than the divisor."""
+        least = float("-inf") if floored else 0
+        return self._bounded_remainder(self.pointwise(x), x, self.number(divisor), least)
 
     def normalise(self, x: Value, axes: Sequence[int]) -> Value:
         """Point-wise transformation, Y ← Y, by statistics over ``axes`` (Table 10)."""
@@ -41,7 +54,9 @@ class Pointwise(Residual):
             return replace(self.weight(), softmax_dim=axis)
         out = self.pointwise(x)
         over_tokens = x.role is Role.WEIGHT or x.map.shape[axis] > 1
-        return replace(out, softmax_dim=axis if sums_to_one else None, function_of=None) if over_tokens else out
+        if not over_tokens:
+            return out
+        return replace(out, softmax_dim=axis if sums_to_one else None, function_of=None, weighs=True)
 
     def product(self, a: Value, b: Value) -> Value:
         """Product: point-wise with a factor that is broadcast along any axis; of two full values, their average."""
@@ -55,23 +70,76 @@ class Pointwise(Residual):
                 return self._bounded(pair)
             return self._weighed(pair, content[0], b if content[0] is a else a)
         self.record(Operation.POINTWISE)
-        if self._have_one_subject(a, b):
-            return replace(self._shaped(a), function_of=a.subject)
+        if self._have_one_map(a, b):
+            return self._product_of_functions(a, b)
         gated = self._gated(a, b)
         if gated is None:
-            return self._averaged(a, b)
-        out = self._weighed(self._shaped(gated[0]), *gated)
+            return self._with_factors_of(self._averaged(a, b), [a, b])
+        out = replace(self._weighed(self._shaped(gated[0]), *gated), weighs=gated[0].weighs)
         return out if self._is_full(a) or self._is_full(b) else replace(out, outer=(a, b))
 
+    def _product_of_functions(self, a: Value, b: Value) -> Value:
+        """The product of two functions of the same tokens: another one, unless one of them is a weight or broadcast.
+
+        It is a weighted value too if it is divided by the sum of one of them, as in Σ x·exp(x) / Σ exp(x).
+        """
+        out, gated = self._shaped(a), self._gated(a, b)
+        if self._have_one_subject(a, b):
+            out = replace(out, function_of=a.subject)
+        elif self._have_one_base(a, b) or gated is None:
+            out = self._with_factors_of(out, [a, b])
+        else:
+            out = replace(self._weighed(out, *gated), weighs=gated[0].weighs)
+
+        def masses(x: Value, factor: Value) -> Callable[[], Tensor]:
+            return lambda: self._by_element_of(self._weighed(self._shaped(x), x, factor))
+
+        return replace(out, by_factor={w.summand: (masses(x, w), False) for x, w in ((a, b), (b, a))})
+
+    def _normalised(self, out: Value, a: Value, b: Value) -> Value | None:
+        """A quotient ``out`` of a product by the sum of one of its factors, or of weights by their sum, which are then
+        those of a softmax. None for any other."""
+        if not b.is_content or b.sum_of is None:
+            return None
+        one, other = (to_rank(v.map, len(self.shape)) for v in (a, b))
+        over_tokens = one.numel() > other.numel()
+        if over_tokens and a.sum_of is None and computes_same(b.sum_of, a.summand):
+            return replace(out, weighs=True, function_of=None)
+        factors = [masses for node, masses in a.by_factor.items() if computes_same(b.sum_of, node)]
+        if not factors:
+            return None
+        masses, summed = factors[0]
+        if not (over_tokens or (summed and one.shape == other.shape)):
+            return None
+        product = self._product(out, replace(a, by_element=masses), b, None, None, inverse=True)
+        each = self._masses(product, by_element=True)
+        ids, labels = (ids_of_sample(m, self.batch, out.batch_axis) for m in (each, out.map))
+        pending = self._sum_of_masses(ids, [i for i, n in enumerate(labels.shape) if n == 1])
+        out = replace(out, pending=map_of_ids(pending, self.batch, out.batch_axis), by_element=lambda: each)
+        if not summed:
+            return out
+        return replace(out, maps=(map_of_ids(self._without_mass(pending), self.batch, out.batch_axis),))
+
+    def _with_factors_of(self, out: Value, factors: Sequence[Value]) -> Value:
+        """A product or quotient ``out`` of values that are both content: with the masses that they have as products."""
+        massed = [v for v in factors if v.pending is not None]
+        if len(massed) != 1 or not torch.equal(*torch.broadcast_tensors(self._shaped(massed[0]).map, out.map)):
+            return self._with_masses_of(out, massed)
+        (x,) = massed
+        out = replace(out, origin=x.source, factored=x.base, function_of=None)
+        return carry_masses(out, x, lambda m: to_rank(m, len(self.shape)))
+
     def _gated(self, a: Value, b: Value) -> tuple[Value, Value] | None:
-        """Two values with content, the second a gate of the first: one that is broadcast, or has the same label for all
-        tokens. None if neither is."""
+        """Two values with content, the second a gate of the first: one that is broadcast, is a weight of the tokens, or
+        has the same label for all tokens. None if neither is."""
         full = [self._is_full(v) for v in (a, b)]
         maps = [self._shaped(v).map for v in (a, b)]
         if full[0] != full[1]:
             return (a, b) if full[0] else (b, a)
         if torch.equal(*torch.broadcast_tensors(*maps)):
-            return a, b
+            if full[0] and a.weighs == b.weighs:
+                return None
+            return (b, a) if a.weighs else (a, b)
         of_sample = [sum(n > 1 for n in m.shape) <= 1 for m in maps]  # one label for all tokens
         if full[0] and of_sample[0] != of_sample[1]:
             return (b, a) if of_sample[0] else (a, b)
@@ -90,7 +158,14 @@ class Pointwise(Residual):
         if not a.is_content:
             return self.pointwise(b if a.is_constant else a)
         out = self.pointwise(a)
-        return out if self._have_one_subject(a, b) else self._weighed(out, a, b, inverse=True)
+        normalised = self._normalised(out, a, b)
+        if normalised is not None:
+            return normalised
+        if self._have_one_subject(a, b):
+            return out
+        if b.is_content and (self._have_one_base(a, b) or (self._gated(a, b) is None and self._have_one_map(a, b))):
+            return self._with_factors_of(out, [a])
+        return self._weighed(out, a, b, inverse=True)
 
     def either(self, a: Value, b: Value, first: Tensor | None = None) -> Value:
         """Element-wise choice between two values (maximum, where): the average of differing labels, unless ``first``
@@ -101,7 +176,7 @@ class Pointwise(Residual):
             return self._chosen(first, a, b)
         pair = self._one_of(a, b, keep=Role.CONTENT)
         if pair is not None:
-            return pair
+            return self._bounded(pair)
         self.record(Operation.POINTWISE)
         return self._averaged(a, b)
 

@@ -14,6 +14,7 @@ from tlfx.propagate.labels import Operand
 from tlfx.propagate.values import NONE, Role, Value, fill_none, ids_of_sample, map_of_ids
 from tlfx.propagate.verbs.base import axis_of_ids, varying
 from tlfx.propagate.verbs.movement import Movement
+from tlfx.propagate.verbs.pending import moved_factors
 from tlfx.runtime import BatchAxis
 
 __all__ = ["Reduction"]
@@ -66,6 +67,14 @@ class Reduction(Movement):
         place = where if keepdim else BatchAxis(where.axis - sum(a < where.axis for a in gone), *where[1:])
         out = self.from_ids(ids if keepdim else ids.squeeze(over), place)
         out = self._as_statistic(out, x)
+        if linear:
+
+            def summed(content: Tensor) -> Tensor:
+                masses = self._sum_of_masses(ids_of_sample(content, self.batch, where), over, scale)
+                return map_of_ids(masses if keepdim else masses.squeeze(over), self.batch, place)
+
+            over_tokens = bool(varying(x.ids, over))
+            out = replace(out, sum_of=x.summand, by_factor=moved_factors(x, summed, over_tokens))
         if pending is None or not out.is_content:
             return out
         massed = pending[1] if keepdim else pending[1].squeeze(over)

@@ -46,9 +46,10 @@ class Residual(Combined):
                 self.record(Operation.POINTWISE)
                 return self._shaped(x)
         if scales is not None and (a.source is b.source or (a.pending is not None and b.pending is not None)):
-            return self._sum_of_products(a, b, scales)
+            return self._as_sum_of_parts(self._sum_of_products(a, b, scales), a, b, scales)
         self.record(Operation.RESIDUAL)
-        return self._summed(a, b, scales)
+        out = self._summed(a, b, scales)
+        return out if scales is None else self._as_sum_of_parts(out, a, b, scales)
 
     def _sum_of_products(self, a: Value, b: Value, scales: Sequence[float]) -> Value:
         """A sum of two products with factors, or of parts of one value: a contraction, both labels by mass."""

@@ -15,15 +15,15 @@ from tlfx.operations import Operation
 from tlfx.propagate.labels import NodeFunction, Operand
 from tlfx.propagate.values import NONE, Role, Value, compact, ids_of_sample, map_of_ids
 from tlfx.propagate.verbs.base import varying
-from tlfx.propagate.verbs.contraction import Contraction
+from tlfx.propagate.verbs.einsum import Einsum
 from tlfx.propagate.verbs.movement import with_image
-from tlfx.propagate.verbs.pending import with_pending_labels
+from tlfx.propagate.verbs.pending import moved_factors, with_pending_labels
 from tlfx.runtime import BatchAxis
 
 __all__ = ["Window"]
 
 
-class Window(Contraction):
+class Window(Einsum):
     """Verbs of operators that slide over axes of an image."""
 
     def convolve(self, x: Value, weight: Value, *args: Any, spatial: int, groups: int = 1) -> Value:
@@ -141,6 +141,13 @@ class Window(Contraction):
         out = self._resample(operation, x, spatial, operator, *args)
         if linear and (valued := self._by_value(x)) is not x:
             out = replace(out, maps=self._resample(operation, valued, spatial, operator, *args).maps)
+        if linear and out.is_content:
+
+            def pooled(content: Tensor) -> Tensor:
+                ids = _full(ids_of_sample(content, self.batch, x.batch_axis), x, spatial)
+                return map_of_ids(self._resampled(ids, spatial, operator, *args), self.batch, x.batch_axis)
+
+            out = replace(out, sum_of=x.summand, by_factor=moved_factors(x, pooled, summed=True))
         is_global = torch.Size(self.shape[-spatial:]).numel() == 1
         return self._as_statistic(out, x) if is_global else out
 

@@ -52,7 +52,7 @@ class Written(Pending):
         content = self._content(before, value, source)
         if bool((content == NONE).all()):
             return after
-        after = after.with_maps(content, role=Role.CONTENT)
+        after = replace(after.with_maps(content, role=Role.CONTENT), weighs=before.weighs or value.weighs)
         if all(v.pending is None and v.mass is None for v in (before, value)):
             return after
         one, other = (self._pending_of(v) if v.is_content else None for v in (before, value))
@@ -86,6 +86,7 @@ def _replaced(before: Value, value: Value, source: Tensor) -> Value:
 
     after = Value(before.node, before.shape, before.batch, value.role, tuple(move(m) for m in value.maps))
     after = replace(after, origin=value.source, number=value.number, mixes_samples=value.mixes_samples)
+    after = replace(after, weighs=value.weighs)
     return carry_masses(after, value, move)
 
 

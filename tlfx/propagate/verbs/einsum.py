@@ -1,0 +1,54 @@
+"""Matrix products and einsums of any number of operands, as contractions of two."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+from tlfx.propagate.values import Role, Value
+from tlfx.propagate.verbs.contraction import Contraction
+from tlfx.propagate.verbs.mixing import Term
+from tlfx.propagate.verbs.subscripts import Subscripts
+
+__all__ = ["Einsum"]
+
+
+class Einsum(Contraction):
+    """Verbs of operators that are one contraction or several."""
+
+    def einsum(self, formula: str, *operands: Value) -> Value:
+        """An einsum without ellipsis; more than two operands are contracted one after another."""
+        inputs, out = formula.replace(" ", "").split("->")
+        terms = [(x, tuple(subscripts)) for x, subscripts in zip(operands, inputs.split(","), strict=True)]
+        while len(terms) > 2:
+            terms = self._contract_pair(terms, tuple(out))
+        if len(terms) == 1:
+            return self.sum_to(*terms[0], tuple(out))
+        return self.multiply(*terms[0], *terms[1], out)
+
+    def _contract_pair(self, terms: list[Term], out: Subscripts) -> list[Term]:
+        """Two of several operands multiplied: the first two whose product is content that the others can weight, since
+        a weight among the steps of one operator has no node in the graph."""
+        sizes = {c: size for x, subscripts in terms for c, size in zip(subscripts, x.shape, strict=True)}
+        products: list[list[Term]] = []
+        for i, j in combinations(range(len(terms)), 2):
+            rest = [t for n, t in enumerate(terms) if n not in (i, j)]
+            kept = {*out, *(c for _, subscripts in rest for c in subscripts)}
+            of_step = tuple(dict.fromkeys(c for c in terms[i][1] + terms[j][1] if c in kept))
+            step = self.step([sizes[c] for c in of_step])
+            products.append([(step.multiply(*terms[i], *terms[j], of_step), of_step), *rest])
+        return min(products, key=_order_of_product)
+
+    def matmul(self, a: Value, b: Value) -> Value:
+        """A matrix product with the broadcasting of ``torch.matmul``."""
+        lead = [f"lead{i}" for i in range(max(len(a.shape), len(b.shape)) - 2)]
+        rows = ["n"] if len(a.shape) > 1 else []
+        columns = ["p"] if len(b.shape) > 1 else []
+        of_a = [*lead[len(lead) - max(len(a.shape) - 2, 0) :], *rows, "m"]
+        of_b = [*lead[len(lead) - max(len(b.shape) - 2, 0) :], "m", *columns]
+        return self.multiply(a, of_a, b, of_b, [*lead, *rows, *columns])
+
+
+def _order_of_product(terms: list[Term]) -> tuple[bool, bool, int]:
+    """The rank of a product, the first term, among those that an einsum may start with."""
+    product, subscripts = terms[0]
+    return product.role not in (Role.CONTENT, Role.CONTEXT), product.weighs, -len(subscripts)

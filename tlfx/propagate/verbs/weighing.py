@@ -1,0 +1,161 @@
+"""Products of content with a factor: labels that wait, with the mass |factor|, for a sum over tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tlfx import runtime
+from tlfx.propagate.labels import Operand
+from tlfx.propagate.values import NONE, Value, ids_of_sample, map_of_ids
+from tlfx.propagate.verbs.bounds import Bounded
+from tlfx.runtime import BatchAxis
+
+__all__ = ["Weighing", "fill_any"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Product:
+    """A product ``out`` of the content ``x`` with a factor; axes of its ids count the batch axis twice."""
+
+    out: Value
+    x: Value
+    factor: Value
+    of_x: Sequence[int]
+    of_factor: Sequence[int]
+    differs: list[bool]
+    """Whether the factor has different elements along each axis of the ids."""
+    by_query: list[bool]
+    """Whether labels differ along an axis because of the factor alone, as along that of queries."""
+    inverse: bool
+
+    @property
+    def where(self) -> BatchAxis:
+        """The place of the batch in the product."""
+        return self.out.batch_axis
+
+    def ids(self, content: Tensor | None) -> Tensor:
+        """The ids of a map of ``x``, None for that of the product itself."""
+        moved = self.out.map if content is None else _to_axes(content, self.of_x, len(self.out.shape))
+        return ids_of_sample(moved, self.out.batch, self.where)
+
+    @cached_property
+    def labelled(self) -> list[bool]:
+        """Whether labels differ along each axis of the ids: masses are averaged over the others, the channels."""
+        return [n > 1 or q for n, q in zip(self.ids(self.x.pending).shape, self.by_query, strict=True)]
+
+    @cached_property
+    def by_channel(self) -> bool:
+        """Whether the factor differs from channel to channel."""
+        return any(d and not n for d, n in zip(self.differs, self.labelled, strict=True))
+
+    @cached_property
+    def by_token(self) -> bool:
+        """Whether the factor differs from token to token, or the content has masses already."""
+        sizes = self.ids(self.x.pending).shape
+        return self.x.pending is not None or any(n > 1 and d for n, d in zip(sizes, self.differs, strict=True))
+
+
+class Weighing(Bounded):
+    """Steps of products with a factor."""
+
+    def _weighed(
+        self,
+        out: Value,
+        x: Value,
+        factor: Value,
+        of_x: Sequence[int] | None = None,
+        of_factor: Sequence[int] | None = None,
+        *,
+        inverse: bool = False,
+    ) -> Value:
+        """A product ``out`` of the content ``x`` (or a quotient, ``inverse``) with its labels weighted by |factor|.
+
+        The axes of the two are those ``of_x`` and ``of_factor`` of the product, -1 for those that it lacks; by default
+        the last. Labels stay without a mass if the factor is the same for all tokens.
+        """
+        out = replace(out, origin=x.source, factored=x.base)
+        out = out if factor.is_constant else replace(out, function_of=None)
+        product = self._product(out, x, factor, of_x, of_factor, inverse)
+        if product.by_channel or x.by_element is not None:
+            out = replace(out, by_element=lambda: self._masses(product, by_element=True))
+        if not product.by_token:
+            return replace(out, mass=lambda: self._masses(product))
+        return replace(out, pending=self._masses(product), function_of=None)
+
+    def _product(
+        self,
+        out: Value,
+        x: Value,
+        factor: Value,
+        of_x: Sequence[int] | None,
+        of_factor: Sequence[int] | None,
+        inverse: bool,
+    ) -> _Product:
+        rank, where = len(out.shape), out.batch_axis
+        of_x, of_factor = (
+            range(rank - len(v.shape), rank) if at is None else at for v, at in ((x, of_x), (factor, of_factor))
+        )
+        differs = [a for a, own in zip(of_factor, self._own_axes(factor), strict=True) if own and a >= 0]
+        own = [a for a, own in zip(of_x, self._own_axes(x), strict=True) if own and a >= 0]
+        labelled = [a for m in factor.maps for a, n in zip(of_factor, m.shape, strict=True) if n > 1 and a >= 0]
+        queries = [a for a in differs if a not in own or a in labelled]
+        by_element, by_query = (_by_part(axes, where, rank) for axes in (differs, queries))
+        return _Product(out, x, factor, of_x, of_factor, by_element, by_query, inverse)
+
+    def _masses(self, product: _Product, by_element: bool = False) -> Tensor:
+        """The map of the labels of a product, with the mass that their factors have on the average of channels; or of
+        each channel, ``by_element``."""
+        x, out, where = product.x, product.out, product.where
+        before = x.pending
+        if x.by_element is not None and (by_element or product.by_channel):
+            before = x.by_element()
+        elif before is None and x.mass is not None and not product.by_token:
+            before = x.mass()
+        ids = product.ids(before)
+        axes = zip(ids.shape, where.split(out.shape), product.differs, product.by_query, strict=True)
+        ids = ids.expand([max(n, size if q or (by_element and d) else 1) for n, size, d, q in axes])
+        sizes = zip(ids.shape, product.labelled, strict=True)
+        over = [] if by_element else [i for i, (n, labelled) in enumerate(sizes) if n > 1 and not labelled]
+        options: dict[str, Any] = {"where": where, "at": tuple(product.of_factor), **self.signed}
+        given = {"massed": before is not None, "inverse": product.inverse, "over": tuple(over)}
+        options |= {name: option for name, option in given.items() if option}
+        shape = [1 if i in over else n for i, n in enumerate(ids.shape)]
+        new = self.label(runtime.weigh, Operand(fill_any(ids)), product.factor.read, shape=shape, kwargs=options)
+        known = (ids != NONE).any(over, keepdim=True) if over else ids != NONE
+        return map_of_ids(torch.where(known, new, NONE), self.batch, where)
+
+    def _own_axes(self, x: Value) -> list[bool]:
+        """For each axis of a value whether it has different elements along it; strides tell for constants."""
+        if x.elements is not None:
+            return [n > 1 for n in x.elements.shape]
+        example = x.node.meta.get("val")
+        strides = example.stride() if isinstance(example, Tensor) and example.dim() == len(x.shape) else x.shape
+        return [n > 1 and stride != 0 for n, stride in zip(x.shape, strides, strict=True)]
+
+
+def _by_part(axes: Sequence[int], where: BatchAxis, rank: int) -> list[bool]:
+    """Whether each axis of ids, whose batch axis is split in two, is among axes of a value."""
+    inside: list[bool] = [a in axes for a in range(rank)]
+    return [*inside[: where.axis], inside[where.axis], inside[where.axis], *inside[where.axis + 1 :]]
+
+
+def _to_axes(content: Tensor, at: Sequence[int], rank: int) -> Tensor:
+    """A map whose axes are those ``at`` of a value of this rank, along which -1 it does not vary."""
+    content = content.squeeze([i for i, a in enumerate(at) if a < 0])
+    at = [a for a in at if a >= 0]
+    order = sorted(range(len(at)), key=at.__getitem__)
+    shape = [1] * rank
+    for i in order:
+        shape[at[i]] = content.shape[i]
+    return content.permute(order).reshape(shape)
+
+
+def fill_any(ids: Tensor) -> Tensor:
+    """Ids in which elements without content have any other id, which does not count."""
+    return torch.where(ids == NONE, ids.max(), ids)

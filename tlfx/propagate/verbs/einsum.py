@@ -48,7 +48,7 @@ class Einsum(Contraction):
         return self.multiply(a, of_a, b, of_b, [*lead, *rows, *columns])
 
 
-def _order_of_product(terms: list[Term]) -> tuple[bool, bool, int]:
-    """The rank of a product, the first term, among those that an einsum may start with."""
-    product, subscripts = terms[0]
-    return product.role not in (Role.CONTENT, Role.CONTEXT), product.weighs, -len(subscripts)
+def _order_of_product(terms: list[Term]) -> tuple[bool, bool]:
+    """The order of a product, the first term, among those that an einsum may start with: content before weights."""
+    product = terms[0][0]
+    return product.role not in (Role.CONTENT, Role.CONTEXT), product.weighs

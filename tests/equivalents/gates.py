@@ -152,7 +152,7 @@ def added_in_place(parts: Sequence[Tensor]) -> Tensor:
     return total * TOKENS
 
 
-def by_token(total: Callable[[Any], Tensor]) -> Any:
+def by_token(total: Callable[[Any], Any]) -> Any:
     """Instance norm, its statistics by a sum over a list of tokens (batch, channels)."""
 
     def body(s: Any, z: Tensor) -> Tensor:

@@ -413,16 +413,16 @@ CASES: dict[str, tuple[Callable[[Draw], Case], str]] = {
         STATISTIC,
     ),
     "pointwise.activation": (
-        lambda draw: on(draw(st.sampled_from([torch.relu, F.gelu, torch.exp, torch.floor, torch.abs, torch.sigmoid])))(
-            draw
-        ),
+        lambda draw: on(draw(st.sampled_from([torch.relu, F.gelu, torch.exp, torch.abs, torch.sigmoid])))(draw),
         "",
     ),
     "pointwise.add": (on_both(torch.add), ""),
     "pointwise.negative": (on(torch.neg), ""),
+    "pointwise.quotient": (on_both(torch.floor_divide), DENOMINATOR),
     "pointwise.remainder": (on_both(torch.fmod), DENOMINATOR),
     "pointwise.rsub": (on_both(torch.rsub), ""),
     "pointwise.sub": (on_both(torch.sub), ""),
+    "pointwise.step": (on(lambda x: (4 * x).floor().clamp(-8, 8)), ""),
     "pointwise.addcdiv": (on_both(lambda a, b: torch.addcdiv(a, b, torch.ones(1) * 2)), ""),
     "pointwise.addcmul": (on_both(lambda a, b: torch.addcmul(a, b, torch.ones(1) * 2)), ""),
     "pointwise.compare": (on_both(torch.gt), ""),

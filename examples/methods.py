@@ -120,11 +120,16 @@ def _read_layers(method: str, text: str) -> tuple[int, ...]:
     return tuple(map(int, numbers))
 
 
-def _read_scale(method: str, text: str) -> float:
+def _read_number(text: str) -> float:
+    """The number of a text; NaN if it is none, which no bound contains."""
     try:
-        scale = float(text)
+        return float(text)
     except ValueError:
-        scale = math.nan
+        return math.nan
+
+
+def _read_scale(method: str, text: str) -> float:
+    scale = _read_number(text)
     if not 0 < scale < math.inf:
         raise ValueError(f"{method!r}: {SCALE}={text} is not a positive number")
     return scale
@@ -133,10 +138,7 @@ def _read_scale(method: str, text: str) -> float:
 def _read_blend(method: str, text: str) -> float | str:
     if text == AGREEMENT:
         return text
-    try:
-        share = float(text)
-    except ValueError:
-        share = math.nan
+    share = _read_number(text)
     if not 0 <= share <= 1:
         raise ValueError(f"{method!r}: {BLEND}={text} is neither a share from 0 to 1 nor {AGREEMENT}")
     return share

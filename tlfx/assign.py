@@ -102,7 +102,8 @@ class TargetAssigner:
             _check_share(share)
         if share == 1 or not isinstance(target, MixedTarget):
             return targets
-        return tree_map(lambda soft: None if soft is None else _blend(soft, target.area(), share), targets)
+        area = target.area()
+        return tree_map(lambda soft: None if soft is None else _blend(soft, area, share), targets)
 
 
 def _check_share(share: Any) -> None:

@@ -58,12 +58,21 @@ def _class_name(kind: Any) -> str:
 
 def computes_same(a: Node, b: Node) -> bool:
     """Whether two nodes are one, or apply the same operators to the same values: a forward computed a value twice."""
-    if a is b:
-        return True
-    if a.op != "call_function" or a.target is not b.target or is_random(a):
-        return False
-    ones, others = (tree_leaves((n.args, n.kwargs)) for n in (a, b))
-    return len(ones) == len(others) and all(
-        computes_same(x, y) if isinstance(x, Node) and isinstance(y, Node) else type(x) is type(y) and x == y
-        for x, y in zip(ones, others, strict=True)
-    )
+    pairs: list[tuple[Any, Any]] = [(a, b)]
+    seen: set[tuple[Node, Node]] = set()  # each pair once, however many paths lead to it
+    while pairs:
+        one, other = pairs.pop()
+        if not (isinstance(one, Node) and isinstance(other, Node)):
+            if type(one) is not type(other) or one != other:
+                return False
+            continue
+        if one is other or (one, other) in seen:
+            continue
+        if one.op != "call_function" or one.target is not other.target or is_random(one):
+            return False
+        seen.add((one, other))
+        ones, others = (tree_leaves((n.args, n.kwargs)) for n in (one, other))
+        if len(ones) != len(others):
+            return False
+        pairs += zip(ones, others, strict=True)
+    return True

@@ -157,13 +157,7 @@ class Propagator:
         """Drop the maps of a value that nothing reads any more."""
 
         def without_maps(value: Any) -> Any:
-            return (
-                replace(
-                    value, maps=(), spectrum=None, pending=None, mass=None, by_element=None, by_factor={}, elements=None
-                )
-                if isinstance(value, Value)
-                else value
-            )
+            return replace(value.with_maps(), spectrum=None) if isinstance(value, Value) else value
 
         self.values[node] = tree_map(without_maps, self.values[node])
         self._writes.remove(node)

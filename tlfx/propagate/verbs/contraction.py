@@ -91,18 +91,18 @@ class Contraction(LinearAttention):
         maps = [map_of_ids(s.content.pick(s.out), self.batch, s.content.where_in(out)) for s in (axes_a, axes_b)]
         one, other = torch.broadcast_tensors(*maps)
         alike, gate = torch.equal(one, other), self._gate_of((a, of_a), (b, of_b), out)
-        if gate is None and alike and of_a == of_b == out:
+        elementwise = gate is None and alike and set(of_a) == set(of_b) == set(out)
+        if elementwise and of_a == of_b == out:
             return self.product(a, b)
-        if gate is None and alike and set(of_a) == set(of_b) == set(out):
-            if a.weighs == b.weighs:
-                self.record(Operation.POINTWISE)
-                terms = [(a, of_a), (b, of_b)]
-                factors = [replace(v, pending=arrange(v.pending, of, out)) for v, of in terms if v.pending is not None]
-                return self._with_masses_of(self.content(one), factors)
+        terms = [(a, of_a), (b, of_b)]
+        if elementwise and a.weighs == b.weighs:
+            self.record(Operation.POINTWISE)
+            factors = [replace(v, pending=arrange(v.pending, of, out)) for v, of in terms if v.pending is not None]
+            return self._with_masses_of(self.content(one), factors)
+        if elementwise:
             gate = int(b.weighs)
         if gate is not None:
             self.record(Operation.POINTWISE)
-            terms = [(a, of_a), (b, of_b)]
             (x, of_x), (w, of_w) = terms if gate != 0 else reversed(terms)
             return self._weighed(self.content(maps[gate == 0]), x, w, _places(of_x, out), _places(of_w, out))
         if alike:
@@ -232,8 +232,8 @@ class Contraction(LinearAttention):
     def _summed_products(self, w: Value, of_w: Subscripts, x: Value, of_x: Subscripts, out: Subscripts) -> Value:
         """Products with factors that differ from channel to channel, as the weight does: multiplied, then summed."""
         sizes = dict(zip((*of_x, *of_w), (*x.shape, *w.shape), strict=True))
-        subscripts = tuple(dict.fromkeys((*of_x, *of_w)))
-        step = self.step([sizes[c] for c in subscripts])
+        subscripts = tuple(sizes)
+        step = self.step([*sizes.values()])
         content = step.content(arrange(x.map, of_x, subscripts))
         product = step._weighed(content, x, w, _places(of_x, subscripts), _places(of_w, subscripts))
         return self.sum_to(product, subscripts, out)

@@ -26,13 +26,12 @@ class Movement(Written):
 
     def same(self, x: Value) -> Value:
         """The value itself under another name, type, device or memory layout."""
-        out = Value(self.node, self.shape, self.batch, x.role, x.maps, x.softmax_dim, pending=x.pending)
-        out = replace(out, elements=x.elements, mass=x.mass, by_element=x.by_element, weighs=x.weighs)
+        out = Value(self.node, self.shape, self.batch, x.role, x.maps, x.softmax_dim, elements=x.elements)
+        out = replace(carry_masses(out, x, lambda m: m), weighs=x.weighs, sum_of=x.sum_of, origin=x.source)
         if x.bounds is not None:
             least, greatest = (b.to(self.node.meta["val"].dtype) for b in x.bounds)
             out = replace(out, bounds=(least, greatest))
-        out = replace(out, by_factor=x.by_factor, sum_of=x.sum_of)
-        return replace(out, origin=x.source, statistic=x.statistic, function_of=x.subject, factored=x.factored)
+        return replace(out, statistic=x.statistic, function_of=x.subject, factored=x.factored)
 
     def move(self) -> Value:
         """Run the operator on the map of its one value with content; indices are evaluated."""
@@ -76,11 +75,9 @@ class Movement(Written):
         out = replace(carry_masses(out, x, moved), origin=x.source, elements=self._repeated(x, move), bounds=ends)
         if not _keeps_order(x, out):
             return out
-        keeps_all = torch.Size(out.shape).numel() >= torch.Size(x.shape).numel()
-        if not keeps_all:
-            return replace(out, statistic=x.statistic, sum_of=x.sum_of)
         out = replace(out, statistic=x.statistic, sum_of=x.sum_of)
-        return replace(out, function_of=x.subject, factored=x.factored)
+        keeps_all = torch.Size(out.shape).numel() >= torch.Size(x.shape).numel()
+        return replace(out, function_of=x.subject, factored=x.factored) if keeps_all else out
 
     def _repeated(self, x: Value, move: Callable[[Tensor], Tensor]) -> Tensor | None:
         """The map of equal elements of a value that is moved, if movement repeats any."""

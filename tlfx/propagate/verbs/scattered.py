@@ -32,7 +32,7 @@ class Scattered(Indexed):
         self,
         x: Value,
         source: Value,
-        function: Callable[..., Tensor],
+        function: Write,
         before: Sequence[Any],
         after: Sequence[Any] = (),
         *,
@@ -45,14 +45,14 @@ class Scattered(Indexed):
         """``source`` written into ``x`` at indices along ``axes``, or added to what is there: ``function(x, *before,
         source, *after, **options)``. Labels that meet are averaged, those of products with a factor by the factor if
         the sum is ``linear``; places without any have the image-level label."""
-        settings = tuple(before), tuple(after)
+        settings, write = (tuple(before), tuple(after)), partial(function, **options)
         is_constant = self.is_fixed if x.is_content and source.is_content else self.is_known
         x, source = self.resolve_all(x, source)
         if not adds and all(map(is_constant, tree_leaves(settings))):
-            return self._put_at_constants(x, source, function, settings, options)
+            return self._put_at_constants(x, source, write, settings)
         if not (x.is_content or source.is_content):
             return self.weight()
-        where = self._where_written(x, source, partial(function, **options), settings, axes)
+        where = self._where_written(x, source, write, settings, axes)
         if adds:
             self.record(Operation.AGGREGATION)
         once = self._once((x, source), axes, settings) if aligned else []
@@ -64,25 +64,18 @@ class Scattered(Indexed):
         out = self.from_ids(self._without_mass(new), where)
         return replace(out, pending=map_of_ids(new, self.batch, where))
 
-    def _put_at_constants(
-        self,
-        x: Value,
-        source: Value,
-        function: Callable[..., Tensor],
-        settings: tuple[Any, Any],
-        options: dict[str, Any],
-    ) -> Value:
+    def _put_at_constants(self, x: Value, source: Value, write: Write, settings: tuple[Any, Any]) -> Value:
         """:meth:`put` where it is known now which element of ``source`` goes where."""
         before, after = tree_map(self.concrete, settings)
         numbers = torch.arange(torch.Size(source.shape).numel()).view(source.shape)
-        taken = function(torch.full(x.shape, -1), *before, numbers, *after, **options)
+        taken = write(torch.full(x.shape, -1), *before, numbers, *after)
         return replace(self.overwrite(x, source, taken), node=self.node)
 
     def _scattered(
         self,
         x: Value,
         source: Value,
-        function: Callable[..., Tensor],
+        function: Write,
         settings: tuple[Any, Any],
         where: BatchAxis,
         once: Sequence[int],

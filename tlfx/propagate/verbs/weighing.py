@@ -45,9 +45,14 @@ class _Product:
         return ids_of_sample(moved, self.out.batch, self.where)
 
     @cached_property
+    def sizes(self) -> torch.Size:
+        """The shape of the ids of the content, with the masses that it has already."""
+        return self.ids(self.x.pending).shape
+
+    @cached_property
     def labelled(self) -> list[bool]:
         """Whether labels differ along each axis of the ids: masses are averaged over the others, the channels."""
-        return [n > 1 or q for n, q in zip(self.ids(self.x.pending).shape, self.by_query, strict=True)]
+        return [n > 1 or q for n, q in zip(self.sizes, self.by_query, strict=True)]
 
     @cached_property
     def by_channel(self) -> bool:
@@ -57,8 +62,7 @@ class _Product:
     @cached_property
     def by_token(self) -> bool:
         """Whether the factor differs from token to token, or the content has masses already."""
-        sizes = self.ids(self.x.pending).shape
-        return self.x.pending is not None or any(n > 1 and d for n, d in zip(sizes, self.differs, strict=True))
+        return self.x.pending is not None or any(n > 1 and d for n, d in zip(self.sizes, self.differs, strict=True))
 
 
 class Weighing(Bounded):

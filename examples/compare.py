@@ -1,6 +1,6 @@
 """Compare plain and aligned CutMix, or other methods, on four small architectures, in pairs of runs of one seed.
 
-    python examples/compare.py                                   # 4 architectures × 12 seeds × 5 methods
+    python examples/compare.py                                   # 4 architectures × 12 seeds × 6 methods
     python examples/compare.py --architectures vit               # one of them; the table without training
     python examples/compare.py --jobs 4 --markdown table.md      # four processes; the table as Markdown too
     python examples/compare.py --methods plain saliencymix/plain puzzlemix/plain transmix aligned
@@ -51,7 +51,10 @@ TABLE2 = {
     "CutMix + TL-Align": "aligned",
 }
 """The rows of the paper's Table 2 and their methods."""
-METHODS = ("plain", "none/plain", "aligned", "aligned:residual=norm", "transmix")
+METHODS = (
+    *("plain", "none/plain", "aligned", "aligned:residual=norm", "transmix"),
+    "aligned:residual=norm,values=deviation",
+)
 """The methods of the comparison in RESULTS.md."""
 
 

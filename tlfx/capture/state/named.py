@@ -66,6 +66,8 @@ class NamedReach(Reach):
             super()._walk()
 
     def _open_named(self, container: Container, keys: dict[Any, None]) -> None:
+        if keys and isinstance(container, Globals):
+            return  # all of its names are in code
         for key, value in container.items().items():
             if key not in keys and self._is_named(container, key) and not self.excludes(container, key):
                 keys[key] = None

@@ -72,9 +72,8 @@ class Reach:
         self._packages: dict[str, bool] = {}
         self._names: dict[str, None] = {}
         """Names in all code that is reached, in their order."""
-        self._named: set[tuple[int, tuple[str, ...]]] = set()
-        self._modules: list[ModuleType] = []
-        """Modules of Python that attributes and variables refer to."""
+        self._modules: dict[ModuleType, int] = {}
+        """Modules of Python that attributes and variables refer to, and how many of the names were looked up there."""
         for name, value in roots:
             self._packages |= {_package(kind.__module__): True for kind in type(value).__mro__}
             self._add(name, value)
@@ -161,9 +160,8 @@ class Reach:
             names += tuple(s for s in strings_in(function.__code__) if s not in names)
         self._names |= dict.fromkeys(names)
         self._attributes(Globals("the global variable ", function.__globals__, names))
-        self._open_modules_in(function.__globals__, names)
         for imported in _imported(names, str(function.__globals__.get("__package__"))):
-            self._globals(imported, names)
+            self._variables(imported, names)
         for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
             self._cell(f"the variable {variable!r} around {function.__qualname__}", cell)
         for value in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
@@ -178,22 +176,17 @@ class Reach:
             if isinstance(held, FunctionType | MethodType | functools.partial):
                 self._add(name, held)
 
-    def _globals(self, module: ModuleType, names: tuple[str, ...]) -> None:
-        """Keep the variables of a module that code names, also in modules among them (``package.config.SCALE``)."""
-        if self._follows(module.__name__) and (id(module), names) not in self._named:
-            self._named.add((id(module), names))
-            self._attributes(Globals(f"{module.__name__}.", vars(module), names))
-            self._open_modules_in(vars(module), names)
-
-    def _open_modules_in(self, held: dict[str, Any], names: tuple[str, ...]) -> None:
-        for name in names:
-            if isinstance(held.get(name), ModuleType):
-                self._globals(held[name], names)
-
     def _open_modules(self) -> None:
-        """Visit the modules that values refer to, as far as any code that is reached names their variables."""
-        for module in self._modules:
-            self._globals(module, tuple(self._names))
+        """Keep the variables of modules that any code names, also of modules in modules (``package.config.SCALE``)."""
+        names = tuple(self._names)
+        for module, looked_up in self._modules.items():
+            self._modules[module] = len(names)
+            self._variables(module, names[looked_up:])
+
+    def _variables(self, module: ModuleType, names: tuple[str, ...]) -> None:
+        """Keep the variables of a module of these names."""
+        if names and self._follows(module.__name__):
+            self._attributes(Globals(f"{module.__name__}.", vars(module), names))
 
     def _cell(self, name: str, cell: CellType) -> None:
         if id(cell) not in self._seen:
@@ -254,7 +247,7 @@ class Reach:
         self.iterators.append((name, value))
 
     def _note_module(self, name: str, value: ModuleType) -> None:
-        self._modules.append(value)
+        self._modules[value] = 0
 
     def _numbers(self, name: str, value: np.ndarray[Any, Any]) -> None:
         if value.size <= _MOST and value.flags.writeable:

@@ -17,7 +17,7 @@ ACTIVATIONS = (
     aten.relu, aten.relu6, aten.gelu, aten.silu, aten.mish, aten.elu, aten.selu, aten.celu, aten.leaky_relu,
     aten.prelu, aten.rrelu, aten.rrelu_with_noise, aten.sigmoid, aten.tanh, aten.softplus, aten.softshrink,
     aten.hardshrink, aten.threshold, aten.hardtanh, aten.hardsigmoid, aten.hardswish, aten.log_sigmoid, aten.erf,
-    aten.erfc, aten.exp, aten.exp2, aten.expm1, aten.log, aten.log2, aten.log10, aten.log1p, aten.sqrt, aten.rsqrt,
+    aten.erfc, aten.exp, aten.exp2, aten.expm1, aten.log2, aten.log10, aten.log1p, aten.sqrt, aten.rsqrt,
     aten.square, aten.abs, aten.sign, aten.sgn, aten.reciprocal, aten.sin, aten.cos, aten.tan,
     aten.asin, aten.acos, aten.atan, aten.sinh, aten.cosh, aten.frac, aten.nan_to_num, aten.logit, aten.angle,
     aten.asinh, aten.acosh, aten.atanh, aten.sinc, aten.erfinv, aten.absolute, aten.deg2rad, aten.rad2deg, aten.arcsin,
@@ -33,6 +33,12 @@ ACTIVATIONS = (
 def activation(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value:
     """Y ← Y."""
     return op.pointwise(x)
+
+
+@rule(aten.log)
+def logarithm(op: OpContext, x: Value) -> Value:
+    """Y ← Y."""
+    return op.logarithm(x)
 
 
 @rule(

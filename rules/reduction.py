@@ -29,7 +29,6 @@ def total(op: OpContext, x: Value, dim: Any = None, keepdim: bool = False, dtype
     aten.prod,
     aten.amax,
     aten.amin,
-    aten.logsumexp,
     aten.nanmean,
     aten.all,
     aten.any,
@@ -37,6 +36,12 @@ def total(op: OpContext, x: Value, dim: Any = None, keepdim: bool = False, dtype
 def reduce(op: OpContext, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
     """Y ← Norm(Σ Yᵢ) over the reduced axes."""
     return op.reduce(x, dim, keepdim)
+
+
+@rule(aten.logsumexp)
+def logsumexp(op: OpContext, x: Value, dim: Any, keepdim: bool = False) -> Value:
+    """The same."""
+    return op.log_sum(x, dim, keepdim)
 
 
 @rule(aten.var, aten.std)

@@ -26,11 +26,23 @@ def pooled(
     return body
 
 
+def logarithms(log_sum: Callable[[Tensor], Tensor], score: Callable[[Any, Tensor], Tensor]) -> Any:
+    """By exp(y - log Σ exp(y)), as a softmax that cannot overflow is written."""
+
+    def body(s: Any, z: Tensor) -> Tensor:
+        y = score(s, tokens(z))
+        return (tokens(z) * (y - log_sum(y)).exp()).sum(1)
+
+    return body
+
+
 def spellings(name: str, score: Callable[[Any, Tensor], Tensor], **parts: Any) -> Group:
     return Group(name, {"factor": torch.ones(1), **parts}).add(
         softmax=lambda s, z: (tokens(z) * score(s, tokens(z)).softmax(1)).sum(1),
         softmax_first=lambda s, z: (score(s, tokens(z)).softmax(1) * tokens(z)).sum(1),
         einsum=lambda s, z: torch.einsum("bnc,bnc->bc", tokens(z), score(s, tokens(z)).softmax(1)),
+        log_sum_exp=logarithms(lambda y: y.logsumexp(1, keepdim=True), score),
+        log_of_sum=logarithms(lambda y: y.exp().sum(1, keepdim=True).log(), score),
         quotient_first=pooled(lambda t, e: (e / e.sum(1, keepdim=True) * t).sum(1), score),
         quotient_shifted=pooled(lambda t, e: (t * (e / e.sum(1, keepdim=True))).sum(1), score, True),
         quotient_of_products=pooled(lambda t, e: (t * e / e.sum(1, keepdim=True)).sum(1), score),

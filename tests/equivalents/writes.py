@@ -40,6 +40,29 @@ def weighing(write: Callable[[Tensor], Any], make: Callable[[Any, Tensor], Tenso
     return body
 
 
+def soft_pooled(y: Tensor, total: Tensor) -> Tensor:
+    return (y * (y.exp() / total)).sum(1)
+
+
+def written_between(z: Tensor) -> Tensor:
+    """The sum of exponentials is that of the tokens before they were written to."""
+    y = tokens(z).clone()
+    total = y.exp().sum(1, keepdim=True)
+    y[:, 0] += 2.0
+    return soft_pooled(y, total)
+
+
+def exponential_written(z: Tensor) -> Tensor:
+    e = tokens(z).exp().clone()
+    total = e.sum(1, keepdim=True)
+    e[:, 0] += 2.0
+    return (tokens(z) * (e / total)).sum(1)
+
+
+def first_moved(x: Tensor) -> Tensor:
+    return torch.cat((x[:, :1] + 2.0, x[:, 1:]), 1)
+
+
 def empty(s: Any, z: Tensor) -> Tensor:
     return torch.empty(len(z), LONG, CHANNELS)
 
@@ -224,4 +247,13 @@ INDICES = Group("indices that the image decides").add(
     take_along_dim=lambda s, z: torch.take_along_dim(tokens(z), best(s, z)[..., None], 1),
 )
 
-GROUPS = [PADDED, TOKEN, KEYS, PRODUCTS, INDICES]
+BETWEEN = Group("a token that is written to after its sum was taken").add(
+    copied=lambda s, z: soft_pooled(first_moved(tokens(z)), tokens(z).exp().sum(1, keepdim=True)),
+    written=lambda s, z: written_between(z),
+)
+EXPONENTIAL = Group("an exponential that is written to after its sum was taken").add(
+    copied=lambda s, z: (lambda e: (tokens(z) * (first_moved(e) / e.sum(1, keepdim=True))).sum(1))(tokens(z).exp()),
+    written=lambda s, z: exponential_written(z),
+)
+
+GROUPS = [PADDED, TOKEN, KEYS, PRODUCTS, INDICES, BETWEEN, EXPONENTIAL]

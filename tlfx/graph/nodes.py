@@ -8,6 +8,7 @@ from torch import SymBool, SymFloat, SymInt, Tensor
 from torch.fx import Node
 
 from tlfx._torch import tree_leaves
+from tlfx.graph.aliasing import storage_of, written_storages
 from tlfx.graph.constants import is_random
 
 __all__ = ["computes_same", "describe", "hint", "module_path", "shapes", "sizes"]
@@ -57,7 +58,8 @@ def _class_name(kind: Any) -> str:
 
 
 def computes_same(a: Node, b: Node) -> bool:
-    """Whether two nodes are one, or apply the same operators to the same values: a forward computed a value twice."""
+    """Whether two nodes are one, or apply the same operators to the same values: a forward computed a value twice, and
+    did not write to what it is computed from in between."""
     pairs: list[tuple[Any, Any]] = [(a, b)]
     seen: set[tuple[Node, Node]] = set()  # each pair once, however many paths lead to it
     while pairs:
@@ -70,9 +72,19 @@ def computes_same(a: Node, b: Node) -> bool:
             continue
         if one.op != "call_function" or one.target is not other.target or is_random(one):
             return False
+        if _written_between(one, other):
+            return False
         seen.add((one, other))
         ones, others = (tree_leaves((n.args, n.kwargs)) for n in (one, other))
         if len(ones) != len(others):
             return False
         pairs += zip(ones, others, strict=True)
     return True
+
+
+def _written_between(one: Node, other: Node) -> bool:
+    """Whether a node between two nodes, in either order, writes to what one of them reads."""
+    order = list(one.graph.nodes)
+    first, last = sorted((order.index(one), order.index(other)))
+    read = {storage_of(n) for node in (one, other) for n in node.all_input_nodes}
+    return not read.isdisjoint(written_storages(order[first + 1 : last]))

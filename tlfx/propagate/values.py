@@ -84,6 +84,8 @@ class Value:
     quotient by the sum of that factor."""
     sum_of: Node | None = None
     """The node whose sum or mean over some axes the value is."""
+    log_sum_of: Node | None = None
+    """The node whose exponentials' sum over some axes the value is the logarithm of."""
     weighs: bool = False
     """Whether content is a weight of its tokens: a softmax over them, or a function of one."""
     factored: Node | None = None

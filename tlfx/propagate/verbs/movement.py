@@ -31,7 +31,8 @@ class Movement(Written):
         if x.bounds is not None:
             least, greatest = (b.to(self.node.meta["val"].dtype) for b in x.bounds)
             out = replace(out, bounds=(least, greatest))
-        return replace(out, statistic=x.statistic, function_of=x.subject, factored=x.factored)
+        out = replace(out, statistic=x.statistic, log_sum_of=x.log_sum_of)
+        return replace(out, function_of=x.subject, factored=x.factored)
 
     def move(self) -> Value:
         """Run the operator on the map of its one value with content; indices are evaluated."""
@@ -75,7 +76,7 @@ class Movement(Written):
         out = replace(carry_masses(out, x, moved), origin=x.source, elements=self._repeated(x, move), bounds=ends)
         if not _keeps_order(x, out):
             return out
-        out = replace(out, statistic=x.statistic, sum_of=x.sum_of)
+        out = replace(out, statistic=x.statistic, sum_of=x.sum_of, log_sum_of=x.log_sum_of)
         keeps_all = torch.Size(out.shape).numel() >= torch.Size(x.shape).numel()
         return replace(out, function_of=x.subject, factored=x.factored) if keeps_all else out
 

@@ -36,6 +36,11 @@ class Pointwise(Residual):
         """Point-wise transformation, Y ← Y, by statistics over ``axes`` (Table 10)."""
         return self.of_batch() if self.is_over_batch(x, axes) else self.pointwise(x)
 
+    def logarithm(self, x: Value) -> Value:
+        """Point-wise; of a sum of exponentials, what turns these into those of a softmax when it is subtracted."""
+        exp = x.sum_of if x.sum_of is not None and x.sum_of.target is torch.ops.aten.exp.default else None
+        return replace(self.pointwise(x), log_sum_of=exp and exp.all_input_nodes[0])
+
     def dropout(self, x: Value) -> Value:
         """Point-wise, except that mixing weights are read before dropout (eq. 9)."""
         out = self.linear(x)

@@ -46,6 +46,10 @@ class Reduction(Movement):
             out = replace(out, maps=self._reduce_content(valued, gone, keepdim, linear, operation).maps)
         return out
 
+    def log_sum(self, x: Value, axes: Sequence[int] | int, keepdim: bool) -> Value:
+        """Aggregation over axes by log Σ exp(x)."""
+        return replace(self.reduce(x, axes, keepdim), log_sum_of=x.summand)
+
     def _reduce_content(
         self,
         x: Value,

@@ -10,11 +10,13 @@ import torch
 
 from tlfx import runtime
 from tlfx.errors import InputError
+from tlfx.graph.nodes import computes_same
 from tlfx.graph.residuals import content_graph, skip_of
 from tlfx.operations import Operation
 from tlfx.propagate.labels import Operand
 from tlfx.propagate.values import NONE, Role, Value, compact, ids_of_sample
 from tlfx.propagate.verbs.combined import Combined, merge
+from tlfx.propagate.verbs.pending import to_rank
 from tlfx.runtime.weighted import BranchScale
 
 __all__ = ["Residual"]
@@ -42,9 +44,10 @@ class Residual(Combined):
         if pair is not None:
             return self._scaled_mass(b if a.is_constant else a, pair, 1) if a.is_constant or b.is_constant else pair
         for x, statistic, signs in ((a, b, scales), (b, a, scales[::-1])) if scales is not None else ():
-            if self._is_centred(x, statistic, signs):
+            log_softmax = signs[0] * signs[1] < 0 and self._is_log_softmax(x, statistic)
+            if log_softmax or self._is_centred(x, statistic, signs):
                 self.record(Operation.POINTWISE)
-                return self._shaped(x)
+                return replace(self._shaped(x), weighs=log_softmax)
         if scales is not None and (a.source is b.source or (a.pending is not None and b.pending is not None)):
             return self._as_sum_of_parts(self._sum_of_products(a, b, scales), a, b, scales)
         self.record(Operation.RESIDUAL)
@@ -70,6 +73,12 @@ class Residual(Combined):
         """Whether a sum is a value less a statistic of itself, such as its mean: a part of a normalisation."""
         of = statistic.statistic
         return of is not None and of[0] is x.measured and x.statistic is None and scales[0] * scales[1] * of[1] < 0
+
+    def _is_log_softmax(self, x: Value, log_sum: Value) -> bool:
+        """Whether a difference is the logarithm of a softmax over tokens: x - log Σ exp(x)."""
+        of, rank = log_sum.log_sum_of, len(self.shape)
+        over_tokens = of is not None and to_rank(x.map, rank).numel() > to_rank(log_sum.map, rank).numel()
+        return over_tokens and of is not None and any(computes_same(of, n) for n in (x.summand, x.node))
 
     def _summed(self, a: Value, b: Value, scales: Sequence[float] | None) -> Value:
         """The label of a sum of differing labels, by the policy."""

@@ -23,6 +23,11 @@ class Written(Pending):
 
         Raises ProvenanceError where a part of a context kᵀv is overwritten.
         """
+        after = self._overwritten(before, value, source)
+        # what was written is another value than the node held before, for all that is computed from either
+        return replace(after, origin=after.origin or self.node, function_of=after.function_of or self.node)
+
+    def _overwritten(self, before: Value, value: Value, source: Tensor) -> Value:
         if bool((source >= 0).all()):
             return _replaced(before, value, source)
         after = Value(before.node, before.shape, before.batch)
@@ -79,7 +84,7 @@ def _replaced(before: Value, value: Value, source: Tensor) -> Value:
     """A value all of whose elements are those of ``value`` that ``source`` numbers."""
     elements = torch.arange(torch.Size(value.shape).numel()).view(value.shape)
     if source.shape == elements.shape and torch.equal(source, elements):
-        return replace(value, node=before.node, read_as=None)
+        return replace(value, node=before.node, origin=value.source, function_of=value.subject, read_as=None)
 
     def move(content: Tensor) -> Tensor:
         return compact(content.expand(value.shape).flatten()[source])

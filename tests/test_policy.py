@@ -109,7 +109,7 @@ def test_dropped_paths_are_dropped_from_labels() -> None:
 @pytest.mark.parametrize(
     ("name", "policy"),
     slow_except(
-        [("vit", "all-norm"), ("convnext", "all-deviation")],
+        [("vit", "all-norm")],
         product(("vit", "swin", "convnext"), [*SINGLE, *ALL]),
     ),
 )

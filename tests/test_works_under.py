@@ -167,6 +167,7 @@ def test_checkpoints_save_memory() -> None:
     assert 0 < saved_bytes(aligned) < 0.25 * without
 
 
+@pytest.mark.slow
 def test_checkpoints_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert_same_step(checkpointing(vit()), checkpointing(tlfx.align(vit())), *batch())

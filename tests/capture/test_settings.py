@@ -238,6 +238,7 @@ def test_a_recapture_names_what_changed(caplog: pytest.LogCaptureFixture) -> Non
     ]
 
 
+@pytest.mark.slow
 def test_a_setting_that_changes_at_every_step_is_told_once_and_plans_are_bounded() -> None:
     model = tlfx.align(Scaled())
     images = torch.rand(2, 3, 4, 4)

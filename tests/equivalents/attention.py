@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -63,4 +64,29 @@ MASKED = Group("attention with a query that sees no key", {"mask": MASK}).add(
     softmax_filled=lambda s, z: normalised(scores(s, z).softmax(-1).masked_fill(~s.mask, 0)) @ s.v(tokens(z)),
 )
 
-GROUPS = [ATTENTION, MASKED]
+
+def without_first(how: Callable[[Any, Tensor], Tensor]) -> dict[str, Any]:
+    """Attention to tokens the first of which are padding, in three spellings."""
+
+    def values(s: Any, z: Tensor) -> Tensor:
+        return how(s, tokens(z))
+
+    return {
+        "matmul": lambda s, z: weights(s, z) @ values(s, z),
+        "einsum": lambda s, z: torch.einsum("bqk,bkc->bqc", weights(s, z), values(s, z)),
+        "fused": lambda s, z: F.scaled_dot_product_attention(s.q(tokens(z)), s.k(tokens(z)), values(s, z), scale=3.0),
+    }
+
+
+FIRST = (torch.arange(TOKENS) < 3)[:, None]
+PADDED = Group("attention to padding", {"first": FIRST, "mask": (~FIRST).float()})
+for name, how in {
+    "padded": lambda s, t: F.pad(t[:, 3:], (0, 0, 3, 0)),
+    "joined": lambda s, t: torch.cat((t.new_zeros(len(t), 3, CHANNELS), t[:, 3:]), 1),
+    "masked": lambda s, t: t * s.mask,
+    "filled": lambda s, t: t.masked_fill(s.first, 0.0),
+    "chosen": lambda s, t: torch.where(s.first, 0.0, t),
+}.items():
+    PADDED.add(**{f"{spelling}_{name}": body for spelling, body in without_first(how).items()})
+
+GROUPS = [ATTENTION, MASKED, PADDED]

@@ -14,13 +14,7 @@ MODULES = (attention, factors, gates, indices, mixing, products, softmax, sums, 
 GROUPS: list[Group] = [group for module in MODULES for group in module.GROUPS]
 NOT_LINEAR = {"maximum", "alpha", "instance_of_tokens", "cumsum"}
 """Spellings that are another function of products with a factor, which sums weight by it."""
-NOT_OF_PRODUCTS = {"norms by sums of tokens"}
-"""Groups that are equal for tokens only: that parts of a product make up its mean is not found."""
-PRODUCTS = [
-    of_products(group, *NOT_LINEAR)
-    for group in GROUPS
-    if "factor" not in group.parts and group.name not in NOT_OF_PRODUCTS
-]
+PRODUCTS = [of_products(group, *NOT_LINEAR) for group in GROUPS if "factor" not in group.parts]
 FEW = [group for group in PRODUCTS if group.name.startswith(("attention with", "padding"))]
 
 

@@ -129,6 +129,7 @@ def test_evaluation_is_that_of_hugging_face(tmp_path: Path) -> None:
     assert predicted.predictions == pytest.approx(expected.predictions, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_another_loss_gets_the_aligned_target(tmp_path: Path) -> None:
     seen = []
 

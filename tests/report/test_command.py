@@ -73,6 +73,7 @@ def test_bad_input_ends_with_a_message(arguments: Any, message: str) -> None:
     assert done.stdout == ""
 
 
+@pytest.mark.slow
 def test_more_than_a_screen_goes_through_the_pager_in_colour() -> None:
     pager = {"PAGER": "sed s/^/:/"}
     text = without_progress(tlfx_on_a_terminal("inspect", "test_vit", rows=24, columns=90, **pager))

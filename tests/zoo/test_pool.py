@@ -84,12 +84,14 @@ def test_each_model_has_its_row(names: list[str]) -> None:
 
 
 @pytest.mark.usefixtures("place")
+@pytest.mark.slow
 def test_a_model_that_hangs() -> None:
     row = analyse("zoo_models:hangs", Task(timeout=2))
     assert row == {"model": "zoo_models:hangs", "status": "timeout", "reason": "not done after 2 s"}
 
 
 @pytest.mark.usefixtures("place")
+@pytest.mark.slow
 def test_a_worker_whose_sweep_is_gone_ends_by_itself() -> None:
     command = [sys.executable, "-m", "tlfx.zoo.worker", "zoo_models:hangs", "--seconds", "2"]
     assert subprocess.run(command, timeout=60).returncode == -signal.SIGALRM

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib.metadata
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from tlfx.report.style import count
     from tlfx.rules.registry import ENTRY_POINTS, REGISTRY
 
-    packs = list(importlib.metadata.entry_points(group=ENTRY_POINTS))
+    packs = {pack: _plugin_of(pack) for pack in importlib.metadata.entry_points(group=ENTRY_POINTS)}
     rows = sorted((_row(r, packs) for r in REGISTRY), key=lambda row: row["operator"])
     if args.pattern is not None:
         rows = _matching(rows, args.pattern)
@@ -83,16 +84,20 @@ def _run_missing(args: argparse.Namespace) -> int:
     return 1 if unknown else 0
 
 
-def _row(rule: Rule, packs: list[importlib.metadata.EntryPoint]) -> dict[str, Any]:
+def _plugin_of(pack: importlib.metadata.EntryPoint) -> str | None:
+    """Name and version of the distribution that has an entry point: its metadata are parsed at each reading."""
+    return f"{pack.dist.name} {pack.dist.version}" if pack.dist is not None else None
+
+
+def _row(rule: Rule, packs: Mapping[importlib.metadata.EntryPoint, str | None]) -> dict[str, Any]:
     """A rule with the entry point of its module, or with its file if no entry point registered it."""
     module = f"{rule.origin.rpartition('.')[0]}."
     pack = next((p for p in packs if module.startswith(f"{p.module}.")), None)
-    distribution = pack.dist if pack is not None else None
     return {
         "operator": rule.name,
         "rule": rule.origin,
         "pack": pack.name if pack is not None else rule.file,
-        "plugin": f"{distribution.name} {distribution.version}" if distribution is not None else None,
+        "plugin": packs[pack] if pack is not None else None,
     }
 
 

@@ -92,6 +92,8 @@ class Value:
     """The node of the value that a product with factors is an element-wise function of without them."""
     origin: Node | None = None
     """The node that data movement and products with factors took the content from, if not this one."""
+    part_of: Node | None = None
+    """The node that data movement alone took the value from: of a product, itself a value with labels of its own."""
     statistic: tuple[Node, int] | None = None
     """The source of the content that the value is a statistic of (a mean, a maximum), and the sign with which."""
     function_of: Node | None = None
@@ -132,7 +134,12 @@ class Value:
     @property
     def measured(self) -> Node:
         """The node that the value is to its statistics: a product itself, not the content that is multiplied."""
-        return self.source if self.pending is None else self.subject
+        return self.source if self.pending is None else self.moved
+
+    @property
+    def moved(self) -> Node:
+        """The node that computed the value before data movement, or the subject of a function of one."""
+        return self.part_of or self.subject
 
     @property
     def summand(self) -> Node:

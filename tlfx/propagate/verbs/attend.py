@@ -16,7 +16,6 @@ from tlfx.operations import Operation
 from tlfx.propagate.labels import Operand
 from tlfx.propagate.values import IMAGE, Value
 from tlfx.propagate.verbs.movement import with_image
-from tlfx.propagate.verbs.pending import has_masses, with_pending_labels
 from tlfx.propagate.verbs.subscripts import ContractionAxes, SubscriptedIds, equation
 from tlfx.propagate.verbs.window import Window
 from tlfx.runtime import BatchAxis
@@ -100,7 +99,7 @@ class Attention(Window):
         self.record(Operation.SPATIAL_MIX)
         if self._by_norm_of_values:
             return self._attend_by_norm(call)
-        if has_masses(value):
+        if value.pending is not None:
             return self._attend_to_products(call)
         if replaced is not None and not call.hides and self._may_replace(call):
             return self._attend_and_replace(call, replaced)
@@ -125,7 +124,7 @@ class Attention(Window):
 
     def _attend_to_products(self, call: _FusedAttention) -> Value:
         """Values that are products with a factor, Y ← Norm(W·|w|)·Y: their labels have a mass."""
-        axes = self._axes(with_pending_labels(call.value), [*call.lead, "m", "e"], (*call.lead, "n", "m"), call.out)
+        axes = self._axes(self._filled_product(call.value), [*call.lead, "m", "e"], (*call.lead, "n", "m"), call.out)
         return self._attend_beside(replace(call, axes=axes), massed=True)
 
     def _attend_beside(self, call: _FusedAttention, massed: bool = False) -> Value:

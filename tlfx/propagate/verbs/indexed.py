@@ -18,7 +18,6 @@ from tlfx.propagate.labels import Operand
 from tlfx.propagate.values import Value, find_batch_axis, ids_of_sample
 from tlfx.propagate.verbs.base import axis_of_ids, varying
 from tlfx.propagate.verbs.movement import Movement, with_image
-from tlfx.propagate.verbs.pending import has_masses, with_pending_labels
 from tlfx.runtime import BatchAxis
 
 __all__ = ["ACROSS", "Indexed", "blocks_of", "nodes_of", "without"]
@@ -94,9 +93,9 @@ class Indexed(Movement):
             kwargs={"where": where, **options},
         )
         out = self.from_ids(new, place)
-        if not has_masses(x):
+        if x.pending is None:
             return out
-        massed = with_pending_labels(x)
+        massed = self._filled_product(x)
         return replace(out, pending=self._taken(massed, function, args, axes, aligned, call, nodes).map)
 
     def _at_zero(self, arg: Any) -> Any:

@@ -9,7 +9,6 @@ from tlfx.operations import Operation
 from tlfx.propagate.labels import Operand
 from tlfx.propagate.values import Role, Value, map_of_ids
 from tlfx.propagate.verbs.mixing import Mixing, with_image_labels
-from tlfx.propagate.verbs.pending import has_masses, with_pending_labels
 from tlfx.propagate.verbs.subscripts import ContractionAxes, Subscripts, arrange
 
 __all__ = ["LinearAttention"]
@@ -27,8 +26,8 @@ class LinearAttention(Mixing):
         return self.content(*maps, role=Role.CONTEXT)
 
     def _context_map(self, w: Value, of_w: Subscripts, x: Value, of_x: Subscripts, out: Subscripts) -> Tensor:
-        massed = has_masses(x)
-        axes = self._axes(with_pending_labels(x) if massed else x, of_x, of_w, out)
+        massed = x.pending is not None
+        axes = self._axes(self._filled_product(x) if massed else x, of_x, of_w, out)
         axes = axes if massed else with_image_labels(axes)
         heads = axes.heads
         kept = [c for c in axes.out if (c in axes.weight or c in axes.varying) and c not in heads] + heads

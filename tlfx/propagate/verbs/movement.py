@@ -31,7 +31,7 @@ class Movement(Written):
         if x.bounds is not None:
             least, greatest = (b.to(self.node.meta["val"].dtype) for b in x.bounds)
             out = replace(out, bounds=(least, greatest))
-        out = replace(out, statistic=x.statistic, log_sum_of=x.log_sum_of)
+        out = replace(out, part_of=x.moved, statistic=x.statistic, log_sum_of=x.log_sum_of)
         return replace(out, function_of=x.subject, factored=x.factored)
 
     def move(self) -> Value:
@@ -49,7 +49,7 @@ class Movement(Written):
         def part(value: Value, i: int) -> Value:
             return carry_masses(value, x, lambda m: compact(self._run_on(m.expand(x.shape))[i]))
 
-        return [replace(part(v, i), origin=x.source) for i, v in enumerate(values)]
+        return [replace(part(v, i), origin=x.source, part_of=x.moved) for i, v in enumerate(values)]
 
     @property
     def _moving(self) -> Value:
@@ -73,7 +73,8 @@ class Movement(Written):
 
         bounds = self._bounds_of(x)
         ends = bounds and (moved(bounds[0]), moved(bounds[1]))
-        out = replace(carry_masses(out, x, moved), origin=x.source, elements=self._repeated(x, move), bounds=ends)
+        out = replace(carry_masses(out, x, moved), elements=self._repeated(x, move), bounds=ends)
+        out = replace(out, origin=x.source, part_of=x.moved)
         if not _keeps_order(x, out):
             return out
         out = replace(out, statistic=x.statistic, sum_of=x.sum_of, log_sum_of=x.log_sum_of)
@@ -133,7 +134,8 @@ class Movement(Written):
         if any(v.source is not first.source for v in parts):
             return out
         alike = all(v.statistic == first.statistic for v in parts)
-        return replace(out, origin=first.source, statistic=first.statistic if alike else None)
+        out = replace(out, origin=first.source, statistic=first.statistic if alike else None)
+        return out if any(v.moved is not first.moved for v in parts) else replace(out, part_of=first.moved)
 
     def _joined(self, maps: Sequence[Tensor], values: Sequence[Value], axis: int) -> Tensor:
         return compact(torch.cat([m.expand(v.shape) for v, m in zip(values, maps, strict=True)], axis))
@@ -145,7 +147,8 @@ class Movement(Written):
 
     def _with_axis(self, x: Value, axis: int) -> Value:
         shape = (*x.shape[:axis], 1, *x.shape[axis:])
-        out = Value(x.node, shape, x.batch, x.role, tuple(m.unsqueeze(axis) for m in x.maps), origin=x.source)
+        out = Value(x.node, shape, x.batch, x.role, tuple(m.unsqueeze(axis) for m in x.maps))
+        out = replace(out, origin=x.source, part_of=x.moved)
         return carry_masses(out, x, lambda m: m.unsqueeze(axis))
 
     def output(self, x: Any, node: Node | None = None) -> Any:

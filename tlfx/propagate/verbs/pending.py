@@ -17,11 +17,12 @@ from torch.fx import Node
 from tlfx import runtime
 from tlfx.graph.nodes import shapes
 from tlfx.propagate.labels import Operand
-from tlfx.propagate.values import NONE, Value, compact, ids_of_sample, map_of_ids
+from tlfx.propagate.values import IMAGE, NONE, Value, compact, ids_of_sample, map_of_ids
 from tlfx.propagate.verbs.weighing import Weighing, fill_any
 from tlfx.runtime import BatchAxis
+from tlfx.runtime.arithmetic import TINY
 
-__all__ = ["Pending", "carry_masses", "has_masses", "moved_factors", "to_rank", "with_pending_labels"]
+__all__ = ["Pending", "carry_masses", "moved_factors", "to_rank", "with_pending_labels"]
 
 
 class Pending(Weighing):
@@ -65,6 +66,16 @@ class Pending(Weighing):
             return x.pending
         return self._with_mass(x.map, x.batch_axis) if x.mass is None else x.mass()
 
+    def _filled_product(self, x: Value) -> Value:
+        """A product whose labels are those with a mass; that of padding is too small to count beside any other."""
+        assert x.pending is not None
+        ids = ids_of_sample(x.pending, self.batch, x.batch_axis)
+        if not bool((ids == NONE).any()):
+            return with_pending_labels(x)
+        blank = self._total_mass(self._massed(torch.tensor([[IMAGE]])), TINY)
+        filled = map_of_ids(torch.where(ids == NONE, blank, ids), self.batch, x.batch_axis)
+        return with_pending_labels(replace(x, pending=filled))
+
     def _by_element_of(self, x: Value) -> Tensor:
         """The map of labels with the mass of each element of any value with content."""
         return self._pending_of(x) if x.by_element is None else x.by_element()
@@ -85,7 +96,7 @@ class Pending(Weighing):
         """A value ``x`` times a number: its labels with a mass have as much more; none if the number is not known."""
         if not out.is_content or scale is None:
             return out
-        out = replace(out, origin=x.source, factored=x.factored, sum_of=x.sum_of)
+        out = replace(out, origin=x.source, part_of=x.part_of, factored=x.factored, sum_of=x.sum_of)
         if x.statistic is not None and scale != 0:
             out = replace(out, statistic=(x.statistic[0], x.statistic[1] * (1 if scale > 0 else -1)))
 
@@ -115,7 +126,7 @@ class Pending(Weighing):
     def _as_sum_of_parts(self, out: Value, a: Value, b: Value, scales: Sequence[float]) -> Value:
         """A sum of two values, marked as a statistic of their source if both are parts or statistics of it: such sums,
         one after another, make a mean."""
-        source, other = (v.statistic[0] if v.statistic else v.source for v in (a, b))
+        source, other = (v.statistic[0] if v.statistic else v.measured for v in (a, b))
         sign, another = (s * (v.statistic[1] if v.statistic else 1) for v, s in zip((a, b), scales, strict=True))
         smaller = all(torch.Size(out.shape).numel() < torch.Size(shape).numel() for shape in shapes(source)[:1])
         if source is not other or sign * another <= 0 or not smaller:
@@ -182,11 +193,6 @@ def moved_factors(
         return lambda: move(masses())
 
     return {node: (moved(masses), was or summed) for node, (masses, was) in x.by_factor.items()}
-
-
-def has_masses(x: Value) -> bool:
-    """Whether a value is a product all of whose labels have a mass: none of its elements is padding."""
-    return x.pending is not None and not bool((x.pending == NONE).any())
 
 
 def with_pending_labels(x: Value) -> Value:

@@ -71,7 +71,7 @@ class Pointwise(Residual):
             self._note_branch_scale(a, b)
             pair = replace(pair, spectrum=_filtered(a, b) or _filtered(b, a))
             content = [v for v in (a, b) if v.is_content]
-            if not (content and pair.is_content):
+            if not (content and pair.is_content) or self._only_masks(a, b):
                 return self._bounded(pair)
             return self._weighed(pair, content[0], b if content[0] is a else a)
         self.record(Operation.POINTWISE)
@@ -184,6 +184,16 @@ class Pointwise(Residual):
             return self._bounded(pair)
         self.record(Operation.POINTWISE)
         return self._averaged(a, b)
+
+    def _only_masks(self, a: Value, b: Value) -> bool:
+        """Whether a product is one of content, not yet a product, with a known mask of ones and zeros."""
+        x, mask = (a, b) if a.is_content else (b, a)
+        if not mask.is_constant or self.state.constants.is_learned(mask.node):
+            return False
+        if x.pending is not None or x.mass is not None or x.by_element is not None:
+            return False
+        known = self.state.constants.decide(mask.node)
+        return isinstance(known, Tensor) and bool(((known == 0) | (known == 1)).all())
 
     def _masked(self, a: Value, b: Value) -> Value | None:
         """Content times a known mask: nothing is left where that is zero. None for any other product."""

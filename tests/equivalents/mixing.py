@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from equivalents.spelling import CHANNELS, TOKENS, Group, tokens
+from equivalents.spelling import CHANNELS, SIDE, TOKENS, Group, tokens
 
 __all__ = ["GROUPS"]
 
@@ -75,4 +75,39 @@ REGISTERS = Group(
     einsum=lambda s, z: torch.einsum("nm,bmc->bnc", matrix(s), registered(s, z)),
 )
 
-GROUPS = [MIXING, HEADS, REGISTERS]
+
+def columns(z: Tensor) -> Tensor:
+    """(batch, columns, rows and their channels)."""
+    return z.permute(0, 3, 2, 1).flatten(2)
+
+
+def rows_of(mixed: Tensor) -> Tensor:
+    """(batch, columns, rows, channels) → (batch, tokens, channels)."""
+    return mixed.transpose(1, 2).flatten(1, 2)
+
+
+def apart(s: Any) -> Tensor:
+    """(rows out, channels out, rows, channels)."""
+    return s.rows.weight.view(SIDE, CHANNELS, SIDE, CHANNELS)
+
+
+def channels_first(s: Any) -> Tensor:
+    return apart(s).permute(1, 0, 3, 2).reshape(SIDE * CHANNELS, -1)
+
+
+PERMUTATOR = Group(
+    "mixing of rows and channels at once", {"rows": nn.Linear(SIDE * CHANNELS, SIDE * CHANNELS, bias=False)}
+).add(
+    linear=lambda s, z: rows_of(s.rows(columns(z)).unflatten(2, (SIDE, CHANNELS))),
+    matmul=lambda s, z: rows_of((columns(z) @ s.rows.weight.T).view(len(z), SIDE, SIDE, CHANNELS)),
+    channels_first=lambda s, z: rows_of(
+        F.linear(z.permute(0, 3, 1, 2).flatten(2), channels_first(s)).unflatten(2, (CHANNELS, SIDE)).mT
+    ),
+    convolution=lambda s, z: (
+        F.conv1d(columns(z).mT, s.rows.weight[..., None]).unflatten(1, (SIDE, CHANNELS)).transpose(2, 3).flatten(1, 2)
+    ),
+    einsum=lambda s, z: torch.einsum("bchw,gdhc->bgwd", z, apart(s)).flatten(1, 2),
+    tensordot=lambda s, z: torch.tensordot(z, apart(s), ([2, 1], [2, 3])).transpose(1, 2).flatten(1, 2),
+)
+
+GROUPS = [MIXING, HEADS, REGISTERS, PERMUTATOR]

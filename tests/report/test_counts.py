@@ -169,6 +169,57 @@ def test_token_mlps_of_several_heads(heads: int) -> None:
     assert {k: counts[k] for k in by_hand} == by_hand
 
 
+class Permute(nn.Module):
+    """The mixing of a Vision Permutator, (batch, height, width, channels): rows and channels, columns and channels, and
+    channels alone, in ``height`` = ``width`` segments of channels."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.rows, self.columns, self.channels, self.proj = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        height = x.shape[1]
+        parts = x.unflatten(3, (height, -1))  # (batch, height, width, segments, channels)
+        size = parts.shape
+        rows = self.rows(parts.permute(0, 3, 2, 1, 4).reshape(x.shape)).reshape(size).permute(0, 3, 2, 1, 4)
+        columns = self.columns(parts.transpose(2, 3).reshape(x.shape)).reshape(size).transpose(2, 3)
+        mixed = rows.reshape(x.shape) + columns.reshape(x.shape) + self.channels(x)
+        projected: Tensor = self.proj(mixed)
+        return projected
+
+
+class Permutator(nn.Module):
+    """Patches of 4×4 pixels, blocks of the mixing above and of a channel MLP, and a head."""
+
+    def __init__(self, blocks: int, width: int = 16) -> None:
+        super().__init__()
+        self.stem, self.norm, self.head = nn.Conv2d(3, width, 4, 4), nn.LayerNorm(width), nn.Linear(width, 5)
+        self.branches = nn.ModuleList()
+        for _ in range(blocks):
+            channels = nn.Sequential(nn.Linear(width, 24), nn.GELU(), nn.Linear(24, width))
+            self.branches += [nn.Sequential(nn.LayerNorm(width), m) for m in (Permute(width), channels)]
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images).permute(0, 2, 3, 1)
+        for branch in self.branches:
+            x = x + branch(x)
+        return self.head(self.norm(x).mean((1, 2)))
+
+
+def test_a_permutator() -> None:
+    """A linear layer over the rows of a column and their channels that keeps both mixes the rows."""
+    by_hand = {
+        "spatial_mix": 2 * 2,  # rows and columns in each of 2 blocks
+        "channel_mix": 2 * 4 + 1,  # channels and proj, fc1 and fc2; head
+        "pointwise": 2 * 3 + 1,  # two norms, gelu; norm
+        "residual": 2 * 4,  # two sums of the three branches, two skip connections
+        "aggregation": 1 + 1,  # patch embedding, mean
+        "weight": 0,
+    }
+    counts = inspect(Permutator(blocks=2), input_size=(16, 16)).counts
+    assert {k: counts[k] for k in by_hand} == by_hand
+
+
 GIGA = [("deit_small_patch16_224", 9.2), ("resnet50", 8.2), ("convnext_tiny", 8.9), ("pvt_v2_b0", 1.14)]
 
 

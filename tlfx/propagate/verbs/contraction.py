@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tlfx.operations import Operation
 from tlfx.propagate.values import IMAGE, NONE, Role, Value, fill_none, map_of_ids
+from tlfx.propagate.verbs.kept_tokens import KeptTokens
 from tlfx.propagate.verbs.linear_attention import LinearAttention
 from tlfx.propagate.verbs.mixing import Term
 from tlfx.propagate.verbs.pending import with_pending_labels
@@ -19,14 +20,15 @@ from tlfx.propagate.verbs.subscripts import ContractionAxes, Subscripts, arrange
 __all__ = ["Contraction"]
 
 
-class Contraction(LinearAttention):
+class Contraction(KeptTokens, LinearAttention):
     """Verbs of operators that multiply two values and sum over an axis."""
 
     def contract(self, x: Value, axis: int, weight: Value) -> Value:
         """A linear layer along an axis of ``x``, with ``weight`` (out, in, *ones).
 
         Channel mixing, Y ← Y, along channels; spatial mixing, Y ← Norm(|W|)·Y, along tokens that each have their own
-        channels; aggregation, Y ← Norm(Σ Yᵢ), along an axis that holds several tokens and their channels.
+        channels, or along an axis of tokens and their channels if the output has the same (permutators); aggregation,
+        Y ← Norm(Σ Yᵢ), along any other axis that holds several tokens and their channels.
         """
         subscripts = [str(i) for i in range(len(x.shape))]
         contracted = subscripts[axis]
@@ -194,6 +196,9 @@ class Contraction(LinearAttention):
                 return self._summed_products(w, of_w, x, of_x, out)
             return self._weighted_products(w, of_w, x, of_x, axes, out)
         if w.is_constant and not self._mixes_tokens(x, of_x, axes):
+            kept_tokens = self._mix_and_keep_tokens(w, of_w, axes, out)
+            if kept_tokens is not None:
+                return kept_tokens
             if self._aggregates_by_weight(of_w, axes):
                 return self._aggregate(w, of_w, axes, out)
             kept = self.uniform_over(axes.content.ids, [axes.content.subscripts.index(c) for c in axes.contracted])
@@ -222,6 +227,9 @@ class Contraction(LinearAttention):
         axes = self._filled_axes(with_pending_labels(x), of_x, of_w, out)
         if not w.is_constant or self._mixes_tokens(x, of_x, plain):
             return self._mix(w, of_w, axes, out, massed=True)
+        kept_tokens = self._mix_and_keep_tokens(w, of_w, axes, out, massed=True)
+        if kept_tokens is not None:
+            return kept_tokens
         if self._aggregates_by_weight(of_w, plain):
             return self._aggregate(w, of_w, axes, out, massed=True)
         content = axes.content

@@ -417,6 +417,7 @@ CASES: dict[str, tuple[Callable[[Draw], Case], str]] = {
         "",
     ),
     "pointwise.add": (on_both(torch.add), ""),
+    "pointwise.logarithm": (on(lambda x: x.abs().log()), ""),
     "pointwise.negative": (on(torch.neg), ""),
     "pointwise.quotient": (on_both(torch.floor_divide), DENOMINATOR),
     "pointwise.remainder": (on_both(torch.fmod), DENOMINATOR),
@@ -469,7 +470,8 @@ CASES: dict[str, tuple[Callable[[Draw], Case], str]] = {
     "reduction.norm": (either_axis(lambda x, dim: torch.linalg.vector_norm(x, dim=dim)), ""),
     "reduction.quantile": (tokens_axis(lambda x, dim: torch.quantile(x, 0.3, dim)), ""),
     "reduction.mean": (either_axis(torch.mean), ""),
-    "reduction.reduce": (either_axis(torch.logsumexp), ""),
+    "reduction.logsumexp": (either_axis(torch.logsumexp), ""),
+    "reduction.reduce": (either_axis(torch.amax), ""),
     "reduction.total": (either_axis(torch.sum), ""),
     "resampling.affine_grid": (
         lambda draw: (lambda x: F.affine_grid(x, [2, 1, 3, 3]), lambda: content("bcc", (2, 2, 3))),

@@ -174,6 +174,23 @@ def test_a_weight_of_its_own_for_each_channel_group() -> None:
     check(function, twin, SIZE, {"matmul": Operation.SPATIAL_MIX}, w=weight)
 
 
+def test_columns_and_their_channels_at_once() -> None:
+    """Vision Permutator, in each row of the image: |W| summed over channels, then normalised."""
+    linear = nn.Linear(6 * 4, 6 * 4)
+
+    def twin(y: Tensor, x: Tensor) -> Tensor:
+        weight = linear.weight.view(6, 4, 6, 4).abs().sum((1, 3))
+        return spread(label_rows(y).view(-1, 4, 6) @ normalised(weight).T, 4)
+
+    check(
+        lambda x, linear: linear(x.permute(0, 2, 3, 1).flatten(2)).unflatten(2, (6, 4)),
+        twin,
+        SIZE,
+        {"linear": Operation.SPATIAL_MIX},
+        linear=linear,
+    )
+
+
 def test_mm_of_tokens_merged_with_the_batch() -> None:
     check(
         lambda x, w: torch.mm(tokens(x).reshape(-1, 4), w),

@@ -32,7 +32,6 @@ __all__ = [
     "residual_by_norm",
     "residual_by_scale",
     "total",
-    "unflatten",
     "weigh",
     "weighted",
     "with_masses_of",
@@ -192,18 +191,6 @@ def by_value(labels: Tensor, value: Tensor, *, where: BatchAxis, deviation: bool
     others = [a for a in range(1, value.dim()) if a not in tokens]
     size = torch.linalg.vector_norm(value.abs().float(), dim=others, keepdim=True) if others else value.abs().float()
     return (with_mass(labels) * (size + TINY)[..., None]).flatten(1, -2)
-
-
-@label_arithmetic
-def unflatten(x: Tensor, axes: tuple[tuple[int, tuple[int, ...]], ...]) -> Tensor:
-    """A tensor with some axes, each given once with lengths, split into several of these.
-
-    >>> unflatten(torch.zeros(6, 4), ((0, (2, 3)), (1, (2, 2)))).shape
-    torch.Size([2, 3, 2, 2])
-    """
-    for axis, lengths in sorted(axes, reverse=True):
-        x = x.unflatten(axis, lengths)
-    return x
 
 
 @label_arithmetic

@@ -70,10 +70,9 @@ class KeptTokens(Mixing):
             return None
         names = {c: tuple(f"{c}.{part}" for part in layout) for c in (old, new)}
         lengths = tuple(layout.values())
-        function = {"axes": tuple((of_w.index(c), lengths) for c in names)}
         of_parts = _renamed(of_w, names)
-        shape = [n for c, n in zip(of_w, w.shape, strict=True) for n in (lengths if c in names else (n,))]
-        parts = replace(w, shape=tuple(shape), read_as=NodeFunction(runtime.unflatten, w.node, function))
+        shape = tuple(n for c, n in zip(of_w, w.shape, strict=True) for n in (lengths if c in names else (n,)))
+        parts = replace(w, shape=shape, read_as=NodeFunction(torch.reshape, w.node, {"shape": shape}))
         at = axes.content.subscripts.index(old)
         first = axes.content.ids.unflatten(at, lengths).narrow(at + [*layout].index("channel"), 0, 1)
         content = replace(axes.content, ids=first, subscripts=_renamed(axes.content.subscripts, names))

@@ -26,6 +26,7 @@ each_group = pytest.mark.parametrize("group", GROUPS, ids=name_of)
 SLOW = [
     *(group for group in factors.GROUPS if group is not factors.CHANNELWISE),
     *(softmax.SCORED, softmax.WINDOWS, softmax.ONE_WEIGHT, gates.MEANS, indices.SORTED, indices.GRAPH),
+    *(products.BROADCAST, windows.DEFORMABLE, indices.NEIGHBOURS),
 ]
 
 

@@ -117,7 +117,7 @@ def test_not_a_module(given: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"policy": "skip"}, r"policy='skip': expected a tlfx.Policy such as tlfx.Policy\(residual='norm'\)"),
+        ({"policy": "skip"}, "'skip' is not a policy: expected 'paper', 'influence' or FIELD=VALUE"),
         ({"on_unknown": "ignore"}, r"on_unknown='ignore' is unknown, expected one of 'error', 'pointwise'"),
         ({"layers": (1.5,)}, r"layers=\(1.5,\): expected module patterns such as 'blocks.0' or numbers"),
     ],

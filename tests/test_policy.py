@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import slow_except
+from helpers import mixture, pictures, slow_except, vit
 from test_twins import TOLERANCE, inputs, rectangles, soft_rows, target
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from twins.families import CLASSES, randomise, small_convnext, small_mixer, smal
 from twins.policies import aligned_share
 
 import tlfx
+from tlfx.policy import check_policy
 from tlfx.recording import labels_of
 
 BATCH = 4
@@ -401,7 +402,17 @@ def test_unknown_options(options: dict[str, Any], words: str) -> None:
         tlfx.Policy(**options)
 
 
-@pytest.mark.parametrize("policy", ["norm", {"residual": "norm"}, tlfx.Policy])
+def test_policies_by_name() -> None:
+    """A name gives the labels of its policy, as do the texts of the command line."""
+    policies = ("influence", tlfx.Policy(residual="norm", values="deviation"), None)
+    named, written, paper = (tlfx.align(vit(), policy=policy)(pictures(), mixture())[1] for policy in policies)
+    assert torch.equal(named, written)
+    assert not torch.equal(named, paper)
+    assert check_policy("paper") == tlfx.Policy()
+    assert check_policy("residual=norm") == tlfx.Policy(residual="norm")
+
+
+@pytest.mark.parametrize("policy", [{"residual": "norm"}, tlfx.Policy])
 def test_no_policy(policy: Any) -> None:
     model = nn.Identity()
     with pytest.raises(tlfx.InputError, match=r"expected a tlfx.Policy such as tlfx.Policy\(residual='norm'\)"):

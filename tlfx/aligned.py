@@ -33,7 +33,7 @@ def align(
     *,
     example: Any = None,
     layers: Sequence[str | int] | None = None,
-    policy: Policy | None = None,
+    policy: Policy | str | None = None,
     on_unknown: Literal["error", "pointwise"] = "error",
     attention: Literal["auto", "fused", "reuse"] = "auto",
     ignore_state: Sequence[str] = (),
@@ -59,7 +59,8 @@ def align(
         example: images, a tuple of arguments or a dict of keyword arguments to capture now.
         layers: attention layers to align: glob patterns of modules such as ``"blocks.[0-5]"``, or numbers in order of
             execution (−1 for the last). All others leave labels in place (Table 8).
-        policy: how labels are combined, by default as in the paper; see :class:`tlfx.Policy`.
+        policy: how labels are combined, by default as in the paper: a :class:`tlfx.Policy`, or ``"influence"``, the
+            rules that agree best with the influence of each image (residual="norm", values="deviation").
         on_unknown: ``"error"``, or ``"pointwise"`` to treat operators without a rule as point-wise if they keep the
             shape.
         attention: how the labels of fused attention (``scaled_dot_product_attention``) are computed. ``"fused"``: by a
@@ -252,7 +253,7 @@ def planner_of(model: nn.Module) -> Planner:
 
 def _options(
     layers: Sequence[str | int] | None,
-    policy: Policy | None,
+    policy: Policy | str | None,
     on_unknown: str,
     attention: str,
     ignore_state: Sequence[str],

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from tlfx.errors import InputError
 
-__all__ = ["DEFAULT", "OPTIONS", "PAPER", "Policy", "check_policy", "parse_policy", "policy_name"]
+__all__ = ["DEFAULT", "INFLUENCE", "OPTIONS", "PAPER", "Policy", "check_policy", "parse_policy", "policy_name"]
 
-PAPER = "paper"
-"""The name of the paper's policy."""
+PAPER, INFLUENCE = "paper", "influence"
+"""Names of policies: the rules of the paper, and those that agree best with the influence of each image."""
 
 OPTIONS = {
     "residual": ("average", "skip", "norm", "gated"),
@@ -77,12 +77,16 @@ class Policy:
 
 DEFAULT = Policy()
 """The rules of the paper."""
+_NAMED = {PAPER: DEFAULT, INFLUENCE: Policy(residual="norm", values="deviation")}
 
 
 def check_policy(policy: Any) -> Policy:
-    """The policy, or the paper's for None. Raises InputError for a value of another type."""
+    """The policy, the one of a text that :func:`parse_policy` reads, or the paper's for None. Raises InputError for
+    anything else."""
     if policy is None:
         return DEFAULT
+    if isinstance(policy, str):
+        return parse_policy(policy)
     if not isinstance(policy, Policy):
         raise InputError(f"policy={policy!r}: expected a tlfx.Policy such as tlfx.Policy(residual='norm')")
     return policy
@@ -99,18 +103,24 @@ def policy_name(policy: Policy) -> str:
 
 
 def parse_policy(text: str) -> Policy:
-    """The policy of a name, the inverse of :func:`policy_name`: ``"paper"``, or ``FIELD=VALUE[,FIELD=VALUE…]``.
+    """The policy of a name, ``"paper"`` or ``"influence"``, or of a text ``FIELD=VALUE[,FIELD=VALUE…]``, such as
+    :func:`policy_name` gives.
 
     Raises InputError for any other text.
+
+    >>> parse_policy("influence") == Policy(residual="norm", values="deviation")
+    True
 
     >>> parse_policy("residual=norm,values=deviation")
     Policy(residual='norm', heads='mean', weights='absolute', aggregation='uniform', values='deviation')
     """
-    parts = [part.strip().partition("=") for part in text.split(",") if text != PAPER]
+    if text in _NAMED:
+        return _NAMED[text]
+    parts = [part.strip().partition("=") for part in text.split(",")]
     options = {name: value for name, _, value in parts}
     if not all(sign for _, sign, _ in parts) or len(options) < len(parts) or not options.keys() <= OPTIONS.keys():
         raise InputError(
-            f"{text!r} is not a policy: expected {PAPER!r}, or FIELD=VALUE[,FIELD=VALUE…] with each of "
-            f"{', '.join(OPTIONS)} at most once, such as residual=norm"
+            f"{text!r} is not a policy: expected {', '.join(map(repr, _NAMED))} or FIELD=VALUE[,FIELD=VALUE…] with "
+            f"each of {', '.join(OPTIONS)} at most once, such as residual=norm"
         )
     return Policy(**options)  # type: ignore[arg-type]

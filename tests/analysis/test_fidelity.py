@@ -135,7 +135,7 @@ def test_policies_are_the_paper_and_each_alternative() -> None:
 
 @pytest.mark.parametrize("text", ["", "residual", "depth=2", "residual=norm,residual=skip", "paper,heads=norm"])
 def test_texts_that_are_no_policy(text: str) -> None:
-    with pytest.raises(tlfx.InputError, match=r"is not a policy: expected 'paper', or FIELD=VALUE"):
+    with pytest.raises(tlfx.InputError, match=r"is not a policy: expected 'paper', 'influence' or FIELD=VALUE"):
         parse_policy(text)
 
 
@@ -272,7 +272,7 @@ ERRORS: dict[str, tuple[Callable[[], Fidelity], type[Exception], str]] = {
     "policies by name": (
         lambda: fidelity(Mean(), [], policies=["skip"]),  # type: ignore[list-item]
         tlfx.InputError,
-        "policy='skip': expected a tlfx.Policy such as",
+        "'skip' is not a policy: expected 'paper', 'influence' or FIELD=VALUE",
     ),
 }
 

@@ -58,7 +58,7 @@ def test_ratios_as_json() -> None:
         (["test_vit", "--suite"], "expected one or more MODELs, or --suite without MODEL"),
         (["test_vit", "--markdown", "x.md"], "--markdown writes the table of --suite: pass --suite, or --json"),
         (["--suite", "--markdown", "/nowhere/x.md"], "--markdown '/nowhere/x.md' cannot be written"),
-        (["test_vit", "--policy", "norm"], "'norm' is not a policy: expected 'paper', or FIELD=VALUE"),
+        (["test_vit", "--policy", "norm"], "'norm' is not a policy: expected 'paper', 'influence' or FIELD=VALUE"),
         (["test_vit", "--policy", "residual=sum"], "residual='sum'"),
     ],
 )

@@ -101,7 +101,7 @@ def test_images_are_cropped_and_normalised(folder: Path) -> None:
         (["--count", "2"], "--batch 4 --count 2: expected an even batch"),
         (["--count", "40", "--batch", "40"], "gives 12 images, expected at least a batch of 40"),
         (["--kwargs", '{"classes": 5}'], "weights.pt"),
-        (["--policies", "residual"], "'residual' is not a policy: expected 'paper', or FIELD=VALUE"),
+        (["--policies", "residual"], "'residual' is not a policy: expected 'paper', 'influence' or FIELD=VALUE"),
         (["--images", "/no/such/folder"], "'/no/such/folder' is not a folder of class folders"),
         (["--classes", "/no/such/file"], "--classes /no/such/file cannot be read"),
         (["--csv", f"{__file__}/x.csv"], "is not a directory"),

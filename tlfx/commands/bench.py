@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--policy",
         metavar="FIELD=VALUE[,…]",
         default="paper",
-        help="a label policy other than the paper's, such as residual=norm",
+        help="a label policy other than the paper's, such as influence or residual=norm",
     )
     parser.add_argument("--compile", action="store_true", help="run all kinds of step through torch.compile")
     parser.add_argument("--against", choices=("published",), help="also time another formulation")

@@ -82,7 +82,6 @@ FIRST = (torch.arange(TOKENS) < 3)[:, None]
 PADDED = Group("attention to padding", {"first": FIRST, "mask": (~FIRST).float()})
 for name, how in {
     "padded": lambda s, t: F.pad(t[:, 3:], (0, 0, 3, 0)),
-    "joined": lambda s, t: torch.cat((t.new_zeros(len(t), 3, CHANNELS), t[:, 3:]), 1),
     "masked": lambda s, t: t * s.mask,
     "filled": lambda s, t: t.masked_fill(s.first, 0.0),
     "chosen": lambda s, t: torch.where(s.first, 0.0, t),

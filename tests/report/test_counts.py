@@ -3,14 +3,14 @@ left of the graph."""
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from helpers import ReportOf, slow_except
 from torch import Tensor, nn
 
 from tlfx import inspect
 
-EVERY_RUN = ("deit_small_patch16_224",)
-"""Attention; the others are tested by ``make slow``, token MLPs by small models below."""
 HAND: dict[str, dict[str, int]] = {
     "deit_small_patch16_224": {
         "spatial_mix": 12,  # one attention in each of 12 blocks
@@ -105,7 +105,8 @@ HAND: dict[str, dict[str, int]] = {
 }
 
 
-@pytest.mark.parametrize("name", slow_except(EVERY_RUN, HAND))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HAND)
 def test_operators_by_class(name: str, report_of: ReportOf) -> None:
     report = report_of(name)
     counts = report.counts
@@ -113,11 +114,16 @@ def test_operators_by_class(name: str, report_of: ReportOf) -> None:
     assert sum(counts.values()) == len(report.nodes)
 
 
-@pytest.mark.slow
-def test_operators_of_fewer_blocks(report_of: ReportOf) -> None:
-    """Two XCiT blocks: the counts of all twelve less ten times those of a block."""
-    counts, whole = report_of("xcit_nano_12_p8_224", depth=2).counts, HAND["xcit_nano_12_p8_224"]
-    block = {"spatial_mix": 2, "channel_mix": 5, "pointwise": 16, "residual": 3, "aggregation": 2, "weight": 4}
+BLOCKS = {
+    "deit_small_patch16_224": {"spatial_mix": 1, "channel_mix": 4, "pointwise": 6, "residual": 2},
+    "xcit_nano_12_p8_224": dict(spatial_mix=2, channel_mix=5, pointwise=16, residual=3, aggregation=2, weight=4),
+}
+
+
+@pytest.mark.parametrize("name", slow_except(["deit_small_patch16_224"], BLOCKS))
+def test_operators_of_fewer_blocks(name: str, report_of: ReportOf) -> None:
+    """Two blocks: the counts of all twelve less ten times those of a block."""
+    counts, whole, block = report_of(name, depth=2).counts, HAND[name], Counter(BLOCKS[name])
     assert {k: counts[k] for k in whole} == {k: whole[k] - 10 * block[k] for k in whole}
 
 

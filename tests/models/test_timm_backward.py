@@ -21,7 +21,7 @@ SMALL = timm.list_models(
 )
 
 
-def input_size(name: str) -> tuple[int, int, int]:
+def input_size(name: str) -> tuple[int, ...]:
     """The size of images that timm tests a model with."""
     cfg = timm.get_pretrained_cfg(name)
     assert cfg is not None

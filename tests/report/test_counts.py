@@ -116,7 +116,14 @@ def test_operators_by_class(name: str, report_of: ReportOf) -> None:
 
 BLOCKS = {
     "deit_small_patch16_224": {"spatial_mix": 1, "channel_mix": 4, "pointwise": 6, "residual": 2},
-    "xcit_nano_12_p8_224": dict(spatial_mix=2, channel_mix=5, pointwise=16, residual=3, aggregation=2, weight=4),
+    "xcit_nano_12_p8_224": {
+        "spatial_mix": 2,
+        "channel_mix": 5,
+        "pointwise": 16,
+        "residual": 3,
+        "aggregation": 2,
+        "weight": 4,
+    },
 }
 
 

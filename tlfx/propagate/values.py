@@ -93,7 +93,7 @@ class Value:
     origin: Node | None = None
     """The node that data movement and products with factors took the content from, if not this one."""
     part_of: Node | None = None
-    """The node that data movement alone took the value from: of a product, itself a value with labels of its own."""
+    """The node whose elements the value holds, moved or in part; unlike ``origin``, this may be a product."""
     statistic: tuple[Node, int] | None = None
     """The source of the content that the value is a statistic of (a mean, a maximum), and the sign with which."""
     function_of: Node | None = None

@@ -187,19 +187,24 @@ class Pointwise(Residual):
 
     def _only_masks(self, a: Value, b: Value) -> bool:
         """Whether a product is one of content, not yet a product, with a known mask of ones and zeros."""
-        x, mask = (a, b) if a.is_content else (b, a)
-        if not mask.is_constant or self.state.constants.is_learned(mask.node):
+        pair = self._content_and_mask(a, b)
+        if pair is None or pair[0].pending is not None or pair[0].mass is not None or pair[0].by_element is not None:
             return False
-        if x.pending is not None or x.mass is not None or x.by_element is not None:
-            return False
-        known = self.state.constants.decide(mask.node)
+        known = self.state.constants.decide(pair[1].node)
         return isinstance(known, Tensor) and bool(((known == 0) | (known == 1)).all())
+
+    def _content_and_mask(self, a: Value, b: Value) -> tuple[Value, Value] | None:
+        """Content and the constant that it is multiplied by; None for any other product, and for a parameter."""
+        x, mask = (a, b) if a.is_content else (b, a)
+        fits = x.is_content and mask.is_constant and not self.state.constants.is_learned(mask.node)
+        return (x, mask) if fits else None
 
     def _masked(self, a: Value, b: Value) -> Value | None:
         """Content times a known mask: nothing is left where that is zero. None for any other product."""
-        x, mask = (a, b) if a.is_content else (b, a)
-        if not (x.is_content and mask.is_constant) or self.state.constants.is_learned(mask.node):
+        pair = self._content_and_mask(a, b)
+        if pair is None:
             return None
+        x, mask = pair
         number, known = self.number(mask), self.state.constants.decide(mask.node)
         if number == 0:
             return self.constant(number=0)

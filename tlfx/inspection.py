@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from tlfx.capture.images import check_names
-from tlfx.errors import InputError, TlfxError
+from tlfx.errors import InputError
 from tlfx.report import Report
 from tlfx.report import inspect as inspect_module
-from tlfx.zoo.models import load
+from tlfx.zoo.models import load, without_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -72,12 +72,7 @@ def inspect(
         built, blank = load(model, kwargs, paths, input_size, device)
         return _inspect_in_mode(built, training, blank if example is None else example, None, on_unknown, named)
 
-    if example is not None:
-        return of("cpu")
-    try:
-        return of("meta")
-    except (TlfxError, NotImplementedError, RuntimeError):  # the model must compute something
-        return of("cpu")
+    return without_weights(of) if example is None else of("cpu")
 
 
 def _inspect_in_mode(model: nn.Module, training: bool | None, *arguments: Any) -> Report:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from helpers import slow_except
 
 from tlfx.zoo.pool import Task, analyse, sweep
+from tlfx.zoo.worker import work
 
 SOURCE = """
 import ctypes, os, signal, time
@@ -40,14 +42,16 @@ def hangs():
     time.sleep(600)
 
 def swells():
-    return nn.Linear(2**16, 2**16)
+    model = Good()
+    model.register_buffer("table", torch.zeros(2**16, 2**16, device="cpu"))
+    return model
 """
 
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "zoo_models.py").write_text(SOURCE)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    monkeypatch.syspath_prepend(tmp_path)
 
 
 FOUND = {
@@ -90,11 +94,25 @@ def test_a_model_that_hangs() -> None:
     assert row == {"model": "zoo_models:hangs", "status": "timeout", "reason": "not done after 2 s"}
 
 
+@pytest.mark.skipif(not hasattr(signal, "alarm"), reason="needs signals of POSIX")
 @pytest.mark.usefixtures("place")
 @pytest.mark.slow
-def test_a_worker_whose_sweep_is_gone_ends_by_itself() -> None:
-    command = [sys.executable, "-m", "tlfx.zoo.worker", "zoo_models:hangs", "--seconds", "2"]
-    assert subprocess.run(command, timeout=60).returncode == -signal.SIGALRM
+def test_a_worker_whose_sweep_is_gone_ends_by_itself(tmp_path: Path) -> None:
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    (tmp_path / "log").touch()
+    context = multiprocessing.get_context("spawn")
+    worker = context.Process(target=work, args=(sender, str(tmp_path / "log"), 2, 0, "zoo_models:hangs"))
+    worker.start()
+    worker.join(timeout=60)
+    assert worker.exitcode == -signal.SIGALRM
+    assert not receiver.poll()
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.slow
+def test_workers_of_systems_that_do_not_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    assert analyse("zoo_models:Good", Task(timeout=300))["status"] == "ok"
 
 
 def test_the_limit_on_memory_holds_before_torch_is_there() -> None:

@@ -11,14 +11,16 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from tlfx.errors import ModelError, named
+from tlfx.errors import ModelError, TlfxError, named
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["add_paths", "library", "load", "parse_size"]
+__all__ = ["add_paths", "library", "load", "parse_size", "without_weights"]
+
+T = TypeVar("T")
 
 IMAGE = (3, 224, 224)
 CLIP_FRAMES = 16
@@ -73,6 +75,21 @@ def load(
     size = _full_size(own, input_size)
     _check_size(name, model, own, size, options)
     return model, _images(size, device)
+
+
+def without_weights(analyse: Callable[[str], T]) -> T:
+    """The result of an analysis of a model on the meta device, or on the CPU if the model must compute something.
+
+    Args:
+        analyse: a function of the device, which loads the model there.
+
+    >>> without_weights(lambda device: load("test_vit", device=device)[1].device.type)
+    'meta'
+    """
+    try:
+        return analyse("meta")
+    except (TlfxError, NotImplementedError, RuntimeError):
+        return analyse("cpu")
 
 
 def parse_size(text: str) -> tuple[int, ...]:

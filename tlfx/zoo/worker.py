@@ -1,18 +1,16 @@
-"""The worker process of a sweep: ``python -m tlfx.zoo.worker NAME`` analyses one model and prints its row as JSON."""
+"""The worker process of a sweep: it analyses one model and sends its row."""
 
 # torch is imported after the memory limit is set: its import counts towards the limit.
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import json
+import os
 import re
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from tlfx.analysis.figures import INVARIANTS
@@ -22,25 +20,26 @@ from tlfx.zoo.table import FIGURES, OPERATIONS
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["main", "probe"]
+__all__ = ["probe", "work"]
 
 
-def main() -> None:
-    """Print the row of a model to stdout; output of the model goes to stderr."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name")
-    parser.add_argument("--memory", type=int, default=0, help="bytes, 0 for no limit")
-    parser.add_argument("--seconds", type=int, default=0, help="time limit of the process, 0 for no limit")
-    parser.add_argument("--check", action="store_true", help="measure the invariants too")
-    parser.add_argument("--input-size", help="size of the images")
-    parser.add_argument("--rules", action="append", default=[], help="file of rules")
-    args = parser.parse_args()
-    _limit_memory(args.memory)
+def work(sender: Connection, log: str, seconds: int, memory: int, *arguments: Any) -> None:
+    """Send the row of a model; what the model prints goes to the file ``log``.
+
+    Args:
+        sender: the connection to the sweep.
+        log: path of a file.
+        seconds: time limit, after which the process ends by itself.
+        memory: limit in bytes, 0 for no limit.
+        arguments: those of :func:`probe`.
+    """
+    file = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    _limit_memory(memory)
     if hasattr(signal, "alarm"):
-        signal.alarm(args.seconds)
-    with contextlib.redirect_stdout(sys.stderr):
-        row = probe(args.name, args.check, args.input_size, args.rules)
-    print(json.dumps(row))
+        signal.alarm(seconds)
+    sender.send(probe(*arguments))
 
 
 def probe(name: str, check: bool = False, input_size: str | None = None, rules: Sequence[str] = ()) -> dict[str, Any]:
@@ -63,15 +62,22 @@ def probe(name: str, check: bool = False, input_size: str | None = None, rules: 
 def _fill(row: dict[str, Any], name: str, check: bool, input_size: str | None) -> None:
     import torch
 
-    from tlfx.zoo.models import load, parse_size
+    from tlfx.zoo.models import load, parse_size, without_weights
 
     torch.set_num_threads(1)
-    model, images = load(name, input_size=None if input_size is None else parse_size(input_size))
-    row["image"] = "x".join(map(str, images.shape[1:]))
-    row["parameters"] = sum(p.numel() for p in model.parameters())
-    _analyse(row, model, images)
+    size = None if input_size is None else parse_size(input_size)
+
+    def analyse(device: str) -> tuple[nn.Module, Tensor]:
+        model, images = load(name, input_size=size, device=device)
+        row["image"] = "x".join(map(str, images.shape[1:]))
+        row["parameters"] = sum(p.numel() for p in model.parameters())
+        _analyse(row, model, images)
+        return model, images
+
     if check:
-        _check(row, model, images)
+        _check(row, *analyse("cpu"))
+    else:
+        without_weights(analyse)
 
 
 def _analyse(row: dict[str, Any], model: nn.Module, images: Tensor) -> None:
@@ -130,7 +136,3 @@ def _in_one_line(error: Exception) -> str:
     modules = (line.strip() for line in lines[1:] if line.strip().startswith("module:"))
     where = next(modules, "").removeprefix("module:").strip()
     return f"{lines[0]} (in {where})" if where else lines[0]
-
-
-if __name__ == "__main__":
-    main()

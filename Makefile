@@ -31,7 +31,7 @@ test-oldest: .venv-oldest/stamp  ## test the engine with the oldest Python and l
 	OMP_NUM_THREADS=1 $(OLDEST)/python -m pytest $(PARALLEL) $(FAST) $(NOT_OLDEST)
 
 slow: .venv/test.stamp  ## run what takes long: full sizes, several processes, cases like others, many examples
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) $(PARALLEL) -m slow
 	$(PYTEST) $(PARALLEL) --hypothesis-profile=many tests/rules
 
 docs: .venv/docs.stamp  ## build the documentation site in site/

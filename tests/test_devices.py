@@ -13,6 +13,7 @@ import torch
 from attention_cases import Case, cases
 from helpers import slow_except
 from hypothesis import given, settings
+from mixing_cases import Mixing, mixings
 from timm.models.convnext import ConvNeXtBlock
 from torch import nn
 
@@ -138,8 +139,21 @@ def test_the_kernel_for_labels_of_attention(case: Case) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_two_kernels_are_added_for_each_attention_block() -> None:
-    added = [kernels_of_labels(vit(depth=depth).cuda()) for depth in (2, 4)]
+@settings(max_examples=60)
+@given(mixings())
+def test_the_kernel_for_labels_mixed_by_weights(case: Mixing) -> None:
+    label = case.found("cuda")
+    assert label is not None
+    torch.testing.assert_close(label.double().cpu(), case.expected(), rtol=0.0, atol=2e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("fused", [True, False])
+def test_two_kernels_are_added_for_each_attention_block(fused: bool) -> None:
+    models: Any = [vit(depth=depth).cuda() for depth in (2, 4)]
+    for block in (block for model in models for block in model.blocks):
+        block.attn.fused_attn = fused
+    added = [kernels_of_labels(model) for model in models]
     assert added[1] - added[0] <= 2 * 2
 
 

@@ -309,7 +309,7 @@ def test_a_damaged_line_of_figures(tmp_path: Path) -> None:
 
 
 def test_results_has_the_figures_that_are_committed() -> None:
-    """Each row of finished runs of the first section's two commands stands in RESULTS.md, without parameters and speed."""
+    """Each row of finished runs of the first section stands in RESULTS.md, without parameters and speed."""
     from compare import parse, rows
 
     text = (EXAMPLES / "RESULTS.md").read_text(encoding="utf-8")

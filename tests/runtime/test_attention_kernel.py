@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,9 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from tlfx import runtime
-from tlfx.runtime import BatchAxis, Equation, kernel_attention
+from tlfx.runtime import BatchAxis, Equation
 from tlfx.runtime.kernel_attention import attention_by_kernel
+from tlfx.runtime.kernels import kernel
 
 pytest.importorskip("triton")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -33,12 +35,13 @@ def call(case: Case) -> Tensor:
 
 @compiled
 def test_in_the_interpreter() -> None:
-    """Triton reads the flag when it is imported, so that the tests below have a process of their own."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", __file__]
+    """Triton reads the flag when it is imported, so that interpreted tests have a process of their own."""
+    files = [__file__, str(Path(__file__).with_name("test_mixing_kernel.py"))]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", *files]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     done = subprocess.run(command, env={**environment, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-    assert "5 passed" in done.stdout
+    assert "7 passed" in done.stdout
 
 
 @interpreted
@@ -112,11 +115,11 @@ def test_where_the_kernel_cannot(changed: dict[str, Any]) -> None:
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     query, labels = torch.randn(2, 2, 5, 8), torch.rand(2, 1, 1, 5, 1)
     monkeypatch.setitem(sys.modules, "tlfx.runtime.attention_kernel", None)
-    kernel_attention._kernel.cache_clear()
+    kernel.cache_clear()
     try:
         assert attention_by_kernel(query, query, labels, EQUATION, where=ONE) is None
     finally:
-        kernel_attention._kernel.cache_clear()
+        kernel.cache_clear()
 
 
 @compiled
@@ -145,20 +148,20 @@ def test_it_compiles_for_gpus(variant: dict[str, Any], dtype: str, width: int) -
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from tlfx.runtime.attention_kernel import attention_labels_kernel as kernel
-    from tlfx.runtime.attention_kernel import most_rows
+    from tlfx.runtime.attention_kernel import attention_labels_kernel, most_rows
 
     rows = most_rows(width, 4 if dtype == "fp32" else 2)
     known = {"HEADS": 6, "PER_KEY": 2, "CHANNELS": 1, "CHANNEL_BLOCK": 4, "WIDTH_BLOCK": width, "ROWS": rows}
     known |= {"COLUMNS": rows, "WIDEN": False, "CAUSAL": False, "MASK": 0, "OWN": False, "INDEX": False, **variant}
-    types = dict.fromkeys(kernel.arg_names, "i32") | dict.fromkeys(known, "constexpr") | {"scale": "fp32"}
+    types = dict.fromkeys(attention_labels_kernel.arg_names, "i32") | dict.fromkeys(known, "constexpr")
     types |= {
+        "scale": "fp32",
         "query": f"*{dtype}",
         "key": f"*{dtype}",
         "index": "*i64",
         "mask": "*i1" if known["MASK"] == 1 else "*fp32",
     }
     types |= dict.fromkeys(("labels", "own", "out"), "*fp32")
-    places = {(kernel.arg_names.index(name),): value for name, value in known.items()}
-    made = triton.compile(ASTSource(kernel, types, places), target=GPUTarget("cuda", 80, 32))
+    places = {(attention_labels_kernel.arg_names.index(name),): value for name, value in known.items()}
+    made = triton.compile(ASTSource(attention_labels_kernel, types, places), target=GPUTarget("cuda", 80, 32))
     assert made.metadata.shared <= 99 * 1024

@@ -58,7 +58,8 @@ class _PatchMixer(MaskMixer):
 class RandomPatchMix(_PatchMixer):
     """Replaces random patches by those of another image (TL-Align, Table 7).
 
-    patch_size: in pixels; it must divide height and width of the images.
+    patch_size: in pixels; it must divide height and width of the images. A multiple of the model's patches gives
+        MixPro's MaskMix (arXiv 2304.12043).
     alpha: α of λ ~ Beta(α, α), the fraction of patches that stay.
     The other arguments are those of `Mixer`: num_classes, label_smoothing, mode, prob, pairing, generator.
 

@@ -33,7 +33,7 @@ from tlfx.propagate.outputs import OutputLabel
 from tlfx.propagate.propagator import Propagation
 from tlfx.rewrite.functions import FunctionCalls
 from tlfx.rewrite.strides import find_strides
-from tlfx.runtime.contraction import is_range
+from tlfx.runtime.equation import is_range
 
 __all__ = ["AlignedGraph", "read_labels", "rewrite"]
 

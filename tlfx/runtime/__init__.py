@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from tlfx.runtime.arithmetic import label_arithmetic
 from tlfx.runtime.batch_axis import BatchAxis, merge_batch, split_batch
-from tlfx.runtime.contraction import Equation, context, finalize, mix
+from tlfx.runtime.contraction import context, finalize, mix
 from tlfx.runtime.convolution import by_group, convolve, convolve_at, filtered, kernel_weights, resample, resample_at
+from tlfx.runtime.equation import Equation
 from tlfx.runtime.fused_attention import attention_with_labels
 from tlfx.runtime.gather_scatter import gather_by_output, gather_labels, narrow, scatter_labels
 from tlfx.runtime.labels import average, gather, output, pixels, scan, share, spread, uniform, view

@@ -3,35 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tlfx.runtime.arithmetic import by_mass, label_arithmetic, magnitude, with_mass
 from tlfx.runtime.batch_axis import BatchAxis, split_batch
+from tlfx.runtime.equation import QUERY, Equation, query_axis, select
+from tlfx.runtime.kernel_mixing import mix_by_kernel
 
-__all__ = ["Equation", "context", "contract", "finalize", "is_range", "mix", "query_axis", "select"]
-
-QUERY = "q"
-"""The subscript of the one axis of queries."""
-
-
-class Equation(NamedTuple):
-    """An einsum of a weight and labels, a subscript for each axis without the batch and the label channels.
-
-    >>> Equation("hqm", "m", "q").heads
-    'h'
-    """
-
-    weight: str
-    labels: str
-    out: str
-
-    @property
-    def heads(self) -> str:
-        """Subscripts of the weight that neither labels nor output have: it is summed or averaged over them."""
-        return "".join(c for c in self.weight if c not in self.labels + self.out)
+__all__ = ["context", "contract", "finalize", "mix"]
 
 
 @label_arithmetic
@@ -48,7 +29,8 @@ def mix(
     signed: bool = False,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """Spatial mixing, Y ← Norm(W)·Y (eq. 9), with |W| unless its rows sum to 1 already (``is_softmax``).
+    """Spatial mixing, Y ← Norm(W)·Y (eq. 9), with |W| unless its rows sum to 1 already (``is_softmax``); on a GPU by
+    one Triton kernel where it can.
 
     Args:
         weight: any shape, its batch at ``where``; no batch if that is None.
@@ -64,6 +46,10 @@ def mix(
     if queries is not None:
         weight = select(weight, query_axis(equation), queries)
         own = own if own is None else select(own, equation.out.index(QUERY) + 1, queries)
+    if weight.is_cuda and not mass and valid is None:
+        found = mix_by_kernel(weight, labels, equation, own, is_softmax=is_softmax, signed=signed)
+        if found is not None:
+            return found
     if is_softmax:
         mixed = contract(weight.float(), labels, equation, average=True)
     else:
@@ -106,22 +92,3 @@ def contract(weight: Tensor, labels: Tensor, equation: Equation, average: bool =
         return total
     axes = tuple(range(1, 1 + len(heads)))
     return total.mean(axes) if average else total.sum(axes)
-
-
-def query_axis(equation: Equation) -> int:
-    """The axis of the queries in a weight (batch, *shape)."""
-    return equation.weight.index(QUERY) + 1
-
-
-def select(tensor: Tensor, axis: int, places: Sequence[int] | Tensor) -> Tensor:
-    """Places along an axis, as a view where they are consecutive."""
-    if isinstance(places, Tensor):
-        return tensor.index_select(axis, places)
-    if is_range(places):
-        return tensor.narrow(axis, places[0], len(places))
-    return tensor.index_select(axis, torch.tensor(places, device=tensor.device))
-
-
-def is_range(places: Sequence[int]) -> bool:
-    """Whether ascending places are consecutive."""
-    return places[-1] - places[0] == len(places) - 1

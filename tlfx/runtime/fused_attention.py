@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend
 from tlfx._torch import flash_attention, flash_attention_backward, fused_attention_choice
 from tlfx.runtime.arithmetic import label_arithmetic
 from tlfx.runtime.batch_axis import BatchAxis, merge_batch, split_batch
-from tlfx.runtime.contraction import Equation, select
+from tlfx.runtime.equation import Equation, select
 from tlfx.runtime.softmax_attention import attention, attention_bias
 
 __all__ = ["attention_with_labels"]

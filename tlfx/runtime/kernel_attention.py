@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tlfx.runtime.batch_axis import BatchAxis, split_batch
-from tlfx.runtime.contraction import QUERY, Equation, is_range, select
+from tlfx.runtime.equation import QUERY, Equation, is_range, pick, select
+from tlfx.runtime.kernels import MOST_CHANNELS, TYPES, kernel
 
 __all__ = ["attention_by_kernel"]
 
-_TYPES = (torch.float16, torch.bfloat16, torch.float32)
 _MOST_WIDTH = 256
 """Largest width of a head."""
-_MOST_CHANNELS = 16
-"""Most label channels: each takes another pass over the weights of a block."""
 
 
 def attention_by_kernel(
@@ -36,9 +33,9 @@ def attention_by_kernel(
 ) -> Tensor | None:
     """As :func:`tlfx.runtime.attention`, by one kernel; None where there is none: without Triton, in float64, for heads
     wider than 256, more than 16 label channels, or labels that vary along several axes of heads."""
-    kernel = _kernel()
+    labels_by = kernel("attention_kernel", "attention_labels")
     axes = _Axes.of(query, key, labels, equation, where) if _is_supported(query, key, labels, mask) else None
-    if kernel is None or axes is None:
+    if labels_by is None or axes is None:
         return None
     query, key, labels = axes.of_query(query), axes.of_key(key), axes.of_labels(labels)
     own = own if own is None else axes.of_labels(own)
@@ -50,23 +47,13 @@ def attention_by_kernel(
         query = select(query, -2, queries)
         mask, own = (x if x is None else select(x, -2, queries) for x in (mask, own))
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return kernel(query, key, labels, own, mask, index, scale, causal).flatten(1, -2)
-
-
-@functools.cache
-def _kernel() -> Callable[..., Tensor] | None:
-    """The kernel, imported when it is needed first, or None without Triton."""
-    try:
-        from tlfx.runtime.attention_kernel import attention_labels as kernel
-    except ImportError:
-        return None
-    return cast(Callable[..., Tensor], kernel)
+    return labels_by(query, key, labels, own, mask, index, scale, causal).flatten(1, -2)
 
 
 def _is_supported(query: Tensor, key: Tensor, labels: Tensor, mask: Tensor | None) -> bool:
-    types = query.dtype in _TYPES and key.dtype in _TYPES and labels.dtype == torch.float32
+    types = query.dtype in TYPES and key.dtype in TYPES and labels.dtype == torch.float32
     devices = {x.device for x in (query, key, labels, mask) if x is not None}
-    return types and len(devices) == 1 and query.shape[-1] <= _MOST_WIDTH and labels.shape[-1] <= _MOST_CHANNELS
+    return types and len(devices) == 1 and query.shape[-1] <= _MOST_WIDTH and labels.shape[-1] <= MOST_CHANNELS
 
 
 class _Axes(NamedTuple):
@@ -115,13 +102,13 @@ class _Axes(NamedTuple):
 
     def of_labels(self, labels: Tensor) -> Tensor:
         """(batch, groups, inner, m, channels)"""
-        picked = _pick(labels, [0, *self.labels, labels.dim() - 2, labels.dim() - 1])
+        picked = pick(labels, [0, *self.labels, labels.dim() - 2, labels.dim() - 1])
         lead = [1 if place is None else -1 for place in self.labels]
         return picked.expand(self.batch, *lead, -1, -1)
 
     def _of_weight(self, x: Tensor) -> Tensor:
         split = split_batch(x, self.where)
-        picked = _pick(split, [0, *self.weight, split.dim() - 2, split.dim() - 1])
+        picked = pick(split, [0, *self.weight, split.dim() - 2, split.dim() - 1])
         return picked.expand(self.batch, -1, -1, -1, -1, -1)
 
 
@@ -130,11 +117,3 @@ def _ungrouped(query: Tensor, key: Tensor) -> tuple[int, ...]:
     if key.dim() < 3 or key.shape[-3] == 1:
         return tuple(key.shape[:-2])
     return (*key.shape[:-3], query.shape[-3])
-
-
-def _pick(x: Tensor, axes: Sequence[int | None]) -> Tensor:
-    """Some axes of a tensor, None for a new one, in order; all others have size 1."""
-    given = [a for a in axes if a is not None]
-    rest = [a for a in range(x.dim()) if a not in given]
-    index = (*(None if a is None else slice(None) for a in axes), *(0 for _ in rest))
-    return x.permute(*given, *rest)[index]

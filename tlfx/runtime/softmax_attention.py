@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tlfx.runtime.arithmetic import by_mass, label_arithmetic, with_mass
 from tlfx.runtime.batch_axis import BatchAxis, merge_batch, split_batch
-from tlfx.runtime.contraction import QUERY, Equation, contract, select
+from tlfx.runtime.contraction import contract
+from tlfx.runtime.equation import QUERY, Equation, select
 from tlfx.runtime.kernel_attention import attention_by_kernel
 
 __all__ = ["attend_by_operator", "attention", "attention_bias", "repeat_groups", "select_queries"]

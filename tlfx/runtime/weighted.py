@@ -19,7 +19,8 @@ from tlfx.runtime.arithmetic import (
     with_mass,
 )
 from tlfx.runtime.batch_axis import BatchAxis, merge_batch, split_batch
-from tlfx.runtime.contraction import Equation, contract, query_axis, select
+from tlfx.runtime.contraction import contract
+from tlfx.runtime.equation import Equation, query_axis, select
 from tlfx.runtime.softmax_attention import attention_bias, repeat_groups, select_queries
 
 __all__ = [

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tlfx.propagate.values import IMAGE, NONE, Value
 from tlfx.runtime import BatchAxis, Equation
-from tlfx.runtime.contraction import QUERY
+from tlfx.runtime.equation import QUERY
 
 __all__ = ["ContractionAxes", "SubscriptedIds", "Subscripts", "arrange", "equation", "letters_of", "split_subscripts"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +49,9 @@ class Case:
         mass = torch.einsum(f"B{of_weight}->B{out}", weight)[..., None]
         mixed = mixed / mass if self.own is None else torch.where(mass > 0, mixed / mass, self.own.double())
         queries = self.options["queries"]
-        return (mixed if queries is None else mixed[..., list(queries), :]).flatten(1, -2)
+        mixed = (mixed if queries is None else mixed[..., list(queries), :]).flatten(1, -2)
+        residual = self.options.get("residual")
+        return mixed if residual is None else (mixed + residual.double()) / 2
 
 
 def strided(shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> Tensor:
@@ -89,7 +92,15 @@ def cases(draw: st.DrawFn, most: int = 20, width: int = 20) -> Case:
     elif kind == "float":
         mask = torch.randn(shape).to(dtype)
     queries = draw(st.sampled_from([None, tuple(range(n // 2, n)), tuple(sorted({0, n // 2, n - 1}))]))
-    options = {"where": where, "mask": mask, "causal": kind == "causal", "scale": draw(st.sampled_from([None, 0.3]))}
+    rows = math.prod(labels[:-1]) * (n if queries is None else len(queries))
+    residual = torch.rand(rows, draw(st.sampled_from([1, batch])), channels).transpose(0, 1)
+    options = {
+        "where": where,
+        "residual": draw(st.sampled_from([None, residual])),
+        "mask": mask,
+        "causal": kind == "causal",
+        "scale": draw(st.sampled_from([None, 0.3])),
+    }
     return Case(
         strided((*lead, n, d), dtype, layout),
         strided((*of_key, m, d), dtype, layout),

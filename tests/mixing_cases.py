@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from hypothesis import strategies as st
@@ -28,20 +28,22 @@ Size = Literal["absolute", "signed", "softmax"]
 
 @dataclass(frozen=True)
 class Mixing:
-    """A weight, labels, and labels of queries without weights; the size is that which weights have, and how."""
+    """A weight, labels, those of queries without weights and of a skip path, and the size of a weight."""
 
     weight: Tensor
     labels: Tensor
     equation: Equation
     own: Tensor | None
+    residual: Tensor | None
     size: Size
 
     def found(self, device: str = "cpu") -> Tensor | None:
         """Labels by the kernel."""
         weight, labels = self.weight.to(device), self.labels.to(device)
-        own = None if self.own is None else self.own.to(device)
+        own, residual = (None if x is None else x.to(device) for x in (self.own, self.residual))
         is_softmax, signed = self.size == "softmax", self.size == "signed"
-        return mix_by_kernel(weight, labels, self.equation, own, is_softmax=is_softmax, signed=signed)
+        given: Any = {"is_softmax": is_softmax, "signed": signed, "residual": residual}
+        return mix_by_kernel(weight, labels, self.equation, own, **given)
 
     def expected(self) -> Tensor:
         """Y ← Norm(Σ W)·Y in float64, labels (batch, queries, channels)."""
@@ -53,7 +55,8 @@ class Mixing:
         if self.size == "softmax":  # rows sum to 1, but for rounding
             mass = torch.full_like(mass, math.prod(LENGTHS[c] for c in self.equation.heads))
         mixed = torch.einsum(f"B{of_weight},B{of_labels}K->B{out}K", w, self.labels.double()) / mass
-        return (mixed if self.own is None else torch.where(mass > 0, mixed, self.own.double())).flatten(1, -2)
+        mixed = (mixed if self.own is None else torch.where(mass > 0, mixed, self.own.double())).flatten(1, -2)
+        return mixed if self.residual is None else (mixed + self.residual.double()) / 2
 
 
 def operands(
@@ -83,4 +86,6 @@ def mixings(draw: st.DrawFn) -> Mixing:
         own = torch.rand(len(labels), *((LENGTHS | {"q": q})[c] for c in equation.out), channels)
     elif size == "signed":  # some of each row is positive
         weight = weight.abs() + 0.1 * weight
-    return Mixing(weight, labels, equation, own, size)
+    rows = math.prod((LENGTHS | {"q": q})[c] for c in equation.out)
+    residual = torch.rand(rows, draw(st.sampled_from([1, len(labels)])), channels).transpose(0, 1)
+    return Mixing(weight, labels, equation, own, draw(st.sampled_from([None, residual])), size)

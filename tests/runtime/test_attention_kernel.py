@@ -128,7 +128,7 @@ def test_export_and_fake_tensors_know_the_operator() -> None:
 
     class Net(torch.nn.Module):
         def forward(self, query: Tensor, key: Tensor, labels: Tensor) -> Tensor:
-            return attention_labels(query, key, labels, None, None, None, 0.3, False)
+            return attention_labels(query, key, labels, None, None, None, None, 0.3, False)
 
     given = torch.rand(2, 1, 1, 3, 9, 8), torch.rand(2, 1, 1, 3, 7, 8), torch.rand(2, 1, 1, 7, 1)
     graph = torch.export.export(Net(), given, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},) * 3).graph
@@ -152,7 +152,16 @@ def test_it_compiles_for_gpus(variant: dict[str, Any], dtype: str, width: int) -
 
     rows = most_rows(width, 4 if dtype == "fp32" else 2)
     known = {"HEADS": 6, "PER_KEY": 2, "CHANNELS": 1, "CHANNEL_BLOCK": 4, "WIDTH_BLOCK": width, "ROWS": rows}
-    known |= {"COLUMNS": rows, "WIDEN": False, "CAUSAL": False, "MASK": 0, "OWN": False, "INDEX": False, **variant}
+    known |= {
+        "COLUMNS": rows,
+        "WIDEN": False,
+        "CAUSAL": False,
+        "MASK": 0,
+        "OWN": False,
+        "INDEX": False,
+        "RESIDUAL": True,
+        **variant,
+    }
     types = dict.fromkeys(attention_labels_kernel.arg_names, "i32") | dict.fromkeys(known, "constexpr")
     types |= {
         "scale": "fp32",
@@ -161,7 +170,7 @@ def test_it_compiles_for_gpus(variant: dict[str, Any], dtype: str, width: int) -
         "index": "*i64",
         "mask": "*i1" if known["MASK"] == 1 else "*fp32",
     }
-    types |= dict.fromkeys(("labels", "own", "out"), "*fp32")
+    types |= dict.fromkeys(("labels", "own", "residual", "out"), "*fp32")
     places = {(attention_labels_kernel.arg_names.index(name),): value for name, value in known.items()}
     made = triton.compile(ASTSource(attention_labels_kernel, types, places), target=GPUTarget("cuda", 80, 32))
     assert made.metadata.shared <= 99 * 1024

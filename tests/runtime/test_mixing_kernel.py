@@ -65,9 +65,18 @@ def test_it_compiles_for_gpus(dtype: str, size: int) -> None:
 
     from tlfx.runtime.mixing_kernel import mix_labels_kernel
 
-    known = {"HEADS": 6, "CHANNELS": 3, "CHANNEL_BLOCK": 4, "ROWS": 32, "COLUMNS": 128, "SIZE": size, "OWN": size == 1}
+    known = {
+        "HEADS": 6,
+        "CHANNELS": 3,
+        "CHANNEL_BLOCK": 4,
+        "ROWS": 32,
+        "COLUMNS": 128,
+        "SIZE": size,
+        "OWN": size == 1,
+        "RESIDUAL": True,
+    }
     types = dict.fromkeys(mix_labels_kernel.arg_names, "i32") | dict.fromkeys(known, "constexpr")
-    types |= {"weight": f"*{dtype}"} | dict.fromkeys(("labels", "own", "out"), "*fp32")
+    types |= {"weight": f"*{dtype}"} | dict.fromkeys(("labels", "own", "residual", "out"), "*fp32")
     places = {(mix_labels_kernel.arg_names.index(name),): value for name, value in known.items()}
     made = triton.compile(ASTSource(mix_labels_kernel, types, places), target=GPUTarget("cuda", 80, 32))
     assert made.metadata.shared <= 48 * 1024

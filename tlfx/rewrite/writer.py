@@ -32,6 +32,7 @@ from tlfx.propagate.labels import (
 from tlfx.propagate.outputs import OutputLabel
 from tlfx.propagate.propagator import Propagation
 from tlfx.rewrite.functions import FunctionCalls
+from tlfx.rewrite.residuals import fuse_residuals
 from tlfx.rewrite.strides import find_strides
 from tlfx.runtime.equation import is_range
 
@@ -133,6 +134,8 @@ class _Writer:
         recorded = tuple(self._read(ids, self._end(), for_each=True) for ids in self.propagation.recorded.ids.values())
         outputs = self.propagation.graph_module.graph.output_node().args[0]
         self.graph.output((map_arg(outputs, lambda n: self.copies[n]), labels + recorded))
+        if self.propagation.device.type != "cpu":  # where each call is a kernel to launch
+            fuse_residuals(self.graph, self.innermost)
         self.graph.lint()
         return self._module()
 

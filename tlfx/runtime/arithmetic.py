@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tlfx._torch import set_grad_mode
 
-__all__ = ["TINY", "by_mass", "label_arithmetic", "magnitude", "with_mass"]
+__all__ = ["TINY", "averaged", "by_mass", "label_arithmetic", "magnitude", "with_mass"]
 
 
 P = ParamSpec("P")
@@ -44,6 +44,11 @@ def label_arithmetic(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
 def _device_type(args: Sequence[Any]) -> str:
     return next((a.device.type for a in args if isinstance(a, Tensor)), "cpu")
+
+
+def averaged(labels: Tensor, residual: Tensor | None) -> Tensor:
+    """Labels after a residual connection (eq. 11), if there is one: averaged with those of the skip path."""
+    return labels if residual is None else torch.lerp(residual, labels, 0.5)
 
 
 def magnitude(weight: Tensor, signed: bool = False, vanishes: bool = False) -> Tensor:

@@ -21,16 +21,18 @@ _LOG2E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def attention_labels_kernel(
-    query, key, labels, own, mask, index, out,
+    query, key, labels, own, mask, index, residual, out,
     groups, inner, count, keys, width, scale,
     q_batch, q_group, q_inner, q_head, q_row, q_column,
     k_batch, k_group, k_inner, k_head, k_row, k_column,
     y_batch, y_group, y_inner, y_row, y_channel,
     o_batch, o_group, o_inner, o_row, o_channel,
+    r_batch, r_group, r_inner, r_row, r_channel,
     m_batch, m_group, m_inner, m_head, m_row, m_column,
     HEADS: tl.constexpr, PER_KEY: tl.constexpr, CHANNELS: tl.constexpr,
     CHANNEL_BLOCK: tl.constexpr, WIDTH_BLOCK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     WIDEN: tl.constexpr, CAUSAL: tl.constexpr, MASK: tl.constexpr, OWN: tl.constexpr, INDEX: tl.constexpr,
+    RESIDUAL: tl.constexpr,
 ):  # fmt: skip
     """Labels of a block of queries at one place (batch, group, inner); pointers, sizes, strides, then what is compiled
     in. ``MASK`` is 0 for none, 1 for a boolean and 2 for an additive mask; ``WIDEN`` multiplies in float32."""
@@ -111,6 +113,10 @@ def attention_labels_kernel(
         total = tl.where((alive > 0.0)[:, None], total / tl.maximum(alive, 1.0)[:, None], kept)
     else:
         total = total / HEADS
+    if RESIDUAL:
+        skip = residual + batch * r_batch + group * r_group + within * r_inner
+        skipped = tl.load(skip + row[:, None] * r_row + channel[None, :] * r_channel, mask=written, other=0.0)
+        total = (total + skipped) * 0.5
     tl.store(out + (place * count + row)[:, None] * CHANNELS + channel[None, :], total, mask=written)
 
 
@@ -118,7 +124,8 @@ _IS_COMPILED = isinstance(attention_labels_kernel, triton.JITFunction)
 """Not by the interpreter (TRITON_INTERPRET=1): its kernels cannot be wrapped, and multiply no bfloat16."""
 _KERNEL: Any = wrap_triton(attention_labels_kernel) if _IS_COMPILED else attention_labels_kernel
 _SCHEMA = (
-    "(Tensor query, Tensor key, Tensor labels, Tensor? own, Tensor? mask, Tensor? index, float scale, bool causal)"
+    "(Tensor query, Tensor key, Tensor labels, Tensor? own, Tensor? mask, Tensor? index, Tensor? residual, "
+    "float scale, bool causal)"
     " -> Tensor"
 )
 
@@ -131,6 +138,7 @@ def attention_labels(
     own: Tensor | None,
     mask: Tensor | None,
     index: Tensor | None,
+    residual: Tensor | None,
     scale: float,
     causal: bool,
 ) -> Tensor:
@@ -139,7 +147,8 @@ def attention_labels(
     Query (batch, groups, inner, heads, n, d) and key (batch, groups, inner, heads or fewer, m, d) of any strides;
     labels (batch, groups, inner, m, channels) float32. ``mask`` is bool or float, (batch, groups, inner, heads, n, m);
     ``index`` (int64) are the queries to compute, None for all. A query that sees no key has its label in ``own``
-    (batch, groups, inner, n, channels), and is NaN where that is None.
+    (batch, groups, inner, n, channels), and is NaN where that is None. ``residual`` are labels in the shape of the
+    result, which is averaged with them.
     """
     batch, groups, inner, heads, tokens, width = query.shape
     count = tokens if index is None else index.shape[0]
@@ -150,13 +159,14 @@ def attention_labels(
     most = most_rows(wide, 4 if widen else query.element_size())
     rows, columns = (max(16, min(most, triton.next_power_of_2(n))) for n in (count, keys))
     _KERNEL[(batch * groups * inner * triton.cdiv(count, rows),)](
-        query, key, labels, *(labels if x is None else x for x in (own, mask, index)), out,
+        query, key, labels, *(labels if x is None else x for x in (own, mask, index, residual)), out,
         groups, inner, count, keys, width, scale * _LOG2E.value,
-        *query.stride(), *key.stride(), *labels.stride(), *_strides(own, 5), *_strides(mask, 6),
+        *query.stride(), *key.stride(), *labels.stride(), *_strides(own, 5),
+        *_strides(residual, 5), *_strides(mask, 6),
         HEADS=heads, PER_KEY=heads // key.shape[3], CHANNELS=channels,
         CHANNEL_BLOCK=triton.next_power_of_2(channels), WIDTH_BLOCK=wide, ROWS=rows, COLUMNS=columns,
         WIDEN=widen, CAUSAL=causal, MASK=0 if mask is None else 1 if mask.dtype == torch.bool else 2,
-        OWN=own is not None, INDEX=index is not None, num_warps=4,
+        OWN=own is not None, INDEX=index is not None, RESIDUAL=residual is not None, num_warps=4,
     )  # fmt: skip
     return out
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tlfx.runtime.arithmetic import by_mass, label_arithmetic, magnitude, with_mass
+from tlfx.runtime.arithmetic import averaged, by_mass, label_arithmetic, magnitude, with_mass
 from tlfx.runtime.batch_axis import BatchAxis, split_batch
 from tlfx.runtime.equation import QUERY, Equation, query_axis, select
 from tlfx.runtime.kernel_mixing import mix_by_kernel
@@ -28,6 +29,7 @@ def mix(
     mass: bool = False,
     signed: bool = False,
     valid: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """Spatial mixing, Y ← Norm(W)·Y (eq. 9), with |W| unless its rows sum to 1 already (``is_softmax``); on a GPU by
     one Triton kernel where it can.
@@ -41,13 +43,15 @@ def mix(
             they have the mean of ``labels``.
         queries: places along the query axis to compute; None for all.
         valid: marks those of ``labels`` with content, 1 or 0; None if all have.
+        residual: labels of a skip path, (batch or 1, queries, channels), which the result is averaged with.
     """
     weight = weight[None] if where is None else split_batch(weight, where)
     if queries is not None:
         weight = select(weight, query_axis(equation), queries)
         own = own if own is None else select(own, equation.out.index(QUERY) + 1, queries)
     if weight.is_cuda and not mass and valid is None:
-        found = mix_by_kernel(weight, labels, equation, own, is_softmax=is_softmax, signed=signed)
+        given: dict[str, Any] = {"is_softmax": is_softmax, "signed": signed, "residual": residual}
+        found = mix_by_kernel(weight, labels, equation, own, **given)
         if found is not None:
             return found
     if is_softmax:
@@ -56,7 +60,7 @@ def mix(
         labels = labels if mass else with_mass(labels)
         labels = labels if valid is None else labels * valid[..., None]
         mixed = by_mass(contract(magnitude(weight, signed, vanishes=own is not None), labels, equation), own)
-    return mixed.reshape(len(mixed), -1, mixed.shape[-1])
+    return averaged(mixed.reshape(len(mixed), -1, mixed.shape[-1]), residual)
 
 
 @label_arithmetic

@@ -30,6 +30,7 @@ def attention_by_kernel(
     causal: bool = False,
     scale: float | None = None,
     queries: Sequence[int] | Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor | None:
     """As :func:`tlfx.runtime.attention`, by one kernel; None where there is none: without Triton, in float64, for heads
     wider than 256, more than 16 label channels, or labels that vary along several axes of heads."""
@@ -47,7 +48,10 @@ def attention_by_kernel(
         query = select(query, -2, queries)
         mask, own = (x if x is None else select(x, -2, queries) for x in (mask, own))
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return labels_by(query, key, labels, own, mask, index, scale, causal).flatten(1, -2)
+    if residual is not None:
+        lead, tokens = labels.shape[1:3], query.shape[-2] if index is None else len(index)
+        residual = residual.unflatten(1, (*lead, tokens)).expand(len(labels), -1, -1, -1, -1)
+    return labels_by(query, key, labels, own, mask, index, residual, scale, causal).flatten(1, -2)
 
 
 def _is_supported(query: Tensor, key: Tensor, labels: Tensor, mask: Tensor | None) -> bool:

@@ -21,6 +21,7 @@ def mix_by_kernel(
     *,
     is_softmax: bool = False,
     signed: bool = False,
+    residual: Tensor | None = None,
 ) -> Tensor | None:
     """As :func:`tlfx.runtime.mix`, of a weight (batch or 1, *shape), by one kernel; None where there is none: without
     Triton, in float64, for more than 16 label channels, several axes of heads or of keys, or more than two along which
@@ -41,8 +42,10 @@ def mix_by_kernel(
     of_weight = view(weight, equation.weight, (*groups, head, QUERY, key))
     of_labels = view(labels, equation.labels, (*groups, key), channels=True)
     of_own = None if own is None else view(own, equation.out, (*groups, QUERY), channels=True)
+    if residual is not None:
+        residual = residual.unflatten(1, of_weight.shape[1:3] + of_weight.shape[4:5]).expand(batch, -1, -1, -1, -1)
     size = 0 if is_softmax else 2 if signed else 1
-    return mixed(of_weight, of_labels, of_own, size).flatten(1, -2)
+    return mixed(of_weight, of_labels, of_own, residual, size).flatten(1, -2)
 
 
 _Axes = tuple[tuple[str | None, str | None], str | None, str]

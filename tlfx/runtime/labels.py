@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tlfx.runtime.arithmetic import label_arithmetic
+from tlfx.runtime.arithmetic import averaged, label_arithmetic
 from tlfx.runtime.batch_axis import BatchAxis, merge_batch
 
 __all__ = ["average", "gather", "output", "pixels", "scan", "share", "spread", "uniform", "view"]
@@ -56,7 +56,7 @@ def gather(labels: Sequence[Tensor], index: Tensor | None = None, shape: Sequenc
 @label_arithmetic
 def average(one: Tensor, other: Tensor) -> Tensor:
     """Residual connection, Y ← Norm(Y + g(Y)) (eq. 11), and products of two full values."""
-    return torch.lerp(one, other, 0.5)
+    return averaged(other, one)
 
 
 @label_arithmetic

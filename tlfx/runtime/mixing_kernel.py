@@ -24,13 +24,14 @@ _ROWS, _COLUMNS = 32, 128
 
 @triton.jit
 def mix_labels_kernel(
-    weight, labels, own, out,
+    weight, labels, own, residual, out,
     groups, inner, count, keys,
     w_batch, w_group, w_inner, w_head, w_row, w_column,
     y_batch, y_group, y_inner, y_row, y_channel,
     o_batch, o_group, o_inner, o_row, o_channel,
+    r_batch, r_group, r_inner, r_row, r_channel,
     HEADS: tl.constexpr, CHANNELS: tl.constexpr, CHANNEL_BLOCK: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr, OWN: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr, OWN: tl.constexpr, RESIDUAL: tl.constexpr,
 ):  # fmt: skip
     """Labels of a block of queries at one place (batch, group, inner); pointers, sizes, strides, then what is compiled
     in. ``SIZE`` is 0 for weights whose rows sum to 1, 1 for |W| and 2 for max(W, 0), which are divided by their sum."""
@@ -73,32 +74,38 @@ def mix_labels_kernel(
         mixed = (mixed + kept * _TINY) / (mass + _TINY)[:, None]
     else:
         mixed = mixed / tl.where(in_rows, mass, 1.0)[:, None]
+    if RESIDUAL:
+        skip = residual + batch * r_batch + group * r_group + within * r_inner
+        skipped = tl.load(skip + at[:, None] * r_row + channel[None, :] * r_channel, mask=written, other=0.0)
+        mixed = (mixed + skipped) * 0.5
     tl.store(out + (place * count + row)[:, None] * CHANNELS + channel[None, :], mixed, mask=written)
 
 
 _IS_COMPILED = isinstance(mix_labels_kernel, triton.JITFunction)
 """Not by the interpreter, whose kernels cannot be wrapped."""
 _KERNEL: Any = wrap_triton(mix_labels_kernel) if _IS_COMPILED else mix_labels_kernel
-_SCHEMA = "(Tensor weight, Tensor labels, Tensor? own, int size) -> Tensor"
+_SCHEMA = "(Tensor weight, Tensor labels, Tensor? own, Tensor? residual, int size) -> Tensor"
 
 
 @triton_op("tlfx::mix_labels", mutates_args=(), schema=_SCHEMA)
-def mix_labels(weight: Tensor, labels: Tensor, own: Tensor | None, size: int) -> Tensor:
+def mix_labels(weight: Tensor, labels: Tensor, own: Tensor | None, residual: Tensor | None, size: int) -> Tensor:
     """Labels mixed by weights, (batch, groups, inner, queries, channels), float32.
 
     Weight (batch, groups, inner, heads, n, m) and labels (batch, groups, inner, m, channels) float32, both of any
     strides. ``size`` is 0 for weights whose rows sum to 1, which are averaged over heads; 1 for |W| and 2 for
     max(W, 0), divided by their sum. A query whose weights are all zero has its label in ``own`` (batch, groups,
-    inner, n, channels), and the mean of ``labels`` where that is None.
+    inner, n, channels), and the mean of ``labels`` where that is None. ``residual`` are labels in the shape of
+    the result, which is averaged with them.
     """
     batch, groups, inner, heads, count, keys = weight.shape
     channels = labels.shape[-1]
     out = labels.new_empty(batch, groups, inner, count, channels)
     rows, columns = (min(most, triton.next_power_of_2(n)) for most, n in ((_ROWS, count), (_COLUMNS, keys)))
     _KERNEL[(batch * groups * inner * triton.cdiv(count, rows),)](
-        weight, labels, labels if own is None else own, out, groups, inner, count, keys,
+        weight, labels, *(labels if x is None else x for x in (own, residual)), out, groups, inner, count, keys,
         *weight.stride(), *labels.stride(), *((0,) * 5 if own is None else own.stride()),
+        *((0,) * 5 if residual is None else residual.stride()),
         HEADS=heads, CHANNELS=channels, CHANNEL_BLOCK=triton.next_power_of_2(channels), ROWS=rows, COLUMNS=columns,
-        SIZE=size, OWN=own is not None, num_warps=4,
+        SIZE=size, OWN=own is not None, RESIDUAL=residual is not None, num_warps=4,
     )  # fmt: skip
     return out

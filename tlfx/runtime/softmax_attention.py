@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tlfx.runtime.arithmetic import by_mass, label_arithmetic, with_mass
+from tlfx.runtime.arithmetic import averaged, by_mass, label_arithmetic, with_mass
 from tlfx.runtime.batch_axis import BatchAxis, merge_batch, split_batch
 from tlfx.runtime.contraction import contract
 from tlfx.runtime.equation import QUERY, Equation, select
@@ -35,15 +35,17 @@ def attention(
     causal: bool = False,
     scale: float | None = None,
     queries: Sequence[int] | Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """Spatial mixing by scaled dot-product attention (eq. 7, 9), averaged over heads, weights before dropout.
 
     ``own`` are labels of the queries in the shape of the output, which those have that the mask lets see no key in any
-    head; None if there is no such query. On a GPU, one Triton kernel computes them where it can.
+    head; None if there is no such query. ``residual`` are labels of a skip path in the shape of the result, which is
+    averaged with them. On a GPU, one Triton kernel computes them where it can.
     """
     if query.is_cuda:
         given: dict[str, Any] = {"mask": mask, "causal": causal, "scale": scale, "queries": queries}
-        found = attention_by_kernel(query, key, labels, equation, own, where=where, **given)
+        found = attention_by_kernel(query, key, labels, equation, own, where=where, residual=residual, **given)
         if found is not None:
             return found
     query, key = query.float(), key.float()
@@ -54,10 +56,10 @@ def attention(
     key = repeat_groups(key, query)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if where == BatchAxis(0) and query.dim() == key.dim() == 4:
-        return _attention_in_parts(query, key, scale, bias, labels, equation, own)
+        return averaged(_attention_in_parts(query, key, scale, bias, labels, equation, own), residual)
     scores = (query * scale) @ key.mT
     weight = torch.softmax(scores if bias is None else scores + bias, -1)
-    return _mixed(split_batch(weight, where), labels, equation, own).flatten(1, -2)
+    return averaged(_mixed(split_batch(weight, where), labels, equation, own).flatten(1, -2), residual)
 
 
 def _mixed(weight: Tensor, labels: Tensor, equation: Equation, own: Tensor | None) -> Tensor:

@@ -1,0 +1,32 @@
+"""Residual connections at the end of spatial mixing: one call for both, which a GPU runs as one kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch.fx import Graph, Node
+
+from tlfx import runtime
+from tlfx.capture.regions import Region
+
+__all__ = ["fuse_residuals"]
+
+MIXING = (runtime.attention, runtime.mix)
+
+
+def fuse_residuals(graph: Graph, innermost: Mapping[Node, Region]) -> None:
+    """Replace each average of labels and of what spatial mixing makes of labels, if nothing else reads that.
+
+    ``innermost`` gives the innermost region of nodes: calls of two regions are not joined.
+    """
+    place = {node: i for i, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        if node.target is not runtime.average:
+            continue
+        for residual, mixed in (node.args, node.args[::-1]):
+            is_last = mixed.target in MIXING and len(mixed.users) == 1 and "residual" not in mixed.kwargs
+            if is_last and place[residual] < place[mixed] and innermost.get(node) is innermost.get(mixed):
+                mixed.update_kwarg("residual", residual)
+                node.replace_all_uses_with(mixed)
+                graph.erase_node(node)
+                break

@@ -142,7 +142,7 @@ def view_as_real(op: OpContext, x: Value) -> Value:
 @rule(aten.view_as_complex)
 def view_as_complex(op: OpContext, x: Value) -> Value:
     """x (*, 2) → (*): the label of both parts, averaged where they differ."""
-    return op.reduce(x, -1)
+    return op.reduce(x, -1, linear="mean")
 
 
 @rule(aten.cat, aten.concat, aten.concatenate)

@@ -91,7 +91,7 @@ def mul(op: OpContext, a: Any, b: Any) -> Value:
 
 @rule(aten.div, aten.divide, aten.true_divide)
 def div(op: OpContext, a: Any, b: Any, *, rounding_mode: Any = None) -> Value:
-    """The label of the numerator."""
+    """The label of the numerator; by another full value with content, the average of both, as of a product."""
     if isinstance(a, Value) and isinstance(b, Value):
         return op.numerator(a, b) if rounding_mode is None else op.monotone(b if a.is_constant else a)
     if rounding_mode is not None or not isinstance(a, Value):
@@ -119,7 +119,7 @@ def remainder(op: OpContext, a: Any, b: Any) -> Value:
     aten.gcd, aten.lcm, aten.polar,
 )  # fmt: skip
 def power(op: OpContext, a: Any, b: Any) -> Value:
-    """The label of the base, or of the exponent of a constant."""
+    """The label of the base, or of the exponent of a constant; the average of two full values with content."""
     return op.numerator(a, b) if isinstance(a, Value) and isinstance(b, Value) else op.pointwise(_value(a, b))
 
 

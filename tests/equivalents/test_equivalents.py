@@ -7,10 +7,10 @@ import torch
 from helpers import slow_except
 from torch import Tensor
 
-from equivalents import attention, factors, gates, indices, mixing, products, softmax, sums, windows, writes
+from equivalents import attention, factors, gates, indices, mixing, outer, products, softmax, sums, windows, writes
 from equivalents.spelling import Group, label_matrices, of_products
 
-MODULES = (attention, factors, gates, indices, mixing, products, softmax, sums, windows, writes)
+MODULES = (attention, factors, gates, indices, mixing, outer, products, softmax, sums, windows, writes)
 GROUPS: list[Group] = [group for module in MODULES for group in module.GROUPS]
 NOT_LINEAR = {"maximum", "alpha", "instance_of_tokens", "cumsum"}
 """Spellings that are another function of products with a factor, which sums weight by it."""

@@ -438,8 +438,8 @@ def test_decomposed_relative_positions() -> None:
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_padding_tokens_have_the_share_of_the_image(fused: bool) -> None:
-    """Tokens padded to whole windows take part in the attention with the label λ (eq. 5)."""
+def test_padding_under_attention_has_no_label(fused: bool) -> None:
+    """Tokens padded to whole windows are keys, but nothing of them reaches the output."""
 
     def padded(x: Tensor) -> Tensor:
         return F.pad(tokens(x), (0, 0, 0, 4)).view(-1, 8, x.shape[1])
@@ -454,9 +454,9 @@ def test_padding_tokens_have_the_share_of_the_image(fused: bool) -> None:
 
     def twin(y: Tensor, x: Tensor) -> Tensor:
         query, key, _ = padded(x).view(-1, 8, 3, HEADS, DEPTH).permute(2, 0, 3, 1, 4)
-        share = y.mean((1, 2, 3))[:, None].expand(-1, 4)
-        rows = torch.cat((label_rows(y), share), 1).view(-1, 8)
-        return mixed(weights(query, key), rows).reshape(-1, 16, HEADS * DEPTH)[:, :TOKENS]
+        rows, seen = (F.pad(r, (0, 4)).view(-1, 8) for r in (label_rows(y), torch.ones_like(label_rows(y))))
+        sums = [mixed(weights(query, key), r).reshape(-1, 16, HEADS * DEPTH)[:, :TOKENS] for r in (rows, seen)]
+        return sums[0] / sums[1]
 
     check(function, twin, SIZE)
 

@@ -24,12 +24,14 @@ __all__ = [
     "IMAGE",
     "NONE",
     "Bounds",
+    "Factor",
     "Role",
     "Spectrum",
     "Value",
     "compact",
     "fill_none",
     "fill_tokens",
+    "find_batch_axis",
     "ids_of_sample",
     "image_map",
     "map_of_ids",
@@ -41,6 +43,8 @@ IMAGE = 0
 """Id of the image-level share λ, the label of tokens without image content (eq. 5)."""
 
 
+Factor = tuple["Value", Sequence[int]]
+"""A factor of a product, and the axes of the product that its own are, -1 for those that the product lacks."""
 Bounds = tuple[Tensor, Tensor]
 """The least and the greatest value of each element of an index, of size 1 along axes along which they are constant."""
 
@@ -98,8 +102,14 @@ class Value:
     """The source of the content that the value is a statistic of (a mean, a maximum), and the sign with which."""
     function_of: Node | None = None
     """The node of the value that it is an element-wise function or a statistic of, if not of itself."""
-    outer: tuple[Value, Value] | None = None
-    """The factors of an outer product: summed over tokens, it is a context kᵀv."""
+    factors: tuple[Factor, Factor] | None = None
+    """The factors of an outer product: once it is summed over tokens, it is a contraction of the two."""
+    is_gate: bool = False
+    """Whether the value is a function of values that are broadcast along axes of it: a gate of any full content."""
+    softmax_of: Node | None = None
+    """The softmax over tokens whose weights, or some of them, the value holds."""
+    mixed_by: Node | None = None
+    """The softmax of which a part mixed the content: parts of one softmax count by their masses in a sum."""
     elements: Tensor | None = None
     """A map of elements that are equal where their numbers are, of a value that data movement repeats along an axis."""
     read_as: Any = None

@@ -19,13 +19,17 @@ def fuse_residuals(graph: Graph, innermost: Mapping[Node, Region]) -> None:
 
     ``innermost`` gives the innermost region of nodes: calls of two regions are not joined.
     """
-    place = {node: i for i, node in enumerate(graph.nodes)}
+    place: dict[Node, float] = {node: i for i, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
         if node.target is not runtime.average:
             continue
         for residual, mixed in (node.args, node.args[::-1]):
             is_last = mixed.target in MIXING and len(mixed.users) == 1 and "residual" not in mixed.kwargs
-            if is_last and place[residual] < place[mixed] and innermost.get(node) is innermost.get(mixed):
+            known = max(place[n] for n in (residual.all_input_nodes or [residual])) < place[mixed]
+            if is_last and known and len({innermost.get(n) for n in (node, mixed, residual)}) == 1:
+                if place[residual] > place[mixed]:  # labels picked from others, where the average reads them
+                    mixed.prepend(residual)
+                    place[residual] = place[mixed] - 0.5
                 mixed.update_kwarg("residual", residual)
                 node.replace_all_uses_with(mixed)
                 graph.erase_node(node)

@@ -124,8 +124,9 @@ class _Writer:
         self.mask = self._add_mask()
 
     def write(self) -> GraphModule:
-        """Write all label tensors that are read, then the outputs."""
-        for place, label in sorted(self.live.items()):
+        """Write all label tensors that are read, in the order of their operators, then the outputs."""
+        order = {node: i for i, node in enumerate(self.propagation.graph_module.graph.nodes)}
+        for place, label in sorted(self.live.items(), key=lambda item: (order[item[1].after], item[0])):
             if place not in self.waiting:
                 assert label.after is not None
                 after = self.functions.end_of(label.after) or self.copies.get(label.after)

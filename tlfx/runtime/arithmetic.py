@@ -53,7 +53,7 @@ def averaged(labels: Tensor, residual: Tensor | None) -> Tensor:
 
 def magnitude(weight: Tensor, signed: bool = False, vanishes: bool = False) -> Tensor:
     """|W|, or max(W, 0) if ``signed``; uniform where a whole row is zero, unless it may vanish (``vanishes``)."""
-    weight = weight.float()
+    weight = weight.abs() if weight.is_complex() else weight.float()
     size = weight.clamp_min(0) if signed else weight.abs()
     return size if vanishes else size + TINY
 

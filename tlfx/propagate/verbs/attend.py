@@ -99,8 +99,9 @@ class Attention(Window):
         self.record(Operation.SPATIAL_MIX)
         if self._by_norm_of_values:
             return self._attend_by_norm(call)
+        value = self._as_product(value)
         if value.pending is not None:
-            return self._attend_to_products(call)
+            return self._attend_to_products(replace(call, value=value))
         if replaced is not None and not call.hides and self._may_replace(call):
             return self._attend_and_replace(call, replaced)
         return self._attend_beside(call)

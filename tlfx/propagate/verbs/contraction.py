@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from tlfx.operations import Operation
-from tlfx.propagate.values import IMAGE, NONE, Role, Value, fill_none, map_of_ids
+from tlfx.propagate.values import IMAGE, NONE, Factor, Role, Value, fill_none, map_of_ids
 from tlfx.propagate.verbs.kept_tokens import KeptTokens
-from tlfx.propagate.verbs.linear_attention import LinearAttention
+from tlfx.propagate.verbs.linear_attention import LinearAttention, of_product
 from tlfx.propagate.verbs.mixing import Term
 from tlfx.propagate.verbs.pending import with_pending_labels
 from tlfx.propagate.verbs.subscripts import ContractionAxes, Subscripts, arrange
@@ -39,33 +39,33 @@ class Contraction(KeptTokens, LinearAttention):
     def reduce(
         self, x: Value, axes: Sequence[int] | int | None = None, keepdim: bool = False, linear: str = ""
     ) -> Value:
-        """As :meth:`Reduction.reduce`; an outer product kv summed over tokens is the contraction kᵀv."""
-        if linear and x.outer is not None and x.is_content:
-            context = self._outer_sum(x, x.outer, axes, keepdim)
-            if context is not None:
-                return context
+        """As :meth:`Reduction.reduce`; an outer product that is summed is a contraction, such as a context kᵀv."""
+        if linear and x.factors is not None:
+            summed = self._summed_factors(x, x.factors, axes, keepdim)
+            if summed is not None:
+                return summed
         return super().reduce(x, axes, keepdim, linear)
 
-    def _outer_sum(
-        self, x: Value, factors: tuple[Value, Value], axes: Sequence[int] | int | None, keepdim: bool
+    def _summed_factors(
+        self, x: Value, factors: tuple[Factor, Factor], axes: Sequence[int] | int | None, keepdim: bool
     ) -> Value | None:
+        """The contraction that an outer product summed over tokens is, if both factors have these."""
         rank = len(x.shape)
         gone = [a % rank for a in ([axes] if isinstance(axes, int) else axes or range(rank))]
-        if x.batch_axis.axis in gone or all(x.map.shape[a] == 1 for a in gone):
+        lengths = [dict(zip(at, v.shape, strict=True)) for v, at in factors]
+        if any(x.shape[a] > 1 and 1 in (n.get(a, 1) for n in lengths) for a in gone):
             return None
-        of = [
-            tuple(f"{'axis' if n > 1 else 'one'}{rank - len(v.shape) + i}" for i, n in enumerate(v.shape))
-            for v in factors
-        ]
-        out = tuple(f"axis{a}" for a in range(rank) if a not in gone)
-        step = self.step([n for a, n in enumerate(x.shape) if a not in gone])
-        summed = step.multiply(factors[0], of[0], factors[1], of[1], out)
-        if summed.role is not Role.CONTEXT:
+        if all(m.shape[a] == 1 for m in x.maps for a in gone):
+            return None
+        (a, of_a), (b, of_b) = ((v[0], of_product(v, name)) for v, name in zip(factors, "ab", strict=True))
+        left = [i for i in range(rank) if i not in gone]
+        summed = self.step([x.shape[i] for i in left]).multiply(a, of_a, b, of_b, [f"axis{i}" for i in left])
+        if summed.role not in (Role.CONTENT, Role.CONTEXT):
             return None
         maps = summed.maps
-        for a in sorted(gone) if keepdim else ():
-            maps = tuple(m.unsqueeze(a) for m in maps)
-        return self.content(*maps, role=Role.CONTEXT)
+        for i in sorted(gone) if keepdim else ():
+            maps = tuple(m.unsqueeze(i) for m in maps)
+        return self.content(*maps, role=summed.role)
 
     def multiply(self, a: Value, of_a: Sequence[str], b: Value, of_b: Sequence[str], out: Sequence[str]) -> Value:
         """Contract two values, with a subscript for each axis, over the subscripts that ``out`` lacks."""
@@ -78,7 +78,9 @@ class Contraction(KeptTokens, LinearAttention):
                     return mixed
             a, b = self.resolve_all(a, b)
         if a.is_content and b.is_content:
-            return self._multiply_contents(a, of_a, b, of_b, out)
+            found = self._multiply_contents(_of_one_label(a), of_a, _of_one_label(b), of_b, out)
+            is_outer = found.is_content and self._broadcast((a, of_a), (b, of_b), out) == [True, True]
+            return replace(found, factors=((a, _places(of_a, out)), (b, _places(of_b, out)))) if is_outer else found
         if a.is_content or b.is_content:
             (x, of_x), (w, of_w) = ((a, of_a), (b, of_b)) if a.is_content else ((b, of_b), (a, of_a))
             return self._weighted(w, of_w, x, of_x, out)
@@ -138,10 +140,14 @@ class Contraction(KeptTokens, LinearAttention):
     def _gate_of(self, a: Term, b: Term, out: Subscripts) -> int | None:
         """The one of two factors that is broadcast along axes of an element-wise product, 0 or 1; None if both are, or
         neither is."""
-        if not _is_product(a, b, out):
-            return None
-        broadcast = [any(c not in of and n > 1 for c, n in zip(out, self.shape, strict=True)) for _, of in (a, b)]
+        broadcast = self._broadcast(a, b, out)
         return broadcast.index(True) if sum(broadcast) == 1 else None
+
+    def _broadcast(self, a: Term, b: Term, out: Subscripts) -> list[bool]:
+        """Whether each factor of an element-wise product is broadcast along any axis; nothing for a contraction."""
+        if not _is_product(a, b, out):
+            return []
+        return [any(c not in of and n > 1 for c, n in zip(out, self.shape, strict=True)) for _, of in (a, b)]
 
     def _mixed_by_matrix(
         self, axes_a: ContractionAxes, axes_b: ContractionAxes, out: Subscripts, maps: list[Tensor]
@@ -171,8 +177,7 @@ class Contraction(KeptTokens, LinearAttention):
         if len(one) < 2:
             return None
         self.record(Operation.POINTWISE)
-        a, b = (self.content(m) for m in maps)
-        return self._averaged(a, b)
+        return self._averaged(*(self.content(m) for m in maps))
 
     def _weighted(self, w: Value, of_w: Subscripts, x: Value, of_x: Subscripts, out: Subscripts) -> Value:
         """Content multiplied with a weight or a constant."""
@@ -180,7 +185,9 @@ class Contraction(KeptTokens, LinearAttention):
         if not axes.tokens:
             self.record(Operation.CHANNEL_MIX)
             mixed = self._from_axes(axes.content.ids, axes.content.subscripts, axes, out)
-            return replace(self._with_pending(mixed, w, of_w, x, of_x, out), weighs=x.weighs)
+            mixed = replace(self._with_pending(mixed, w, of_w, x, of_x, out), weighs=x.weighs)
+            one_token = mixed.mass is not None or mixed.pending is not None
+            return replace(mixed, mixed_by=w.softmax_of) if one_token else mixed
         mixed = self._weighted_tokens(w, of_w, x, of_x, axes, out)
         number = self.number(w) if self.is_fixed(w) else None  # a sum, if the same for all
         return self._as_statistic(mixed, x, number) if number else mixed
@@ -284,6 +291,14 @@ class Contraction(KeptTokens, LinearAttention):
             self.record(Operation.SPATIAL_MIX)
             return self.content(maps[0])
         return self.weight(*maps[:2])
+
+
+def _of_one_label(x: Value) -> Value:
+    """Content of which all elements have one label, but for zeros: these too."""
+    if x.pending is not None or not bool((x.map == NONE).any()):
+        return x
+    filled = fill_none(x.map, [a for a in range(x.map.dim()) if a != x.batch_axis.axis])
+    return x if filled is x.map else replace(x, maps=(filled,))
 
 
 def _is_product(a: Term, b: Term, out: Subscripts) -> bool:

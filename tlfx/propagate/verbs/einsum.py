@@ -48,7 +48,8 @@ class Einsum(Contraction):
         return self.multiply(a, of_a, b, of_b, [*lead, *rows, *columns])
 
 
-def _order_of_product(terms: list[Term]) -> tuple[bool, bool]:
-    """The order of a product, the first term, among those that an einsum may start with: content before weights."""
+def _order_of_product(terms: list[Term]) -> tuple[bool, bool, bool]:
+    """The order of a product, the first term, among those that an einsum may start with: content before weights, and
+    of these an outer product of two contents first, as a bilinear layer multiplies them."""
     product = terms[0][0]
-    return product.role not in (Role.CONTENT, Role.CONTEXT), product.weighs
+    return product.role not in (Role.CONTENT, Role.CONTEXT), product.weighs, product.factors is None

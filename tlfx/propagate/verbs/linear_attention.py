@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from tlfx import runtime
+from tlfx.errors import RuleError
 from tlfx.operations import Operation
 from tlfx.propagate.labels import Operand
-from tlfx.propagate.values import Role, Value, map_of_ids
-from tlfx.propagate.verbs.mixing import Mixing, with_image_labels
+from tlfx.propagate.values import Factor, Role, Value, find_batch_axis, ids_of_sample, map_of_ids
+from tlfx.propagate.verbs.mixing import Mixing
 from tlfx.propagate.verbs.subscripts import ContractionAxes, Subscripts, arrange
 
-__all__ = ["LinearAttention"]
+__all__ = ["LinearAttention", "of_product"]
 
 
 class LinearAttention(Mixing):
@@ -26,14 +30,52 @@ class LinearAttention(Mixing):
         return self.content(*maps, role=Role.CONTEXT)
 
     def _context_map(self, w: Value, of_w: Subscripts, x: Value, of_x: Subscripts, out: Subscripts) -> Tensor:
+        x = self._as_product(x)
         massed = x.pending is not None
         axes = self._axes(self._filled_product(x) if massed else x, of_x, of_w, out)
-        axes = axes if massed else with_image_labels(axes)
         heads = axes.heads
         kept = [c for c in axes.out if (c in axes.weight or c in axes.varying) and c not in heads] + heads
         ids = self._mixed(runtime.context, w, of_w, axes, kept, {"mass": massed, **self.signed})
         self._finalize(ids.reshape(-1, ids.shape[len(kept) - len(heads) :].numel()))
         return map_of_ids(arrange(ids, kept, axes.out), self.batch, axes.content.where_in(out))
+
+    def _residual(self, a: Value, b: Value, scales: Sequence[float] | None) -> Value:
+        if Role.CONTEXT in (a.role, b.role) or all(v.is_content and v.ids.numel() == 1 for v in (a, b)):
+            a, b = (self._as_context(v) for v in (a, b))
+        if a.role is b.role is Role.CONTEXT and a.shape == b.shape:
+            return self._sum_of_contexts(a, b, scales)
+        return super()._residual(a, b, scales)
+
+    def _as_context(self, x: Value) -> Value:
+        """The outer product kvᵀ of one token as a context; any other value as it is."""
+        if x.role is not Role.CONTENT or x.factors is None or x.ids.numel() > 1:
+            return x
+        terms = [(v, of_product(x.factors[i], "ab"[i])) for i, (v, _) in enumerate(x.factors)]
+        context = self.step(x.shape)._context(*terms[0], *terms[1], tuple(f"axis{i}" for i in range(len(x.shape))))
+        return self.content(*context.maps, role=Role.CONTEXT, shape=x.shape)
+
+    def _sum_of_contexts(self, a: Value, b: Value, scales: Sequence[float] | None) -> Value:
+        """A sum of two contexts kᵀv, each of some tokens: the context of all."""
+        if scales is None or len(a.maps) != len(b.maps):
+            raise RuleError(
+                f"{self.node.name} adds two products kᵀv of linear attention of which it is not known how much each "
+                "counts: join their keys and their values instead"
+            )
+        self.record(Operation.SPATIAL_MIX)
+        sizes = torch.tensor([abs(s) for s in scales])
+        return self.content(
+            *(self._sum_of_maps(*m, sizes) for m in zip(a.maps, b.maps, strict=True)), role=Role.CONTEXT
+        )
+
+    def _sum_of_maps(self, one: Tensor, other: Tensor, sizes: Tensor) -> Tensor:
+        """The map of the sums of contexts of two maps, registered with the labels that they have as content."""
+        where = find_batch_axis(one, self.batch)
+        ids = torch.stack(torch.broadcast_tensors(*(ids_of_sample(m, self.batch, where) for m in (one, other))), -1)
+        pairs, place = ids.flatten(0, -2).unique(dim=0, return_inverse=True)
+        new = self._total_mass(pairs, sizes)
+        rows = (self.state.contexts.resolve(pairs * self.batch) // self.batch).unique(dim=0, return_inverse=True)[1]
+        self._finalize(new[rows.argsort(stable=True)].view(int(rows.max()) + 1, -1))
+        return map_of_ids(new[place].view(ids.shape[:-1]), self.batch, where)
 
     def _finalize(self, ids: Tensor) -> None:
         """Register a context, ids (out, heads), with the label that it has as content: the mean over its heads."""
@@ -64,3 +106,10 @@ class LinearAttention(Mixing):
         kept = [c for c in axes.kept if c not in heads]
         ids = self._mixed(runtime.mix, q, of_q, axes, kept, {"mass": True, **self.signed})
         return self._from_axes(ids, kept, axes, out)
+
+
+def of_product(factor: Factor, name: str) -> Subscripts:
+    """Subscripts of a factor of a product: those of the product's axes, and its own for axes of length 1."""
+    x, axes = factor
+    each = enumerate(zip(axes, x.shape, strict=True))
+    return tuple(f"axis{axis}" if n > 1 and axis >= 0 else f"{name}{i}" for i, (axis, n) in each)

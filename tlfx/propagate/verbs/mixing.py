@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -83,9 +84,10 @@ class Mixing(Pointwise, Reduction):
     ) -> Value:
         """Spatial mixing; if ``value`` is given, its norms weight the heads. Labels may have a mass (``massed``)."""
         self.record(Operation.SPATIAL_MIX)
-        if massed or (w.is_constant and bool((axes.content.ids == NONE).any())):
-            return self._mix_valid(w, of_w, axes, out, massed)
         is_softmax = w.softmax_dim is not None and [of_w[w.softmax_dim]] == axes.tokens
+        if massed or (value is None and bool((axes.content.ids == NONE).any())):
+            mixed = self._mix_valid(w, of_w, axes, out, massed)
+            return mixed if is_softmax else self._as_part(mixed, w, of_w, axes, out, massed)
         axes = with_image_labels(axes)
         if value is not None:
             options = {**self.signed, **self._deviation}
@@ -94,7 +96,26 @@ class Mixing(Pointwise, Reduction):
             options = {"is_softmax": True} if is_softmax else self.signed
             own = None if is_softmax else self._label_of_queries(w, of_w, axes)
             ids = self._mixed(runtime.mix, w, of_w, axes, axes.kept, options, own=own)
-        return self._from_axes(ids, axes.kept, axes, out)
+        mixed = self._from_axes(ids, axes.kept, axes, out)
+        return mixed if is_softmax else self._as_part(mixed, w, of_w, axes, out)
+
+    def _as_part(
+        self, mixed: Value, w: Value, of_w: Subscripts, axes: ContractionAxes, out: Subscripts, massed: bool = False
+    ) -> Value:
+        """Content mixed by some weights of a softmax: beside other parts of it, it counts by their sum. Any other mixed
+        content as it is."""
+        if w.softmax_of is None:
+            return mixed
+
+        def mass() -> Tensor:
+            ids = axes.content.ids
+            filled = replace(axes.content, ids=self._filled_masses(ids if massed else self._massed(ids)))
+            of_all, sizes = replace(axes, content=filled), self._sizes(w, of_w, axes)
+            sums = self._mixed(runtime.context, w, of_w, of_all, axes.kept, {"mass": True, **self.signed})
+            heads = [sizes[c] for c in axes.weight if c not in axes.varying and c not in axes.kept]
+            return self._from_axes(self._sum_of_masses(sums, [], 1 / math.prod(heads)), axes.kept, axes, out).map
+
+        return replace(mixed, mixed_by=w.softmax_of, mass=mass)
 
     def _mix_valid(self, w: Value, of_w: Subscripts, axes: ContractionAxes, out: Subscripts, massed: bool) -> Value:
         """Spatial mixing normalised over tokens with content and their masses: padding has none."""

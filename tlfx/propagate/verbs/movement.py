@@ -31,8 +31,8 @@ class Movement(Written):
         if x.bounds is not None:
             least, greatest = (b.to(self.node.meta["val"].dtype) for b in x.bounds)
             out = replace(out, bounds=(least, greatest))
-        out = replace(out, part_of=x.moved, statistic=x.statistic, log_sum_of=x.log_sum_of)
-        return replace(out, function_of=x.subject, factored=x.factored)
+        out = replace(out, part_of=x.moved, statistic=x.statistic, log_sum_of=x.log_sum_of, softmax_of=x.softmax_of)
+        return replace(out, function_of=x.subject, factored=x.factored, is_gate=x.is_gate)
 
     def move(self) -> Value:
         """Run the operator on the map of its one value with content; indices are evaluated."""
@@ -91,7 +91,8 @@ class Movement(Written):
         return moved if moved.dim() == len(self.shape) and moved.shape != self.shape else None
 
     def _moved(self, x: Value, maps: Sequence[Tensor], move: Callable[[Tensor], Tensor] | None) -> Value:
-        out = replace(self.content(*maps, role=x.role, shape=maps[0].shape), weighs=x.weighs)
+        out = self.content(*maps, role=x.role, shape=maps[0].shape)
+        out = replace(out, weighs=x.weighs, softmax_of=x.softmax_of)
         if x.softmax_dim is None or move is None:
             return out
         dim, rank = x.softmax_dim, len(x.shape)

@@ -66,15 +66,24 @@ class Pending(Weighing):
             return x.pending
         return self._with_mass(x.map, x.batch_axis) if x.mass is None else x.mass()
 
+    def _as_product(self, x: Value) -> Value:
+        """Content with padding as a product with a mask, which padding does not count under; any other value as it
+        is."""
+        if not x.is_content or x.pending is not None or not bool((x.map == NONE).any()):
+            return x
+        return replace(x, pending=self._with_mass(x.map, x.batch_axis))
+
     def _filled_product(self, x: Value) -> Value:
         """A product whose labels are those with a mass; that of padding is too small to count beside any other."""
         assert x.pending is not None
-        ids = ids_of_sample(x.pending, self.batch, x.batch_axis)
+        filled = self._filled_masses(ids_of_sample(x.pending, self.batch, x.batch_axis))
+        return with_pending_labels(replace(x, pending=map_of_ids(filled, self.batch, x.batch_axis)))
+
+    def _filled_masses(self, ids: Tensor) -> Tensor:
+        """Ids of labels with a mass, that of padding too small to count beside any other."""
         if not bool((ids == NONE).any()):
-            return with_pending_labels(x)
-        blank = self._total_mass(self._massed(torch.tensor([[IMAGE]])), TINY)
-        filled = map_of_ids(torch.where(ids == NONE, blank, ids), self.batch, x.batch_axis)
-        return with_pending_labels(replace(x, pending=filled))
+            return ids
+        return torch.where(ids == NONE, self._total_mass(self._massed(torch.tensor([[IMAGE]])), TINY), ids)
 
     def _by_element_of(self, x: Value) -> Tensor:
         """The map of labels with the mass of each element of any value with content."""
@@ -97,6 +106,7 @@ class Pending(Weighing):
         if not out.is_content or scale is None:
             return out
         out = replace(out, origin=x.source, part_of=x.part_of, factored=x.factored, sum_of=x.sum_of)
+        out = replace(out, factors=x.factors if x.shape == out.shape else None)
         if x.statistic is not None and scale != 0:
             out = replace(out, statistic=(x.statistic[0], x.statistic[1] * (1 if scale > 0 else -1)))
 
@@ -181,6 +191,7 @@ def carry_masses(out: Value, x: Value, move: Callable[[Tensor], Tensor]) -> Valu
         mass=None if mass is None else lambda: move(mass()),
         by_element=None if by_element is None else lambda: move(by_element()),
         by_factor=moved_factors(x, move),
+        mixed_by=x.mixed_by,
     )
 
 

@@ -47,7 +47,7 @@ class Pointwise(Residual):
         if x.softmax_dim is None:
             return out
         in_place = schema(self.target).is_mutable
-        return replace(out, node=out.node if in_place else x.node, softmax_dim=None if in_place else x.softmax_dim)
+        return out if in_place else replace(out, node=x.node, softmax_dim=x.softmax_dim, softmax_of=x.softmax_of)
 
     def softmax(self, x: Value, axis: int, sums_to_one: bool = True) -> Value:
         """Point-wise; over tokens, or of a context kᵀv, the output is a mixing weight."""
@@ -61,7 +61,8 @@ class Pointwise(Residual):
         over_tokens = x.role is Role.WEIGHT or x.map.shape[axis] > 1
         if not over_tokens:
             return out
-        return replace(out, softmax_dim=axis if sums_to_one else None, function_of=None, weighs=True)
+        of = self.node if sums_to_one else None
+        return replace(out, softmax_dim=axis if sums_to_one else None, softmax_of=of, function_of=None, weighs=True)
 
     def product(self, a: Value, b: Value) -> Value:
         """Product: point-wise with a factor that is broadcast along any axis; of two full values, their average."""
@@ -71,6 +72,8 @@ class Pointwise(Residual):
             self._note_branch_scale(a, b)
             pair = replace(pair, spectrum=_filtered(a, b) or _filtered(b, a))
             content = [v for v in (a, b) if v.is_content]
+            if Role.CONTEXT in (a.role, b.role) and content:
+                return self._with_factors(pair, a, b)
             if not (content and pair.is_content) or self._only_masks(a, b):
                 return self._bounded(pair)
             return self._weighed(pair, content[0], b if content[0] is a else a)
@@ -79,9 +82,17 @@ class Pointwise(Residual):
             return self._product_of_functions(a, b)
         gated = self._gated(a, b)
         if gated is None:
-            return self._with_factors_of(self._averaged(a, b), [a, b])
+            return self._with_factors(self._with_factors_of(self._averaged(a, b), [a, b]), a, b)
         out = replace(self._weighed(self._shaped(gated[0]), *gated), weighs=gated[0].weighs)
-        return out if self._is_full(a) or self._is_full(b) else replace(out, outer=(a, b))
+        return self._with_factors(out, a, b)
+
+    def _with_factors(self, out: Value, a: Value, b: Value) -> Value:
+        """A product ``out`` with its factors, if both are broadcast."""
+        full, rank = [self._is_full(v) for v in (a, b)], len(self.shape)
+        out = replace(out, is_gate=all(v.is_gate or not f for v, f in zip((a, b), full, strict=True)))
+        if any(full):
+            return out
+        return replace(out, factors=((a, range(rank - len(a.shape), rank)), (b, range(rank - len(b.shape), rank))))
 
     def _product_of_functions(self, a: Value, b: Value) -> Value:
         """The product of two functions of the same tokens: another one, unless one of them is a weight or broadcast.
@@ -137,7 +148,7 @@ class Pointwise(Residual):
     def _gated(self, a: Value, b: Value) -> tuple[Value, Value] | None:
         """Two values with content, the second a gate of the first: one that is broadcast, is a weight of the tokens, or
         has the same label for all tokens. None if neither is."""
-        full = [self._is_full(v) for v in (a, b)]
+        full = [self._is_full(v) and not v.is_gate for v in (a, b)]
         maps = [self._shaped(v).map for v in (a, b)]
         if full[0] != full[1]:
             return (a, b) if full[0] else (b, a)
@@ -168,7 +179,9 @@ class Pointwise(Residual):
             return normalised
         if self._have_one_subject(a, b):
             return out
-        if b.is_content and (self._have_one_base(a, b) or (self._gated(a, b) is None and self._have_one_map(a, b))):
+        if b.is_content and self._gated(a, b) is None and not self._have_one_map(a, b):
+            return self._with_factors_of(self._averaged(a, b), [a])
+        if b.is_content and (self._have_one_base(a, b) or self._gated(a, b) is None):
             return self._with_factors_of(out, [a])
         return self._weighed(out, a, b, inverse=True)
 

@@ -33,6 +33,8 @@ class Residual(Combined):
         the factors by which the operator multiplies the two, None if they are not known at capture.
         """
         out = self._bounded(self._residual(a, b, scales))
+        if a.is_content and b.is_content:
+            out = replace(out, is_gate=all(v.is_gate or not self._is_full(v) for v in (a, b)))
         return replace(out, function_of=a.subject) if self._have_one_subject(a, b) else out
 
     def _residual(self, a: Value, b: Value, scales: Sequence[float] | None) -> Value:
@@ -48,6 +50,8 @@ class Residual(Combined):
             if log_softmax or self._is_centred(x, statistic, signs):
                 self.record(Operation.POINTWISE)
                 return replace(self._shaped(x), weighs=log_softmax)
+        if scales is not None and self._are_parts_of_one_mixing(a, b):
+            return replace(self._sum_of_products(a, b, scales), origin=None, mixed_by=a.mixed_by)
         if scales is not None and (a.source is b.source or (a.pending is not None and b.pending is not None)):
             return self._as_sum_of_parts(self._sum_of_products(a, b, scales), a, b, scales)
         self.record(Operation.RESIDUAL)
@@ -68,6 +72,10 @@ class Residual(Combined):
         pending = self._mass_of_sum(a, b, plain, scales)
         ids = self._without_mass(ids_of_sample(pending, self.batch, where))
         return replace(self.from_ids(compact(ids), where), origin=a.source, pending=pending)
+
+    def _are_parts_of_one_mixing(self, a: Value, b: Value) -> bool:
+        """Whether two values are mixed by parts of one softmax."""
+        return a.mixed_by is not None and b.mixed_by is not None and computes_same(a.mixed_by, b.mixed_by)
 
     def _is_centred(self, x: Value, statistic: Value, scales: Sequence[float]) -> bool:
         """Whether a sum is a value less a statistic of itself, such as its mean: a part of a normalisation."""

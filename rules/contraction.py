@@ -20,7 +20,7 @@ def linear(op: OpContext, x: Value, weight: Value, bias: Value | None = None) ->
     if not weight.is_constant:
         subscripts = [str(i) for i in range(len(x.shape) - 1)]
         return op.multiply(x, [*subscripts, "i"], weight, ["o", "i"], [*subscripts, "o"])
-    return op.contract(x, axis=-1, weight=weight)
+    return op.contract(x, axis=-1, weight=weight, bias=bias)
 
 
 @rule(aten.matmul, aten.mm, aten.bmm, aten.mv, aten.dot)

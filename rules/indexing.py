@@ -65,16 +65,23 @@ def argsort(op: OpContext, x: Value, dim: int = -1, descending: bool = False, *,
 
 @rule(aten.masked_fill)
 def masked_fill(op: OpContext, x: Value, mask: Value, value: Any) -> Value:
-    """Point-wise; elements under a constant mask become a number without content."""
-    return op.erase(x, op.concrete(mask)) if op.is_known(mask) else op.pointwise(x)
+    """Point-wise; elements under a constant mask become a number without content, and zeros that the image decides make
+    a product with the mask."""
+    if op.is_known(mask):
+        return op.erase(x, op.concrete(mask))
+    return op.masked(x, mask, hides=True) if op.number(value) == 0 else op.pointwise(x)
 
 
 @rule(aten.where)
 def where(op: OpContext, condition: Value, a: Any = None, b: Any = None) -> Value:
-    """An element-wise choice: by a constant condition data movement, by any other the average of differing labels."""
+    """An element-wise choice: by a constant condition data movement, by any other the average of differing labels, or a
+    product with the condition if zero is the other choice."""
     if all(not isinstance(v, Value) or v.is_constant for v in (a, b)):
         return op.pointwise(condition)
     a, b = (v if isinstance(v, Value) else op.constant((), op.number(v)) for v in (a, b))
+    if not op.is_known(condition) and 0 in (op.number(a), op.number(b)):
+        hides = op.number(a) == 0
+        return op.masked(b if hides else a, condition, hides)
     return op.either(a, b, op.concrete(condition) if op.is_known(condition) else None)
 
 

@@ -256,4 +256,21 @@ EXPONENTIAL = Group("an exponential that is written to after its sum was taken")
     written=lambda s, z: exponential_written(z),
 )
 
-GROUPS = [PADDED, TOKEN, KEYS, PRODUCTS, INDICES, BETWEEN, EXPONENTIAL]
+
+def shown(s: Any, z: Tensor) -> Tensor:
+    """The tokens that the image keeps, bool (batch, tokens, 1)."""
+    return s.score(tokens(z)) > 0
+
+
+CHOSEN = Group("tokens that the image keeps", {"score": nn.Linear(CHANNELS, 1)}).add(
+    product=lambda s, z: (tokens(z) * shown(s, z).float()).sum(1),
+    product_with_a_mask=lambda s, z: (tokens(z) * shown(s, z)).sum(1),
+    masked_fill=lambda s, z: tokens(z).masked_fill(~shown(s, z), 0.0).sum(1),
+    masked_fill_in_place=lambda s, z: tokens(z).clone().masked_fill_(~shown(s, z), 0.0).sum(1),
+    where=lambda s, z: torch.where(shown(s, z), tokens(z), 0.0).sum(1),
+    where_the_other_way=lambda s, z: torch.where(~shown(s, z), 0.0, tokens(z)).sum(1),
+    where_zeros=lambda s, z: torch.where(shown(s, z), tokens(z), torch.zeros_like(tokens(z))).sum(1),
+    matmul=lambda s, z: (shown(s, z).float().mT @ tokens(z))[:, 0],
+)
+
+GROUPS = [CHOSEN, PADDED, TOKEN, KEYS, PRODUCTS, INDICES, BETWEEN, EXPONENTIAL]

@@ -372,7 +372,7 @@ def test_glu(axis: int) -> None:
 CHOICES: dict[str, Callable[[Tensor], Tensor]] = {
     "where_number": lambda x: torch.where(x > 0, x, 0.0),
     "where_other_number": lambda x: torch.where(x > 0, -1.0, x),
-    "where_constant": lambda x: torch.where(x.flip(3) > 0, x, torch.zeros(1, 4, 1, 1)),
+    "where_constant": lambda x: torch.where(x.flip(3) > 0, x, torch.ones(1, 4, 1, 1)),
     "masked_fill": lambda x: x.masked_fill(x.flip(3) < 0, -1.0),
     "masked_fill_": lambda x: x.clone().masked_fill_(torch.rand(x.shape) < 0.3, 0.0),
     "times_decisions": lambda x: x * ((x > 0) & ~(x >= 1) | (x != 2)),
@@ -381,6 +381,16 @@ CHOICES: dict[str, Callable[[Tensor], Tensor]] = {
     "between_numbers": lambda x: torch.where(x > 0, 1.0, -1.0),
     "clamp_by_content": lambda x: torch.clamp(x, x.flip(3), None),
 }
+
+
+def test_zeros_where_another_token_decides_are_a_product() -> None:
+    """As of a value times another token's: x·(y > 0)."""
+    for function in (
+        lambda x: torch.where(x.flip(3) > 0, x, torch.zeros(1, 4, 1, 1)),
+        lambda x: x.masked_fill(x.flip(3) <= 0, 0.0),
+        lambda x: x * (x.flip(3) > 0),
+    ):
+        check(function, lambda y, x: (y + y.flip(3)) / 2, SIZE)
 
 
 @pytest.mark.parametrize("name", CHOICES)

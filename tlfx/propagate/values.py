@@ -90,6 +90,9 @@ class Value:
     """The node whose sum or mean over some axes the value is."""
     log_sum_of: Node | None = None
     """The node whose exponentials' sum over some axes the value is the logarithm of."""
+    biased: bool = False
+    """Whether elements without content may hold other numbers than zero, as those that a bias was added to: these are
+    tokens without content (eq. 5), and no padding, for weights that the image decides."""
     weighs: bool = False
     """Whether content is a weight of its tokens: a softmax over them, or a function of one."""
     factored: Node | None = None

@@ -30,7 +30,7 @@ class Combined(Written):
         alone = self.shape == x.shape and len(self.node.all_input_nodes) == 1
         elements = x.elements if alone else None
         out = replace(self._shaped(x), elements=elements, function_of=x.subject, weighs=x.weighs)
-        return replace(out, is_gate=x.is_gate and x.shape == self.shape)
+        return replace(out, is_gate=x.is_gate and x.shape == self.shape, biased=x.biased)
 
     def linear(self, x: Value, scale: float | None = 1) -> Value:
         """The same by a linear function, such as a sum with a constant, or a product with the number ``scale``."""

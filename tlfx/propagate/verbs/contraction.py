@@ -13,7 +13,7 @@ from tlfx.operations import Operation
 from tlfx.propagate.values import IMAGE, NONE, Factor, Role, Value, fill_none, map_of_ids
 from tlfx.propagate.verbs.kept_tokens import KeptTokens
 from tlfx.propagate.verbs.linear_attention import LinearAttention, of_product
-from tlfx.propagate.verbs.mixing import Term
+from tlfx.propagate.verbs.mixing import Term, with_image_labels
 from tlfx.propagate.verbs.pending import with_pending_labels
 from tlfx.propagate.verbs.subscripts import ContractionAxes, Subscripts, arrange
 
@@ -23,7 +23,7 @@ __all__ = ["Contraction"]
 class Contraction(KeptTokens, LinearAttention):
     """Verbs of operators that multiply two values and sum over an axis."""
 
-    def contract(self, x: Value, axis: int, weight: Value) -> Value:
+    def contract(self, x: Value, axis: int, weight: Value, bias: Value | None = None) -> Value:
         """A linear layer along an axis of ``x``, with ``weight`` (out, in, *ones).
 
         Channel mixing, Y ← Y, along channels; spatial mixing, Y ← Norm(|W|)·Y, along tokens that each have their own
@@ -34,7 +34,8 @@ class Contraction(KeptTokens, LinearAttention):
         contracted = subscripts[axis]
         out = ["out" if c == contracted else c for c in subscripts]
         ones = [f"one{i}" for i in range(len(weight.shape) - 2)]
-        return self.multiply(x, subscripts, weight, ["out", contracted, *ones], out)
+        mixed = self.multiply(x, subscripts, weight, ["out", contracted, *ones], out)
+        return mixed if bias is None else replace(mixed, biased=True)
 
     def reduce(
         self, x: Value, axes: Sequence[int] | int | None = None, keepdim: bool = False, linear: str = ""
@@ -185,7 +186,7 @@ class Contraction(KeptTokens, LinearAttention):
         if not axes.tokens:
             self.record(Operation.CHANNEL_MIX)
             mixed = self._from_axes(axes.content.ids, axes.content.subscripts, axes, out)
-            mixed = replace(self._with_pending(mixed, w, of_w, x, of_x, out), weighs=x.weighs)
+            mixed = replace(self._with_pending(mixed, w, of_w, x, of_x, out), weighs=x.weighs, biased=x.biased)
             one_token = mixed.mass is not None or mixed.pending is not None
             return replace(mixed, mixed_by=w.softmax_of) if one_token else mixed
         mixed = self._weighted_tokens(w, of_w, x, of_x, axes, out)
@@ -213,7 +214,7 @@ class Contraction(KeptTokens, LinearAttention):
         if w.role is Role.WEIGHT and not self.state.layers.is_aligned(self.node):
             return self.in_place(w, of_w, axes.tokens, out)
         value = (x, of_x) if w.role is Role.WEIGHT and self._by_norm_of_values else None
-        return self._mix(w, of_w, axes, out, value)
+        return self._mix(w, of_w, with_image_labels(axes) if x.biased and not w.is_constant else axes, out, value)
 
     def _filled_axes(self, x: Value, of_x: Subscripts, of_w: Subscripts, out: Subscripts) -> ContractionAxes:
         """The axes of a contraction, elements without content having the id of those that they are contracted with."""

@@ -12,7 +12,7 @@ from tlfx.errors import RuleError
 from tlfx.operations import Operation
 from tlfx.propagate.labels import Operand
 from tlfx.propagate.values import Factor, Role, Value, find_batch_axis, ids_of_sample, map_of_ids
-from tlfx.propagate.verbs.mixing import Mixing
+from tlfx.propagate.verbs.mixing import Mixing, with_image_labels
 from tlfx.propagate.verbs.subscripts import ContractionAxes, Subscripts, arrange
 
 __all__ = ["LinearAttention", "of_product"]
@@ -33,6 +33,7 @@ class LinearAttention(Mixing):
         x = self._as_product(x)
         massed = x.pending is not None
         axes = self._axes(self._filled_product(x) if massed else x, of_x, of_w, out)
+        axes = axes if massed else with_image_labels(axes)
         heads = axes.heads
         kept = [c for c in axes.out if (c in axes.weight or c in axes.varying) and c not in heads] + heads
         ids = self._mixed(runtime.context, w, of_w, axes, kept, {"mass": massed, **self.signed})

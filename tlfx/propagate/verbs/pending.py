@@ -69,7 +69,7 @@ class Pending(Weighing):
     def _as_product(self, x: Value) -> Value:
         """Content with padding as a product with a mask, which padding does not count under; any other value as it
         is."""
-        if not x.is_content or x.pending is not None or not bool((x.map == NONE).any()):
+        if not x.is_content or x.biased or x.pending is not None or not bool((x.map == NONE).any()):
             return x
         return replace(x, pending=self._with_mass(x.map, x.batch_axis))
 
@@ -192,6 +192,7 @@ def carry_masses(out: Value, x: Value, move: Callable[[Tensor], Tensor]) -> Valu
         by_element=None if by_element is None else lambda: move(by_element()),
         by_factor=moved_factors(x, move),
         mixed_by=x.mixed_by,
+        biased=x.biased,
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from tlfx._torch import schema
 from tlfx.graph.nodes import computes_same
 from tlfx.operations import Operation
+from tlfx.propagate.labels import NodeFunction
 from tlfx.propagate.values import NONE, Role, Spectrum, Value, ids_of_sample, map_of_ids
 from tlfx.propagate.verbs.pending import carry_masses, to_rank
 from tlfx.propagate.verbs.residual import Residual
@@ -34,7 +35,7 @@ class Pointwise(Residual):
 
     def normalise(self, x: Value, axes: Sequence[int]) -> Value:
         """Point-wise transformation, Y ← Y, by statistics over ``axes`` (Table 10)."""
-        return self.of_batch() if self.is_over_batch(x, axes) else self.pointwise(x)
+        return self.of_batch() if self.is_over_batch(x, axes) else replace(self.pointwise(x), biased=True)
 
     def logarithm(self, x: Value) -> Value:
         """Point-wise; of a sum of exponentials, what turns these into those of a softmax when it is subtracted."""
@@ -93,6 +94,13 @@ class Pointwise(Residual):
         if any(full):
             return out
         return replace(out, factors=((a, range(rank - len(a.shape), rank)), (b, range(rank - len(b.shape), rank))))
+
+    def masked(self, x: Value, mask: Value, hides: bool = False) -> Value:
+        """Zero where a mask that is not known at capture does not hold, or where it does (``hides``): a product."""
+        if not x.is_content or mask.is_constant:
+            return self.pointwise(x)
+        shown = NodeFunction(torch.logical_not, mask.node) if hides else mask.read
+        return self.product(x, replace(mask, read_as=shown))
 
     def _product_of_functions(self, a: Value, b: Value) -> Value:
         """The product of two functions of the same tokens: another one, unless one of them is a weight or broadcast.

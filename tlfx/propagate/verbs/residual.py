@@ -44,7 +44,10 @@ class Residual(Combined):
         a, b = self._beside_content(a, b)
         pair = self._one_of(a, b, keep=Role.WEIGHT)
         if pair is not None:
-            return self._scaled_mass(b if a.is_constant else a, pair, 1) if a.is_constant or b.is_constant else pair
+            if not (a.is_constant or b.is_constant):
+                return pair
+            x, bias = (b, a) if a.is_constant else (a, b)
+            return replace(self._scaled_mass(x, pair, 1), biased=x.biased or self.number(bias) != 0)
         for x, statistic, signs in ((a, b, scales), (b, a, scales[::-1])) if scales is not None else ():
             log_softmax = signs[0] * signs[1] < 0 and self._is_log_softmax(x, statistic)
             if log_softmax or self._is_centred(x, statistic, signs):

@@ -448,3 +448,14 @@ def test_channels_of_one_token_make_content() -> None:
         SIZE,
         {"einsum": Operation.CHANNEL_MIX},
     )
+
+
+def test_contexts_of_unlike_parts_are_refused() -> None:
+    """One whose values are known, by a softmax over the tokens of its keys, beside one that may be read both ways."""
+
+    def function(x: Tensor) -> Tensor:
+        t = tokens(x)
+        return t @ (t.softmax(1).mT @ t + t.mT @ t)
+
+    with pytest.raises(RuleError, match="adds two products kᵀv of linear attention .*: join their keys and their values"):
+        Probe(function, SIZE)

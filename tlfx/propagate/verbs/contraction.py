@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from tlfx.operations import Operation
-from tlfx.propagate.values import IMAGE, NONE, Factor, Role, Value, fill_none, map_of_ids
+from tlfx.propagate.values import IMAGE, NONE, Role, Value, fill_none, map_of_ids
 from tlfx.propagate.verbs.kept_tokens import KeptTokens
-from tlfx.propagate.verbs.linear_attention import LinearAttention, of_product
+from tlfx.propagate.verbs.linear_attention import LinearAttention
 from tlfx.propagate.verbs.mixing import Term, with_image_labels
 from tlfx.propagate.verbs.pending import with_pending_labels
 from tlfx.propagate.verbs.subscripts import ContractionAxes, Subscripts, arrange
@@ -36,37 +36,6 @@ class Contraction(KeptTokens, LinearAttention):
         ones = [f"one{i}" for i in range(len(weight.shape) - 2)]
         mixed = self.multiply(x, subscripts, weight, ["out", contracted, *ones], out)
         return mixed if bias is None else replace(mixed, biased=True)
-
-    def reduce(
-        self, x: Value, axes: Sequence[int] | int | None = None, keepdim: bool = False, linear: str = ""
-    ) -> Value:
-        """As :meth:`Reduction.reduce`; an outer product that is summed is a contraction, such as a context kᵀv."""
-        if linear and x.factors is not None:
-            summed = self._summed_factors(x, x.factors, axes, keepdim)
-            if summed is not None:
-                return summed
-        return super().reduce(x, axes, keepdim, linear)
-
-    def _summed_factors(
-        self, x: Value, factors: tuple[Factor, Factor], axes: Sequence[int] | int | None, keepdim: bool
-    ) -> Value | None:
-        """The contraction that an outer product summed over tokens is, if both factors have these."""
-        rank = len(x.shape)
-        gone = [a % rank for a in ([axes] if isinstance(axes, int) else axes or range(rank))]
-        lengths = [dict(zip(at, v.shape, strict=True)) for v, at in factors]
-        if any(x.shape[a] > 1 and 1 in (n.get(a, 1) for n in lengths) for a in gone):
-            return None
-        if all(m.shape[a] == 1 for m in x.maps for a in gone):
-            return None
-        (a, of_a), (b, of_b) = ((v[0], of_product(v, name)) for v, name in zip(factors, "ab", strict=True))
-        left = [i for i in range(rank) if i not in gone]
-        summed = self.step([x.shape[i] for i in left]).multiply(a, of_a, b, of_b, [f"axis{i}" for i in left])
-        if summed.role not in (Role.CONTENT, Role.CONTEXT):
-            return None
-        maps = summed.maps
-        for i in sorted(gone) if keepdim else ():
-            maps = tuple(m.unsqueeze(i) for m in maps)
-        return self.content(*maps, role=summed.role)
 
     def multiply(self, a: Value, of_a: Sequence[str], b: Value, of_b: Sequence[str], out: Sequence[str]) -> Value:
         """Contract two values, with a subscript for each axis, over the subscripts that ``out`` lacks."""

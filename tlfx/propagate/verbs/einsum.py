@@ -5,14 +5,14 @@ from __future__ import annotations
 from itertools import combinations
 
 from tlfx.propagate.values import Role, Value
-from tlfx.propagate.verbs.contraction import Contraction
 from tlfx.propagate.verbs.mixing import Term
+from tlfx.propagate.verbs.outer import Outer
 from tlfx.propagate.verbs.subscripts import Subscripts
 
 __all__ = ["Einsum"]
 
 
-class Einsum(Contraction):
+class Einsum(Outer):
     """Verbs of operators that are one contraction or several."""
 
     def einsum(self, formula: str, *operands: Value) -> Value:

@@ -11,11 +11,11 @@ from tlfx import runtime
 from tlfx.errors import RuleError
 from tlfx.operations import Operation
 from tlfx.propagate.labels import Operand
-from tlfx.propagate.values import Factor, Role, Value, find_batch_axis, ids_of_sample, map_of_ids
+from tlfx.propagate.values import Role, Value, find_batch_axis, ids_of_sample, map_of_ids
 from tlfx.propagate.verbs.mixing import Mixing, with_image_labels
 from tlfx.propagate.verbs.subscripts import ContractionAxes, Subscripts, arrange
 
-__all__ = ["LinearAttention", "of_product"]
+__all__ = ["LinearAttention"]
 
 
 class LinearAttention(Mixing):
@@ -40,28 +40,10 @@ class LinearAttention(Mixing):
         self._finalize(ids.reshape(-1, ids.shape[len(kept) - len(heads) :].numel()))
         return map_of_ids(arrange(ids, kept, axes.out), self.batch, axes.content.where_in(out))
 
-    def _residual(self, a: Value, b: Value, scales: Sequence[float] | None) -> Value:
-        if Role.CONTEXT in (a.role, b.role) or all(v.is_content and v.ids.numel() == 1 for v in (a, b)):
-            a, b = (self._as_context(v) for v in (a, b))
-        if a.role is b.role is Role.CONTEXT and a.shape == b.shape:
-            return self._sum_of_contexts(a, b, scales)
-        return super()._residual(a, b, scales)
-
-    def _as_context(self, x: Value) -> Value:
-        """The outer product kvᵀ of one token as a context; any other value as it is."""
-        if x.role is not Role.CONTENT or x.factors is None or x.ids.numel() > 1:
-            return x
-        terms = [(v, of_product(x.factors[i], "ab"[i])) for i, (v, _) in enumerate(x.factors)]
-        context = self.step(x.shape)._context(*terms[0], *terms[1], tuple(f"axis{i}" for i in range(len(x.shape))))
-        return self.content(*context.maps, role=Role.CONTEXT, shape=x.shape)
-
     def _sum_of_contexts(self, a: Value, b: Value, scales: Sequence[float] | None) -> Value:
         """A sum of two contexts kᵀv, each of some tokens: the context of all."""
         if scales is None or len(a.maps) != len(b.maps):
-            raise RuleError(
-                f"{self.node.name} adds two products kᵀv of linear attention of which it is not known how much each "
-                "counts: join their keys and their values instead"
-            )
+            raise self._unlike_contexts()
         self.record(Operation.SPATIAL_MIX)
         sizes = torch.tensor([abs(s) for s in scales])
         return self.content(
@@ -75,8 +57,17 @@ class LinearAttention(Mixing):
         pairs, place = ids.flatten(0, -2).unique(dim=0, return_inverse=True)
         new = self._total_mass(pairs, sizes)
         rows = (self.state.contexts.resolve(pairs * self.batch) // self.batch).unique(dim=0, return_inverse=True)[1]
-        self._finalize(new[rows.argsort(stable=True)].view(int(rows.max()) + 1, -1))
+        heads = rows.bincount()
+        if not bool((heads == heads[0]).all()):
+            raise self._unlike_contexts()
+        self._finalize(new[rows.argsort(stable=True)].view(len(heads), -1))
         return map_of_ids(new[place].view(ids.shape[:-1]), self.batch, where)
+
+    def _unlike_contexts(self) -> RuleError:
+        return RuleError(
+            f"{self.node.name} adds two products kᵀv of linear attention of which it is not known how much each "
+            "counts: join their keys and their values instead"
+        )
 
     def _finalize(self, ids: Tensor) -> None:
         """Register a context, ids (out, heads), with the label that it has as content: the mean over its heads."""
@@ -107,10 +98,3 @@ class LinearAttention(Mixing):
         kept = [c for c in axes.kept if c not in heads]
         ids = self._mixed(runtime.mix, q, of_q, axes, kept, {"mass": True, **self.signed})
         return self._from_axes(ids, kept, axes, out)
-
-
-def of_product(factor: Factor, name: str) -> Subscripts:
-    """Subscripts of a factor of a product: those of the product's axes, and its own for axes of length 1."""
-    x, axes = factor
-    each = enumerate(zip(axes, x.shape, strict=True))
-    return tuple(f"axis{axis}" if n > 1 and axis >= 0 else f"{name}{i}" for i, (axis, n) in each)

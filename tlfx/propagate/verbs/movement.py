@@ -32,7 +32,7 @@ class Movement(Written):
             least, greatest = (b.to(self.node.meta["val"].dtype) for b in x.bounds)
             out = replace(out, bounds=(least, greatest))
         out = replace(out, part_of=x.moved, statistic=x.statistic, log_sum_of=x.log_sum_of, softmax_of=x.softmax_of)
-        return replace(out, function_of=x.subject, factored=x.factored, is_gate=x.is_gate)
+        return replace(out, function_of=x.subject, factored=x.factored)
 
     def move(self) -> Value:
         """Run the operator on the map of its one value with content; indices are evaluated."""

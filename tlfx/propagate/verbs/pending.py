@@ -193,6 +193,7 @@ def carry_masses(out: Value, x: Value, move: Callable[[Tensor], Tensor]) -> Valu
         by_factor=moved_factors(x, move),
         mixed_by=x.mixed_by,
         biased=x.biased,
+        is_gate=x.is_gate,
     )
 
 

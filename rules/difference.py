@@ -25,7 +25,8 @@ def diff(
         x = op.step(_resized(x, dim, sum(v.shape[dim] for v in parts))).join(parts, dim)
     for _ in range(n):
         shape = _resized(x, dim, x.shape[dim] - 1)
-        x = op.step(shape).residual(op.remap(x, _part(dim, 1, shape[dim])), op.remap(x, _part(dim, 0, shape[dim])))
+        later, earlier = (op.remap(x, _part(dim, start, shape[dim])) for start in (1, 0))
+        x = op.step(shape).residual(later, earlier, (1, -1))
     return op.pointwise(x)
 
 
@@ -33,7 +34,7 @@ def diff(
 def gradient(op: OpContext, x: Value, *, spacing: Any = 1, dim: Any = None, edge_order: int = 1) -> list[Value]:
     """The neighbours on both sides along each given axis: a residual connection."""
     dims = range(len(x.shape)) if dim is None else dim if isinstance(dim, Sequence) else [dim]
-    return [op.residual(op.remap(x, _shifted(d, 1)), op.remap(x, _shifted(d, -1))) for d in dims]
+    return [op.residual(op.remap(x, _shifted(d, 1)), op.remap(x, _shifted(d, -1)), (1, -1)) for d in dims]
 
 
 @rule(aten.trapezoid, aten.trapz)

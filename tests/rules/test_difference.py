@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import slow_except
-from rule_harness import check
+from rule_harness import Probe, check, tokens
 from torch import Tensor
 
-from tlfx import Operation
+from tlfx import Operation, ProvenanceError
 
 SIZE = (2, 3, 6)
 
@@ -56,3 +57,18 @@ def test_along_an_axis(name: str) -> None:
 
 def test_a_difference_is_a_residual_connection() -> None:
     check(torch.diff, lambda y, x: halfway(y), SIZE, {"diff": Operation.RESIDUAL})
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.diff(F.pad(tokens(x).cumsum(1)[:, 3::4], (0, 0, 1, 0)), dim=1) / 4,
+        lambda x: tokens(x).cumsum(1)[:, 2:] - tokens(x).cumsum(1)[:, :-2],
+        lambda x: tokens(x).cumsum(1) - tokens(x),
+    ],
+)
+def test_differences_of_running_sums_are_refused(function: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(
+        ProvenanceError, match=r"subtracts from running sums .* by avg_pool, unfold or a matrix"
+    ):
+        Probe(function, (4, 4, 6))

@@ -109,6 +109,8 @@ class Value:
     """The factors of an outer product: once it is summed over tokens, it is a contraction of the two."""
     is_gate: bool = False
     """Whether the value is a function of values that are broadcast along axes of it: a gate of any full content."""
+    running: Node | None = None
+    """The source of the content of which the value holds running sums."""
     softmax_of: Node | None = None
     """The softmax over tokens whose weights, or some of them, the value holds."""
     mixed_by: Node | None = None

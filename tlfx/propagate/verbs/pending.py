@@ -194,6 +194,7 @@ def carry_masses(out: Value, x: Value, move: Callable[[Tensor], Tensor]) -> Valu
         mixed_by=x.mixed_by,
         biased=x.biased,
         is_gate=x.is_gate,
+        running=x.running,
     )
 
 

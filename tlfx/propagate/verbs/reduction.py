@@ -155,7 +155,8 @@ class Reduction(Movement):
         valid = () if bool(known.all()) else (known.float().flatten(0, -2),)
         new = self.label(runtime.scan, Operand(ids.clamp_min(0).flatten(0, -2)), *valid, shape=ids.shape)
         new = torch.where(known.cumsum(-1) > 0, new, NONE)
-        return self.from_ids(new.movedim(-1, axis), where)
+        out = self.from_ids(new.movedim(-1, axis), where)
+        return replace(out, running=x.source) if linear else out
 
     def _scan_pending(self, x: Value, axis: int, where: BatchAxis) -> Value:
         assert x.pending is not None
@@ -163,7 +164,7 @@ class Reduction(Movement):
         sums = [self._sum_of_masses(ids.narrow(axis, 0, n), [axis]) for n in range(1, ids.shape[axis] + 1)]
         massed = torch.cat(sums, axis)
         out = self.from_ids(self._without_mass(massed), where)
-        return replace(out, pending=map_of_ids(massed, self.batch, where))
+        return replace(out, pending=map_of_ids(massed, self.batch, where), running=x.source)
 
     def _reduce_weight(self, x: Value, gone: Sequence[int], keepdim: bool) -> Value:
         """A weight summed over one of its two sides is content of the other; over heads it stays a weight."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tlfx import runtime
-from tlfx.errors import InputError
+from tlfx.errors import InputError, ProvenanceError
 from tlfx.graph.nodes import computes_same
 from tlfx.graph.residuals import content_graph, skip_of
 from tlfx.operations import Operation
@@ -48,6 +48,7 @@ class Residual(Combined):
                 return pair
             x, bias = (b, a) if a.is_constant else (a, b)
             return replace(self._scaled_mass(x, pair, 1), biased=x.biased or self.number(bias) != 0)
+        self._check_running(a, b, scales)
         for x, statistic, signs in ((a, b, scales), (b, a, scales[::-1])) if scales is not None else ():
             log_softmax = signs[0] * signs[1] < 0 and self._is_log_softmax(x, statistic)
             if log_softmax or self._is_centred(x, statistic, signs):
@@ -75,6 +76,17 @@ class Residual(Combined):
         pending = self._mass_of_sum(a, b, plain, scales)
         ids = self._without_mass(ids_of_sample(pending, self.batch, where))
         return replace(self.from_ids(compact(ids), where), origin=a.source, pending=pending)
+
+    def _check_running(self, a: Value, b: Value, scales: Sequence[float] | None) -> None:
+        """Raise ProvenanceError for a difference of running sums, or of one and what it is a sum of."""
+        if scales is None or scales[0] * scales[1] >= 0 or not (a.is_content and b.is_content):
+            return
+        both = a.running is not None and b.running is not None
+        if both or (a.running or b.running) is (b.source if a.running else a.source):
+            raise ProvenanceError(
+                f"{self.node.name} subtracts from running sums (cumsum) content that they hold, of which labels cannot "
+                "tell what is left: sum windows by avg_pool, unfold or a matrix of ones and zeros instead"
+            )
 
     def _are_parts_of_one_mixing(self, a: Value, b: Value) -> bool:
         """Whether two values are mixed by parts of one softmax."""

@@ -8,6 +8,10 @@ but for three models whose own image size takes more than 20 GB or ten minutes i
 
     tlfx zoo --fresh --check --input-size 192 -o tests/data/families.csv gemma4_vit_167m qwen3_vit_88m
     tlfx zoo --fresh --check --input-size 210 -o tests/data/families.csv deepseek_vit_412m
+
+``tests/data/zoo.csv`` has the models of all names that were analysed so far; this resumes the sweep::
+
+    tlfx zoo '*' -o tests/data/zoo.csv
 """
 
 from __future__ import annotations

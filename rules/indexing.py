@@ -79,10 +79,11 @@ def where(op: OpContext, condition: Value, a: Any = None, b: Any = None) -> Valu
     if all(not isinstance(v, Value) or v.is_constant for v in (a, b)):
         return op.pointwise(condition)
     a, b = (v if isinstance(v, Value) else op.constant((), op.number(v)) for v in (a, b))
-    if not op.is_known(condition) and 0 in (op.number(a), op.number(b)):
-        hides = op.number(a) == 0
-        return op.masked(b if hides else a, condition, hides)
-    return op.either(a, b, op.concrete(condition) if op.is_known(condition) else None)
+    if op.is_known(condition):
+        return op.either(a, b, op.concrete(condition))
+    if op.number(a) == 0:
+        return op.masked(b, condition, hides=True)
+    return op.masked(a, condition) if op.number(b) == 0 else op.either(a, b)
 
 
 @rule(aten.embedding)

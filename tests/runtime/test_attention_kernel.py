@@ -35,7 +35,7 @@ def call(case: Case) -> Tensor:
 
 @compiled
 def test_in_the_interpreter() -> None:
-    """Triton reads the flag when it is imported, so that interpreted tests have a process of their own."""
+    """Triton reads the flag when it is imported, so the interpreted tests run in a separate process."""
     files = [__file__, str(Path(__file__).with_name("test_mixing_kernel.py"))]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", *files]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}

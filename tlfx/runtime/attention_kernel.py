@@ -14,6 +14,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
+from tlfx.runtime.kernels import strides
+
 __all__ = ["attention_labels", "attention_labels_kernel", "most_rows"]
 
 _LOG2E = tl.constexpr(1.4426950408889634)
@@ -161,8 +163,8 @@ def attention_labels(
     _KERNEL[(batch * groups * inner * triton.cdiv(count, rows),)](
         query, key, labels, *(labels if x is None else x for x in (own, mask, index, residual)), out,
         groups, inner, count, keys, width, scale * _LOG2E.value,
-        *query.stride(), *key.stride(), *labels.stride(), *_strides(own, 5),
-        *_strides(residual, 5), *_strides(mask, 6),
+        *query.stride(), *key.stride(), *labels.stride(), *strides(own, 5),
+        *strides(residual, 5), *strides(mask, 6),
         HEADS=heads, PER_KEY=heads // key.shape[3], CHANNELS=channels,
         CHANNEL_BLOCK=triton.next_power_of_2(channels), WIDTH_BLOCK=wide, ROWS=rows, COLUMNS=columns,
         WIDEN=widen, CAUSAL=causal, MASK=0 if mask is None else 1 if mask.dtype == torch.bool else 2,
@@ -175,7 +177,3 @@ def most_rows(width: int, size: int) -> int:
     """The most queries and keys at a time, of elements of ``size`` bytes: those of wide heads must fit shared memory,
     and products in float32 take long to compile for large blocks."""
     return max(16, min(128 // size, 2**14 // (width * size)))
-
-
-def _strides(tensor: Tensor | None, rank: int) -> tuple[int, ...]:
-    return (0,) * rank if tensor is None else tensor.stride()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -27,11 +27,12 @@ def mix_by_kernel(
     Triton, in float64, for more than 16 label channels, several axes of heads or of keys, or more than two along which
     the labels of the output vary."""
     mixed = kernel("mixing_kernel", "mix_labels")
-    axes = _axes(weight, labels, equation)
+    length = _lengths(weight, labels, equation)
+    axes = _axes(equation, length)
     if mixed is None or axes is None or not _is_supported(weight, labels):
         return None
     groups, head, key = axes
-    batch, length = max(len(weight), len(labels)), _lengths(weight, labels, equation)
+    batch = max(len(weight), len(labels))
 
     def view(x: Tensor, letters: str, wanted: Sequence[str | None], channels: bool = False) -> Tensor:
         places = [None if c is None or c not in letters else letters.index(c) + 1 for c in wanted]
@@ -52,10 +53,9 @@ _Axes = tuple[tuple[str | None, str | None], str | None, str]
 """Subscripts of up to two axes along which the labels of the output vary, of the heads, and of the keys."""
 
 
-def _axes(weight: Tensor, labels: Tensor, equation: Equation) -> _Axes | None:
-    """The axes, None if the kernel has too few."""
+def _axes(equation: Equation, length: Mapping[str, int]) -> _Axes | None:
+    """The axes by their length, None if the kernel has too few."""
     of_weight, of_labels, out = equation
-    length = _lengths(weight, labels, equation)
     keys = [c for c in of_labels if c not in out]
     heads = [c for c in equation.heads if length[c] > 1]
     varying = [c for c in out[:-1] if length[c] > 1]

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-__all__ = ["MOST_CHANNELS", "TYPES", "kernel"]
+__all__ = ["MOST_CHANNELS", "TYPES", "kernel", "strides"]
 
 TYPES = (torch.float16, torch.bfloat16, torch.float32)
 """Types of weights, queries and keys."""
@@ -25,3 +25,8 @@ def kernel(module: str, name: str) -> Callable[..., Tensor] | None:
         return cast(Callable[..., Tensor], getattr(importlib.import_module(f"tlfx.runtime.{module}"), name))
     except ImportError:
         return None
+
+
+def strides(tensor: Tensor | None, rank: int) -> tuple[int, ...]:
+    """The strides of an operand; zeros for one that a kernel does not read."""
+    return (0,) * rank if tensor is None else tensor.stride()

@@ -187,9 +187,9 @@ class Pointwise(Residual):
             return normalised
         if self._have_one_subject(a, b):
             return out
-        if b.is_content and self._gated(a, b) is None and not self._have_one_map(a, b):
-            return self._with_factors_of(self._averaged(a, b), [a])
-        if b.is_content and (self._have_one_base(a, b) or self._gated(a, b) is None):
+        if b.is_content and self._gated(a, b) is None:
+            return self._with_factors_of(out if self._have_one_map(a, b) else self._averaged(a, b), [a])
+        if self._have_one_base(a, b):
             return self._with_factors_of(out, [a])
         return self._weighed(out, a, b, inverse=True)
 

@@ -9,11 +9,14 @@ import torch
 
 from tlfx.capture.tensor_calls import data_of
 from tlfx.errors import RuleError
+from tlfx.graph.aliasing import element_offsets, storage_length
 from tlfx.propagate.values import NONE, Value
 from tlfx.propagate.verbs import OpContext
 from tlfx.rules import rule
 
 aten = torch.ops.aten
+OUTSIDE = NONE - 1
+"""Memory that holds no element of a value."""
 
 
 @rule(
@@ -90,6 +93,21 @@ def move_each(op: OpContext, x: Value, *settings: Any, **options: Any) -> list[V
 def view(op: OpContext, x: Value, size: Any) -> Value:
     """Each element keeps its label; a reshape, since the map may lack the memory layout that a view requires."""
     return op.remap(x, lambda m: m.reshape(size)) if isinstance(size, list) else op.same(x)
+
+
+@rule(aten.as_strided, aten.as_strided_copy)
+def as_strided(op: OpContext, x: Value, size: Any, stride: Any, storage_offset: int | None = None) -> Value:
+    """The elements at places of the memory of x: a view that reads none beside x."""
+    offsets = element_offsets(x.node)
+    first = int(offsets.min()) if storage_offset is None else storage_offset
+
+    def read(content: torch.Tensor) -> torch.Tensor:
+        memory = torch.full((storage_length(x.node),), OUTSIDE)
+        return memory.scatter(0, offsets.flatten(), content.flatten()).as_strided(size, stride, first)
+
+    if bool((read(torch.zeros(x.shape, dtype=torch.int64)) == OUTSIDE).any()):
+        raise RuleError("as_strided reads elements beside those of its input: call it on the whole tensor")
+    return op.remap(x, read)
 
 
 @rule(aten.im2col, aten.diag_embed)

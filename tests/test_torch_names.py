@@ -165,6 +165,10 @@ def context_of_a_function() -> None:
     assert Noted.seen == [True, False]
 
 
+def foreach_functions() -> None:
+    assert {"_foreach_add", "_foreach_mul_", "_foreach_norm", "_foreach_zero_"} <= {*_torch.foreach_functions()}
+
+
 def view() -> None:
     x = torch.ones(2)
     assert _torch.is_view(x[1:])
@@ -399,6 +403,7 @@ NAMES: dict[str, Callable[[], None]] = {
     "torch._fused_sdp_choice": fused_attention_choice,
     "aten._scaled_dot_product_flash_attention_for_cpu, _backward": flash_attention,
     "Function._backward_cls": context_of_a_function,
+    "torch._foreach_add": foreach_functions,
     "Tensor._is_view": view,
     "torch._C.DisableTorchFunction": without_function_modes,
     "torch.utils.checkpoint._checkpoint_without_reentrant_generator": checkpoint_generator,

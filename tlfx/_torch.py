@@ -53,6 +53,7 @@ __all__ = [
     "exit_autocast",
     "flash_attention",
     "flash_attention_backward",
+    "foreach_functions",
     "fsdp_policy",
     "fused_attention_choice",
     "generator_key",
@@ -212,6 +213,11 @@ def without_function_modes() -> AbstractContextManager[Any]:
 def is_context_of(value: Any, function: type[Function]) -> bool:
     """Whether a value is the ``ctx`` of a call of an autograd function: the class of a ``ctx`` has no public name."""
     return isinstance(value, function._backward_cls)
+
+
+def foreach_functions() -> list[str]:
+    """The functions that apply an operator to each tensor of a list; torch has public ones in its optimisers only."""
+    return [name for name in dir(torch) if name.startswith("_foreach_")]
 
 
 def is_view(tensor: Tensor) -> bool:

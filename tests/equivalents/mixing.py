@@ -110,4 +110,27 @@ PERMUTATOR = Group(
     tensordot=lambda s, z: torch.tensordot(z, apart(s), ([2, 1], [2, 3])).transpose(1, 2).flatten(1, 2),
 )
 
-GROUPS = [MIXING, HEADS, REGISTERS, PERMUTATOR]
+
+def over_slots(s: Any, z: Tensor) -> Tensor:
+    """Attention weights (batch, tokens, slots) of a Linformer, whose slots are mixed from the keys by a matrix."""
+    return (s.q(tokens(z)) @ (s.slots.weight @ s.k(tokens(z))).mT).softmax(-1)
+
+
+LINFORMER = Group("attention to mixed keys and values", {"slots": nn.Linear(TOKENS, 5, bias=False)}).add(
+    matmul=lambda s, z: over_slots(s, z) @ (s.slots.weight @ s.v(tokens(z))),
+    einsums=lambda s, z: torch.einsum(
+        "bnk,bkd->bnd",
+        torch.einsum(
+            "bnd,bkd->bnk", s.q(tokens(z)), torch.einsum("bmd,mk->bkd", s.k(tokens(z)), s.slots.weight.T)
+        ).softmax(-1),
+        torch.einsum("bmd,mk->bkd", s.v(tokens(z)), s.slots.weight.T),
+    ),
+    weights_by_einsum_of_three=lambda s, z: (
+        torch.einsum("bnd,bmd,mk->bnk", s.q(tokens(z)), s.k(tokens(z)), s.slots.weight.T).softmax(-1)
+        @ (s.slots.weight @ s.v(tokens(z)))
+    ),
+    einsum_of_three=lambda s, z: torch.einsum("bnk,bmd,mk->bnd", over_slots(s, z), s.v(tokens(z)), s.slots.weight.T),
+    in_another_order=lambda s, z: torch.einsum("bnk,mk,bmd->bnd", over_slots(s, z), s.slots.weight.T, s.v(tokens(z))),
+)
+
+GROUPS = [MIXING, HEADS, REGISTERS, PERMUTATOR, LINFORMER]

@@ -28,6 +28,13 @@ def cut(z: Tensor) -> Tensor:
     return padded(z).unfold(2, 3, 1).unfold(3, 3, 1)
 
 
+def strided(z: Tensor, size: tuple[int, ...], *steps: int) -> Tensor:
+    """Windows (batch, channels, *size) as a view of an image's memory, of which one channel after another is laid out
+    in rows."""
+    z = z.contiguous()
+    return z.as_strided((*z.shape[:2], *size), (*z.stride()[:2], *steps))
+
+
 def one_kernel() -> nn.Conv2d:
     """A depthwise convolution with one kernel for all channels."""
     conv = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, groups=CHANNELS, bias=False)
@@ -81,6 +88,13 @@ CONVOLUTION = Group("convolution", {"conv": nn.Conv2d(CHANNELS, CHANNELS, 3, pad
     tensor_unfold_linear=lambda s, z: F.linear(
         cut(z).permute(0, 2, 3, 1, 4, 5).flatten(3), s.conv.weight.flatten(1)
     ).flatten(1, 2),
+    as_strided=lambda s, z: tokens(
+        torch.einsum(
+            "bchwij,ocij->bohw",
+            strided(padded(z), (SIDE, SIDE, 3, 3), SIDE + 2, 1, SIDE + 2, 1),
+            s.conv.weight,
+        )
+    ),
     stack_einsum=lambda s, z: tokens(
         torch.einsum("bckhw,ock->bohw", torch.stack(shifted(z), 2), s.conv.weight.flatten(2))
     ),
@@ -105,6 +119,9 @@ PATCHES = Group("patches", {"conv": nn.Conv2d(CHANNELS, CHANNELS, 2, 2, bias=Fal
     pixel_unshuffle=lambda s, z: tokens(F.conv2d(F.pixel_unshuffle(z, 2), s.conv.weight.flatten(1)[..., None, None])),
     tensor_unfold=lambda s, z: tokens(
         torch.einsum("bchwij,ocij->bohw", z.unfold(2, 2, 2).unfold(3, 2, 2), s.conv.weight)
+    ),
+    as_strided=lambda s, z: tokens(
+        torch.einsum("bchwij,ocij->bohw", strided(z, (2, 2, 2, 2), 2 * SIDE, 2, SIDE, 1), s.conv.weight)
     ),
     average=lambda s, z: tokens(F.avg_pool2d(z, 2)),
     maximum=lambda s, z: tokens(F.max_pool2d(z, 2)),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rule_harness import check, check_moves, groups, listed, random_mask, several, tokens
 from torch import Tensor, nn
 
-from tlfx import Operation, ProvenanceError
+from tlfx import Operation, ProvenanceError, RuleError
 
 aten = torch.ops.aten
 SIZE = (4, 4, 6)
@@ -60,6 +60,9 @@ MOVEMENTS: dict[str, Callable[[Tensor], Any]] = {
     "hsplit": lambda x: x.hsplit(2),
     "dsplit": lambda x: x.dsplit(2),
     "tensor_unfold": lambda x: x.unfold(2, 3, 1).unfold(3, 2, 2),
+    "as_strided": lambda x: x.contiguous().as_strided((len(x), 3, 2), (96, 2, 5), 1),
+    "as_strided_copy": lambda x: torch.as_strided_copy(x.contiguous(), (len(x), 4), (96, 3)),
+    "as_strided_part": lambda x: x.contiguous()[:, 1:].as_strided((len(x), 3, 2), (96, 1, 24)),
     "roll": lambda x: x.roll((1, -2), (2, 3)),
     "roll_flat_sample": lambda x: x.flatten(1).roll(5, 1),
     "flip": lambda x: x.flip((2, 3)),
@@ -280,6 +283,19 @@ def test_mixing_samples_is_an_error() -> None:
     """A value that holds two samples on one axis has no label."""
     with pytest.raises(ProvenanceError, match="mixes the samples of a batch"):
         check_moves(lambda x: tokens(x).roll(1, 0).cumsum(1), SIZE)
+
+
+def test_as_strided_reads_and_writes_nothing_but_its_input() -> None:
+    def written(x: Tensor) -> Tensor:
+        out = x.clone(memory_format=torch.contiguous_format)
+        out.as_strided((len(x), 4, 2), (96, 24, 3)).copy_(x[:, :, 0, :2])
+        return out
+
+    check_moves(written, SIZE)
+    with pytest.raises(RuleError, match="elements beside those of its input: call it on the whole tensor"):
+        check_moves(lambda x: x.contiguous()[:, 1:].as_strided((len(x), 4), (96, 24), 0), SIZE)
+    with pytest.raises(ProvenanceError, match="mixes the samples of a batch"):
+        check_moves(lambda x: x.contiguous().as_strided((len(x), 97), (95, 1)), SIZE)
 
 
 def test_random_masks_differ() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tlfx._torch import TreeSpec, tree_flatten, tree_unflatten
 from tlfx.capture.arguments import Call
+from tlfx.capture.foreach import recorded_for_each
 from tlfx.capture.kernels import recorded_kernels
 from tlfx.capture.model_class import class_name, own_forward
 from tlfx.capture.modes import ModeRecorder
@@ -52,6 +53,7 @@ class ForwardRecord:
             for recorder in (self.modes, self.tensor_calls, self.values, self.attributes):
                 stack.enter_context(recorder.recorded())
             stack.enter_context(recorded_kernels())
+            stack.enter_context(recorded_for_each())
             yield
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from operator import itemgetter
 
 from tlfx.propagate.values import Role, Value
 from tlfx.propagate.verbs.mixing import Term
@@ -29,14 +30,16 @@ class Einsum(Outer):
         """Two of several operands multiplied: the first two whose product is content that the others can weight, since
         a weight among the steps of one operator has no node in the graph."""
         sizes = {c: size for x, subscripts in terms for c, size in zip(subscripts, x.shape, strict=True)}
-        products: list[list[Term]] = []
+        products: list[tuple[tuple[bool, bool, bool, int], list[Term]]] = []
         for i, j in combinations(range(len(terms)), 2):
             rest = [t for n, t in enumerate(terms) if n not in (i, j)]
             kept = {*out, *(c for _, subscripts in rest for c in subscripts)}
             of_step = tuple(dict.fromkeys(c for c in terms[i][1] + terms[j][1] if c in kept))
             step = self.step([sizes[c] for c in of_step])
-            products.append([(step.multiply(*terms[i], *terms[j], of_step), of_step), *rest])
-        return min(products, key=_order_of_product)
+            product = step.multiply(*terms[i], *terms[j], of_step)
+            is_labeled = terms[i][0].is_content or terms[j][0].is_content
+            products.append((_order_of(product, of_step, is_labeled), [(product, of_step), *rest]))
+        return min(products, key=itemgetter(0))[1]
 
     def matmul(self, a: Value, b: Value) -> Value:
         """A matrix product with the broadcasting of ``torch.matmul``."""
@@ -48,8 +51,9 @@ class Einsum(Outer):
         return self.multiply(a, of_a, b, of_b, [*lead, *rows, *columns])
 
 
-def _order_of_product(terms: list[Term]) -> tuple[bool, bool, bool]:
-    """The order of a product, the first term, among those that an einsum may start with: content before weights, and
-    of these an outer product of two contents first, as a bilinear layer multiplies them."""
-    product = terms[0][0]
-    return product.role not in (Role.CONTENT, Role.CONTEXT), product.weighs, product.factors is None
+def _order_of(product: Value, subscripts: Subscripts, is_labeled: bool) -> tuple[bool, bool, bool, int]:
+    """The order of a product among those that an einsum may start with: of content (``is_labeled``) that stays content
+    before weights, of these an outer product of two contents first, as a bilinear layer multiplies them, and else the
+    one of the fewest axes, which is summed over some."""
+    is_weight = not is_labeled or product.role not in (Role.CONTENT, Role.CONTEXT)
+    return is_weight, product.weighs, product.factors is None, len(subscripts)

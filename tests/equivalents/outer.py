@@ -123,6 +123,50 @@ PARTS = Group("a softmax in parts").add(
     ),
 )
 
+
+def branches(s: Any, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Three branches of a selective kernel network."""
+    return z, s.narrow(z), s.wide(z)
+
+
+def shares(s: Any, z: Tensor) -> Tensor:
+    """The weights of the branches, (batch, 3, channels), a softmax over the three."""
+    of_all: Tensor = s.fc(sum(branches(s, z)).mean((2, 3))).unflatten(1, (3, CHANNELS)).softmax(1)
+    return of_all[..., None, None]
+
+
+SELECTIVE = Group(
+    "branches under a softmax",
+    {
+        "narrow": nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1),
+        "wide": nn.Conv2d(CHANNELS, CHANNELS, 5, padding=2),
+        "fc": nn.Linear(CHANNELS, 3 * CHANNELS),
+    },
+).add(
+    stack=lambda s, z: tokens((torch.stack(branches(s, z), 1) * shares(s, z)).sum(1)),
+    einsum=lambda s, z: tokens(
+        torch.einsum("bkchw,bkc->bchw", torch.stack(branches(s, z), 1), shares(s, z)[..., 0, 0])
+    ),
+    joined_as_channels=lambda s, z: tokens(
+        (torch.cat(branches(s, z), 1) * shares(s, z).flatten(1, 2)).unflatten(1, (3, CHANNELS)).sum(1)
+    ),
+    plus=lambda s, z: (lambda a, b, c, w: tokens(a * w[:, 0] + b * w[:, 1] + c * w[:, 2]))(
+        *branches(s, z), shares(s, z)
+    ),
+    plus_in_another_order=lambda s, z: (lambda a, b, c, w: tokens(w[:, 0] * a + (w[:, 2] * c + w[:, 1] * b)))(
+        *branches(s, z), shares(s, z)
+    ),
+    built_in_sum=lambda s, z: tokens(sum(x * w for x, w in zip(branches(s, z), shares(s, z).unbind(1), strict=True))),
+    in_place=lambda s, z: (lambda a, b, c, w: tokens((a * w[:, 0]).addcmul_(b, w[:, 1]).addcmul_(c, w[:, 2])))(
+        *branches(s, z), shares(s, z)
+    ),
+    chunks=lambda s, z: tokens(
+        functools.reduce(
+            torch.add, (x * w.squeeze(1) for x, w in zip(branches(s, z), shares(s, z).chunk(3, 1), strict=True))
+        )
+    ),
+)
+
 COMPLEX = Group("a sum of phases", {"phase": torch.polar(torch.ones(TOKENS), torch.arange(TOKENS) * torch.pi / 2)}).add(
     mean=lambda s, z: tokens(z).mean(1),
     product=lambda s, z: torch.view_as_real(
@@ -140,4 +184,4 @@ QUOTIENT = Group("a product with another token").add(
     in_place=lambda s, z: tokens(z.clone().div_(1 + (-z.flip(2)).exp())),
 )
 
-GROUPS = [CONTEXT, SLOTS, BILINEAR, DIAGONAL, GATES, BOTTLENECK, PARTS, COMPLEX, QUOTIENT]
+GROUPS = [CONTEXT, SLOTS, BILINEAR, DIAGONAL, GATES, BOTTLENECK, PARTS, SELECTIVE, COMPLEX, QUOTIENT]

@@ -12,8 +12,9 @@ from equivalents.spelling import Group, label_matrices, of_products
 
 MODULES = (attention, factors, gates, indices, mixing, outer, products, softmax, sums, windows, writes)
 GROUPS: list[Group] = [group for module in MODULES for group in module.GROUPS]
-NOT_LINEAR = {"maximum", "alpha", "instance_of_tokens", "cumsum"}
-"""Spellings that are another function of products with a factor, which sums weight by it."""
+NOT_LINEAR = {"maximum", "alpha", "instance_of_tokens", "cumsum", "joined_as_channels"}
+"""Spellings that are another function of products with a factor, which sums weight by it, or whose channels then have
+labels of their own."""
 PRODUCTS = [of_products(group, *NOT_LINEAR) for group in GROUPS if "factor" not in group.parts]
 FEW = [group for group in PRODUCTS if group.name.startswith(("attention with", "padding"))]
 

@@ -106,7 +106,7 @@ class Pending(Weighing):
         if not out.is_content or scale is None:
             return out
         out = replace(out, origin=x.source, part_of=x.part_of, factored=x.factored, sum_of=x.sum_of)
-        out = replace(out, factors=x.factors if x.shape == out.shape else None)
+        out = replace(out, factors=x.factors if x.shape == out.shape else None, mixed_by=x.mixed_by)
         if x.statistic is not None and scale != 0:
             out = replace(out, statistic=(x.statistic[0], x.statistic[1] * (1 if scale > 0 else -1)))
 

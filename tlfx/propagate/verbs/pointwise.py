@@ -60,9 +60,9 @@ class Pointwise(Residual):
             return replace(self.weight(), softmax_dim=axis)
         out = self.pointwise(x)
         over_tokens = x.role is Role.WEIGHT or x.map.shape[axis] > 1
-        if not over_tokens:
-            return out
         of = self.node if sums_to_one else None
+        if not over_tokens:  # parts of it may be gates of several values
+            return replace(out, softmax_of=of)
         return replace(out, softmax_dim=axis if sums_to_one else None, softmax_of=of, function_of=None, weighs=True)
 
     def product(self, a: Value, b: Value) -> Value:

@@ -83,7 +83,7 @@ class Weighing(Bounded):
         The axes of the two are those ``of_x`` and ``of_factor`` of the product, -1 for those that it lacks; by default
         the last. Labels stay without a mass if the factor is the same for all tokens.
         """
-        out = replace(out, origin=x.source, factored=x.base)
+        out = replace(out, origin=x.source, factored=x.base, mixed_by=factor.softmax_of or x.mixed_by)
         out = out if factor.is_constant else replace(out, function_of=None)
         product = self._product(out, x, factor, of_x, of_factor, inverse)
         if product.by_channel or x.by_element is not None:

@@ -156,8 +156,7 @@ def addcdiv(op: OpContext, x: Value, a: Value, b: Value, *, value: Any = 1) -> V
 @rule(aten.lerp)
 def lerp(op: OpContext, a: Value, b: Value, weight: Any) -> Value:
     """Between two values: a residual connection."""
-    share = op.number(weight)
-    return op.residual(a, b, None if share is None else (1 - share, share))
+    return op.interpolate(a, b, weight)
 
 
 @rule(aten.glu)

@@ -57,6 +57,37 @@ SPATIAL = Group("a gate of tokens", {"conv": nn.Conv2d(CHANNELS, 1, 3, padding=1
     quotient=lambda s, z: tokens(z / (1 / spatial(s, z))),
 )
 
+CONSTANTS = Group(
+    "a gate of tokens times channels",
+    {
+        "conv": nn.Conv2d(CHANNELS, 1, 3, padding=1),
+        "scale": nn.Parameter(torch.tensor([0.5, 2.0, -1.0, 3.0]).view(-1, 1, 1)),
+    },
+).add(
+    one_after_another=lambda s, z: tokens(z * s.scale * s.conv(z)),
+    product_first=lambda s, z: tokens(z * (s.conv(z) * s.scale)),
+    product_of_expanded=lambda s, z: tokens(z * (s.conv(z).expand_as(z) * s.scale)),
+    the_other_way=lambda s, z: tokens((s.scale * s.conv(z)) * z),
+    einsum=lambda s, z: tokens(torch.einsum("bchw,bhw,c->bchw", z, s.conv(z)[:, 0], s.scale[:, 0, 0])),
+)
+
+
+def between(s: Any, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """An image, another, and the share of the other."""
+    return z, s.conv(z), s.share(z).sigmoid()
+
+
+INTERPOLATED = Group(
+    "between two images by a gate",
+    {"conv": nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), "share": nn.Conv2d(CHANNELS, 1, 3, padding=1)},
+).add(
+    products=lambda s, z: (lambda a, b, t: tokens(b * t + a * (1 - t)))(*between(s, z)),
+    products_the_other_way=lambda s, z: (lambda a, b, t: tokens((1 - t) * a + t * b))(*between(s, z)),
+    lerp=lambda s, z: (lambda a, b, t: tokens(torch.lerp(a, b, t)))(*between(s, z)),
+    lerp_the_other_way=lambda s, z: (lambda a, b, t: tokens(torch.lerp(b, a, 1 - t)))(*between(s, z)),
+    lerp_in_place=lambda s, z: (lambda a, b, t: tokens(a.clone().lerp_(b, t)))(*between(s, z)),
+)
+
 ONE_CHANNEL = Group("a summand of one channel", {"conv": nn.Conv2d(CHANNELS, 1, 3, padding=1)}).add(
     expand_as=lambda s, z: tokens(z + s.conv(z).expand_as(z)),
     broadcast=lambda s, z: tokens(z + s.conv(z)),
@@ -218,4 +249,4 @@ GLU = Group("the mean of a gated linear unit", {"linear": nn.Linear(CHANNELS, 2 
     glu_along_channels=lambda s, z: mean(F.glu(s.linear(tokens(z)).mT, 1).mT),
 )
 
-GROUPS = [GATE, SPATIAL, ONE_CHANNEL, STATISTICS, NORMS, MEANS, OWN_FACTORS, GLU]
+GROUPS = [GATE, SPATIAL, CONSTANTS, INTERPOLATED, ONE_CHANNEL, STATISTICS, NORMS, MEANS, OWN_FACTORS, GLU]

@@ -7,10 +7,23 @@ import torch
 from helpers import slow_except
 from torch import Tensor
 
-from equivalents import attention, factors, gates, indices, mixing, outer, products, softmax, sums, windows, writes
+from equivalents import (
+    attention,
+    factors,
+    gates,
+    indices,
+    keys,
+    mixing,
+    outer,
+    products,
+    softmax,
+    sums,
+    windows,
+    writes,
+)
 from equivalents.spelling import Group, label_matrices, of_products
 
-MODULES = (attention, factors, gates, indices, mixing, outer, products, softmax, sums, windows, writes)
+MODULES = (attention, factors, gates, indices, keys, mixing, outer, products, softmax, sums, windows, writes)
 GROUPS: list[Group] = [group for module in MODULES for group in module.GROUPS]
 NOT_LINEAR = {"maximum", "alpha", "instance_of_tokens", "cumsum", "joined_as_channels"}
 """Spellings that are another function of products with a factor, which sums weight by it, or whose channels then have

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 from torch.fx import Node
 
 from tlfx.capture.regions import RegionTree
@@ -37,3 +38,6 @@ class PropagationState:
     layers: LayerSelection
     scales: BranchScales
     tokens: LearnedTokens
+    scores: dict[Node, tuple[Tensor, ...]] = field(default_factory=dict)
+    """Nodes that join scores of queries with content, by the maps that they have as mixing weights, which a softmax
+    makes of them."""

@@ -116,7 +116,10 @@ class Value:
     mixed_by: Node | None = None
     """The softmax of which a part mixed the content: parts of one softmax count by their masses in a sum."""
     elements: Tensor | None = None
-    """A map of elements that are equal where their numbers are, of a value that data movement repeats along an axis."""
+    """A map of elements that hold equal content where its numbers are equal, of a value that is repeated along an
+    axis."""
+    by_place: bool = False
+    """Whether constants make elements with equal content differ, as position biases do those of a gate."""
     read_as: Any = None
     """Stands for the value among the arguments of a label tensor, if that is not its node."""
     number: float | None = None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tlfx import runtime
+from tlfx._torch import tree_leaves
 from tlfx.errors import ProvenanceError
 from tlfx.operations import Operation
 from tlfx.propagate.labels import Operand, by_first_occurrence
@@ -27,10 +28,20 @@ class Combined(Written):
     def pointwise(self, x: Value) -> Value:
         """Point-wise transformation, Y ← Y, of one value, alone or combined with constants."""
         self.record(Operation.WEIGHT if x.role is Role.WEIGHT else Operation.POINTWISE)
-        alone = self.shape == x.shape and len(self.node.all_input_nodes) == 1
-        elements = x.elements if alone else None
-        out = replace(self._shaped(x), elements=elements, function_of=x.subject, weighs=x.weighs)
+        elements = self._repeated_content(x)
+        by_place = elements is not None and (x.by_place or len(self.node.all_input_nodes) > 1)
+        out = replace(self._shaped(x), elements=elements, by_place=by_place)
+        out = replace(out, function_of=x.subject, weighs=x.weighs)
         return replace(out, is_gate=x.is_gate and x.shape == self.shape, biased=x.biased)
+
+    def _repeated_content(self, x: Value) -> Tensor | None:
+        """The map of elements with equal content, of a value that is repeated along an axis, alone or by constants."""
+        others = [v for v in tree_leaves((self.args, self.kwargs)) if isinstance(v, Value) and not v.is_constant]
+        if any(v is not x for v in others) or (x.elements is None and x.shape == self.shape):
+            return None
+        elements = torch.arange(torch.Size(x.shape).numel()).view(x.shape) if x.elements is None else x.elements
+        elements = to_rank(elements, len(self.shape))
+        return None if elements.shape == self.shape else elements
 
     def linear(self, x: Value, scale: float | None = 1) -> Value:
         """The same by a linear function, such as a sum with a constant, or a product with the number ``scale``."""
@@ -88,6 +99,10 @@ class Combined(Written):
     def _is_full(self, x: Value) -> bool:
         """Whether a value has the shape of the output and is not repeated along any of its axes."""
         return x.shape == self.shape and all(n == 1 or own for n, own in zip(x.shape, self._own_axes(x), strict=True))
+
+    def _is_full_of_content(self, x: Value) -> bool:
+        """The same for the content that its elements hold."""
+        return self._is_full(replace(x, by_place=False))
 
     def _shaped(self, x: Value) -> Value:
         """The value broadcast to the shape of the output."""

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from tlfx.operations import Operation
-from tlfx.propagate.values import IMAGE, NONE, Role, Value, fill_none, map_of_ids
+from tlfx.propagate.values import IMAGE, NONE, Role, Value, fill_none, find_batch_axis, image_map, map_of_ids
 from tlfx.propagate.verbs.kept_tokens import KeptTokens
 from tlfx.propagate.verbs.linear_attention import LinearAttention
 from tlfx.propagate.verbs.mixing import Term, with_image_labels
-from tlfx.propagate.verbs.pending import with_pending_labels
+from tlfx.propagate.verbs.pending import with_bias, with_pending_labels
 from tlfx.propagate.verbs.subscripts import ContractionAxes, Subscripts, arrange
+from tlfx.runtime import BatchAxis
 
 __all__ = ["Contraction"]
 
@@ -35,7 +36,7 @@ class Contraction(KeptTokens, LinearAttention):
         out = ["out" if c == contracted else c for c in subscripts]
         ones = [f"one{i}" for i in range(len(weight.shape) - 2)]
         mixed = self.multiply(x, subscripts, weight, ["out", contracted, *ones], out)
-        return mixed if bias is None else replace(mixed, biased=True)
+        return mixed if bias is None else with_bias(mixed)
 
     def multiply(self, a: Value, of_a: Sequence[str], b: Value, of_b: Sequence[str], out: Sequence[str]) -> Value:
         """Contract two values, with a subscript for each axis, over the subscripts that ``out`` lacks."""
@@ -69,12 +70,12 @@ class Contraction(KeptTokens, LinearAttention):
         if elementwise and of_a == of_b == out:
             return self.product(a, b)
         terms = [(a, of_a), (b, of_b)]
+        if a.weighs != b.weighs and _is_product(*terms, out):
+            gate = int(b.weighs)
         if elementwise and a.weighs == b.weighs:
             self.record(Operation.POINTWISE)
             factors = [replace(v, pending=arrange(v.pending, of, out)) for v, of in terms if v.pending is not None]
             return self._with_masses_of(self.content(one), factors)
-        if elementwise:
-            gate = int(b.weighs)
         if gate is not None:
             self.record(Operation.POINTWISE)
             (x, of_x), (w, of_w) = terms if gate != 0 else reversed(terms)
@@ -98,7 +99,8 @@ class Contraction(KeptTokens, LinearAttention):
         if all(own):
             return self._context(*a, *b, out)
         if any(own):
-            return self._weighted(*(b if own[0] else a), *(a if own[0] else b), out)
+            first_weighs = a[0].weighs if a[0].weighs != b[0].weighs else own[1]
+            return self._weighted(*(a if first_weighs else b), *(b if first_weighs else a), out)
         return self._summed_product(a, b, out)
 
     def _summed_product(self, a: Term, b: Term, out: Subscripts) -> Value:
@@ -151,6 +153,7 @@ class Contraction(KeptTokens, LinearAttention):
 
     def _weighted(self, w: Value, of_w: Subscripts, x: Value, of_x: Subscripts, out: Subscripts) -> Value:
         """Content multiplied with a weight or a constant."""
+        x, of_x = _once_for_queries(w, of_w, x, of_x, out)
         axes = self._filled_axes(x, of_x, of_w, out)
         if not axes.tokens:
             self.record(Operation.CHANNEL_MIX)
@@ -248,6 +251,11 @@ class Contraction(KeptTokens, LinearAttention):
 
     def _combine_weights(self, a: Value, of_a: Subscripts, b: Value, of_b: Subscripts, out: Subscripts) -> Value:
         """Products of weights, or of weights and constants, are weights; one side that remains is content."""
+        for w, of_w, x, of_x in ((a, of_a, b, of_b), (b, of_b, a, of_a)):
+            if w.softmax_of is not None and x.is_constant and self.number(x) is None:
+                mixed = self._mix_constants(w, of_w, x, of_x, out)
+                if mixed is not None:
+                    return mixed
         pairs = [
             [
                 arrange(m, subscripts, out)
@@ -261,6 +269,47 @@ class Contraction(KeptTokens, LinearAttention):
             self.record(Operation.SPATIAL_MIX)
             return self.content(maps[0])
         return self.weight(*maps[:2])
+
+    def _mix_constants(self, w: Value, of_w: Subscripts, x: Value, of_x: Subscripts, out: Subscripts) -> Value | None:
+        """Learned constants mixed by a softmax over tokens, or by a part of one; None for any other product.
+
+        Those of tokens with content are a bias of their values, which has no label; those of other tokens have the
+        image-level label (eq. 5), and count by the sum of their weights.
+        """
+        gone = [c for c in of_w if c in of_x and c not in out]
+        sides = [arrange(m, of_w, out) for m in w.maps if all(m.shape[of_w.index(c)] == 1 for c in gone)]
+        if not gone or not sides or len(w.maps) < 2:
+            return None
+        learned = [m for m in sides if bool((m < self.batch).all())]
+        if len(sides) < 2 or not learned:
+            return self.weight()
+        where = find_batch_axis(sides[0], self.batch)
+        batch = out[where.axis]
+        sizes = {batch: 1, **dict(zip(of_x, x.shape, strict=True))} | {batch: self.shape[where.axis]}
+        place = BatchAxis(list(sizes).index(batch), where.outer, where.inner)
+        tokens = replace(x, role=Role.CONTENT, shape=tuple(sizes.values()), number=None)
+        tokens = replace(tokens, maps=(image_map(tokens.shape, self.batch, place),))
+        axes = self._axes(tokens, tuple(sizes), of_w, out)
+        self.record(Operation.SPATIAL_MIX)
+        return self._as_part(self._from_axes(axes.content.ids, axes.content.subscripts, axes, out), w, of_w, axes, out)
+
+
+def _once_for_queries(w: Value, of_w: Subscripts, x: Value, of_x: Subscripts, out: Subscripts) -> Term:
+    """Content without the axes along which it is repeated for the queries of a weight: its labels are the same along
+    them, where those of the weight are not, unlike along heads."""
+
+    def is_repeated(axis: int, c: str) -> bool:
+        maps = [m for m in (x.map, x.pending) if m is not None]
+        by_query = c in of_w and any(m.shape[of_w.index(c)] > 1 for m in w.maps)
+        return by_query and c in out and x.shape[axis] > 1 and all(m.shape[axis] == 1 for m in maps)
+
+    gone = [i for i, c in enumerate(of_x) if i != x.batch_axis.axis and is_repeated(i, c)]
+    if not gone:
+        return x, of_x
+    kept = [i for i in range(len(of_x)) if i not in gone]
+    pending = None if x.pending is None else x.pending.squeeze(gone)
+    once = replace(x.with_maps(x.map.squeeze(gone)), shape=tuple(x.shape[i] for i in kept), pending=pending)
+    return once, tuple(of_x[i] for i in kept)
 
 
 def _of_one_label(x: Value) -> Value:

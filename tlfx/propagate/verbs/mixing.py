@@ -112,7 +112,7 @@ class Mixing(Pointwise, Reduction):
             filled = replace(axes.content, ids=self._filled_masses(ids if massed else self._massed(ids)))
             of_all, sizes = replace(axes, content=filled), self._sizes(w, of_w, axes)
             sums = self._mixed(runtime.context, w, of_w, of_all, axes.kept, {"mass": True, **self.signed})
-            heads = [sizes[c] for c in axes.weight if c not in axes.varying and c not in axes.kept]
+            heads = [sizes[c] for c in axes.heads if c not in axes.kept]
             return self._from_axes(self._sum_of_masses(sums, [], 1 / math.prod(heads)), axes.kept, axes, out).map
 
         return replace(mixed, mixed_by=w.softmax_of, mass=mass)

@@ -14,7 +14,7 @@ from tlfx import runtime
 from tlfx._torch import tree_map
 from tlfx.operations import Operation
 from tlfx.propagate.labels import NodeFunction
-from tlfx.propagate.values import IMAGE, NONE, Role, Value, compact, image_map
+from tlfx.propagate.values import IMAGE, NONE, Role, Value, compact, find_batch_axis, image_map
 from tlfx.propagate.verbs.pending import carry_masses
 from tlfx.propagate.verbs.written import Written
 
@@ -42,9 +42,8 @@ class Movement(Written):
         """The same for an operator with several outputs."""
         x = self._moving
         parts = [self._run_on(full) for full in x.expanded()]
-        if not parts:
-            return [self.weight(shape=shape) for shape in self.shapes]
-        values = [self._moved(x, maps, None) for maps in zip(*parts, strict=True)]
+        by_output = zip(*parts, strict=True) if parts else [()] * len(self.shapes)
+        values = [self._moved(x, maps, None, shape) for maps, shape in zip(by_output, self.shapes, strict=True)]
 
         def part(value: Value, i: int) -> Value:
             return carry_masses(value, x, lambda m: compact(self._run_on(m.expand(x.shape))[i]))
@@ -66,7 +65,8 @@ class Movement(Written):
 
     def remap(self, x: Value, move: Callable[[Tensor], Tensor]) -> Value:
         """The value whose maps are those of ``x`` moved by a function of a full map."""
-        out = self._moved(x, [_run(move, m) for m in x.expanded()], move) if x.maps else self.weight()
+        maps = [_run(move, m) for m in x.expanded()]
+        out = self._moved(x, maps, move, maps[0].shape if maps else self.shape)
 
         def moved(part: Tensor) -> Tensor:
             return compact(_run(move, part.expand(x.shape)))
@@ -90,8 +90,10 @@ class Movement(Written):
         moved = compact(_run(move, elements))
         return moved if moved.dim() == len(self.shape) and moved.shape != self.shape else None
 
-    def _moved(self, x: Value, maps: Sequence[Tensor], move: Callable[[Tensor], Tensor] | None) -> Value:
-        out = self.content(*maps, role=x.role, shape=maps[0].shape)
+    def _moved(
+        self, x: Value, maps: Sequence[Tensor], move: Callable[[Tensor], Tensor] | None, shape: Sequence[int]
+    ) -> Value:
+        out = self.content(*maps, role=x.role, shape=shape) if maps else self.weight(shape=shape)
         out = replace(out, weighs=x.weighs, softmax_of=x.softmax_of)
         if x.softmax_dim is None or move is None:
             return out
@@ -107,8 +109,11 @@ class Movement(Written):
         values = self.resolve_all(*[v for v in values if 0 not in v.shape] or values)
         axis = axis % len(self.shape)
         known = next((v for v in values if v.is_content), None)
+        sides = self._joined_sides(values, axis)
         if known is None:
-            return self._bounded(self.weight())
+            return self._bounded(self.weight(*sides))
+        if sides:
+            self.state.scores[self.node] = sides
         blank = NONE if self._joins_channels(known, axis) else IMAGE
         maps = [self._map_beside(v, known, blank) for v in values]
         out = self._joined_parts(self.content(torch.cat(maps, axis)), values)
@@ -127,6 +132,25 @@ class Movement(Written):
             return self._joined(parts, values, axis)
 
         return replace(out, by_element=by_element)
+
+    def _joined_sides(self, values: Sequence[Value], axis: int) -> tuple[Tensor, ...]:
+        """The maps of queries and of keys of scores that are joined along the axis of keys; none for other values.
+
+        Scores for learned keys may be among them: content of the queries, or constants.
+        """
+        weights = [v for v in values if v.role is Role.WEIGHT]
+        for queries in weights[0].maps if weights and all(len(v.maps) == 2 for v in weights) else ():
+            is_query = [[_are_equal(m, queries) for m in v.maps] for v in values]
+            fits = all(sum(found) == 1 or v.is_constant for v, found in zip(values, is_query, strict=True))
+            if not fits or queries.shape[axis] > 1:
+                continue
+            learned = image_map(queries.shape, self.batch, find_batch_axis(queries, self.batch))
+            keys = [
+                v.maps[found.index(False)] if v.role is Role.WEIGHT else learned
+                for v, found in zip(values, is_query, strict=True)
+            ]
+            return queries, self._joined(keys, values, axis)
+        return ()
 
     def _joined_parts(self, out: Value, parts: Sequence[Value]) -> Value:
         """A concatenation, as moved elements if all parts are those of one value."""
@@ -195,6 +219,10 @@ class Movement(Written):
         content = image_map(x.shape, self.batch, known.batch_axis)
         self.state.tokens.note(x, content)
         return content.expand(x.shape)
+
+
+def _are_equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)
 
 
 def with_image(ids: Tensor) -> Tensor:

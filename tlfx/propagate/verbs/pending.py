@@ -22,7 +22,7 @@ from tlfx.propagate.verbs.weighing import Weighing, fill_any
 from tlfx.runtime import BatchAxis
 from tlfx.runtime.arithmetic import TINY
 
-__all__ = ["Pending", "carry_masses", "moved_factors", "to_rank", "with_pending_labels"]
+__all__ = ["Pending", "carry_masses", "moved_factors", "to_rank", "with_bias", "with_pending_labels"]
 
 
 class Pending(Weighing):
@@ -193,6 +193,7 @@ def carry_masses(out: Value, x: Value, move: Callable[[Tensor], Tensor]) -> Valu
         by_factor=moved_factors(x, move),
         mixed_by=x.mixed_by,
         biased=x.biased,
+        by_place=x.by_place,
         is_gate=x.is_gate,
         running=x.running,
     )
@@ -207,6 +208,11 @@ def moved_factors(
         return lambda: move(masses())
 
     return {node: (moved(masses), was or summed) for node, (masses, was) in x.by_factor.items()}
+
+
+def with_bias(x: Value) -> Value:
+    """A value after a bias was added to it, which its elements without content, if any, now hold."""
+    return replace(x, biased=x.biased or (x.is_content and bool((x.map == NONE).any())))
 
 
 def with_pending_labels(x: Value) -> Value:

@@ -14,7 +14,7 @@ from tlfx.graph.nodes import computes_same
 from tlfx.operations import Operation
 from tlfx.propagate.labels import NodeFunction
 from tlfx.propagate.values import NONE, Role, Spectrum, Value, ids_of_sample, map_of_ids
-from tlfx.propagate.verbs.pending import carry_masses, to_rank
+from tlfx.propagate.verbs.pending import carry_masses, to_rank, with_bias
 from tlfx.propagate.verbs.residual import Residual
 
 __all__ = ["Pointwise"]
@@ -35,7 +35,7 @@ class Pointwise(Residual):
 
     def normalise(self, x: Value, axes: Sequence[int]) -> Value:
         """Point-wise transformation, Y ← Y, by statistics over ``axes`` (Table 10)."""
-        return self.of_batch() if self.is_over_batch(x, axes) else replace(self.pointwise(x), biased=True)
+        return self.of_batch() if self.is_over_batch(x, axes) else with_bias(self.pointwise(x))
 
     def logarithm(self, x: Value) -> Value:
         """Point-wise; of a sum of exponentials, what turns these into those of a softmax when it is subtracted."""
@@ -58,6 +58,9 @@ class Pointwise(Residual):
         if x.role is Role.CONTEXT:
             self.state.contexts.reclassify(x.node)
             return replace(self.weight(), softmax_dim=axis)
+        scores = self.state.scores.get(x.subject)
+        if scores and x.shape == self.shape and scores[0].shape[axis] == 1:
+            x = x.with_maps(*scores, role=Role.WEIGHT)
         out = self.pointwise(x)
         over_tokens = x.role is Role.WEIGHT or x.map.shape[axis] > 1
         of = self.node if sums_to_one else None
@@ -154,16 +157,16 @@ class Pointwise(Residual):
         return carry_masses(out, x, lambda m: to_rank(m, len(self.shape)))
 
     def _gated(self, a: Value, b: Value) -> tuple[Value, Value] | None:
-        """Two values with content, the second a gate of the first: one that is broadcast, is a weight of the tokens, or
+        """Two values with content, the second a gate of the first: one that is a weight of the tokens, is broadcast, or
         has the same label for all tokens. None if neither is."""
-        full = [self._is_full(v) and not v.is_gate for v in (a, b)]
+        full = [self._is_full_of_content(v) and not v.is_gate for v in (a, b)]
         maps = [self._shaped(v).map for v in (a, b)]
+        if a.weighs != b.weighs and _has_tokens(b if a.weighs else a):
+            return (b, a) if a.weighs else (a, b)
         if full[0] != full[1]:
             return (a, b) if full[0] else (b, a)
         if torch.equal(*torch.broadcast_tensors(*maps)):
-            if full[0] and a.weighs == b.weighs:
-                return None
-            return (b, a) if a.weighs else (a, b)
+            return None if full[0] else (a, b)
         of_sample = [sum(n > 1 for n in m.shape) <= 1 for m in maps]  # one label for all tokens
         if full[0] and of_sample[0] != of_sample[1]:
             return (b, a) if of_sample[0] else (a, b)
@@ -192,6 +195,14 @@ class Pointwise(Residual):
         if self._have_one_base(a, b):
             return self._with_factors_of(out, [a])
         return self._weighed(out, a, b, inverse=True)
+
+    def interpolate(self, a: Value, b: Value, share: Any) -> Value:
+        """a·(1 − share) + b·share: a residual connection, of two products if the share depends on the image."""
+        if not isinstance(share, Value) or share.is_constant:
+            known = self.number(share)
+            return self.residual(a, b, None if known is None else (1 - known, known))
+        rest = replace(share, read_as=NodeFunction(torch.rsub, share.node, {"other": 1}))
+        return self.residual(self.product(a, rest), self.product(b, share))
 
     def either(self, a: Value, b: Value, first: Tensor | None = None) -> Value:
         """Element-wise choice between two values (maximum, where): the average of differing labels, unless ``first``
@@ -234,6 +245,11 @@ class Pointwise(Residual):
         self.record(Operation.POINTWISE)
         out = self._shaped(x)
         return self.content(torch.where(known == 0, NONE, out.map))
+
+
+def _has_tokens(x: Value) -> bool:
+    """Whether content has different labels within a sample."""
+    return x.ids.numel() > 1
 
 
 def _filtered(x: Value, factor: Value) -> Spectrum | None:

@@ -82,7 +82,7 @@ class Reduction(Movement):
         if pending is None or not out.is_content:
             return out
         massed = pending[1] if keepdim else pending[1].squeeze(over)
-        return replace(out, pending=map_of_ids(massed, self.batch, place))
+        return replace(out, pending=map_of_ids(massed, self.batch, place), mixed_by=x.mixed_by)
 
     def _reduce_pending(self, x: Value, over: Sequence[int], scale: float) -> tuple[bool, Tensor]:
         """Whether labels with a mass vary along axes of the ids of a value, and the ids of their sums."""

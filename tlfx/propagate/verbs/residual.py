@@ -16,7 +16,7 @@ from tlfx.operations import Operation
 from tlfx.propagate.labels import Operand
 from tlfx.propagate.values import NONE, Role, Value, compact, ids_of_sample
 from tlfx.propagate.verbs.combined import Combined, merge
-from tlfx.propagate.verbs.pending import to_rank
+from tlfx.propagate.verbs.pending import to_rank, with_bias
 from tlfx.runtime.weighted import BranchScale
 
 __all__ = ["Residual"]
@@ -47,7 +47,8 @@ class Residual(Combined):
             if not (a.is_constant or b.is_constant):
                 return pair
             x, bias = (b, a) if a.is_constant else (a, b)
-            return replace(self._scaled_mass(x, pair, 1), biased=x.biased or self.number(bias) != 0)
+            out = self._scaled_mass(x, pair, 1)
+            return out if self.number(bias) == 0 else with_bias(out)
         self._check_running(a, b, scales)
         for x, statistic, signs in ((a, b, scales), (b, a, scales[::-1])) if scales is not None else ():
             log_softmax = signs[0] * signs[1] < 0 and self._is_log_softmax(x, statistic)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tlfx import runtime
 from tlfx.propagate.labels import Operand
-from tlfx.propagate.values import NONE, Value, ids_of_sample, map_of_ids
+from tlfx.propagate.values import IMAGE, NONE, Value, compact, ids_of_sample, map_of_ids
 from tlfx.propagate.verbs.bounds import Bounded
 from tlfx.runtime import BatchAxis
 
@@ -85,7 +85,8 @@ class Weighing(Bounded):
         """
         out = replace(out, origin=x.source, factored=x.base, mixed_by=factor.softmax_of or x.mixed_by)
         out = out if factor.is_constant else replace(out, function_of=None)
-        product = self._product(out, x, factor, of_x, of_factor, inverse)
+        summed = (out, x) if factor.is_constant or not x.biased else (_with_tokens(out), _with_tokens(x))
+        product = self._product(*summed, factor, of_x, of_factor, inverse)
         if product.by_channel or x.by_element is not None:
             out = replace(out, by_element=lambda: self._masses(product, by_element=True))
         if not product.by_token:
@@ -106,7 +107,7 @@ class Weighing(Bounded):
             range(rank - len(v.shape), rank) if at is None else at for v, at in ((x, of_x), (factor, of_factor))
         )
         differs = [a for a, own in zip(of_factor, self._own_axes(factor), strict=True) if own and a >= 0]
-        own = [a for a, own in zip(of_x, self._own_axes(x), strict=True) if own and a >= 0]
+        own = [a for a, own in zip(of_x, self._own_content(x), strict=True) if own and a >= 0]
         labelled = [a for m in factor.maps for a, n in zip(of_factor, m.shape, strict=True) if n > 1 and a >= 0]
         queries = [a for a in differs if a not in own or a in labelled]
         by_element, by_query = (_by_part(axes, where, rank) for axes in (differs, queries))
@@ -136,11 +137,15 @@ class Weighing(Bounded):
 
     def _own_axes(self, x: Value) -> list[bool]:
         """For each axis of a value whether it has different elements along it; strides tell for constants."""
-        if x.elements is not None:
+        if x.elements is not None and not x.by_place:
             return [n > 1 for n in x.elements.shape]
         example = x.node.meta.get("val")
         strides = example.stride() if isinstance(example, Tensor) and example.dim() == len(x.shape) else x.shape
         return [n > 1 and stride != 0 for n, stride in zip(x.shape, strides, strict=True)]
+
+    def _own_content(self, x: Value) -> list[bool]:
+        """The same for the content that the elements hold."""
+        return self._own_axes(replace(x, by_place=False))
 
 
 def _by_part(axes: Sequence[int], where: BatchAxis, rank: int) -> list[bool]:
@@ -158,6 +163,12 @@ def _to_axes(content: Tensor, at: Sequence[int], rank: int) -> Tensor:
     for i in order:
         shape[at[i]] = content.shape[i]
     return content.permute(order).reshape(shape)
+
+
+def _with_tokens(x: Value) -> Value:
+    """Content in which a bias made tokens of the elements without content: they have the image-level label (eq. 5)."""
+    ids = torch.where(x.ids == NONE, IMAGE, x.ids)
+    return replace(x, maps=(compact(map_of_ids(ids, x.batch, x.batch_axis)),))
 
 
 def fill_any(ids: Tensor) -> Tensor:

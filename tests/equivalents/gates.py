@@ -72,7 +72,7 @@ CONSTANTS = Group(
 )
 
 
-def between(s: Any, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def between(s: Any, z: Tensor) -> Any:
     """An image, another, and the share of the other."""
     return z, s.conv(z), s.share(z).sigmoid()
 

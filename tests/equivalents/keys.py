@@ -27,6 +27,11 @@ def weights(s: Any, z: Tensor) -> Tensor:
     return scores(s, z).softmax(-1)
 
 
+def fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    query, key, value = (x[:, None] for x in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, scale=1.0)[:, 0]
+
+
 def expanded(parameter: Tensor, z: Tensor) -> Tensor:
     return parameter.expand(len(z), -1, -1)
 
@@ -52,9 +57,7 @@ def in_parts(s: Any, z: Tensor, w: Tensor) -> Tensor:
 
 MEMORY = Group("attention to learned keys", {"keys": learned(3, CHANNELS), "values": learned(3, CHANNELS)}).add(
     matmul=lambda s, z: over_both(s, z) @ keys_and_values(s, z)[1],
-    fused=lambda s, z: F.scaled_dot_product_attention(
-        s.q(tokens(z))[:, None], *(x[:, None] for x in keys_and_values(s, z)), scale=1.0
-    )[:, 0],
+    fused=lambda s, z: fused(s.q(tokens(z)), *keys_and_values(s, z)),
     parts=lambda s, z: in_parts(s, z, over_both(s, z)),
     parts_by_linear=lambda s, z: (lambda w: F.linear(w[..., TOKENS:], s.values.T) + w[..., :TOKENS] @ s.v(tokens(z)))(
         over_both(s, z)
@@ -163,9 +166,7 @@ def over_padded(s: Any, z: Tensor) -> Tensor:
 
 PADDED = Group("attention to padding with a bias").add(
     matmul=lambda s, z: over_padded(s, z) @ s.v(padded(z)),
-    fused=lambda s, z: F.scaled_dot_product_attention(*(f(padded(z))[:, None] for f in (s.q, s.k, s.v)), scale=1.0)[
-        :, 0
-    ],
+    fused=lambda s, z: fused(*(f(padded(z)) for f in (s.q, s.k, s.v))),
     product=lambda s, z: (over_padded(s, z)[..., None] * s.v(padded(z))[:, None]).sum(2),
     product_the_other_way=lambda s, z: (s.v(padded(z))[:, None] * over_padded(s, z)[..., None]).sum(2),
 )

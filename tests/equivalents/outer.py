@@ -124,15 +124,22 @@ PARTS = Group("a softmax in parts").add(
 )
 
 
-def branches(s: Any, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def branches(s: Any, z: Tensor) -> Any:
     """Three branches of a selective kernel network."""
     return z, s.narrow(z), s.wide(z)
+
+
+built_in: Any = sum
 
 
 def shares(s: Any, z: Tensor) -> Tensor:
     """The weights of the branches, (batch, 3, channels), a softmax over the three."""
     of_all: Tensor = s.fc(sum(branches(s, z)).mean((2, 3))).unflatten(1, (3, CHANNELS)).softmax(1)
     return of_all[..., None, None]
+
+
+def branches_and_shares(s: Any, z: Tensor) -> Any:
+    return *branches(s, z), shares(s, z)
 
 
 SELECTIVE = Group(
@@ -150,15 +157,15 @@ SELECTIVE = Group(
     joined_as_channels=lambda s, z: tokens(
         (torch.cat(branches(s, z), 1) * shares(s, z).flatten(1, 2)).unflatten(1, (3, CHANNELS)).sum(1)
     ),
-    plus=lambda s, z: (lambda a, b, c, w: tokens(a * w[:, 0] + b * w[:, 1] + c * w[:, 2]))(
-        *branches(s, z), shares(s, z)
-    ),
+    plus=lambda s, z: (lambda a, b, c, w: tokens(a * w[:, 0] + b * w[:, 1] + c * w[:, 2]))(*branches_and_shares(s, z)),
     plus_in_another_order=lambda s, z: (lambda a, b, c, w: tokens(w[:, 0] * a + (w[:, 2] * c + w[:, 1] * b)))(
-        *branches(s, z), shares(s, z)
+        *branches_and_shares(s, z)
     ),
-    built_in_sum=lambda s, z: tokens(sum(x * w for x, w in zip(branches(s, z), shares(s, z).unbind(1), strict=True))),
+    built_in_sum=lambda s, z: tokens(
+        built_in(x * w for x, w in zip(branches(s, z), shares(s, z).unbind(1), strict=True))
+    ),
     in_place=lambda s, z: (lambda a, b, c, w: tokens((a * w[:, 0]).addcmul_(b, w[:, 1]).addcmul_(c, w[:, 2])))(
-        *branches(s, z), shares(s, z)
+        *branches_and_shares(s, z)
     ),
     chunks=lambda s, z: tokens(
         functools.reduce(

@@ -372,8 +372,7 @@ def test_einsum_of_three_operands_over_tokens() -> None:
 
 def test_einsum_that_mixes_by_a_weight_of_its_own_is_an_error() -> None:
     def function(x: Tensor, w: Tensor) -> Tensor:
-        attention = (tokens(x) @ x.flatten(2)).softmax(-1)
-        return torch.einsum("bnm,mk,bk,bkd->bnd", attention, w, x.mean(1).flatten(1), tokens(x))
+        return torch.einsum("bnd,bmd,mk,bke->bne", tokens(x), tokens(x), w, tokens(x))
 
     with pytest.raises(RuleError, match=r"einsum computes its own mixing weights, .*: write it as two operators"):
         Probe(function, SIZE, w=nn.Parameter(torch.randn(TOKENS, TOKENS)))

@@ -70,7 +70,7 @@ class Contraction(KeptTokens, LinearAttention):
         if elementwise and of_a == of_b == out:
             return self.product(a, b)
         terms = [(a, of_a), (b, of_b)]
-        if a.weighs != b.weighs and _is_product(*terms, out):
+        if a.weighs != b.weighs and _is_product((a, of_a), (b, of_b), out):
             gate = int(b.weighs)
         if elementwise and a.weighs == b.weighs:
             self.record(Operation.POINTWISE)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from itertools import combinations
 from operator import itemgetter
 
+import torch
+
 from tlfx.propagate.values import Role, Value
 from tlfx.propagate.verbs.mixing import Term
 from tlfx.propagate.verbs.outer import Outer
@@ -30,15 +32,25 @@ class Einsum(Outer):
         """Two of several operands multiplied: the first two whose product is content that the others can weight, since
         a weight among the steps of one operator has no node in the graph."""
         sizes = {c: size for x, subscripts in terms for c, size in zip(subscripts, x.shape, strict=True)}
-        products: list[tuple[tuple[bool, bool, bool, int], list[Term]]] = []
+        largest = max((x for x, _ in terms if x.is_content), key=lambda x: torch.Size(x.shape).numel(), default=None)
+        products: list[tuple[tuple[bool | int, ...], list[Term]]] = []
         for i, j in combinations(range(len(terms)), 2):
             rest = [t for n, t in enumerate(terms) if n not in (i, j)]
+            pair = [terms[i], terms[j]]
             kept = {*out, *(c for _, subscripts in rest for c in subscripts)}
-            of_step = tuple(dict.fromkeys(c for c in terms[i][1] + terms[j][1] if c in kept))
-            step = self.step([sizes[c] for c in of_step])
-            product = step.multiply(*terms[i], *terms[j], of_step)
-            is_labeled = terms[i][0].is_content or terms[j][0].is_content
-            products.append((_order_of(product, of_step, is_labeled), [(product, of_step), *rest]))
+            of_step = tuple(dict.fromkeys(c for _, subscripts in pair for c in subscripts if c in kept))
+            product = self.step([sizes[c] for c in of_step]).multiply(*terms[i], *terms[j], of_step)
+            is_weight = not any(x.is_content for x, _ in pair) or product.role not in (Role.CONTENT, Role.CONTEXT)
+            keeps_all = all(c in kept for _, subscripts in pair for c in subscripts)
+            order = (
+                is_weight,
+                product.weighs,
+                product.factors is None,  # an outer product of two contents first, as a bilinear layer multiplies them
+                keeps_all,  # rather one that is summed
+                all(x is not largest for x, _ in pair),
+                len(of_step),
+            )
+            products.append((order, [(product, of_step), *rest]))
         return min(products, key=itemgetter(0))[1]
 
     def matmul(self, a: Value, b: Value) -> Value:
@@ -49,11 +61,3 @@ class Einsum(Outer):
         of_a = [*lead[len(lead) - max(len(a.shape) - 2, 0) :], *rows, "m"]
         of_b = [*lead[len(lead) - max(len(b.shape) - 2, 0) :], "m", *columns]
         return self.multiply(a, of_a, b, of_b, [*lead, *rows, *columns])
-
-
-def _order_of(product: Value, subscripts: Subscripts, is_labeled: bool) -> tuple[bool, bool, bool, int]:
-    """The order of a product among those that an einsum may start with: of content (``is_labeled``) that stays content
-    before weights, of these an outer product of two contents first, as a bilinear layer multiplies them, and else the
-    one of the fewest axes, which is summed over some."""
-    is_weight = not is_labeled or product.role not in (Role.CONTENT, Role.CONTEXT)
-    return is_weight, product.weighs, product.factors is None, len(subscripts)

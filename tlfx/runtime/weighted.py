@@ -209,6 +209,7 @@ def weigh(
     at: Sequence[int],
     over: Sequence[int] = (),
     massed: bool = False,
+    averaged: Sequence[int] = (),
     inverse: bool = False,
     signed: bool = False,
 ) -> Tensor:
@@ -216,7 +217,7 @@ def weigh(
 
     Labels (batch, *shape, channels) have the axes of the product, its batch axis split in two, with size 1 along those
     over which |factor| is averaged. The axes of the factor are those ``at`` of the product, -1 for those that it lacks.
-    Masses along the axes ``over`` of *shape are averaged.
+    Masses along the axes ``over`` of *shape are averaged, |factor| also along those ``averaged``.
     """
     weight = magnitude(factor, signed)
     weight = weight.reciprocal() if inverse else weight
@@ -228,7 +229,9 @@ def weigh(
         shape[at[i]] = weight.shape[i]
     weight = weight.permute(order).reshape(shape)
     weight = split_batch(weight, where) if shape[where.axis] > 1 else weight.unsqueeze(where.axis)[None]
-    constant = [a for a in range(1, weight.dim()) if labels.shape[a] == 1 < weight.shape[a]]
+    constant = [
+        a for a in range(1, weight.dim()) if weight.shape[a] > 1 and (labels.shape[a] == 1 or a - 1 in averaged)
+    ]
     weight = weight.mean(constant, keepdim=True) if constant else weight
     product = (labels if massed else with_mass(labels)) * weight[..., None]
     return (product.mean([i + 1 for i in over], keepdim=True) if over else product).flatten(1, -2)

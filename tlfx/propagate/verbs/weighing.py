@@ -55,9 +55,19 @@ class _Product:
         return [n > 1 or q for n, q in zip(self.sizes, self.by_query, strict=True)]
 
     @cached_property
+    def channels(self) -> list[int]:
+        """The axes of the ids of channels, along which the factor differs."""
+        return [i for i, (d, n) in enumerate(zip(self.differs, self.labelled, strict=True)) if d and not n]
+
+    @cached_property
+    def is_gate(self) -> bool:
+        """Whether the factor is the same for all tokens: however it differs by channel, tokens count the same."""
+        return not any(d and n for d, n in zip(self.differs, self.labelled, strict=True))
+
+    @cached_property
     def by_channel(self) -> bool:
-        """Whether the factor differs from channel to channel."""
-        return any(d and not n for d, n in zip(self.differs, self.labelled, strict=True))
+        """Whether the factor makes tokens count by channel."""
+        return bool(self.channels) and not self.is_gate
 
     @cached_property
     def by_token(self) -> bool:
@@ -123,12 +133,14 @@ class Weighing(Bounded):
         elif before is None and x.mass is not None and not product.by_token:
             before = x.mass()
         ids = product.ids(before)
-        axes = zip(ids.shape, where.split(out.shape), product.differs, product.by_query, strict=True)
-        ids = ids.expand([max(n, size if q or (by_element and d) else 1) for n, size, d, q in axes])
+        of_channel = product.channels if by_element and not product.is_gate else []
+        axes = zip(ids.shape, where.split(out.shape), product.by_query, strict=True)
+        ids = ids.expand([max(n, size if q or i in of_channel else 1) for i, (n, size, q) in enumerate(axes)])
         sizes = zip(ids.shape, product.labelled, strict=True)
         over = [] if by_element else [i for i, (n, labelled) in enumerate(sizes) if n > 1 and not labelled]
         options: dict[str, Any] = {"where": where, "at": tuple(product.of_factor), **self.signed}
-        given = {"massed": before is not None, "inverse": product.inverse, "over": tuple(over)}
+        gate = tuple(product.channels) if product.is_gate else ()
+        given = {"massed": before is not None, "inverse": product.inverse, "over": tuple(over), "averaged": gate}
         options |= {name: option for name, option in given.items() if option}
         shape = [1 if i in over else n for i, n in enumerate(ids.shape)]
         new = self.label(runtime.weigh, Operand(fill_any(ids)), product.factor.read, shape=shape, kwargs=options)

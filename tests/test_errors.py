@@ -98,7 +98,7 @@ def _(x: Tensor) -> Tensor:
 
 
 def test_every_error_is_a_tlfx_error() -> None:
-    found = [getattr(errors, name) for name in errors.__all__ if name != "named"]
+    found = [getattr(errors, name) for name in errors.__all__ if name[0].isupper()]
     assert all(issubclass(kind, tlfx.TlfxError) for kind in found)
     assert all(getattr(tlfx, kind.__name__) is kind for kind in found)
     assert issubclass(errors.InputError, ValueError)
@@ -260,7 +260,7 @@ def test_mixed_targets_that_do_not_fit(target: tlfx.MixedTarget, words: str) -> 
         (torch.tensor(1), r"target is torch.int64 of shape \(\), expected integer labels \(batch,\) or soft labels"),
         (
             torch.zeros(3, 4, 4, dtype=torch.int64),
-            r"target is torch.int64 of shape \(3, 4, 4\), expected .*; maps of labels are not supported",
+            r"target is torch.int64 of shape \(3, 4, 4\), expected .*; for maps of labels, mix them with the images",
         ),
         (
             torch.zeros(3),
@@ -270,7 +270,7 @@ def test_mixed_targets_that_do_not_fit(target: tlfx.MixedTarget, words: str) -> 
         ([0, 1, 2], r"the target is a list, expected a tlfx.MixedTarget from a mixer, integer labels \(batch,\)"),
         ({"mask": torch.ones(3, 1, 8, 8)}, r"the target is a dict, expected a tlfx.MixedTarget"),
         (np.array([0, 1, 2]), r"the target is a ndarray"),
-        (3, r"the target is a int"),
+        (3, r"the target is an int"),
     ],
 )
 def test_plain_targets_that_do_not_fit(target: Any, words: str) -> None:

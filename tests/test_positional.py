@@ -76,7 +76,7 @@ def test_labels_after_optional_arguments() -> None:
     [
         (torch.zeros(2).long(), r"target of shape \(2,\) was given with 3 images"),
         (torch.zeros(3, 1).long(), r"use target.squeeze\(1\)"),
-        (torch.zeros(3, 1, 16, 16).long(), "maps of labels are not supported"),
+        (torch.zeros(3, 1, 16, 16).long(), "for maps of labels, mix them with the images"),
     ],
 )
 def test_other_labels_after_all_arguments_are_refused(labels: Tensor, words: str) -> None:
@@ -98,10 +98,24 @@ def test_labels_in_the_place_of_an_optional_argument(labels: Tensor) -> None:
         model(pictures(), labels)
     message = str(caught.value)
     assert "VisionTransformer was given torch." in message
-    assert "for its argument attn_mask, which looks like the labels of 3 images, and failed: " in message
+    assert "for its argument attn_mask, which looks like the labels of images, and failed: " in message
     assert "Pass labels as model(images, target=labels)" in message
     assert "use tlfx.mix.Mixup in its place" in message
     assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(3, 16, 16).long(), torch.zeros(3, 1, 16, 16).long(), [0, 1, 2]])
+def test_maps_and_lists_of_labels(labels: Any) -> None:
+    model = tlfx.align(vit())
+    with pytest.raises(tlfx.TargetError, match=r"for its argument attn_mask, .* Pass labels as model\(images, target="):
+        model(pictures(), labels)
+
+
+def test_a_list_of_labels_after_all_arguments() -> None:
+    with pytest.raises(
+        tlfx.TargetError, match=r"was given a list after all its arguments and failed: .* a tensor \(batch"
+    ):
+        tlfx.align(Net())(pictures(), [0, 1, 2])
 
 
 def test_a_forward_that_takes_a_second_tensor_is_not_disturbed() -> None:

@@ -51,6 +51,28 @@ def test_soft_labels_of_another_number_of_classes() -> None:
         tlfx.align(vit())(pictures(), target=torch.full((3, 4), 0.25))
 
 
+def test_another_number_than_that_of_an_undeclared_output_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """It may be features, which a classifier outside of the model reads."""
+    model = tlfx.align(Single(logits=True))
+    for _ in range(2):
+        model(*mixed(CLASSES + 2))
+        model(*mixed(CLASSES))
+    (record,) = [record for record in caplog.records if record.name == "tlfx"]
+    assert (
+        f"the target has {CLASSES + 2} classes, but Single returns {CLASSES} channels. If these are logits, build"
+        in (record.getMessage())
+    )
+
+
+def test_targets_on_another_device_than_the_images() -> None:
+    images, target = mixed(CLASSES)
+    for given in (target.to("meta"), torch.zeros(3, dtype=torch.int64, device="meta")):
+        with pytest.raises(
+            tlfx.TargetError, match=r"the target lies on meta, the images on cpu: use target.to\(images"
+        ):
+            tlfx.align(vit())(images, target=given)
+
+
 def test_features_and_shares_fit_any_number() -> None:
     features, soft = tlfx.align(vit(num_classes=0))(*mixed(7))
     assert features.shape == (3, 16)

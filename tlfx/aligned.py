@@ -267,7 +267,7 @@ def _options(
             raise InputError(f"{name}={value!r} is unknown, expected one of {', '.join(map(repr, known))}")
     if isinstance(layers, str | int):
         layers = (layers,)
-    if layers is not None and not all(isinstance(x, str | int) for x in layers):
+    if layers is not None and not all(isinstance(x, str | int) and not isinstance(x, bool) for x in layers):
         raise InputError(
             f"layers={layers!r}: expected module patterns such as 'blocks.0' or numbers of attention layers"
         )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tlfx._torch import tree_map
 from tlfx.aligned import align
-from tlfx.errors import InputError, TargetError
+from tlfx.errors import InputError, TargetError, a_type
 from tlfx.mix.labels import check_labels, hard_or_soft
 from tlfx.mix.target import MixedTarget
 
@@ -137,7 +137,7 @@ def _plain(output: Any, target: Any) -> Tensor | None:
     if isinstance(target, MixedTarget):
         return target.area()
     if not isinstance(target, Tensor) or len(target) != len(output):
-        given = f"{len(target)} labels" if isinstance(target, Tensor) else f"a {type(target).__name__}"
+        given = f"{len(target)} labels" if isinstance(target, Tensor) else a_type(target)
         raise TargetError(f"the target is {given}, expected a tlfx.MixedTarget or labels of {len(output)} images")
     classes = target.shape[-1] if target.is_floating_point() else output.shape[-1 if output.dim() == 3 else 1]
     check_labels(target, classes, values=not target.is_cuda)

@@ -16,6 +16,8 @@ __all__ = [
     "TlfxError",
     "UnknownOperatorError",
     "WrongRuleError",
+    "a_type",
+    "counted",
     "named",
 ]
 
@@ -62,6 +64,26 @@ class ProvenanceError(TlfxError):
 
 class NoContentError(TlfxError):
     """No output of the model carries image content, so there is no label to align."""
+
+
+def a_type(x: object) -> str:
+    """The type of a value with its article, for a message.
+
+    >>> a_type([]), a_type(1)
+    ('a list', 'an int')
+    """
+    name = type(x).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' and not name.startswith('U') else 'a'} {name}"
+
+
+def counted(count: int, what: str) -> str:
+    """A number of things, for a message.
+
+    >>> counted(1, "image"), counted(2, "class")
+    ('1 image', '2 classes')
+    """
+    plural = "es" if what.endswith("s") else "s"
+    return f"{count} {what}{'' if count == 1 else plural}"
 
 
 def named(names: Sequence[str], most: int = 5) -> str:

@@ -14,16 +14,15 @@ from tlfx.errors import InputError
 __all__ = ["check_writable", "write_atomically"]
 
 
-def check_writable(path: str | Path, option: str, make_parents: bool = False) -> None:
+def check_writable(path: str | Path, option: str) -> None:
     """Raise InputError if a file cannot be written, before the work whose result it is to hold.
 
     Args:
         path: the file; an existing pipe or device is accepted.
         option: the command-line option that messages name.
-        make_parents: whether folders that do not exist will be created.
     """
     file = Path(path)
-    folder = next((f for f in file.absolute().parents if f.exists()), Path("/")) if make_parents else file.parent
+    folder = file.parent
     if not folder.is_dir():
         kind = "is not a directory" if folder.exists() else "does not exist; create it first"
         raise InputError(f"{option} {str(path)!r} cannot be written: {str(folder)!r} {kind}")
@@ -44,7 +43,7 @@ def write_atomically(path: str | Path, fill: Callable[[IO[bytes]], object]) -> N
         path: the file to write.
         fill: called with a binary file object; writes the content to it.
 
-    Raises OSError if the file cannot be written, and whatever ``fill`` raises.
+    Raises OSError, with the name of the file, if it cannot be written, and whatever else ``fill`` raises.
 
     >>> import tempfile
     >>> file = Path(tempfile.mkdtemp()) / "report.txt"
@@ -52,7 +51,13 @@ def write_atomically(path: str | Path, fill: Callable[[IO[bytes]], object]) -> N
     >>> file.read_text()
     'done'
     """
-    target = Path(path)
+    try:
+        _write(Path(path), fill)
+    except OSError as error:  # which has no name, or that of the temporary file
+        raise type(error)(error.errno, error.strerror, str(path)) from error
+
+
+def _write(target: Path, fill: Callable[[IO[bytes]], object]) -> None:
     if target.exists() and not target.is_file():
         with target.open("wb") as file:
             fill(file)

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tlfx.errors import InputError, TargetError
+from tlfx.errors import InputError, TargetError, a_type
 from tlfx.losses import class_axis
 from tlfx.mix.labels import hard_or_soft
 from tlfx.mix.target import MixedTarget
@@ -66,12 +66,12 @@ def _check(target: object, soft_target: object) -> None:
     """TargetError unless these are a mixed target and the soft target of one output for the same images and classes."""
     if not isinstance(target, MixedTarget):
         raise TargetError(
-            f"the target is a {type(target).__name__}, expected the tlfx.MixedTarget that a mixer returned: "
+            f"the target is {a_type(target)}, expected the tlfx.MixedTarget that a mixer returned: "
             "without its mask, λ_area is unknown"
         )
     if not isinstance(soft_target, Tensor):
         raise TargetError(
-            f"the soft target is a {type(soft_target).__name__}, expected the tensor that model(images, target) "
+            f"the soft target is {a_type(soft_target)}, expected the tensor that model(images, target) "
             "returned for one of its outputs"
         )
     expected = (len(target), target.num_classes)

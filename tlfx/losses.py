@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tlfx.errors import InputError, TargetError
+from tlfx.errors import InputError, TargetError, a_type
 
 __all__ = ["BinaryCrossEntropy", "SoftTargetCrossEntropy", "TokenLabelCrossEntropy"]
 
@@ -120,7 +120,7 @@ class TokenLabelCrossEntropy(nn.Module):
 def _pair(name: str, values: Any) -> tuple[Any, Any]:
     """The value of the image and that of its tokens. InputError unless there are exactly two values."""
     if not isinstance(values, tuple | list) or len(values) != 2:
-        given = f"{len(values)} values" if isinstance(values, tuple | list) else f"a {type(values).__name__}"
+        given = f"{len(values)} values" if isinstance(values, tuple | list) else a_type(values)
         raise InputError(f"{name} are {given}, expected two tensors: for the class token and for the patch tokens")
     return values[0], values[1]
 
@@ -134,7 +134,7 @@ def _check(logits: Tensor, target: Any) -> None:
     """TargetError unless the target is soft and has the shape of the logits."""
     if not isinstance(target, Tensor):
         raise TargetError(
-            f"the target is a {type(target).__name__}, expected the soft target that model(images, target) returns, or "
+            f"the target is {a_type(target)}, expected the soft target that model(images, target) returns, or "
             "target.area()"
         )
     if not target.is_floating_point():

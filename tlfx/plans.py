@@ -28,7 +28,7 @@ from tlfx.propagate.options import Options
 from tlfx.propagate.outputs import OutputLabel
 from tlfx.rewrite.segments import segmented
 from tlfx.rules.registry import REGISTRY
-from tlfx.targets import check_classes, check_mixed, check_plain, soft_mixed, soft_plain
+from tlfx.targets import check_classes, check_mixed, check_plain, other_classes, soft_mixed, soft_plain
 from tlfx.trace import trace
 
 __all__ = ["MOST_PLANS", "Capture", "Plan", "Planner"]
@@ -124,6 +124,7 @@ class Planner:
         self.latest: Plan | None = None
         self.recorders: list[LabelRecorder] = []
         self._changes: Counter[str] = Counter()
+        self._warnings: set[str | None] = {None}
 
     def run(self, model: nn.Module, call: Call, target: Any) -> tuple[Any, Any]:
         """The model's output and the target that reaches it."""
@@ -133,7 +134,7 @@ class Planner:
         call = self.chosen(model, call, mask if isinstance(mask, Tensor) else None)
         check_mixed(target, call.images)
         plan = self.plan(model, call, tuple(dict.fromkeys(p for r in self.recorders for p in r.patterns)))
-        check_classes(model, target, plan.outputs)
+        self._check_classes(model, target, plan)
         mask = target.mask
         output, shares, labels = plan.run(call, mask if mask.stride(0) else mask[:1])  # one for all samples
         plan.capture.note_call(model, self.options.ignore_state)
@@ -142,12 +143,22 @@ class Planner:
         soft = [None if o is None else soft_mixed(target, s, o) for s, o in zip(shares, plan.outputs, strict=True)]
         return output, plan.structured(soft)
 
+    def _check_classes(self, model: nn.Module, target: Any, plan: Plan) -> None:
+        """Raise TargetError for another number of classes than the model declares; log one that its outputs lack."""
+        check_classes(model, target, plan.outputs)
+        if torch.compiler.is_compiling():
+            return
+        warning = other_classes(model, target, plan.outputs)
+        if warning not in self._warnings:
+            _LOG.warning(warning)
+            self._warnings.add(warning)
+
     def _plain(self, model: nn.Module, call: Call, target: Any) -> tuple[Any, Any]:
         """An unmixed target: the model's own forward, and the target as soft labels in the structure of the output."""
         call = self.chosen(model, call)
-        check_plain(target, call.batch)
+        check_plain(target, call.images)
         plan = self.plan(model, call)
-        check_classes(model, target, plan.outputs)
+        self._check_classes(model, target, plan)
         output = own_forward(model)(model, *call.args, **call.kwargs)
         plan.capture.note_call(model, self.options.ignore_state)
         leaves, spec = tree_flatten(output)

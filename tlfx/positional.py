@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from inspect import Parameter
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tlfx.capture.model_class import class_name, own_forward, own_parameters
-from tlfx.errors import TargetError, TlfxError
+from tlfx.errors import TargetError, TlfxError, a_type
 
 __all__ = ["plain_call", "split_labels"]
 
@@ -31,7 +31,8 @@ def split_labels(model: nn.Module, args: tuple[Any, ...]) -> tuple[tuple[Any, ..
 def plain_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """The model's own forward.
 
-    Raises TargetError if it fails and labels were given for an optional argument, such as a mask of the attention.
+    Raises TargetError if it fails and labels were given for an optional argument, such as a mask of the attention, or
+    anything but a tensor of labels after all arguments.
     """
     if len(args) < 2 or torch.compiler.is_compiling():  # a compiled graph has no handlers of errors
         return own_forward(model)(model, *args, **kwargs)
@@ -45,9 +46,12 @@ def plain_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
         raise
 
 
-def _mistaken(model: nn.Module, args: tuple[Any, ...]) -> Iterator[tuple[str, Tensor]]:
-    """Optional parameters of the model's own forward that labels of the batch were given for."""
-    for parameter, argument in zip(own_parameters(model)[1:], args[1:], strict=False):
+def _mistaken(model: nn.Module, args: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
+    """Optional parameters of the model's own forward that labels of the batch were given for, or that it lacks."""
+    parameters = own_parameters(model)
+    if len(args) == len(parameters) + 1 and all(p.kind in BY_POSITION for p in parameters):
+        yield from [("", args[-1])] if _are_labels(args[-1], args[0]) else []
+    for parameter, argument in zip(parameters[1:], args[1:], strict=False):
         takes_labels = parameter.default is Parameter.empty or "label" in parameter.name or "target" in parameter.name
         if parameter.kind in BY_POSITION and not takes_labels and _are_labels(argument, args[0]):
             yield parameter.name, argument
@@ -55,15 +59,19 @@ def _mistaken(model: nn.Module, args: tuple[Any, ...]) -> Iterator[tuple[str, Te
 
 def _are_labels(x: Any, images: Any = None) -> bool:
     """Whether an argument looks like labels, of a batch of images if they are given."""
+    if images is not None and not isinstance(x, Tensor):
+        return isinstance(x, Sized) and isinstance(images, Tensor) and len(x) == len(images)
     if not isinstance(x, Tensor) or (x.is_floating_point() and x.dim() > 2):
         return False
-    return images is None or (isinstance(images, Tensor) and x.dim() in (1, 2) and len(x) == len(images))
+    return images is None or (isinstance(images, Tensor) and x.dim() > 0 and len(x) == len(images))
 
 
-def _explained(kind: str, name: str, labels: Tensor, error: Exception) -> str:
-    reason = (str(error) or type(error).__name__).splitlines()[0]
+def _explained(kind: str, name: str, labels: Any, error: Exception) -> str:
+    reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+    given = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else a_type(labels)
+    place = f"for its argument {name}, which looks like the labels of images," if name else "after all its arguments"
     return (
-        f"{kind} was given {labels.dtype} of shape {tuple(labels.shape)} for its argument {name}, which looks like "
-        f"the labels of {len(labels)} images, and failed: {reason}. Pass labels as model(images, target=labels). If "
-        "timm.data.Mixup has mixed them, use tlfx.mix.Mixup in its place: an aligned target needs the mask"
+        f"{kind} was given {given} {place} and failed: {reason}. Pass labels as model(images, target=labels), a tensor "
+        "(batch,) or (batch, classes). If timm.data.Mixup has mixed them, use tlfx.mix.Mixup in its place: an aligned "
+        "target needs the mask"
     )

@@ -9,13 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from tlfx.capture.model_class import class_name
-from tlfx.errors import InputError, TargetError
+from tlfx.errors import InputError, TargetError, a_type, counted
 from tlfx.mix.labels import check_label_shape, check_labels
 from tlfx.mix.target import MixedTarget, ShareTarget
 from tlfx.propagate.outputs import OutputLabel
 from tlfx.runtime import merge_batch, split_batch
 
-__all__ = ["check_classes", "check_mixed", "check_plain", "declared_classes", "soft_mixed", "soft_plain"]
+__all__ = [
+    "check_classes",
+    "check_mixed",
+    "check_plain",
+    "declared_classes",
+    "other_classes",
+    "soft_mixed",
+    "soft_plain",
+]
 
 
 def check_mixed(target: MixedTarget, images: Tensor) -> None:
@@ -23,22 +31,28 @@ def check_mixed(target: MixedTarget, images: Tensor) -> None:
     if images.is_meta:
         raise InputError("images are on the meta device, without data to compute labels from; use tlfx.inspect(model)")
     mask = target.get("mask")
+    if isinstance(mask, Tensor) and mask.device != images.device:
+        raise _apart(mask, images)
     flat = isinstance(mask, Tensor) and images.dim() == 5 and target.mask.dim() == 4
     target.check(images.shape[0], tuple(images.shape[3:] if flat else images.shape[2:]), values=_is_readable(images))
-    if target.mask.device != images.device:
-        raise TargetError(
-            f"the target lies on {target.mask.device}, the images on {images.device}: use target.to(images.device)"
-        )
 
 
-def check_plain(target: Any, batch: int) -> None:
-    """TargetError unless an unmixed target has a label for each image."""
+def check_plain(target: Any, images: Tensor) -> None:
+    """TargetError unless an unmixed target has a label for each image, on its device."""
     if not isinstance(target, Tensor):
         raise TargetError(
-            f"the target is a {type(target).__name__}, expected a tlfx.MixedTarget from a mixer, integer labels "
+            f"the target is {a_type(target)}, expected a tlfx.MixedTarget from a mixer, integer labels "
             "(batch,) or soft labels (batch, classes)"
         )
-    check_label_shape(target, batch)
+    check_label_shape(target, len(images))
+    if target.device != images.device:
+        raise _apart(target, images)
+
+
+def _apart(target: Tensor, images: Tensor) -> TargetError:
+    return TargetError(
+        f"the target lies on {target.device}, the images on {images.device}: use target.to(images.device)"
+    )
 
 
 def check_classes(model: nn.Module, target: Any, outputs: Sequence[OutputLabel | None]) -> None:
@@ -48,12 +62,25 @@ def check_classes(model: nn.Module, target: Any, outputs: Sequence[OutputLabel |
     """
     classes = _classes_of(target)
     declared = declared_classes(model)
-    if classes in (None, declared) or not any(o is not None and o.classes == declared for o in outputs):
+    if classes is None or classes == declared or not any(o is not None and o.classes == declared for o in outputs):
         return
     given = f"num_classes={classes}" if isinstance(target, MixedTarget) else f"shape {tuple(target.shape)}"
     raise TargetError(
         f"the target has {given}, but {class_name(model)} has logits of {declared} classes; build the mixer with "
-        f"num_classes={declared}, or the model for {classes} classes"
+        f"num_classes={declared}, or the model for {counted(classes, 'class')}"
+    )
+
+
+def other_classes(model: nn.Module, target: Any, outputs: Sequence[OutputLabel | None]) -> str | None:
+    """A warning if the outputs of a model that declares no number of classes have another than the target: they may be
+    features, which a classifier outside of the model reads. None otherwise."""
+    classes, found = _classes_of(target), sorted({o.classes for o in outputs if o is not None})
+    if classes is None or declared_classes(model) is not None or classes in found:
+        return None
+    return (
+        f"the target has {counted(classes, 'class')}, but {class_name(model)} returns {' and '.join(map(str, found))} "
+        f"channels. If these are logits, build the mixer with num_classes={found[0]}, or the model for "
+        f"{counted(classes, 'class')}"
     )
 
 

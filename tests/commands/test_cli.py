@@ -94,7 +94,13 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
         (["inspect", "test_vit", "--html", "."], "--html '.' cannot be written: it is a directory"),
         (["show", "test_vit", "-o", f"{__file__}/x.png"], "test_cli.py' is not a directory"),
         (["fluctuation", "test_vit", "--csv", f"{__file__}/x.csv"], "test_cli.py' is not a directory"),
-        (["zoo", "test_vit", "-o", f"{__file__}/more/x.csv"], "test_cli.py' is not a directory"),
+        (["zoo", "test_vit", "-o", f"{__file__}/x.csv"], "test_cli.py' is not a directory"),
+        (["zoo", "test_vit", "-o", "absent/x.csv"], "'absent' does not exist; create it first"),
+        (["zoo", "test_vit", "-o", __file__], "is no table of models, which tlfx zoo would replace"),
+        (
+            ["inspect", "test_vit", "--module", "blokcs.*"],
+            "--module 'blokcs.*' matches no module with nodes; similar names are ",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

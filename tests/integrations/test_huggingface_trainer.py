@@ -192,6 +192,13 @@ def test_other_names_of_images_and_another_number_of_classes(tmp_path: Path) -> 
     batch = {"image": Noise.images, "label": torch.tensor([0, 1, 2, 0, 1, 2, 0])}
     with pytest.raises(InputError, match=r"has image, label, expected images under 'pixel_values' and .* 'labels'"):
         ours.compute_loss(ours.model, batch)
+    ours = trainer(tmp_path, mixer=lambda images, labels: (images, labels))
+    with pytest.raises(
+        TargetError, match=r"the mixer returned a Tensor, expected a tlfx.MixedTarget: use tlfx.mix.Mixup"
+    ):
+        ours.compute_loss(ours.model, {"pixel_values": Noise.images, "labels": batch["label"]})
+    with pytest.raises(InputError, match=r"mixer is None, expected a mixer of tlfx\.mix"):
+        trainer(tmp_path, mixer=None)
     ours = trainer(tmp_path, mixer=CutMix(num_classes=7))
     with pytest.raises(TargetError, match="num_classes=7, but ViTForImageClassification has logits of 3 classes"):
         ours.compute_loss(ours.model, {"pixel_values": Noise.images, "labels": batch["label"]})

@@ -150,7 +150,8 @@ def test_grids_that_do_not_divide_the_image() -> None:
             lambda x: x.movedim(1, 3),
             r"attention of shape \(4, 12, 8, 3\) is a grid of 8×3 .* Permute channels-last features, x.permute",
         ),
-        (lambda x: x.repeat(1, 1, 2, 1), "6 patches of a grid of 24×8 were requested for images of 12×8"),
+        (lambda x: x[:, :, :2, :1], "6 patches of a grid of 2×1 were requested for images of 12×8"),
+        (lambda x: torch.zeros(len(x), 6, 40), "whose cells are not square; .* token sequences"),
     ],
 )
 def test_attention_of_another_form(attention: Any, words: str) -> None:
@@ -162,8 +163,14 @@ def test_what_cannot_be_attended_to() -> None:
     images, labels = numbered(4)
     with pytest.raises(InputError, match=r"dtype torch.uint8, but the attention network takes floating-point images"):
         AttentiveCutMix(mean_of_cells, num_classes=4)(images.byte(), labels)
-    with pytest.raises(InputError, match=r"attention is a AvgPool2d in training mode, .* use attention.eval\(\)"):
+    with pytest.raises(
+        InputError, match=r"attention is computed by an AvgPool2d in training mode, .* call eval\(\) on it"
+    ):
         AttentiveCutMix(torch.nn.AvgPool2d(4), num_classes=4)(images, labels)
+    with pytest.raises(InputError, match="attention is computed by an AvgPool2d in training mode"):
+        AttentiveCutMix(torch.nn.AvgPool2d(4).forward, num_classes=4)(images, labels)
     AttentiveCutMix(torch.nn.AvgPool2d(4).eval(), num_classes=4)(images, labels)[1].check(4, (12, 8))
+    with pytest.raises(InputError, match="attention is 'resnet', expected a function of images or a module"):
+        AttentiveCutMix("resnet", num_classes=4)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="patches is 0, expected the number of patches to paste"):
         AttentiveCutMix(mean_of_cells, patches=0)

@@ -241,7 +241,7 @@ def test_a_generator_in_several_workers_would_repeat_itself() -> None:
 @pytest.mark.parametrize(
     ("images", "words"),
     [
-        (torch.zeros(1, 3, 8, 8), "a batch of 1 images cannot be mixed, at least 2 are needed; use drop_last=True"),
+        (torch.zeros(1, 3, 8, 8), "a batch of 1 image cannot be mixed, at least 2 are needed; use drop_last=True"),
         (torch.zeros(3, 8, 8), r"shape \(3, 8, 8\), expected a torch.Tensor \(batch, channels, height, width\)"),
         (torch.zeros(4, 3, 8, 8, dtype=torch.int32), "dtype torch.int32, expected a floating type or torch.uint8"),
         (torch.zeros(4, 3, 8, 8).bool(), "dtype torch.bool"),
@@ -284,8 +284,8 @@ def test_an_odd_batch_has_no_mirror() -> None:
         (torch.zeros(4, 1).long(), r"labels is torch.int64 of shape \(4, 1\), .* use labels.squeeze\(1\)"),
         (torch.eye(4, 7).long(), r"torch.int64 of shape \(4, 7\), .* use labels.argmax\(1\) if they are one-hot, or"),
         (torch.eye(4, 7).bool(), r"torch.bool of shape \(4, 7\), .* use labels.argmax\(1\) if they are one-hot"),
-        (torch.zeros(4, 8, 8).long(), r"of shape \(4, 8, 8\), .* maps of labels are not supported: a mixed image has"),
-        (torch.zeros(4, 1, 8, 8), r"of shape \(4, 1, 8, 8\), .* maps of labels are not supported"),
+        (torch.zeros(4, 8, 8).long(), r"of shape \(4, 8, 8\), .* a mixed image has"),
+        (torch.zeros(4, 1, 8, 8), r"of shape \(4, 1, 8, 8\), .* for maps of labels, mix them with the images"),
         ([0, 1, 2, 3], "labels are a list"),
         (None, "labels are a NoneType"),
     ],
@@ -313,7 +313,7 @@ def test_labels_of_unknown_classes(make: Callable[..., MaskMixer]) -> None:
         ({"prob": 1.5}, r"prob is 1.5, expected a probability in \[0, 1\]"),
         ({"alpha": 0.0}, r"alpha is 0.0, expected a number above 0 for λ ~ Beta\(α, α\)"),
         ({"alpha": float("nan")}, "alpha is nan"),
-        ({"generator": 3}, r"generator is a int, expected torch.Generator\(\).manual_seed\(0\)"),
+        ({"generator": 3}, r"generator is an int, expected torch.Generator\(\).manual_seed\(0\)"),
     ],
 )
 @every_mixer

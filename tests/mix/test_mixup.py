@@ -189,7 +189,7 @@ def test_soft_labels_are_mixed_as_they_are() -> None:
     ("images", "words"),
     [
         (torch.zeros(5, 3, 8, 8), r"batch of 5 images .* even batch size .* drop_last=True"),
-        (torch.zeros(1, 3, 8, 8), "batch of 1 images"),
+        (torch.zeros(1, 3, 8, 8), "batch of 1 image"),
         (torch.zeros(0, 3, 8, 8), "batch of 0 images"),
         (torch.zeros(3, 8, 8), r"shape \(3, 8, 8\), expected a torch.Tensor \(batch, channels, height, width\)"),
         (torch.zeros(4, 3, 2, 8, 8), r"shape \(4, 3, 2, 8, 8\)"),

@@ -411,6 +411,16 @@ def test_it_is_used_like_a_tensor_of_labels() -> None:
     assert target.size(1) == target.size(-1) == 7
     with pytest.raises(IndexError, match=r"dim is 2, expected 0 \(images\) or 1 \(classes\)"):
         target.size(2)
+    assert target.size() == target.shape == (4, 7)
+    assert target.device == torch.device("cpu")
+    other = target | {"smoothing": 0.2}
+    assert isinstance(other, MixedTarget)
+    assert isinstance(target.copy(), MixedTarget)
+    assert (other.smoothing, target.smoothing) == (0.2, 0.1)
+    with pytest.raises(TargetError, match="'smoothness' is no item of a MixedTarget"):
+        target | {"smoothness": 0.2}
+    with pytest.raises(TargetError, match="takes a device, got a Tensor; labels and mask keep their types"):
+        target.to(torch.zeros(1000))  # type: ignore[arg-type]
     moved = target.cpu()
     assert isinstance(moved, MixedTarget)
     assert moved.mask.device.type == "cpu"

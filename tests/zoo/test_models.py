@@ -109,8 +109,8 @@ def test_import_path(place: str) -> None:
         ("no_such_module:net", r"No module named 'no_such_module'; pass the directory of the module with --path"),
         ("bad_models:net", "bad_models cannot be imported: ZeroDivisionError"),
         ("some_models:thin", "unknown attribute of some_models 'thin'; did you mean thing"),
-        ("some_models:thing", "is a int, expected a function or class"),
-        ("some_models:number", "makes a int, expected a torch.nn.Module"),
+        ("some_models:thing", "is an int, expected a function or class"),
+        ("some_models:number", "makes an int, expected a torch.nn.Module"),
         ("some_models:broken", r"cannot be built: RuntimeError: no luck\n  source: .*some_models.py:\d+ in broken"),
     ],
 )

@@ -20,7 +20,7 @@ def test_columns() -> None:
 
 
 def test_rows_come_back_in_order(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "zoo.csv"
+    path = tmp_path / "zoo.csv"
     assert read(path) == {}
     write(path, [row("b"), row("a", reason='a "quoted", long one')])
     append(path, row("Z"))

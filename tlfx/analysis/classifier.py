@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tlfx._torch import tree_leaves
-from tlfx.errors import InputError
+from tlfx.errors import InputError, a_type
 
 __all__ = ["Classifier", "last_weighted"]
 
@@ -100,7 +100,7 @@ def last_weighted(model: nn.Module, images: Tensor) -> str:
 
 def _check(logits: Any, batch: int) -> None:
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != batch:
-        given = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        given = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else a_type(logits)
         raise InputError(
             f"the model returns {given} for {batch} images, expected logits (batch, classes): wrap it in a module that "
             "returns them"

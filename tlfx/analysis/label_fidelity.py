@@ -18,7 +18,7 @@ from tlfx.analysis.invariants import share
 from tlfx.analysis.last_tokens import LastTokens
 from tlfx.analysis.reference import Mixture, references
 from tlfx.capture.arguments import Call
-from tlfx.errors import InputError, TargetError
+from tlfx.errors import InputError, TargetError, a_type
 from tlfx.mix import MixedTarget, Mixup
 from tlfx.mix.labels import check_labels
 from tlfx.plans import Capture
@@ -82,7 +82,7 @@ def fidelity(
     [('exchange', 0.0), ('occlusion', 0.0), ('gradient', 0.0)]
     """
     if not isinstance(model, nn.Module):
-        raise InputError(f"fidelity takes a torch.nn.Module, got a {type(model).__name__}")
+        raise InputError(f"fidelity takes a torch.nn.Module, got {a_type(model)}")
     rules = {policy_name(p): p for p in _checked(policies)}
     shares: list[dict[str, Tensor]] = []
     measured: list[dict[str, Tensor]] = []
@@ -137,7 +137,7 @@ def _aligned(model: nn.Module, rules: Mapping[str, Policy]) -> dict[str, nn.Modu
 def _read(batch: Any, model: nn.Module) -> tuple[Tensor, Tensor]:
     """Images and labels of a batch on the model's device. Raises InputError or TargetError, see :func:`fidelity`."""
     if not isinstance(batch, list | tuple) or len(batch) < 2 or not all(isinstance(x, Tensor) for x in batch[:2]):
-        raise InputError(f"the loader yielded a {type(batch).__name__}, expected two tensors (images, labels)")
+        raise InputError(f"the loader yielded {a_type(batch)}, expected two tensors (images, labels)")
     device = next((p.device for p in model.parameters()), batch[0].device)
     images, labels = (x.to(device) for x in batch[:2])
     Call.of(images)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from tlfx.errors import InputError
+from tlfx.errors import InputError, a_type
 
 __all__ = ["check_alignable"]
 
@@ -38,7 +38,7 @@ def check_alignable(model: Any) -> None:
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise InputError(
-                f"{path} is a {type(module).__name__}, whose code is fixed and cannot be captured: give the model the "
+                f"{path} is {a_type(module)}, whose code is fixed and cannot be captured: give the model the "
                 "module that it was made from"
             )
     if isinstance(model, GraphModule):

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="label policies to compare with the paper's, such as residual=norm,values=deviation; default: every "
         "policy that changes one rule, and two that weight everything by values")  # fmt: skip
     add("--count", metavar="N", type=int, default=1000, help="images to use, chosen at random; default: 1000")
-    add("--batch", metavar="N", type=int, default=50, help="images in a batch, an even number; default: 50")
+    add("--batch", metavar="N", type=int, help="images in a batch, an even number; default: 50, or --count")
     add("--seed", type=int, default=0, help="seed of the choice of images and of the mixing; default: 0")
     add("--device", default="auto", help="cpu, cuda, mps, or auto (default): a GPU if there is one")
     add("--csv", metavar="FILE", help="write the figures, a line for each reference and policy")
@@ -52,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
     """Print a table for each reference; exit status 0."""
     from tlfx.analysis.plotting import check_file, write
 
+    if args.batch is None:
+        args.batch = max(2, min(50, args.count - args.count % 2))
     if args.batch < 2 or args.batch % 2 or args.count < args.batch:
         raise InputError(
             f"--batch {args.batch} --count {args.count}: expected an even batch, because images are mixed in pairs, "

@@ -7,6 +7,7 @@ models are shown side by side, class by class.
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         report = _report(args)
     chosen = report.select(args.module, args.only) if args.module or args.only else None
     if chosen is not None and not chosen:
-        raise InputError("no node of the model is in these modules and has these classes")
+        raise InputError(_nothing_chosen(report, args.module, args.only))
     for form in forms:
         _write(getattr(report, f"to_{form}")(), getattr(args, form))
     if args.json:
@@ -99,6 +100,15 @@ def _write(text: str, file: str) -> None:
         return
     write_atomically(file, lambda raw: raw.write(text.encode()))
     output.wrote(file)
+
+
+def _nothing_chosen(report: Report, module: str | None, only: str | None) -> str:
+    """Why no node was chosen, with the modules of similar names."""
+    if module is None or report.select(module):
+        return f"no node {'of the model' if module is None else f'inside {module!r}'} is of the classes {only}"
+    paths = list(dict.fromkeys(node.module for node in report.nodes if node.module))
+    near = difflib.get_close_matches(module, paths, n=5, cutoff=0.5) or paths[:5]
+    return f"--module {module!r} matches no module with nodes; similar names are {', '.join(near)}"
 
 
 def _show(args: argparse.Namespace, report: Report, chosen: Sequence[NodeReport] | None) -> None:

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--jobs {args.jobs} and --timeout {args.timeout:g} must be positive")
     if args.input_size is not None:
         models.parse_size(args.input_size)
-    check_writable(args.output, "--output", make_parents=True)
+    check_writable(args.output, "--output")
     task = Task(args.timeout, parse_bytes(args.memory), args.check, args.input_size, tuple(args.rules))
     console = output.console(args, stderr=True)
     selected = select(args.patterns or ["*"])

@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor, nn
 
 from tlfx.aligned import Aligned
-from tlfx.errors import InputError, TargetError
+from tlfx.errors import InputError, TargetError, a_type
 from tlfx.gaps import lambda_gap
 from tlfx.mix.target import MixedTarget
 
@@ -63,6 +63,8 @@ class Trainer(transformers.Trainer):
                 f"label_smoothing_factor is {self.args.label_smoothing_factor}, which would be ignored: pass it to "
                 f"the mixer, as {type(mixer).__name__}(label_smoothing={self.args.label_smoothing_factor})"
             )
+        if not callable(mixer):
+            raise InputError(f"mixer is {mixer!r}, expected a mixer of tlfx.mix, such as CutMix(num_classes=10)")
         self.mixer = mixer
         self.gaps: list[Tensor] = []  # one (batch,) for each batch since the last log
         self.loss_of_soft_labels = self.compute_loss_func or cross_entropy
@@ -90,16 +92,22 @@ class Trainer(transformers.Trainer):
         if name not in inputs:
             raise InputError(
                 f"a batch has {', '.join(inputs) or 'no items'}, expected images under {name!r} and labels under "
-                f"'labels'; rename the columns of the data set, or pass a data_collator that returns these names"
+                "'labels'; rename the columns of the data set, or pass a data_collator that returns these names. With "
+                "remove_unused_columns=True, columns that the model's forward does not take are dropped"
             )
         if not isinstance(labels, Tensor) or labels.dim() != 1 or labels.is_floating_point():
-            given = f"a {type(labels).__name__}" if labels is not None else "missing"
+            given = a_type(labels) if labels is not None else "missing"
             given = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else given
             raise TargetError(
                 f"the labels of a batch with {', '.join(inputs)} are {given}, expected class indices int64 (batch,) "
                 "under 'labels'; only the mixer of the trainer may mix and smooth them"
             )
         images, target = self.mixer(inputs[name], labels)
+        if not isinstance(target, MixedTarget):
+            raise TargetError(
+                f"the mixer returned {a_type(target)}, expected a tlfx.MixedTarget: use tlfx.mix.Mixup in place of "
+                "timm.data.Mixup, or another mixer of tlfx.mix"
+            )
         return {**inputs, name: images, "labels": target, "target": target}
 
     def _loss(self, outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tlfx.aligned import Aligned, opened
-from tlfx.errors import InputError
+from tlfx.errors import InputError, a_type
 from tlfx.gaps import lambda_gap
 from tlfx.mix.target import MixedTarget
 
@@ -68,7 +68,7 @@ class LambdaGap(Callback):
         soft = output[1]
         if not isinstance(soft, Tensor):
             raise InputError(
-                f"the model returns its soft targets as a {type(soft).__name__}, expected a single one; remove "
+                f"the model returns its soft targets as {a_type(soft)}, expected a single one; remove "
                 "LambdaGap and log tlfx.lambda_gap(target, soft_target) for one of them in training_step"
             )
         gaps = lambda_gap(target, soft, reduction="none")

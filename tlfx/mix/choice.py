@@ -37,7 +37,9 @@ class RandomChoice:
         self, mixers: Sequence[Mixer], p: Sequence[float] | None = None, *, generator: torch.Generator | None = None
     ) -> None:
         p = [1.0] * len(mixers) if p is None else p
-        if not mixers or len(p) != len(mixers):
+        if not mixers:
+            raise InputError("mixers is empty, expected one mixer or more, such as [CutMix(...), MixUp(...)]")
+        if len(p) != len(mixers):
             raise InputError(f"{len(mixers)} mixers and {len(p)} probabilities were given, expected one for each mixer")
         if min(p) < 0.0 or not 0.0 < sum(p) < float("inf"):
             raise InputError(f"p is {list(p)}, expected weights of at least 0 with a positive sum, such as [0.5, 0.5]")

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from tlfx.errors import InputError
+from tlfx.errors import InputError, a_type
 from tlfx.mix.target import MixedTarget
 
 __all__ = ["Collate", "stack"]
@@ -54,7 +54,7 @@ def stack(samples: Sequence[Any]) -> tuple[Tensor, Tensor]:
     for sample in samples:
         if not (isinstance(sample, tuple | list) and len(sample) == 2):
             size = f" of {len(sample)}" if isinstance(sample, tuple | list) else ""
-            raise InputError(f"a sample is a {type(sample).__name__}{size}, expected a pair (image, label)")
+            raise InputError(f"a sample is {a_type(sample)}{size}, expected a pair (image, label)")
     shapes = {tuple(getattr(image, "shape", ())) for image, _ in samples}
     if len(shapes) != 1 or len(min(shapes)) != 3:
         given = ", ".join(sorted({type(image).__name__ for image, _ in samples})) or "nothing"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from tlfx.errors import InputError
+from tlfx.errors import InputError, a_type
 
 __all__ = ["Draws", "on_device"]
 
@@ -29,7 +29,7 @@ class Draws:
     def __init__(self, generator: torch.Generator | None = None) -> None:
         if not (generator is None or isinstance(generator, torch.Generator)):
             raise InputError(
-                f"generator is a {type(generator).__name__}, expected torch.Generator().manual_seed(0), or None for "
+                f"generator is {a_type(generator)}, expected torch.Generator().manual_seed(0), or None for "
                 "torch's default generator"
             )
         self.generator = generator

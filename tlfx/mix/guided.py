@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tlfx.errors import InputError
+from tlfx.errors import InputError, a_type
 from tlfx.mix.cutmix import CutMix
 from tlfx.mix.masked import MaskMixer
 from tlfx.mix.mixer import MixerArguments
@@ -74,6 +74,11 @@ class AttentiveCutMix(MaskMixer):
             raise InputError(
                 f"patches is {patches}, expected the number of patches to paste, at least 1; 6 in the paper"
             )
+        if not callable(attention):
+            raise InputError(
+                f"attention is {attention!r}, expected a function of images or a module, such as "
+                "backbone.forward_features of a network in evaluation mode"
+            )
         arguments.setdefault("mode", "elem")
         super().__init__(**arguments)
         self.attention = attention
@@ -86,10 +91,11 @@ class AttentiveCutMix(MaskMixer):
                 f"images have dtype {others.dtype}, but the attention network takes floating-point images; normalise "
                 "images after the collate function and before they are mixed"
             )
-        if isinstance(self.attention, nn.Module) and self.attention.training:
+        network = getattr(self.attention, "__self__", self.attention)  # that of network.forward_features
+        if isinstance(network, nn.Module) and network.training:
             raise InputError(
-                f"attention is a {type(self.attention).__name__} in training mode, which drops units and updates "
-                "statistics: use attention.eval()"
+                f"attention is computed by {a_type(network)} in training mode, which drops units and updates "
+                "statistics: call eval() on it"
             )
         maps = self._maps(others)
         rows, columns = maps.shape[1:]
@@ -105,18 +111,18 @@ class AttentiveCutMix(MaskMixer):
         attention = self.attention(others)
         if not isinstance(attention, Tensor) or attention.dim() not in (3, 4) or len(attention) != len(others):
             is_tensor = isinstance(attention, Tensor)
-            given = f"of shape {tuple(attention.shape)}" if is_tensor else f"a {type(attention).__name__}"
+            given = f"of shape {tuple(attention.shape)}" if is_tensor else a_type(attention)
             raise InputError(
                 f"attention is {given} for {len(others)} images, expected (batch, rows, columns) or features (batch, "
                 "channels, rows, columns); pass a function that selects or reshapes them"
             )
+        _check_cells(attention, others)
         maps = attention.float() if attention.dim() == 3 else attention.float().mean(1)
         if self.patches > maps[0].numel() or maps.shape[1] > others.shape[2] or maps.shape[2] > others.shape[3]:
             raise InputError(
                 f"{self.patches} patches of a grid of {maps.shape[1]}×{maps.shape[2]} were requested for images of "
                 f"{others.shape[2]}×{others.shape[3]}, expected at most one patch per cell and one cell per pixel"
             )
-        _check_cells(attention, others)
         return maps
 
 

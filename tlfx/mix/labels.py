@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tlfx.errors import TargetError
+from tlfx.errors import TargetError, a_type
 
 __all__ = ["check_label_shape", "check_labels", "hard_or_soft", "not_a_tensor"]
 
@@ -68,7 +68,10 @@ def _remedy(labels: Tensor, name: str) -> str:
     if labels.dim() == 0:
         return f"use {name}.expand(batch) if all images have this label"
     if labels.dim() > 2:
-        return "maps of labels are not supported: a mixed image has one label for each of its images"
+        return (
+            "a mixed image has one label for each of its images; for maps of labels, mix them with the images and use "
+            "tlfx.mix.ShareTarget, the shares of the images"
+        )
     if labels.dim() == 1:
         return f"use {name}.long() if they are class numbers, or {name}[:, None] if they are values of a single output"
     if labels.shape[1] == 1:
@@ -78,5 +81,5 @@ def _remedy(labels: Tensor, name: str) -> str:
 
 def not_a_tensor(name: str, value: object) -> str:
     """The error message for a missing item or one of a wrong type."""
-    given = "missing" if value is None else f"a {type(value).__name__}"
+    given = "missing" if value is None else a_type(value)
     return f"{name} is {given}, expected a torch.Tensor"

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict
 import torch
 from torch import Tensor, nn
 
-from tlfx.errors import InputError, TargetError
+from tlfx.errors import InputError, TargetError, a_type, counted
 from tlfx.mix.draws import Draws, on_device
 from tlfx.mix.labels import check_label_shape
 from tlfx.mix.target import MixedTarget
@@ -28,6 +28,9 @@ class MixerArguments(TypedDict, total=False):
     prob: float
     pairing: Literal["mirror", "roll", "shuffle"]
     generator: torch.Generator | None
+
+
+DROP_LAST = "drop_last=True in the DataLoader (dataloader_drop_last=True for the Trainer of Hugging Face)"
 
 
 class Mixer(ABC):
@@ -72,6 +75,8 @@ class Mixer(ABC):
             raise InputError(
                 f"images is {images} with pairing={pairing!r}, expected at least 2, and exactly 2 with pairing='mirror'"
             )
+        if num_classes is not None and not isinstance(num_classes, int):
+            raise InputError(f"num_classes is {num_classes!r}, expected an integer, or None for soft labels")
         self.images = images
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
@@ -93,7 +98,7 @@ class Mixer(ABC):
         self._check_images(images)
         self.draws.check_worker()
         sources = on_device(self._sources(len(images)), images.device)
-        labels = self._checked(labels, len(images))
+        labels = self._checked(labels, images)
         mixed, mask = self._mix(images, labels, sources)
         target = self._target(labels, sources, mask)
         on_cpu = images.device.type == "cpu"  # reading values synchronises a GPU
@@ -130,11 +135,15 @@ class Mixer(ABC):
             return MixedTarget(labels=mixed.transpose(0, 1), **fields)
         return MixedTarget(first=mixed[0], second=mixed[1], **fields)
 
-    def _checked(self, labels: Any, batch: int) -> Tensor:
+    def _checked(self, labels: Any, images: Tensor) -> Tensor:
         """The labels of a batch. TargetError unless they are a tensor with one label per image."""
         if not isinstance(labels, Tensor):
-            raise TargetError(f"labels are a {type(labels).__name__}, expected a torch.Tensor (batch,)")
-        check_label_shape(labels, batch, name="labels")
+            raise TargetError(f"labels are {a_type(labels)}, expected a torch.Tensor (batch,)")
+        check_label_shape(labels, len(images), name="labels")
+        if images.is_meta and not labels.is_meta:
+            raise InputError(
+                "images are on the meta device, without data to mix; move them to the device of the labels"
+            )
         return labels
 
     def _smoothed(self, labels: Tensor) -> tuple[Tensor, float]:
@@ -154,7 +163,7 @@ class Mixer(ABC):
     def _check_images(self, images: Any) -> None:
         """InputError unless images are a tensor (B, C, H, W) of a supported type and batch size."""
         if not isinstance(images, Tensor) or images.dim() != 4:
-            given = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else f"a {type(images).__name__}"
+            given = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else a_type(images)
             raise InputError(f"images are {given}, expected a torch.Tensor (batch, channels, height, width)")
         if not (images.is_floating_point() or images.dtype == torch.uint8):
             raise InputError(
@@ -162,13 +171,13 @@ class Mixer(ABC):
             )
         if self.pairing == "mirror" and (len(images) < 2 or len(images) % 2):
             raise InputError(
-                f"a batch of {len(images)} images cannot be mixed in pairs (i with B − 1 − i); use an even batch size "
-                "and drop_last=True in the DataLoader, or pairing='roll'"
+                f"a batch of {counted(len(images), 'image')} cannot be mixed in pairs (i with B − 1 − i); use an even "
+                f"batch size and {DROP_LAST}, or pairing='roll'"
             )
         if len(images) < self.images:
             raise InputError(
-                f"a batch of {len(images)} images cannot be mixed, at least {self.images} are needed; use "
-                "drop_last=True in the DataLoader"
+                f"a batch of {counted(len(images), 'image')} cannot be mixed, at least {self.images} are needed; use "
+                f"{DROP_LAST}"
             )
         # amax is NaN if any value is; checked on the CPU only, since reading a value synchronises a GPU
         if images.is_floating_point() and images.device.type == "cpu" and images.amax().isnan():

@@ -158,9 +158,9 @@ class Mixup(Mixer):
             return Blend(lam, _box_of_area(lam, height, width))
         return Blend(lam, _box_of_sides(self.cutmix_minmax, height, width))
 
-    def _checked(self, labels: Any, batch: int) -> Tensor:
+    def _checked(self, labels: Any, images: Tensor) -> Tensor:
         dense = self.multi_label and isinstance(labels, Tensor) and labels.dim() == 2
-        return super()._checked(labels.float() if dense else labels, batch)
+        return super()._checked(labels.float() if dense else labels, images)
 
     def _smoothed(self, labels: Tensor) -> tuple[Tensor, float]:
         smoothing = self.label_smoothing

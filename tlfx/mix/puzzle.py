@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tlfx.errors import InputError
+from tlfx.errors import InputError, a_type
 from tlfx.mix.cut import Array, minimum_cut, scipy_module
 from tlfx.mix.masked import check_alpha
 from tlfx.mix.mixer import Mixer, MixerArguments
@@ -103,7 +103,7 @@ class PuzzleMix(Mixer):
         """Saliency of each block, with sum 1 for each image: (batch, blocks, blocks)."""
         maps = self.saliency(images, labels)
         if not isinstance(maps, Tensor) or maps.shape != (len(images), *images.shape[-2:]):
-            given = f"of shape {tuple(maps.shape)}" if isinstance(maps, Tensor) else f"a {type(maps).__name__}"
+            given = f"of shape {tuple(maps.shape)}" if isinstance(maps, Tensor) else a_type(maps)
             raise InputError(
                 f"saliency is {given}, expected a tensor {(len(images), *images.shape[-2:])}, one value per pixel"
             )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tlfx.errors import TargetError
+from tlfx.errors import TargetError, a_type
 from tlfx.mix.labels import check_labels, hard_or_soft, not_a_tensor
 
 __all__ = ["MixedTarget", "ShareTarget"]
@@ -67,11 +67,31 @@ class MixedTarget(dict[str, Any]):
         shown = (f"{k}={tuple(v.shape) if isinstance(v, Tensor) else v!r}" for k, v in self.items())
         return f"{type(self).__name__}({', '.join(shown)})"
 
-    def size(self, dim: int) -> int:
-        """The number of images for dim 0, the number of classes for dim 1, as of a tensor of soft labels.
+    @property
+    def shape(self) -> torch.Size:
+        """(images, classes), as of a tensor of soft labels."""
+        return torch.Size((len(self), self.num_classes))
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the mask."""
+        return self._tensor("mask").device
+
+    def copy(self) -> MixedTarget:
+        """A new target with the same items."""
+        return type(self)(self)
+
+    def __or__(self, other: Mapping[str, Any]) -> MixedTarget:  # type: ignore[override]
+        """A new target with some items replaced."""
+        return type(self)({**self, **other})
+
+    def size(self, dim: int | None = None) -> Any:
+        """`shape`, or the number of images for dim 0 and the number of classes for dim 1.
 
         IndexError for any other dim.
         """
+        if dim is None:
+            return self.shape
         if dim not in (0, 1, -1, -2):
             raise IndexError(f"dim is {dim}, expected 0 (images) or 1 (classes)")
         return len(self) if dim in (0, -2) else self.num_classes
@@ -117,7 +137,8 @@ class MixedTarget(dict[str, Any]):
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> MixedTarget:
         """A new target with labels and mask on `device`, types unchanged. TargetError if `device` is not a device."""
         if not isinstance(device, (torch.device, str, int)):
-            raise TargetError(f"MixedTarget.to takes a device, got {device!r}; labels and mask keep their types")
+            given = a_type(device) if isinstance(device, Tensor) else repr(device)
+            raise TargetError(f"MixedTarget.to takes a device, got {given}; labels and mask keep their types")
         moved = {
             # num_classes and smoothing are read on the host, so they stay on the CPU
             key: value.to(device, non_blocking=non_blocking) if key in ("first", "second", "labels", "mask") else value

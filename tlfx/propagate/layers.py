@@ -51,7 +51,8 @@ class LayerSelection:
         if isinstance(layer, int):
             return f"layers contains {layer}, but this model has {_counted(self.count)}"
         paths = list(dict.fromkeys(map(module_path, self._numbers)))
-        near = difflib.get_close_matches(layer, paths, cutoff=0.3) or paths[:3]
+        similar = difflib.get_close_matches(layer, paths, cutoff=0.3) or paths[:3]
+        near = [path for path in paths if path in similar]
         return (
             f"layers={layer!r} matches none of the {self.count} token-mixing attention layers of this model; near are "
             f"{', '.join(map(repr, near))}. A pattern such as 'blocks.[0-5]' matches all layers inside of these modules"

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from tlfx._torch import tree_leaves, tree_map
-from tlfx.errors import ProvenanceError, RuleError, TlfxError, UnknownOperatorError
+from tlfx.errors import ProvenanceError, RuleError, TlfxError, UnknownOperatorError, a_type
 from tlfx.graph.nodes import describe
 from tlfx.operations import Operation
 from tlfx.propagate.state import PropagationState
@@ -60,7 +60,7 @@ def _checked(rule: Rule, op: OpContext, out: Any) -> Any:
     tensors = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
     missing = isinstance(expected, Tensor) and len(op.shapes) == 1 and not isinstance(out, Value)
     if tensors or missing or (out is None and expected is not None):
-        given = "None" if out is None else f"a {type(tensors[0] if tensors else out).__name__}"
+        given = "None" if out is None else a_type(tensors[0] if tensors else out)
         raise RuleError(
             f"the rule {rule.origin} returned {given}, expected a tlfx.propagate.Value for each tensor that the "
             "operator returns: return the result of a verb, such as op.pointwise(x)"

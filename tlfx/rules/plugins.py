@@ -50,7 +50,8 @@ def use_rules(*sources: str | Path | Mapping[Any, Callable[..., Any]], override:
 
 
 def load_file(path: str | Path) -> None:
-    """Run a Python file of rules, which registers them. Raises RuleError naming the file if it cannot be run."""
+    """Run a Python file of rules, which registers them. Raises RuleError naming the file if it cannot be run, or if it
+    registers none."""
     place = Path(path)
     if not place.is_file():
         raise RuleError(
@@ -61,6 +62,7 @@ def load_file(path: str | Path) -> None:
         raise RuleError(f"{place} is no Python file: rules are functions decorated with tlfx.rules.rule")
     REGISTRY.load()
     module = importlib.util.module_from_spec(spec)
+    before = REGISTRY.generation
     added = sys.modules.setdefault(place.stem, module) is module  # dataclasses look for the module they lie in
     try:
         spec.loader.exec_module(module)
@@ -71,3 +73,5 @@ def load_file(path: str | Path) -> None:
     finally:
         if added:
             del sys.modules[place.stem]
+    if REGISTRY.generation is before:
+        raise RuleError(f"{place} registers no rule: expected functions decorated with tlfx.rules.rule")

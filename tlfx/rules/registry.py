@@ -30,7 +30,7 @@ from tlfx._torch import (
     overload_name,
     schema,
 )
-from tlfx.errors import InputError, RuleConflictError
+from tlfx.errors import InputError, RuleConflictError, a_type
 
 __all__ = ["REGISTRY", "Registry", "Rule", "rule"]
 
@@ -86,7 +86,7 @@ class Registry:
         if not callable(function) or not (callable(operator) or isinstance(operator, str)):
             raise InputError(f"a rule from {operator!r} to {function!r}: expected an operator and a function")
         if isinstance(operator, nn.Module):
-            raise InputError(f"a rule for a {type(operator).__name__} that exists: expected its class, or an operator")
+            raise InputError(f"a rule for {a_type(operator)} that exists: expected its class, or an operator")
         named = isinstance(operator, str | OpOverload | OpOverloadPacket | CustomOpDef)
         operator = operator_name(operator) if named else operator
         entry = Rule(operator, function, override)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tlfx.errors import ModelError, TlfxError, named
+from tlfx.errors import ModelError, TlfxError, a_type, named
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -70,7 +70,7 @@ def load(
         raise ModelError(f"--pretrained: {name} publishes no weights; pass a file as --weights, or use --kwargs")
     else:
         build = _imported(source, rest, options)
-    model, fallback = _built(name, build, device)
+    model, fallback = _built(name, build, device, pretrained)
     own = _own_size(model, fallback, options)
     size = _full_size(own, input_size)
     _check_size(name, model, own, size, options)
@@ -150,11 +150,11 @@ def _imported(module_name: str, path: str, kwargs: dict[str, Any]) -> Callable[[
             raise _unknown(f"attribute of {getattr(factory, '__name__', module_name)}", part, names)
         factory = getattr(factory, part)
     if not callable(factory):
-        raise ModelError(f"{name} is a {type(factory).__name__}, expected a function or class that makes a model")
+        raise ModelError(f"{name} is {a_type(factory)}, expected a function or class that makes a model")
     return lambda: (factory(**kwargs), IMAGE)
 
 
-def _built(name: str, build: Callable[[], Built], device: str) -> Built:
+def _built(name: str, build: Callable[[], Built], device: str, pretrained: bool) -> Built:
     import torch
     from torch import nn
 
@@ -162,9 +162,10 @@ def _built(name: str, build: Callable[[], Built], device: str) -> Built:
         with torch.device(device) if device != "cpu" else contextlib.nullcontext():
             model, size = build()
     except Exception as error:
-        raise ModelError(f"{name} cannot be built: {_told(error)}") from error
+        remedy = ". Its weights may be out of reach: pass a file as --weights instead of --pretrained"
+        raise ModelError(f"{name} cannot be built: {_told(error)}{remedy if pretrained else ''}") from error
     if not isinstance(model, nn.Module):
-        raise ModelError(f"{name} makes a {type(model).__name__}, expected a torch.nn.Module")
+        raise ModelError(f"{name} makes {a_type(model)}, expected a torch.nn.Module")
     return model, size
 
 
@@ -243,7 +244,11 @@ def _unknown(kind: str, name: str, known: Sequence[str]) -> ModelError:
     if len(longer) > 1:
         advice = f"{len(longer)} names begin so: {named(longer, most=MOST)}"
     else:
-        advice = f"did you mean {', '.join(near)}?" if near else "no known name is similar."
+        advice = (
+            f"did you mean {', '.join(near)}?"
+            if near
+            else "no known name is similar; a model of your own is PACKAGE.MODULE:FACTORY"
+        )
     return ModelError(f"unknown {kind} {name!r}; {advice}")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tlfx.analysis.figures import INVARIANTS
+from tlfx.errors import InputError
 from tlfx.files import write_atomically
 from tlfx.operations import Operation
 
@@ -25,17 +26,23 @@ COLUMNS = (
 
 
 def read(path: Path) -> dict[str, Row]:
-    """The rows of a file by model, empty without a file; a truncated row is omitted."""
-    if not path.exists():
+    """The rows of a file by model, empty without a file; a truncated row is omitted.
+
+    Raises InputError for a file that has other columns.
+    """
+    if not path.is_file() or not path.stat().st_size:  # a device may never end
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        columns = next(csv.reader(file), [])
+        if "model" not in columns:
+            raise InputError(f"{path} is no table of models, which tlfx zoo would replace: choose another file")
+        file.seek(0)
         rows = [row for row in csv.DictReader(file) if None not in row.values() and set(row) == set(COLUMNS)]
     return {row["model"]: row for row in rows}
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:
     """Write all rows atomically, sorted by model."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlfx.errors import ModelError, named
+from tlfx.errors import ModelError, a_type, named
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -49,9 +49,14 @@ def _read(file: str | Path) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments that timm saves
             return torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except pickle.UnpicklingError as error:  # torch's own text is about options of torch.load
         raise ModelError(
-            f"--weights {str(file)!r} cannot be read as tensors ({str(error).splitlines()[0]}); write it with "
+            f"--weights {str(file)!r} is no file of torch.save, or holds objects other than tensors, containers and "
+            "numbers of Python; write it with torch.save(model.state_dict(), file)"
+        ) from error
+    except Exception as error:  # what torch.load raises for other files: KeyError, EOFError, RuntimeError, …
+        raise ModelError(
+            f"--weights {str(file)!r} cannot be read as tensors ({type(error).__name__}); write it with "
             "torch.save(model.state_dict(), file)"
         ) from error
 
@@ -65,7 +70,7 @@ def _state_in(content: Any, file: str) -> dict[str, Any]:
         for state in (*parts, content):
             if all(isinstance(value, torch.Tensor) for value in state.values()):
                 return dict(state)
-    held = f"a dict of {named(list(map(str, content)))}" if isinstance(content, dict) else f"a {type(content).__name__}"
+    held = f"a dict of {named(list(map(str, content)))}" if isinstance(content, dict) else a_type(content)
     raise ModelError(
         f"--weights {file!r} holds {held}, expected a state_dict (names and tensors), or one under "
         f"{', '.join(PARTS)}: save only that part"

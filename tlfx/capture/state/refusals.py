@@ -18,7 +18,7 @@ from tlfx.capture.model_class import class_name, own_class
 from tlfx.capture.state.randomness import RandomState
 from tlfx.capture.state.reach import OTHERS, Reach
 from tlfx.capture.state.snapshot import Change, Snapshot, are_equal, is_computed
-from tlfx.errors import CaptureError
+from tlfx.errors import CaptureError, a_type
 from tlfx.graph.nodes import hint
 
 __all__ = ["check_arguments", "check_changes", "random_error"]
@@ -71,7 +71,7 @@ def _unfit(change: Change) -> str | None:
     """Why a graph cannot put a value into its place; None if it can."""
     for leaf in change.leaves:
         if isinstance(leaf, nn.Module) or (isinstance(leaf, nn.Parameter) and is_computed(leaf)):
-            return f"to a {type(leaf).__name__} that the forward makes or moves"
+            return f"to {a_type(leaf)} that the forward makes or moves"
         if not is_computed(leaf) and not isinstance(leaf, ATOMS) and _holds_computed(leaf):
             return f"to an object of class {type(leaf).__name__}, which holds tensors that the forward computes"
     return None

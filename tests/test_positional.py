@@ -111,6 +111,17 @@ def test_maps_and_lists_of_labels(labels: Any) -> None:
         model(pictures(), labels)
 
 
+def test_soft_labels_of_a_training_step_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """timm's Mixup, left in place, mixes the images and says nothing of the mask."""
+    model = tlfx.align(Net())
+    for _ in range(2):
+        model(pictures(), SOFT)
+        model.eval()(pictures(), SOFT)
+        model.train()
+    (record,) = [record for record in caplog.records if record.name == "tlfx"]
+    assert record.getMessage().endswith("If timm.data.Mixup has mixed the images, use tlfx.mix.Mixup in its place")
+
+
 def test_a_list_of_labels_after_all_arguments() -> None:
     with pytest.raises(
         tlfx.TargetError, match=r"was given a list after all its arguments and failed: .* a tensor \(batch"

@@ -166,6 +166,8 @@ class Aligned(nn.Module):
         if not targets and len(args) > 1 and not torch.compiler.is_compiling():  # Dynamo traces no signatures
             args, labels = split_labels(self, args)
             targets.extend(labels)
+            if self.training and any(x.is_floating_point() for x in labels):
+                planner_of(self).warn_once(UNMIXED)
         if not targets:
             return plain_call(self, args, kwargs)
         if len(targets) > 1:
@@ -180,6 +182,12 @@ class Aligned(nn.Module):
         """Copies and pickles hold the model and the options; graphs are captured again."""
         state = {k: v for k, v in self.__dict__.items() if k != "_tlfx"}
         return _rebuilt, (self._tlfx_base, planner_of(self).options), state
+
+
+UNMIXED = (
+    "soft labels were given as the target of a training step and are returned as they are, since they have no mask. If "
+    "timm.data.Mixup has mixed the images, use tlfx.mix.Mixup in its place"
+)
 
 
 def _takes_target(model: nn.Module) -> bool:

@@ -124,7 +124,7 @@ class Planner:
         self.latest: Plan | None = None
         self.recorders: list[LabelRecorder] = []
         self._changes: Counter[str] = Counter()
-        self._warnings: set[str | None] = {None}
+        self._warnings: set[str] = set()
 
     def run(self, model: nn.Module, call: Call, target: Any) -> tuple[Any, Any]:
         """The model's output and the target that reaches it."""
@@ -149,6 +149,11 @@ class Planner:
         if torch.compiler.is_compiling():
             return
         warning = other_classes(model, target, plan.outputs)
+        if warning is not None:
+            self.warn_once(warning)
+
+    def warn_once(self, warning: str) -> None:
+        """Log a warning, unless this model has logged it before."""
         if warning not in self._warnings:
             _LOG.warning(warning)
             self._warnings.add(warning)

@@ -30,9 +30,6 @@ class MixerArguments(TypedDict, total=False):
     generator: torch.Generator | None
 
 
-DROP_LAST = "drop_last=True in the DataLoader (dataloader_drop_last=True for the Trainer of Hugging Face)"
-
-
 class Mixer(ABC):
     """Abstract base class of mixers: `mixer(images, labels)` mixes a batch with itself and returns images and target.
 
@@ -172,12 +169,12 @@ class Mixer(ABC):
         if self.pairing == "mirror" and (len(images) < 2 or len(images) % 2):
             raise InputError(
                 f"a batch of {counted(len(images), 'image')} cannot be mixed in pairs (i with B − 1 − i); use an even "
-                f"batch size and {DROP_LAST}, or pairing='roll'"
+                "batch size and drop_last=True in the DataLoader, or pairing='roll'"
             )
         if len(images) < self.images:
             raise InputError(
                 f"a batch of {counted(len(images), 'image')} cannot be mixed, at least {self.images} are needed; use "
-                f"{DROP_LAST}"
+                "drop_last=True in the DataLoader (dataloader_drop_last=True for the Trainer of Hugging Face)"
             )
         # amax is NaN if any value is; checked on the CPU only, since reading a value synchronises a GPU
         if images.is_floating_point() and images.device.type == "cpu" and images.amax().isnan():

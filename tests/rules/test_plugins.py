@@ -317,7 +317,7 @@ def test_rules_of_a_sweep(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("result", "given"), [(None, "None"), (torch.zeros(3), "a Tensor"), ((), "a tuple"), (3, "a int")], ids=str
+    ("result", "given"), [(None, "None"), (torch.zeros(3), "a Tensor"), ((), "a tuple"), (3, "an int")], ids=str
 )
 def test_a_rule_that_returns_no_value(result: Any, given: str) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.GELU())

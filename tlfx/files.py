@@ -54,7 +54,7 @@ def write_atomically(path: str | Path, fill: Callable[[IO[bytes]], object]) -> N
     try:
         _write(Path(path), fill)
     except OSError as error:  # which has no name, or that of the temporary file
-        raise type(error)(error.errno, error.strerror, str(path)) from error
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def _write(target: Path, fill: Callable[[IO[bytes]], object]) -> None:

@@ -49,8 +49,9 @@ def plain_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
 def _mistaken(model: nn.Module, args: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
     """Optional parameters of the model's own forward that labels of the batch were given for, or that it lacks."""
     parameters = own_parameters(model)
-    if len(args) == len(parameters) + 1 and all(p.kind in BY_POSITION for p in parameters):
-        yield from [("", args[-1])] if _are_labels(args[-1], args[0]) else []
+    is_extra = len(args) == len(parameters) + 1 and all(p.kind in BY_POSITION for p in parameters)
+    if is_extra and _are_labels(args[-1], args[0]):
+        yield "", args[-1]
     for parameter, argument in zip(parameters[1:], args[1:], strict=False):
         takes_labels = parameter.default is Parameter.empty or "label" in parameter.name or "target" in parameter.name
         if parameter.kind in BY_POSITION and not takes_labels and _are_labels(argument, args[0]):

@@ -1,7 +1,7 @@
 """Pictures of trained models: where the labels of a mixed scene go, and differences of accuracy with their intervals.
 
     python examples/draw.py accuracy -o docs/accuracy.png    # of the finished runs of compare.py
-    python examples/draw.py labels --weights runs/compare/vit/aligned/0.pt -o docs/digits.png
+    python examples/draw.py labels --weights runs/compare/vit/aligned/0.pt -o docs/digits.png    # or docs/digits.gif
 
 The scene of `labels` is half one image with its digit and half another without: both digits are at the left, and the
 mixture has the left half of the first image and the right half of the second. Of 100 such pairs of test digits, the one
@@ -21,8 +21,8 @@ from data import GRID, MEAN, STD, load_digits
 from paired import paired_difference
 
 from tlfx.analysis.pairs import Pairs
-from tlfx.analysis.pictures import draw_label_maps
-from tlfx.analysis.plotting import COLORS, check_file, figure, save
+from tlfx.analysis.pictures import animate_label_maps, draw_label_maps
+from tlfx.analysis.plotting import ANIMATION, COLORS, FORMATS, animate, check_file, figure, save
 from tlfx.analysis.probe import Probe
 from tlfx.errors import InputError
 
@@ -50,8 +50,8 @@ def scenes(train: int, count: int) -> tuple[torch.Tensor, Pairs]:
     return mixed, Pairs(one, other, both, mask)
 
 
-def labels(architecture: str, weights: Path) -> Figure:
-    """The label maps of the median scene."""
+def labels(architecture: str, weights: Path, output: Path) -> None:
+    """Draw the label maps of the median scene, layer by layer; as an animation into a GIF."""
     model = build(architecture, 0)
     model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     mixed, pairs = scenes(compare.parse([]).recipe.train, PAIRS)
@@ -59,7 +59,11 @@ def labels(architecture: str, weights: Path) -> Figure:
     shares = [float(probe(mixed[i : i + 1], pairs[i].mask)[1].label[0, 0]) for i in range(PAIRS)]
     median = sorted(range(PAIRS), key=shares.__getitem__)[PAIRS // 2]
     readings, _ = probe(mixed[median : median + 1], pairs[median].mask)
-    return draw_label_maps(architecture, pairs[median], readings, shares[median])
+    drawn = architecture, pairs[median], readings, shares[median]
+    if output.suffix == ANIMATION:
+        animate(animate_label_maps(*drawn), output, seconds=1.5)
+    else:
+        save(draw_label_maps(*drawn), output, small=True)
 
 
 def accuracy() -> Figure:
@@ -101,14 +105,17 @@ def main() -> None:
     add("picture", choices=["labels", "accuracy"], help="what to draw")
     add("--architecture", choices=list(ARCHITECTURES), default="vit", help="of the weights (default: %(default)s)")
     add("--weights", type=Path, default=Path("runs/compare/vit/aligned/0.pt"), help="file (default: %(default)s)")
-    add("-o", "--output", type=Path, required=True, help="PNG, PDF or SVG")
+    add("-o", "--output", type=Path, required=True, help="PNG, PDF or SVG; of labels, also GIF")
     options = parser.parse_args()
     try:
-        check_file(options.output, "--output")
-        drawn = accuracy() if options.picture == "accuracy" else labels(options.architecture, options.weights)
+        if options.picture == "labels":
+            check_file(options.output, "--output", (*FORMATS, ANIMATION))
+            labels(options.architecture, options.weights, options.output)
+        else:
+            check_file(options.output, "--output")
+            save(accuracy(), options.output, small=True)
     except (InputError, FileNotFoundError) as error:
         raise SystemExit(f"draw.py: {error}") from None
-    save(drawn, options.output, small=True)
 
 
 if __name__ == "__main__":

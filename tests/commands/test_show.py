@@ -117,3 +117,12 @@ def test_label_maps_as_arrays(tmp_path: Path) -> None:
     assert all(0 <= m.min() <= m.max() <= 1 for m in layers.values())
     done = tlfx("show", *SMALL, "-o", str(picture), "--npz", str(tmp_path / "labels.txt"))
     assert "expected a file that ends in .npz" in done.stderr
+
+
+def test_an_animation_has_a_frame_for_each_layer(tmp_path: Path) -> None:
+    file = tmp_path / "labels.gif"
+    assert main(["show", *SMALL, "--at", "blocks.[135]", "--seed", "3", "-o", str(file)]) == 0
+    with Image.open(file) as image:
+        assert image.format == "GIF"
+        assert image.n_frames == 5  # the input, three blocks and the output
+        assert image.info["loop"] == 0

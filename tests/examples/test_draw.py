@@ -36,8 +36,12 @@ def test_a_trained_model_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sys, "argv", ["draw.py", *options])
     draw.main()
     assert file.read_bytes().startswith(b"\x89PNG")
+    animation = tmp_path / "labels.gif"
+    monkeypatch.setattr(sys, "argv", ["draw.py", *options[:-2], "-o", str(animation)])
+    draw.main()
+    assert animation.read_bytes().startswith(b"GIF")
     monkeypatch.setattr(sys, "argv", ["draw.py", *options[:-2], "-o", str(tmp_path / "labels.txt")])
-    with pytest.raises(SystemExit, match=r"draw\.py: --output .* expected a file that ends in \.png, \.pdf, \.svg"):
+    with pytest.raises(SystemExit, match=r"draw\.py: --output .* ends in \.png, \.pdf, \.svg, \.gif"):
         draw.main()
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_embeddings", "draw_label_maps", "draw_mixtures", "draw_similarities"]
+__all__ = ["animate_label_maps", "draw_embeddings", "draw_label_maps", "draw_mixtures", "draw_similarities"]
 
 COLUMNS = 6
 """Maximum number of layers in a row."""
@@ -52,6 +52,41 @@ def draw_label_maps(title: str, pair: Pairs, readings: Sequence[Reading], share:
     bar = made.colorbar(initial, ax=axes, shrink=0.6, aspect=40, pad=0.01, ticks=[0, 0.25, 0.5, 0.75, 1])
     bar.ax.set_yticklabels(["second\nimage", "0.25", "0.5", "0.75", "first\nimage"], fontsize=8)
     made.suptitle(f"{title}:  λ by area {float(pair.area[0]):.3f},  λ that reaches the output {share:.3f}", fontsize=11)
+    return made
+
+
+def animate_label_maps(title: str, pair: Pairs, readings: Sequence[Reading], share: float) -> list[Figure]:
+    """The same as the frames of an animation: the initial label map, then a frame for each layer.
+
+    Each frame has both images, the mixture, and the label map over the mixture; its title has λ, the label that the
+    classifier would read there, and at last the one that reaches it. Arguments are those of :func:`draw_label_maps`.
+    """
+    area = float(pair.area[0])
+    frames = [_frame_of(f"{title}, input: λ by area {area:.2f}", pair, pair.mask[0, 0])]
+    for reading in readings:
+        read = f"{title}, {reading.layer.path}: λ {float(reading.share[0, 0]):.2f}"
+        frames.append(_frame_of(read, pair, reading.map[0, :, :, 0]))
+    frames.append(
+        _frame_of(f"{title}, output: λ by area {area:.2f}, aligned {share:.2f}", pair, readings[-1].map[0, ..., 0])
+    )
+    return frames
+
+
+def _frame_of(title: str, pair: Pairs, labels: Tensor) -> Figure:
+    made = figure(SIDE * 4 + 0.9, SIDE + 2 * TITLE)
+    from matplotlib.cm import ScalarMappable
+
+    axes = made.subplots(1, 4)
+    _show_inputs(axes, pair)
+    height, width = pair.mixed.shape[-2:]
+    whole = (-0.5, width - 0.5, height - 0.5, -0.5)
+    axes[3].imshow(_pixels(pair.mixed[0]).mean(-1), cmap="gray", vmin=0, vmax=1)
+    axes[3].imshow(labels.numpy(), cmap=shares(), vmin=0, vmax=1, alpha=0.7, extent=whole, aspect="equal")
+    _frame(axes[3], "#555555")
+    axes[3].set_title("labels", fontsize=8)
+    bar = made.colorbar(ScalarMappable(cmap=shares()), ax=axes, shrink=0.8, aspect=20, pad=0.01, ticks=[0, 0.5, 1])
+    bar.ax.set_yticklabels(["second\nimage", "0.5", "first\nimage"], fontsize=8)
+    made.suptitle(title, fontsize=11)
     return made
 
 

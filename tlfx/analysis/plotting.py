@@ -14,7 +14,19 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "FIRST", "SECOND", "check_file", "figure", "save", "shares", "write"]
+__all__ = [
+    "ANIMATION",
+    "COLORS",
+    "FIRST",
+    "FORMATS",
+    "SECOND",
+    "animate",
+    "check_file",
+    "figure",
+    "save",
+    "shares",
+    "write",
+]
 
 FIRST, SECOND = "#b2182b", "#2166ac"
 """Red of the first image and blue of the second: the ends of ColorBrewer's RdBu, which readers with red-green blindness
@@ -24,6 +36,7 @@ SHARES = (SECOND, "#67a9cf", "#f7f7f7", "#ef8a62", FIRST)
 COLORS = {"black": "#000000", "orange": "#E69F00", "green": "#009E73", "blue": "#0072B2", "red": "#D55E00"}
 """Colours of lines, from the colour-blind safe palette of Okabe and Ito."""
 FORMATS = (".png", ".pdf", ".svg")
+ANIMATION = ".gif"
 
 
 def figure(width: float, height: float) -> Figure:
@@ -62,6 +75,30 @@ def save(drawn: Figure, path: str | Path, small: bool = False) -> None:
             palette = image.convert("RGB").quantize(256)
         content = io.BytesIO()
         palette.save(content, format="PNG", optimize=True)
+    write_atomically(path, lambda file: file.write(content.getvalue()))
+
+
+def animate(frames: Sequence[Figure], path: str | Path, seconds: float = 1.0) -> None:
+    """Write figures of one size as an endless animation, a GIF, atomically; the first and the last stay longer."""
+    from PIL import Image
+
+    drawn = []
+    for frame in frames:
+        content = io.BytesIO()
+        frame.savefig(content, format="png", dpi=100)
+        with Image.open(content) as image:
+            drawn.append(image.convert("RGB"))
+    width, height = drawn[0].size
+    below = Image.new("RGB", (width, height * len(drawn)))  # all frames, for the colours that they share
+    for i, image in enumerate(drawn):
+        below.paste(image, (0, i * height))
+    palette = below.quantize(256)
+    images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in drawn]
+    times = [round(1000 * seconds * (2 if i in (0, len(images) - 1) else 1)) for i in range(len(images))]
+    content = io.BytesIO()
+    images[0].save(
+        content, format="GIF", save_all=True, append_images=images[1:], duration=times, loop=0, optimize=True
+    )
     write_atomically(path, lambda file: file.write(content.getvalue()))
 
 

@@ -7,6 +7,7 @@ Without images, two photos from scikit-image are mixed.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlfx.commands import arguments, output
@@ -44,7 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mixer", metavar="NAME", default="cutmix", help="cutmix (default), mixup, blocks or patches")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and mixing; default: 0")
     parser.add_argument(
-        "-o", "--output", metavar="FILE", default="labels.png", help="PNG, PDF or SVG; default: labels.png"
+        "-o",
+        "--output",
+        metavar="FILE",
+        default="labels.png",
+        help="PNG, PDF, SVG, or GIF with a frame for each layer; default: labels.png",
     )
     parser.add_argument("--small", action="store_true", help="write a PNG with 256 colours, a third of the size")
     parser.add_argument(
@@ -72,8 +77,8 @@ def run(args: argparse.Namespace) -> int:
 
     from tlfx.analysis.pairs import check_mixer, mixed
     from tlfx.analysis.photos import normalised
-    from tlfx.analysis.pictures import draw_label_maps
-    from tlfx.analysis.plotting import check_file, save
+    from tlfx.analysis.pictures import animate_label_maps, draw_label_maps
+    from tlfx.analysis.plotting import ANIMATION, FORMATS, animate, check_file, save
     from tlfx.analysis.probe import Probe
 
     if args.at and args.every_block:
@@ -81,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     if len(args.weights) > 1:
         raise InputError(f"--weights was given {len(args.weights)} times, expected once")
     check_mixer(args.mixer)
-    check_file(args.output, "--output")
+    check_file(args.output, "--output", (*FORMATS, ANIMATION))
     if args.npz:
         check_file(args.npz, "--npz", (".npz",))
     torch.manual_seed(args.seed)
@@ -95,7 +100,10 @@ def run(args: argparse.Namespace) -> int:
     readings, arrival = probe(normalised(pair.mixed, model), pair.mask)
     chosen = readings if args.at or args.every_block else _spread(readings)
     area, share = float(pair.area[0]), float(arrival.label[0, 0])
-    save(draw_label_maps(args.model, pair, chosen, share), args.output, args.small)
+    if Path(args.output).suffix.lower() == ANIMATION:
+        animate(animate_label_maps(args.model, pair, chosen, share), args.output)
+    else:
+        save(draw_label_maps(args.model, pair, chosen, share), args.output, args.small)
     console = output.console(args)
     console.print(_table(args.model, chosen, area, share))
     output.wrote(args.output)

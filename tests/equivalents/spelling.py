@@ -21,6 +21,7 @@ __all__ = [
     "Group",
     "Program",
     "label_matrices",
+    "of_gates",
     "of_products",
     "tokens",
 ]
@@ -77,6 +78,16 @@ def of_products(group: Group, *without: str) -> Group:
     factor = torch.rand(1, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(3)) + 0.2
     bodies = {name: weighed(body) for name, body in group.spellings.items() if name not in without}
     return Group(f"{group.name} of products", {**group.parts, "factor": factor}).add(**bodies)
+
+
+def of_gates(group: Group) -> Group:
+    """The spellings of a group, of tokens that are multiplied by a gate of channels before."""
+
+    def gated(body: Any) -> Any:
+        return lambda s, z: body(s, z * z.mean((2, 3), keepdim=True).sigmoid())
+
+    bodies = {name: gated(body) for name, body in group.spellings.items()}
+    return Group(f"{group.name} of gated tokens", group.parts).add(**bodies)
 
 
 def tokens(features: Tensor) -> Tensor:

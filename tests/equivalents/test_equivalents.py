@@ -21,7 +21,7 @@ from equivalents import (
     windows,
     writes,
 )
-from equivalents.spelling import Group, label_matrices, of_products
+from equivalents.spelling import Group, label_matrices, of_gates, of_products
 
 MODULES = (attention, factors, gates, indices, keys, mixing, outer, products, softmax, sums, windows, writes)
 GROUPS: list[Group] = [group for module in MODULES for group in module.GROUPS]
@@ -52,6 +52,11 @@ def test_spellings_of_one_function(group: Group) -> None:
 @pytest.mark.parametrize("group", slow_except(FEW, PRODUCTS), ids=name_of)
 def test_spellings_of_one_function_of_products(group: Group) -> None:
     compare(label_matrices(group))
+
+
+@pytest.mark.parametrize("group", slow_except([gates.NORMS, sums.RESIDUAL], GROUPS), ids=name_of)
+def test_spellings_of_one_function_of_gated_tokens(group: Group) -> None:
+    compare(label_matrices(of_gates(group)))
 
 
 @pytest.mark.slow

@@ -95,6 +95,8 @@ class Value:
     tokens without content (eq. 5), and no padding, for weights that the image decides."""
     weighs: bool = False
     """Whether content is a weight of its tokens: a softmax over them, or a function of one."""
+    is_product: bool = False
+    """Whether the value is a product with a factor, or a part of one."""
     factored: Node | None = None
     """The node of the value that a product with factors is an element-wise function of without them."""
     origin: Node | None = None
@@ -152,7 +154,7 @@ class Value:
     @property
     def measured(self) -> Node:
         """The node that the value is to its statistics: a product itself, not the content that is multiplied."""
-        return self.source if self.pending is None else self.moved
+        return self.moved if self.is_product else self.source
 
     @property
     def moved(self) -> Node:

@@ -117,7 +117,9 @@ class Movement(Written):
         blank = NONE if self._joins_channels(known, axis) else IMAGE
         maps = [self._map_beside(v, known, blank) for v in values]
         out = self._joined_parts(self.content(torch.cat(maps, axis)), values)
-        if all(v.pending is None and v.mass is None for v in values):
+        contents = [v for v in values if v.is_content]
+        of_one = all(v.source is known.source or self._are_parts_of_one_mixing(v, known) for v in contents)
+        if all(v.pending is None and (v.mass is None or not of_one) for v in values):
             return out
         pending = [
             self._pending_of(v) if v.is_content else self._with_mass(m, known.batch_axis)
@@ -155,7 +157,7 @@ class Movement(Written):
     def _joined_parts(self, out: Value, parts: Sequence[Value]) -> Value:
         """A concatenation, as moved elements if all parts are those of one value."""
         first = parts[0]
-        out = replace(out, weighs=all(v.weighs for v in parts))
+        out = replace(out, weighs=all(v.weighs for v in parts), is_product=all(v.is_product for v in parts))
         if any(v.source is not first.source for v in parts):
             return out
         alike = all(v.statistic == first.statistic for v in parts)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from tlfx import runtime
-from tlfx.graph.nodes import shapes
+from tlfx.graph.nodes import computes_same, shapes
 from tlfx.propagate.labels import Operand
 from tlfx.propagate.values import IMAGE, NONE, Value, compact, ids_of_sample, map_of_ids
 from tlfx.propagate.verbs.weighing import Weighing, fill_any
@@ -101,12 +101,17 @@ class Pending(Weighing):
         new = self.label(runtime.massed, Operand(ids[known]), shape=(int(known.sum()),), elementwise=True)
         return ids.masked_scatter(known, new)
 
+    def _are_parts_of_one_mixing(self, a: Value, b: Value) -> bool:
+        """Whether two values are mixed by parts of one softmax."""
+        return a.mixed_by is not None and b.mixed_by is not None and computes_same(a.mixed_by, b.mixed_by)
+
     def _scaled_mass(self, x: Value, out: Value, scale: float | None) -> Value:
         """A value ``x`` times a number: its labels with a mass have as much more; none if the number is not known."""
         if not out.is_content or scale is None:
             return out
         out = replace(out, origin=x.source, part_of=x.part_of, factored=x.factored, sum_of=x.sum_of)
-        out = replace(out, factors=x.factors if x.shape == out.shape else None, mixed_by=x.mixed_by)
+        out = replace(out, factors=x.factors if x.shape == out.shape else None)
+        out = replace(out, mixed_by=x.mixed_by, is_product=x.is_product)
         if x.statistic is not None and scale != 0:
             out = replace(out, statistic=(x.statistic[0], x.statistic[1] * (1 if scale > 0 else -1)))
 
@@ -128,7 +133,7 @@ class Pending(Weighing):
     def _as_statistic(self, out: Value, x: Value, scale: float = 1) -> Value:
         """A reduction of ``x``, times a number, marked as a statistic of it: of a product, not of the content that is
         multiplied."""
-        if x.pending is None and x.mass is not None:
+        if x.mass is not None and not x.is_product:
             return out
         of, sign = x.statistic or (x.measured, 1)
         return replace(out, statistic=(of, sign if scale > 0 else -sign), function_of=x.subject)
@@ -193,6 +198,7 @@ def carry_masses(out: Value, x: Value, move: Callable[[Tensor], Tensor]) -> Valu
         by_factor=moved_factors(x, move),
         mixed_by=x.mixed_by,
         biased=x.biased,
+        is_product=x.is_product,
         by_place=x.by_place,
         is_gate=x.is_gate,
         running=x.running,

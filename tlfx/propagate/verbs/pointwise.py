@@ -13,7 +13,7 @@ from tlfx._torch import schema
 from tlfx.graph.nodes import computes_same
 from tlfx.operations import Operation
 from tlfx.propagate.labels import NodeFunction
-from tlfx.propagate.values import NONE, Role, Spectrum, Value, ids_of_sample, map_of_ids
+from tlfx.propagate.values import NONE, Role, Spectrum, Value, compact, ids_of_sample, map_of_ids
 from tlfx.propagate.verbs.pending import carry_masses, to_rank, with_bias
 from tlfx.propagate.verbs.residual import Residual
 
@@ -78,8 +78,10 @@ class Pointwise(Residual):
             content = [v for v in (a, b) if v.is_content]
             if Role.CONTEXT in (a.role, b.role) and content:
                 return self._with_factors(pair, a, b)
-            if not (content and pair.is_content) or self._only_masks(a, b):
+            if not (content and pair.is_content):
                 return self._bounded(pair)
+            if self._only_masks(a, b):
+                return self._bounded(self._masked_mass(pair, content[0]))
             return self._weighed(pair, content[0], b if content[0] is a else a)
         self.record(Operation.POINTWISE)
         if self._have_one_map(a, b):
@@ -139,7 +141,7 @@ class Pointwise(Residual):
         if not (over_tokens or (summed and one.shape == other.shape)):
             return None
         product = self._product(out, replace(a, by_element=masses), b, None, None, inverse=True)
-        each = self._masses(product, by_element=True)
+        each = self._masses(replace(product, normalises=True), by_element=True)
         ids, labels = (ids_of_sample(m, self.batch, out.batch_axis) for m in (each, out.map))
         pending = self._sum_of_masses(ids, [i for i, n in enumerate(labels.shape) if n == 1])
         out = replace(out, pending=map_of_ids(pending, self.batch, out.batch_axis), by_element=lambda: each)
@@ -220,10 +222,18 @@ class Pointwise(Residual):
     def _only_masks(self, a: Value, b: Value) -> bool:
         """Whether a product is one of content, not yet a product, with a known mask of ones and zeros."""
         pair = self._content_and_mask(a, b)
-        if pair is None or pair[0].pending is not None or pair[0].mass is not None or pair[0].by_element is not None:
+        if pair is None or pair[0].pending is not None or pair[0].by_element is not None:
             return False
         known = self.state.constants.decide(pair[1].node)
         return isinstance(known, Tensor) and bool(((known == 0) | (known == 1)).all())
+
+    def _masked_mass(self, out: Value, x: Value) -> Value:
+        """Content ``out`` that a mask leaves of ``x``, with the mass of the product that this may be."""
+
+        def shown(content: Tensor) -> Tensor:
+            return compact(torch.where(out.map == NONE, NONE, to_rank(content, len(out.shape))))
+
+        return out if x.mass is None else replace(carry_masses(out, x, shown), origin=x.source)
 
     def _content_and_mask(self, a: Value, b: Value) -> tuple[Value, Value] | None:
         """Content and the constant that it is multiplied by; None for any other product, and for a parameter."""

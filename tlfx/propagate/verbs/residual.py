@@ -89,10 +89,6 @@ class Residual(Combined):
                 "tell what is left: sum windows by avg_pool, unfold or a matrix of ones and zeros instead"
             )
 
-    def _are_parts_of_one_mixing(self, a: Value, b: Value) -> bool:
-        """Whether two values are mixed by parts of one softmax."""
-        return a.mixed_by is not None and b.mixed_by is not None and computes_same(a.mixed_by, b.mixed_by)
-
     def _is_centred(self, x: Value, statistic: Value, scales: Sequence[float]) -> bool:
         """Whether a sum is a value less a statistic of itself, such as its mean: a part of a normalisation."""
         of = statistic.statistic

@@ -33,6 +33,8 @@ class _Product:
     by_query: list[bool]
     """Whether labels differ along an axis because of the factor alone, as along that of queries."""
     inverse: bool
+    normalises: bool = False
+    """Whether the factor is the sum of another, by channel."""
 
     @property
     def where(self) -> BatchAxis:
@@ -62,7 +64,7 @@ class _Product:
     @cached_property
     def is_gate(self) -> bool:
         """Whether the factor is the same for all tokens: however it differs by channel, tokens count the same."""
-        return not any(d and n for d, n in zip(self.differs, self.labelled, strict=True))
+        return not self.normalises and not any(d and n for d, n in zip(self.differs, self.labelled, strict=True))
 
     @cached_property
     def by_channel(self) -> bool:
@@ -93,7 +95,9 @@ class Weighing(Bounded):
         The axes of the two are those ``of_x`` and ``of_factor`` of the product, -1 for those that it lacks; by default
         the last. Labels stay without a mass if the factor is the same for all tokens.
         """
-        out = replace(out, origin=x.source, factored=x.base, mixed_by=factor.softmax_of or x.mixed_by)
+        if factor.softmax_of is not None:  # parts of one softmax count by their weights alone
+            x = replace(x, mass=None)
+        out = replace(out, origin=x.source, factored=x.base, is_product=True, mixed_by=factor.softmax_of or x.mixed_by)
         out = out if factor.is_constant else replace(out, function_of=None)
         summed = (out, x) if factor.is_constant or not x.biased else (_with_tokens(out), _with_tokens(x))
         product = self._product(*summed, factor, of_x, of_factor, inverse)
@@ -119,7 +123,8 @@ class Weighing(Bounded):
         differs = [a for a, own in zip(of_factor, self._own_axes(factor), strict=True) if own and a >= 0]
         own = [a for a, own in zip(of_x, self._own_content(x), strict=True) if own and a >= 0]
         labelled = [a for m in factor.maps for a, n in zip(of_factor, m.shape, strict=True) if n > 1 and a >= 0]
-        queries = [a for a in differs if a not in own or a in labelled]
+        samples = [where.axis] if where.outer == where.inner == 1 else []  # holds nothing but the batch
+        queries = [a for a in differs if (a not in own or a in labelled) and a not in samples]
         by_element, by_query = (_by_part(axes, where, rank) for axes in (differs, queries))
         return _Product(out, x, factor, of_x, of_factor, by_element, by_query, inverse)
 
@@ -130,7 +135,7 @@ class Weighing(Bounded):
         before = x.pending
         if x.by_element is not None and (by_element or product.by_channel):
             before = x.by_element()
-        elif before is None and x.mass is not None and not product.by_token:
+        elif before is None and x.mass is not None:
             before = x.mass()
         ids = product.ids(before)
         of_channel = product.channels if by_element and not product.is_gate else []

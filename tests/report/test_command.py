@@ -54,7 +54,11 @@ def test_text_in_a_pipe_is_plain() -> None:
     [
         (["test_vitt"], "did you mean test_vit"),
         pytest.param(["test_vit", "--only", "spatail"], "unknown class 'spatail'", marks=SLOW),
-        pytest.param(["test_vit", "--module", "nowhere"], "no node of the model is in these modules", marks=SLOW),
+        pytest.param(
+            ["test_vit", "--module", "nowhere"],
+            "--module 'nowhere' matches no module with nodes; similar names are ",
+            marks=SLOW,
+        ),
         (["test_vit", "--depth", "0"], "--depth 0: expected 1 or more"),
         (
             ["test_vit", "--html", "x.html", "--module", "blocks.0"],

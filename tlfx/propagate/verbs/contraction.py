@@ -277,11 +277,12 @@ class Contraction(KeptTokens, LinearAttention):
         image-level label (eq. 5), and count by the sum of their weights.
         """
         gone = [c for c in of_w if c in of_x and c not in out]
-        sides = [arrange(m, of_w, out) for m in w.maps if all(m.shape[of_w.index(c)] == 1 for c in gone)]
-        if not gone or not sides or len(w.maps) < 2:
+        if gone != [of_w[-1 if w.softmax_dim is None else w.softmax_dim]]:  # heads, not keys
             return None
-        learned = [m for m in sides if bool((m < self.batch).all())]
-        if len(sides) < 2 or not learned:
+        sides = [arrange(m, of_w, out) for m in w.maps if all(m.shape[of_w.index(c)] == 1 for c in gone)]
+        if not sides or len(w.maps) < 2:
+            return None
+        if len(sides) < 2 or not any(bool((m < self.batch).all()) for m in sides):
             return self.weight()
         where = find_batch_axis(sides[0], self.batch)
         batch = out[where.axis]

@@ -21,8 +21,8 @@ from data import GRID, MEAN, STD, load_digits
 from paired import paired_difference
 
 from tlfx.analysis.pairs import Pairs
-from tlfx.analysis.pictures import animate_label_maps, draw_label_maps
-from tlfx.analysis.plotting import ANIMATION, COLORS, FORMATS, animate, check_file, figure, save
+from tlfx.analysis.pictures import write_label_maps
+from tlfx.analysis.plotting import ANIMATION, COLORS, FORMATS, check_file, figure, save
 from tlfx.analysis.probe import Probe
 from tlfx.errors import InputError
 
@@ -59,11 +59,7 @@ def labels(architecture: str, weights: Path, output: Path) -> None:
     shares = [float(probe(mixed[i : i + 1], pairs[i].mask)[1].label[0, 0]) for i in range(PAIRS)]
     median = sorted(range(PAIRS), key=shares.__getitem__)[PAIRS // 2]
     readings, _ = probe(mixed[median : median + 1], pairs[median].mask)
-    drawn = architecture, pairs[median], readings, shares[median]
-    if output.suffix == ANIMATION:
-        animate(animate_label_maps(*drawn), output, seconds=1.5)
-    else:
-        save(draw_label_maps(*drawn), output, small=True)
+    write_label_maps(output, architecture, pairs[median], readings, shares[median], small=True)
 
 
 def accuracy() -> Figure:

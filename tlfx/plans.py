@@ -28,7 +28,7 @@ from tlfx.propagate.options import Options
 from tlfx.propagate.outputs import OutputLabel
 from tlfx.rewrite.segments import segmented
 from tlfx.rules.registry import REGISTRY
-from tlfx.targets import check_classes, check_mixed, check_plain, other_classes, soft_mixed, soft_plain
+from tlfx.targets import check_classes, check_mixed, check_plain, soft_mixed, soft_plain
 from tlfx.trace import trace
 
 __all__ = ["MOST_PLANS", "Capture", "Plan", "Planner"]
@@ -145,11 +145,8 @@ class Planner:
 
     def _check_classes(self, model: nn.Module, target: Any, plan: Plan) -> None:
         """Raise TargetError for another number of classes than the model declares; log one that its outputs lack."""
-        check_classes(model, target, plan.outputs)
-        if torch.compiler.is_compiling():
-            return
-        warning = other_classes(model, target, plan.outputs)
-        if warning is not None:
+        warning = check_classes(model, target, plan.outputs)
+        if warning is not None and not torch.compiler.is_compiling():
             self.warn_once(warning)
 
     def warn_once(self, warning: str) -> None:

@@ -20,7 +20,6 @@ __all__ = [
     "check_mixed",
     "check_plain",
     "declared_classes",
-    "other_classes",
     "soft_mixed",
     "soft_plain",
 ]
@@ -55,32 +54,28 @@ def _apart(target: Tensor, images: Tensor) -> TargetError:
     )
 
 
-def check_classes(model: nn.Module, target: Any, outputs: Sequence[OutputLabel | None]) -> None:
+def check_classes(model: nn.Module, target: Any, outputs: Sequence[OutputLabel | None]) -> str | None:
     """TargetError if the model declares a number of classes, one of its outputs has it, and the target has another.
 
-    A model that returns features, which a classifier outside of it reads, has no output of that size.
+    A model that returns features, which a classifier outside of it reads, has no output of that size. Returns a warning
+    if a model that declares none has outputs of another number than the target, since they may be features.
     """
-    classes = _classes_of(target)
-    declared = declared_classes(model)
-    if classes is None or classes == declared or not any(o is not None and o.classes == declared for o in outputs):
-        return
+    classes, declared = _classes_of(target), declared_classes(model)
+    found = sorted({o.classes for o in outputs if o is not None})
+    if classes is None or classes == declared or (declared is not None and declared not in found):
+        return None
+    other = counted(classes, "class")
+    if declared is None and classes in found:
+        return None
+    if declared is None:
+        return (
+            f"the target has {other}, but {class_name(model)} returns {' and '.join(map(str, found))} channels. If "
+            f"these are logits, build the mixer with num_classes={found[0]}, or the model for {other}"
+        )
     given = f"num_classes={classes}" if isinstance(target, MixedTarget) else f"shape {tuple(target.shape)}"
     raise TargetError(
         f"the target has {given}, but {class_name(model)} has logits of {declared} classes; build the mixer with "
-        f"num_classes={declared}, or the model for {counted(classes, 'class')}"
-    )
-
-
-def other_classes(model: nn.Module, target: Any, outputs: Sequence[OutputLabel | None]) -> str | None:
-    """A warning if the outputs of a model that declares no number of classes have another than the target: they may be
-    features, which a classifier outside of the model reads. None otherwise."""
-    classes, found = _classes_of(target), sorted({o.classes for o in outputs if o is not None})
-    if classes is None or declared_classes(model) is not None or classes in found:
-        return None
-    return (
-        f"the target has {counted(classes, 'class')}, but {class_name(model)} returns {' and '.join(map(str, found))} "
-        f"channels. If these are logits, build the mixer with num_classes={found[0]}, or the model for "
-        f"{counted(classes, 'class')}"
+        f"num_classes={declared}, or the model for {other}"
     )
 
 

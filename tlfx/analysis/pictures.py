@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tlfx.analysis.pairs import Pairs
-from tlfx.analysis.plotting import FIRST, SECOND, figure, shares
+from tlfx.analysis.plotting import ANIMATION, FIRST, SECOND, animate, figure, save, shares
 from tlfx.analysis.probe import Reading
 from tlfx.analysis.similarity import similarity_share
 
@@ -18,7 +19,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["animate_label_maps", "draw_embeddings", "draw_label_maps", "draw_mixtures", "draw_similarities"]
+__all__ = [
+    "animate_label_maps",
+    "draw_embeddings",
+    "draw_label_maps",
+    "draw_mixtures",
+    "draw_similarities",
+    "write_label_maps",
+]
 
 COLUMNS = 6
 """Maximum number of layers in a row."""
@@ -53,6 +61,19 @@ def draw_label_maps(title: str, pair: Pairs, readings: Sequence[Reading], share:
     bar.ax.set_yticklabels(["second\nimage", "0.25", "0.5", "0.75", "first\nimage"], fontsize=8)
     made.suptitle(f"{title}:  λ by area {float(pair.area[0]):.3f},  λ that reaches the output {share:.3f}", fontsize=11)
     return made
+
+
+def write_label_maps(
+    path: str | Path, title: str, pair: Pairs, readings: Sequence[Reading], share: float, small: bool = False
+) -> None:
+    """Write label maps to a file: a GIF is their animation, any other form the picture of :func:`draw_label_maps`.
+
+    ``small`` is that of :func:`tlfx.analysis.plotting.save`; the other arguments are those of :func:`draw_label_maps`.
+    """
+    if Path(path).suffix.lower() == ANIMATION:
+        animate(animate_label_maps(title, pair, readings, share), path)
+    else:
+        save(draw_label_maps(title, pair, readings, share), path, small)
 
 
 def animate_label_maps(title: str, pair: Pairs, readings: Sequence[Reading], share: float) -> list[Figure]:

@@ -78,7 +78,7 @@ def save(drawn: Figure, path: str | Path, small: bool = False) -> None:
     write_atomically(path, lambda file: file.write(content.getvalue()))
 
 
-def animate(frames: Sequence[Figure], path: str | Path, seconds: float = 1.0) -> None:
+def animate(frames: Sequence[Figure], path: str | Path, seconds: float = 1.5) -> None:
     """Write figures of one size as an endless animation, a GIF, atomically; the first and the last stay longer."""
     from PIL import Image
 

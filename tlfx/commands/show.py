@@ -7,7 +7,6 @@ Without images, two photos from scikit-image are mixed.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlfx.commands import arguments, output
@@ -77,8 +76,8 @@ def run(args: argparse.Namespace) -> int:
 
     from tlfx.analysis.pairs import check_mixer, mixed
     from tlfx.analysis.photos import normalised
-    from tlfx.analysis.pictures import animate_label_maps, draw_label_maps
-    from tlfx.analysis.plotting import ANIMATION, FORMATS, animate, check_file, save
+    from tlfx.analysis.pictures import write_label_maps
+    from tlfx.analysis.plotting import ANIMATION, FORMATS, check_file
     from tlfx.analysis.probe import Probe
 
     if args.at and args.every_block:
@@ -100,10 +99,7 @@ def run(args: argparse.Namespace) -> int:
     readings, arrival = probe(normalised(pair.mixed, model), pair.mask)
     chosen = readings if args.at or args.every_block else _spread(readings)
     area, share = float(pair.area[0]), float(arrival.label[0, 0])
-    if Path(args.output).suffix.lower() == ANIMATION:
-        animate(animate_label_maps(args.model, pair, chosen, share), args.output)
-    else:
-        save(draw_label_maps(args.model, pair, chosen, share), args.output, args.small)
+    write_label_maps(args.output, args.model, pair, chosen, share, args.small)
     console = output.console(args)
     console.print(_table(args.model, chosen, area, share))
     output.wrote(args.output)

@@ -43,7 +43,10 @@ def label_arithmetic(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
 
 def _device_type(args: Sequence[Any]) -> str:
-    return next((a.device.type for a in args if isinstance(a, Tensor)), "cpu")
+    for value in args:  # a generator would cost as much as a small label
+        if isinstance(value, Tensor):
+            return value.device.type
+    return "cpu"
 
 
 def averaged(labels: Tensor, residual: Tensor | None) -> Tensor:

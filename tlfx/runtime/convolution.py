@@ -46,16 +46,33 @@ def convolve(
 
 def _convolved(operator: Callable[..., Tensor], maps: Tensor, kernel: Tensor, *args: Any) -> Tensor:
     """Maps (count, 1, *size) under one kernel; as channels of one image where the CPU is several times faster then."""
-    if operator not in _BY_CHANNEL or maps.is_cuda or maps.numel() < _MANY:
+    if operator not in _BY_CHANNEL or maps.is_cuda or torch.compiler.is_compiling():
         return operator(maps, kernel, None, *args)
-    count = len(maps)
+    if maps.numel() < _MANY:
+        return _convolved_by_product(operator, maps, kernel, *args)
+    count = maps.shape[0]
     together: Tensor = operator(maps.transpose(0, 1), kernel.expand(count, -1, -1, -1), None, *args, groups=count)
     return together.transpose(0, 1)
 
 
+def _convolved_by_product(
+    operator: Callable[..., Tensor],
+    maps: Tensor,
+    kernel: Tensor,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] | str = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+) -> Tensor:
+    """Small maps under one kernel as a matrix product, which starts several times faster than oneDNN's convolution."""
+    if isinstance(padding, str) or any(d > 1 for d in dilation):
+        return operator(maps, kernel, None, stride, padding, dilation)
+    convolved: Tensor = torch.ops.aten.thnn_conv2d(maps, kernel, kernel.shape[2:], None, stride, padding)
+    return convolved
+
+
 @label_arithmetic
 def kernel_weights(kernel: Tensor, signed: bool = False, count: int | None = None) -> Tensor:
-    """|K| of a kernel (out, in, *window), or max(K, 0) if ``signed``, averaged over its channels: (1, 1, *window).
+    """|K| of a kernel (out, in, *window), or max(K, 0) if ``signed``, summed over its channels: (1, 1, *window).
 
     A kernel (batch · ``count``, in, *window) is that of each sample: (batch, 1, 1, *window).
     """
@@ -63,7 +80,7 @@ def kernel_weights(kernel: Tensor, signed: bool = False, count: int | None = Non
     channels = (0, 1)
     if count is not None:
         kernel, channels = kernel.unflatten(0, (-1, count)), (1, 2)
-    return _magnitudes(kernel, channels) / (kernel.shape[channels[0]] * kernel.shape[channels[1]]) + TINY
+    return _magnitudes(kernel, channels).add_(TINY)
 
 
 def _magnitudes(kernel: Tensor, channels: tuple[int, int]) -> Tensor:
@@ -72,8 +89,8 @@ def _magnitudes(kernel: Tensor, channels: tuple[int, int]) -> Tensor:
     if kernel.is_cuda or torch.compiler.is_compiling():
         total: Tensor = torch.linalg.vector_norm(kernel, 1, channels, keepdim=True)
         return total
-    rows = max(1, _PART * len(kernel) // max(1, kernel.numel()))
-    if channels[0] or rows >= len(kernel):
+    rows = max(1, _PART * kernel.shape[0] // max(1, kernel.numel()))
+    if channels[0] or rows >= kernel.shape[0]:
         return kernel.abs().sum(channels, keepdim=True)
     return torch.cat([part.abs().sum(channels, keepdim=True) for part in kernel.split(rows)]).sum(0, keepdim=True)
 
@@ -87,10 +104,16 @@ def by_group(tensor: Tensor, groups: int, axis: int = 0) -> Tensor:
 
 @label_arithmetic
 def resample(
-    operator: Callable[..., Tensor], labels: Tensor, *args: Any, channel: bool = True, valid: Tensor | None = None
+    operator: Callable[..., Tensor],
+    labels: Tensor,
+    *args: Any,
+    channel: bool = True,
+    valid: Tensor | None = None,
+    keeps_ones: bool = False,
 ) -> Tensor:
-    """Resampling and pooling: the operator itself run on the label map, divided by itself run on ones."""
-    return _over_ones(lambda maps: operator(maps, *args), labels, valid, channel)
+    """Resampling and pooling: the operator itself run on the label map, divided by itself run on ones, unless it
+    ``keeps_ones``, as pooling without padding does."""
+    return _over_ones(lambda maps: operator(maps, *args), labels, valid, channel, keeps_ones)
 
 
 @label_arithmetic
@@ -167,17 +190,25 @@ def _over_seen(maps: Tensor, over: Tensor, under: Tensor, where: BatchAxis) -> T
     return split_batch(quotient, where).flatten(1, 3)
 
 
-def _over_ones(run: Callable[[Tensor], Tensor], labels: Tensor, valid: Tensor | None, channel: bool = True) -> Tensor:
+def _over_ones(
+    run: Callable[[Tensor], Tensor],
+    labels: Tensor,
+    valid: Tensor | None,
+    channel: bool = True,
+    keeps_ones: bool = False,
+) -> Tensor:
     """Labels (batch, lead, *size, channels) by an operator that runs on maps, divided by itself run on ones."""
     batch, _, *size, k = labels.shape
     shape = (-1, 1, *size) if channel else (-1, *size)
     maps = labels if k == 1 else labels.movedim(-1, 1)
+    if keeps_ones:
+        return run(maps.reshape(shape)).reshape(batch, k, -1).transpose(1, 2)
     if valid is None:
         ones = labels.new_ones(1, *shape[1:])
     else:
         maps = maps * (valid[..., None] if k == 1 else valid)
         ones = valid.to(labels.dtype).reshape(shape)
-    both = run(torch.cat((maps.reshape(shape), ones)))
-    over, under = both.split((len(both) - len(ones), len(ones)))
-    share: Tensor = over.reshape(batch * k, -1, under[0].numel()) / under.reshape(len(ones), -1).clamp_min(TINY)
-    return share.reshape(batch, k, -1).transpose(1, 2)
+    both, count = run(torch.cat((maps.reshape(shape), ones))), ones.shape[0]
+    under = both[-count:].reshape(count, -1)
+    over = both[:-count].reshape(batch * k, -1, under.shape[1])
+    return (over / under.clamp_min(TINY)).reshape(batch, k, -1).transpose(1, 2)

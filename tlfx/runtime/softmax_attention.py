@@ -81,31 +81,45 @@ def _attention_in_parts(
     """A few samples at a time, in one pair of buffers that stays in the cache; no tensor holds the weights of all."""
     batch, heads, count, _ = query.shape
     keys = key.shape[-2]
-    step = max(1, _PART.get(query.device.type, _LARGE_PART) // (4 * heads * count * keys))
-    scores, weight = query.new_empty(2, min(step, batch) * heads, count, keys).unbind()
+    step = min(batch, max(1, _PART.get(query.device.type, _LARGE_PART) // (4 * heads * count * keys)))
+    buffers = query.new_empty(2, step * heads, count, keys)
+    if step == batch:
+        return _attention_of_part(query, key, labels, bias, own, scale, equation, buffers)
     found: list[Tensor] = []
     for start in range(0, batch, step):
         q, k, y = (_part(x, start, step) for x in (query, key, labels))
-        kept = own if own is None else _part(own, start, step)
         b = bias if bias is None or bias.dim() < 4 else _part(bias, start, step)
-        some = len(q) * heads
-        product, out = (scores, weight) if some == len(scores) else (scores[:some], weight[:some])
-        k = k if k.shape[1] == heads else k.expand(-1, heads, -1, -1)
-        product.baddbmm_(q.flatten(0, 1), k.flatten(0, 1).mT, beta=0, alpha=scale)
-        if b is not None:
-            product.unflatten(0, (-1, heads)).add_(b)
-        torch.softmax(product, -1, out=out)
-        by_head = out.view(-1, heads, count, keys)
-        if kept is None and y.shape[-2] * y.shape[-1] * len(y) == y.numel():  # the same for all heads
-            found.append((by_head @ y.reshape(len(y), 1, keys, -1)).mean(1))
-        else:
-            found.append(_mixed(split_batch(by_head, BatchAxis(0)), y, equation, kept).flatten(1, -2))
-    return found[0] if len(found) == 1 else torch.cat(found)
+        kept = own if own is None else _part(own, start, step)
+        found.append(_attention_of_part(q, k, y, b, kept, scale, equation, buffers[:, : q.shape[0] * heads]))
+    return torch.cat(found)
 
 
 def _part(x: Tensor, start: int, step: int) -> Tensor:
     """Some samples of a tensor (batch or 1, ...)."""
-    return x if len(x) <= step else x[start : start + step]
+    return x if x.shape[0] == 1 else x[start : start + step]
+
+
+def _attention_of_part(
+    query: Tensor,
+    key: Tensor,
+    labels: Tensor,
+    bias: Tensor | None,
+    own: Tensor | None,
+    scale: float,
+    equation: Equation,
+    buffers: Tensor,
+) -> Tensor:
+    """Labels of some samples, with ``buffers`` (2, samples · heads, queries, keys) for scores and weights."""
+    samples, heads, count, _ = query.shape
+    scores, weight = buffers.unbind()
+    key = key if key.shape[1] == heads else key.expand(-1, heads, -1, -1)
+    scores.baddbmm_(query.flatten(0, 1), key.flatten(0, 1).mT, beta=0, alpha=scale)
+    if bias is not None:
+        scores.unflatten(0, (-1, heads)).add_(bias)
+    by_head = torch.softmax(scores, -1, out=weight).view(samples, heads, count, -1)
+    if own is None and labels.shape[:-2].numel() == labels.shape[0]:  # the same for all heads
+        return by_head.mean(1) @ labels.flatten(1, -2)
+    return _mixed(split_batch(by_head, BatchAxis(0)), labels, equation, own).flatten(1, -2)
 
 
 @label_arithmetic

@@ -262,10 +262,12 @@ class Window(Einsum):
         lead, size = ids.shape[:-spatial], ids.shape[-spatial:]
         grid = ids.reshape(-1, *size)
         valid = (grid != NONE).float()
-        seen = run(valid.unsqueeze(1)).squeeze(1) > 0
-        kwargs = dict(options or {})
+        mass = run(valid.unsqueeze(1)).squeeze(1)
+        seen, kwargs = mass > 0, dict(options or {})
         if not bool(valid.all()):
             kwargs["valid"] = valid
+        elif function is runtime.resample and bool((mass == 1).all()):
+            kwargs["keeps_ones"] = True
         new = self.label(
             function,
             *before,

@@ -38,19 +38,26 @@ def flex_attention(op: OpContext, query: Value, key: Value, value: Value, *setti
     return [out, *(op.weight(shape=shape) for shape in op.shapes[1:])]
 
 
-@rule(aten.softmax, aten._softmax)
+@rule(aten.softmax, aten._softmax, contexts=True)
 def softmax(op: OpContext, x: Value, dim: int, dtype: Any = None) -> Value:
     """Over tokens a mixing weight, over channels point-wise."""
     return op.softmax(x, dim)
 
 
-@rule(aten._safe_softmax, aten.log_softmax)
+@rule(aten._safe_softmax, aten.log_softmax, contexts=True)
 def unnormalised_softmax(op: OpContext, x: Value, dim: int, dtype: Any = None) -> Value:
     """The same, of rows that may be zero, or whose logarithm is taken."""
     return op.softmax(x, dim, sums_to_one=False)
 
 
-@rule(aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout, aten.native_dropout)
+@rule(
+    aten.dropout,
+    aten.feature_dropout,
+    aten.alpha_dropout,
+    aten.feature_alpha_dropout,
+    aten.native_dropout,
+    contexts=True,
+)
 def dropout(op: OpContext, x: Value, p: float, train: bool) -> Value:
     """Point-wise; mixing weights are read before dropout."""
     return op.dropout(x)

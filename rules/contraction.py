@@ -14,7 +14,7 @@ from tlfx.rules import rule
 aten = torch.ops.aten
 
 
-@rule(aten.linear)
+@rule(aten.linear, contexts=True)
 def linear(op: OpContext, x: Value, weight: Value, bias: Value | None = None) -> Value:
     """x (*, in), weight (out, in): Y ← Y, Norm(|W|)·Y or Norm(ΣY), by the content of the contracted axis."""
     if not weight.is_constant:
@@ -23,32 +23,32 @@ def linear(op: OpContext, x: Value, weight: Value, bias: Value | None = None) ->
     return op.contract(x, axis=-1, weight=weight, bias=bias)
 
 
-@rule(aten.matmul, aten.mm, aten.bmm, aten.mv, aten.dot)
+@rule(aten.matmul, aten.mm, aten.bmm, aten.mv, aten.dot, contexts=True)
 def matmul(op: OpContext, a: Value, b: Value) -> Value:
     """a (*, n, m), b (*, m, p): q·kᵀ is a weight, weight·v is spatial mixing."""
     return op.matmul(a, b)
 
 
-@rule(aten.addmm, aten.baddbmm, aten.addbmm)
+@rule(aten.addmm, aten.baddbmm, aten.addbmm, contexts=True)
 def addmm(op: OpContext, bias: Value, a: Value, b: Value, *, beta: float = 1, alpha: float = 1) -> Value:
     """A matrix product plus a bias, which may be content itself."""
     return op.residual(op.matmul(a, b), bias, (alpha, beta))
 
 
-@rule(aten.einsum)
+@rule(aten.einsum, contexts=True)
 def einsum(op: OpContext, equation: str, operands: Sequence[Value], path: Any = None) -> Value:
     """Any equation; more than two operands are contracted one after another."""
     return op.einsum(_explicit(equation.replace(" ", ""), operands), *operands)
 
 
-@rule(aten.bilinear)
+@rule(aten.bilinear, contexts=True)
 def bilinear(op: OpContext, a: Value, b: Value, weight: Value, bias: Value | None = None) -> Value:
     """a (*, i), b (*, j), weight (out, i, j): a product of two values over their channels."""
     lead = "abcdefgh"[: len(a.shape) - 1]
     return op.einsum(f"{lead}x,{lead}y,zxy->{lead}z", a, b, weight)
 
 
-@rule(aten.tensordot)
+@rule(aten.tensordot, contexts=True)
 def tensordot(op: OpContext, a: Value, b: Value, dims_a: Sequence[int], dims_b: Sequence[int]) -> Value:
     """Some axes of one contracted with as many of the other; the others are kept in order."""
     gone_a, gone_b = ([d % len(v.shape) for d in dims] for v, dims in ((a, dims_a), (b, dims_b)))
@@ -58,7 +58,7 @@ def tensordot(op: OpContext, a: Value, b: Value, dims_a: Sequence[int], dims_b: 
     return op.multiply(a, of_a, b, of_b, kept)
 
 
-@rule(aten.inner)
+@rule(aten.inner, contexts=True)
 def inner(op: OpContext, a: Value, b: Value) -> Value:
     """The last axes contracted."""
     if not (a.shape and b.shape):
@@ -66,13 +66,13 @@ def inner(op: OpContext, a: Value, b: Value) -> Value:
     return tensordot(op, a, b, [-1], [-1])
 
 
-@rule(aten.outer, aten.ger)
+@rule(aten.outer, aten.ger, contexts=True)
 def outer(op: OpContext, a: Value, b: Value) -> Value:
     """a (n), b (m) → (n, m)."""
     return op.multiply(a, ["n"], b, ["m"], ["n", "m"])
 
 
-@rule(aten.linalg_multi_dot, aten.chain_matmul)
+@rule(aten.linalg_multi_dot, aten.chain_matmul, contexts=True)
 def chain(op: OpContext, matrices: Sequence[Value]) -> Value:
     """Matrices (a, b), (b, c), (c, d), … → (a, d); the first and last may be vectors."""
     letters = "abcdefghijklmnopqrstuvwxyz"[: len(matrices) + 1]

@@ -65,6 +65,7 @@ OUTSIDE = NONE - 1
     aten.permute_copy,
     aten.slice_copy,
     aten.select_copy,
+    contexts=True,
 )
 def move(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value:
     """Each element keeps its label."""
@@ -83,13 +84,14 @@ def move(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value:
     aten.vsplit,
     aten.dsplit,
     aten.unsafe_split_with_sizes,
+    contexts=True,
 )
 def move_each(op: OpContext, x: Value, *settings: Any, **options: Any) -> list[Value]:
     """Each element keeps its label, in one of several outputs."""
     return op.move_each()
 
 
-@rule(aten.view, aten._unsafe_view, aten.view_copy)
+@rule(aten.view, aten._unsafe_view, aten.view_copy, contexts=True)
 def view(op: OpContext, x: Value, size: Any) -> Value:
     """Each element keeps its label; a reshape, since the map may lack the memory layout that a view requires."""
     return op.remap(x, lambda m: m.reshape(size)) if isinstance(size, list) else op.same(x)
@@ -116,7 +118,7 @@ def im2col(op: OpContext, x: Value, *settings: Any) -> Value:
     return op.remap(x, lambda m: op.target(m.double() + 1, *settings).long() - 1)
 
 
-@rule(aten.view_as, aten.reshape_as, aten.expand_as)
+@rule(aten.view_as, aten.reshape_as, aten.expand_as, contexts=True)
 def move_as(op: OpContext, x: Value, like: Value) -> Value:
     """Each element keeps its label, in the shape of another value."""
     if op.target is aten.expand_as.default:
@@ -145,6 +147,7 @@ def move_as(op: OpContext, x: Value, like: Value) -> Value:
     aten.positive,
     aten.detach_copy,
     aten.alias_copy,
+    contexts=True,
 )
 def same(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value:
     """The value itself, in another type, device or memory layout."""
@@ -218,7 +221,7 @@ def triangle(op: OpContext, x: Value, diagonal: int = 0) -> Value:
     return op.erase(x, op.target(torch.ones(op.shape), diagonal) == 0)
 
 
-@rule(aten.copy)
+@rule(aten.copy, contexts=True)
 def copy(op: OpContext, x: Value, source: Value, non_blocking: bool = False) -> Value:
     """x takes the content of another value."""
     return op.taken_from(source)

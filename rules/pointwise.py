@@ -29,7 +29,7 @@ ACTIVATIONS = (
 )  # fmt: skip
 
 
-@rule(*ACTIVATIONS)
+@rule(*ACTIVATIONS, contexts=True)
 def activation(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value:
     """Y ← Y."""
     return op.pointwise(x)
@@ -49,7 +49,7 @@ def step(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value:
     return op.monotone(x)
 
 
-@rule(aten.neg, aten.negative)
+@rule(aten.neg, aten.negative, contexts=True)
 def negative(op: OpContext, x: Value) -> Value:
     """Y ← Y."""
     return op.linear(x, -1)
@@ -61,27 +61,27 @@ def polygamma(op: OpContext, n: int, x: Value) -> Value:
     return op.pointwise(x)
 
 
-@rule(aten.add)
+@rule(aten.add, contexts=True)
 def add(op: OpContext, a: Any, b: Any, *, alpha: Any = 1) -> Value:
     """Y ← Norm(Y + g(Y)) for two values with content."""
     both = isinstance(a, Value) and isinstance(b, Value)
     return op.residual(a, b, (1, alpha)) if both else op.linear(_value(a, b))
 
 
-@rule(aten.sub, aten.subtract)
+@rule(aten.sub, aten.subtract, contexts=True)
 def sub(op: OpContext, a: Any, b: Any, *, alpha: Any = 1) -> Value:
     """The same, or Y ← Y if a statistic is subtracted from what it is a statistic of."""
     both = isinstance(a, Value) and isinstance(b, Value)
     return op.residual(a, b, (1, -alpha)) if both else op.linear(_value(a, b), 1 if isinstance(a, Value) else -1)
 
 
-@rule(aten.rsub)
+@rule(aten.rsub, contexts=True)
 def rsub(op: OpContext, a: Any, b: Any, *, alpha: Any = 1) -> Value:
     """The same, b − alpha·a."""
     return sub(op, b, a, alpha=alpha)
 
 
-@rule(aten.mul, aten.multiply)
+@rule(aten.mul, aten.multiply, contexts=True)
 def mul(op: OpContext, a: Any, b: Any) -> Value:
     """A factor that is broadcast does not change labels; those of two full values are averaged."""
     if isinstance(a, Value) and isinstance(b, Value):
@@ -89,7 +89,7 @@ def mul(op: OpContext, a: Any, b: Any) -> Value:
     return op.scaled(a, b) if isinstance(a, Value) else op.scaled(b, a)
 
 
-@rule(aten.div, aten.divide, aten.true_divide)
+@rule(aten.div, aten.divide, aten.true_divide, contexts=True)
 def div(op: OpContext, a: Any, b: Any, *, rounding_mode: Any = None) -> Value:
     """The label of the numerator; by another full value with content, the average of both, as of a product."""
     if isinstance(a, Value) and isinstance(b, Value):
@@ -141,7 +141,7 @@ def searchsorted(op: OpContext, steps: Value, x: Any, *settings: Any, **options:
     return op.pointwise(x) if isinstance(x, Value) and not x.is_constant else op.weight()
 
 
-@rule(aten.addcmul)
+@rule(aten.addcmul, contexts=True)
 def addcmul(op: OpContext, x: Value, a: Value, b: Value, *, value: Any = 1) -> Value:
     """x + a·b."""
     return op.residual(x, op.product(a, b), (1, value))
@@ -189,7 +189,7 @@ def compare(op: OpContext, a: Any, b: Any, *settings: Any) -> Value:
     return op.either(a, b) if isinstance(a, Value) and isinstance(b, Value) else op.pointwise(_value(a, b))
 
 
-@rule(operator.getitem)
+@rule(operator.getitem, contexts=True)
 def getitem(op: OpContext, values: Any, index: int) -> Any:
     """One of several outputs."""
     return op.output(values[index])

@@ -56,7 +56,7 @@ def recurrent(
 
 def _initial(op: OpContext, states: Sequence[Value], axis: int) -> Value | None:
     """The label of an initial state, the average of those of its parts, in the shape of one step."""
-    known = [v for v in op.resolve_all(*states) if v.is_content]
+    known = [v for v in states if v.is_content]
     if not known:
         return None
     sample = op.step(known[0].shape[1:2])

@@ -116,4 +116,45 @@ MASKED = Group("mean of the tokens under a known mask", {"mask": KEEP}).add(
     index=lambda s, z: tokens(z)[:, torch.arange(0, TOKENS, 3)].mean(1),
 )
 
-GROUPS = [POOLING, BROADCAST, MASKED]
+
+def then_convolved(name: str, parts: dict[str, Any], **spellings: Any) -> Group:
+    """Contractions, each followed by a convolution without an activation in between."""
+    torch.manual_seed(9)
+    conv = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
+
+    def convolved(s: Any, x: Tensor) -> Tensor:
+        return tokens(s.conv(x.mT.unflatten(2, (SIDE, SIDE))))
+
+    of = {key: (lambda s, z, body=body: convolved(s, body(s, z))) for key, body in spellings.items()}
+    return Group(f"{name}, then a convolution", {**parts, "conv": conv}).add(**of)
+
+
+def unfolded(z: Tensor) -> Tensor:
+    """Windows of 3 × 3 tokens, (batch, channels, 9, tokens)."""
+    return F.unfold(z, 3, padding=1).unflatten(1, (CHANNELS, 9))
+
+
+THEN_CONVOLVED = [
+    then_convolved(
+        "a depth-wise convolution",
+        {"kernel": nn.Parameter(torch.randn(CHANNELS, 9, generator=torch.Generator().manual_seed(1)))},
+        conv=lambda s, z: tokens(F.conv2d(z, s.kernel.view(CHANNELS, 1, 3, 3), padding=1, groups=CHANNELS)),
+        product=lambda s, z: (unfolded(z) * s.kernel[..., None]).sum(2).mT,
+        einsum=lambda s, z: torch.einsum("bckn,ck->bnc", unfolded(z), s.kernel),
+    ),
+    then_convolved(
+        "token mixing",
+        {"mixed": nn.Parameter(torch.randn(TOKENS, TOKENS, generator=torch.Generator().manual_seed(2)))},
+        matmul=lambda s, z: s.mixed @ tokens(z),
+        product=lambda s, z: (s.mixed[..., None] * tokens(z)[:, None]).sum(2),
+        row_by_row=lambda s, z: torch.stack([(row[:, None] * tokens(z)).sum(1) for row in s.mixed], 1),
+    ),
+    then_convolved(
+        "attention",
+        {},
+        matmul=lambda s, z: weights(s, z) @ s.v(tokens(z)),
+        product=lambda s, z: (weights(s, z)[..., None] * s.v(tokens(z))[:, None]).sum(2),
+    ),
+]
+
+GROUPS = [POOLING, BROADCAST, MASKED, *THEN_CONVOLVED]

@@ -124,3 +124,19 @@ def test_labels_that_nothing_reads_are_not_live() -> None:
     assert len(read_labels(table, [output(torch.tensor([0, 3]))])) == 1
     assert 4 not in read_labels(table, [output(torch.tensor([12])), None])
     assert 4 in read_labels(table, [output(unread[:1])])
+
+
+def test_labels_are_parts_of_those_that_are_computed_from_them() -> None:
+    """Through chains of labels, but not through other places of elementwise labels."""
+    table = LabelTable()
+    first = pixels(table, 4)
+    moved = table.add(runtime.weigh, Operand(first), None, shape=(4,), same_places=True)
+    pairs = table.add(runtime.average, Operand(moved[:2]), Operand(moved[2:]), shape=(2,), elementwise=True)
+    mean = table.add(runtime.uniform, Operand(pairs[:1]), shape=(1,), elementwise=True)
+    mixed = table.add(runtime.mix, None, Operand(first), shape=(2,))
+    assert table.are_parts(first, first)
+    assert table.are_parts(torch.tensor([0, 2]), mean.expand(2))
+    assert not table.are_parts(torch.tensor([0, 1]), mean.expand(2))
+    assert not table.are_parts(torch.tensor([0, 1, 2]), pairs[[0, 0, 0]])
+    assert table.are_parts(first, mixed[[0, 0, 1, 1]])
+    assert not table.are_parts(mean, first[:1])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tlfx import Operation, ProvenanceError, RuleError
 from tlfx.propagate.values import Role
+from tlfx.rules.registry import REGISTRY
 
 SIZE = (4, 3, 4)
 TOKENS = 12
@@ -177,3 +178,17 @@ def test_a_step_of_a_recurrence(kind: type[nn.Module]) -> None:
 def test_counts_have_no_label() -> None:
     probe = Probe(lambda x: (x, torch.histc(x, 4), torch.dist(x, x.tanh())), SIZE)
     assert probe.roles == [Role.CONTENT, Role.WEIGHT, Role.WEIGHT]
+
+
+@pytest.mark.parametrize("contexts", [False, True])
+def test_rules_see_products_that_wait_for_a_query_as_content_unless_they_pass_them_on(contexts: bool) -> None:
+    seen: list[Role] = []
+
+    def rule(op: Any, x: Any) -> Any:
+        seen.append(x.role)
+        return op.pointwise(x)
+
+    with REGISTRY.restored():
+        REGISTRY.add(torch.ops.aten.relu, rule, override=True, contexts=contexts)
+        Probe(lambda x: (tokens(x).mT @ tokens(x)).relu(), SIZE)
+    assert set(seen) == {Role.CONTEXT if contexts else Role.CONTENT}

@@ -39,6 +39,14 @@ def test_kernel_weights_in_parts(shape: tuple[int, ...], signed: bool) -> None:
     torch.testing.assert_close(found.double(), size.sum((0, 1), keepdim=True), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_operator_that_keeps_ones_is_not_divided_by_them(channels: int) -> None:
+    labels = torch.rand(2, 2, 8, 6, channels)
+    pool = torch.ops.aten.avg_pool2d.default
+    divided = runtime.resample(pool, labels, [2, 2])
+    torch.testing.assert_close(runtime.resample(pool, labels, [2, 2], keeps_ones=True), divided)
+
+
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("casts", [False, True])
 def test_modes_are_off_inside_and_restored_also_after_an_error(gradients: bool, casts: bool) -> None:

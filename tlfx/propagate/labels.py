@@ -51,6 +51,8 @@ class LabelTensor:
     kwargs: dict[str, Any] = field(default_factory=dict)
     after: Node | None = None
     elementwise: bool = False
+    same_places: bool = False
+    """Whether each label depends on the labels at its place of the operand alone, along axes of size 1 on all."""
     query_axis: int | None = None
     replaces_node: bool = False
     """Whether the function returns (value, labels) and replaces the node ``after``."""
@@ -133,6 +135,38 @@ class LabelTable:
         """Index of the label tensor that each label id belongs to."""
         starts = torch.tensor([tensor.first for tensor in self.tensors])
         return torch.bucketize(ids.contiguous(), starts, right=True) - 1
+
+    def are_parts(self, parts: Tensor, wholes: Tensor) -> bool:
+        """Whether the label with each id of ``wholes`` is that of ``parts`` at the same place, or computed from it."""
+        pairs = torch.stack((parts.flatten(), wholes.flatten()))
+        pairs = pairs[:, pairs[0] != pairs[1]]
+        for whole in pairs[1].unique():
+            own = pairs[0, pairs[1] == whole]
+            if not bool(torch.isin(own, self._sources(whole, int(own.min()))).all()):
+                return False
+        return True
+
+    def _sources(self, label: Tensor, first: int) -> Tensor:
+        """The ids, from ``first`` on, of the labels that a label is computed from, one after another."""
+        found = new = label.view(1)
+        while len(new):
+            owners = self.owners(new)
+            read = [self._read_by(self.tensors[int(p)], new[owners == p]) for p in owners.unique()]
+            new = torch.cat(read).unique()
+            new = new[(new >= first) & ~torch.isin(new, found)]
+            found = torch.cat((found, new))
+        return found
+
+    def _read_by(self, tensor: LabelTensor, ids: Tensor) -> Tensor:
+        """The ids of the operands that labels of a tensor are computed from."""
+        needed = torch.zeros(tensor.size, dtype=torch.bool)
+        needed[ids - tensor.first] = True
+        operands = [operand.ids for operand in tensor.operands]
+        if tensor.elementwise:
+            operands = [operand.ids for operand in tensor.restricted(needed).operands]
+        elif tensor.same_places:
+            operands = [read[needed.view(tensor.shape).expand(read.shape)] for read in operands]
+        return torch.cat([*(read.flatten() for read in operands), ids[:0]])
 
 
 def by_first_occurrence(groups: Tensor, count: int) -> Tensor:

@@ -44,6 +44,8 @@ def apply_rule(
 
 def call_rule(rule: Rule, op: OpContext, *args: Any, **kwargs: Any) -> Any:
     """The result of a rule. Raises its TlfxErrors with the place in the model, and RuleError for any other error."""
+    if not rule.contexts:
+        args, kwargs, op.args, op.kwargs = _resolved(op, (args, kwargs, op.args, op.kwargs))
     try:
         return _with_samples(op, _checked(rule, op, rule.function(op, *args, **kwargs)))
     except TlfxError as error:
@@ -52,6 +54,18 @@ def call_rule(rule: Rule, op: OpContext, *args: Any, **kwargs: Any) -> Any:
         raise RuleError(
             f"the rule {rule.origin} failed: {type(error).__name__}: {error}\n{describe(op.node)}"
         ) from error
+
+
+def _resolved(op: OpContext, arguments: Any) -> Any:
+    """Arguments with contexts as content, each value once."""
+    known: dict[int, Value] = {}
+
+    def resolve(value: Any) -> Any:
+        if not isinstance(value, Value) or value.role is not Role.CONTEXT:
+            return value
+        return known.setdefault(id(value), op.resolve(value))
+
+    return tree_map(resolve, arguments)
 
 
 def _checked(rule: Rule, op: OpContext, out: Any) -> Any:

@@ -78,6 +78,9 @@ class Value:
     pending: Tensor | None = None
     """The map of a product of content with a factor that differs from token to token: ids of labels with the mass
     |factor|, by which a sum over those tokens weights them (Y ← Norm(|w|)·Y)."""
+    is_sum: bool = False
+    """Whether ``pending`` is that of sums over tokens, such as a matrix product makes: it counts in further sums, but
+    not under the next weights."""
     mass: Callable[[], Tensor] | None = None
     """Computes ``pending`` of a product with a factor that is the same for all its tokens: for sums of several."""
     by_element: Callable[[], Tensor] | None = None
@@ -103,8 +106,9 @@ class Value:
     """The node that data movement and products with factors took the content from, if not this one."""
     part_of: Node | None = None
     """The node whose elements the value holds, moved or in part; unlike ``origin``, this may be a product."""
-    statistic: tuple[Node, int] | None = None
-    """The source of the content that the value is a statistic of (a mean, a maximum), and the sign with which."""
+    statistic: Mapping[Node, int] = field(default_factory=dict)
+    """The sources of the content that the value is a statistic of (a mean, a maximum), and the sign with which; several
+    for a statistic of a statistic, such as the mean of weighted sums."""
     function_of: Node | None = None
     """The node of the value that it is an element-wise function or a statistic of, if not of itself."""
     factors: tuple[Factor, Factor] | None = None

@@ -45,6 +45,8 @@ class Rule:
     operator: Any
     function: Callable[..., Any]
     override: bool = False
+    contexts: bool = False
+    """Whether it takes products kᵀv that may wait for a query (linear attention) as such, and not as content."""
 
     @property
     def name(self) -> str:
@@ -77,7 +79,7 @@ class Registry:
         self.generation = object()
         """Changes with the rules: what was derived by others is out of date."""
 
-    def add(self, operator: Any, function: Callable[..., Any], override: bool = False) -> None:
+    def add(self, operator: Any, function: Callable[..., Any], override: bool = False, contexts: bool = False) -> None:
         """Register a rule. One with ``override`` wins over those of packs, whichever comes first.
 
         Raises RuleConflictError if the operator has a rule already and ``override`` is not set, InputError for what is
@@ -89,7 +91,7 @@ class Registry:
             raise InputError(f"a rule for {a_type(operator)} that exists: expected its class, or an operator")
         named = isinstance(operator, str | OpOverload | OpOverloadPacket | CustomOpDef)
         operator = operator_name(operator) if named else operator
-        entry = Rule(operator, function, override)
+        entry = Rule(operator, function, override, contexts)
         known = self._rules.get(operator)
         if known is not None and known.override and self._loading and not override:
             return
@@ -164,7 +166,7 @@ class Registry:
 REGISTRY = Registry()
 
 
-def rule(*operators: Any, override: bool = False) -> Callable[[F], F]:
+def rule(*operators: Any, override: bool = False, contexts: bool = False) -> Callable[[F], F]:
     """Register the decorated function as the rule of one or several operators.
 
     An operator is an overload packet (``torch.ops.aten.linear``, which covers all its overloads and its in-place
@@ -176,6 +178,10 @@ def rule(*operators: Any, override: bool = False) -> Callable[[F], F]:
     A class of modules is an operator too: the module is then a leaf, its inner graph is not followed, and the rule is
     called with the operation, the module and the arguments of its forward. So is a class of autograd functions
     (:class:`torch.autograd.Function`): its rule is called with the operation, the class and the arguments of ``apply``.
+
+    Tokens that are contracted before their query is known, kᵀv, are a context of linear attention if a query reads
+    them, and content if anything else does. A rule sees them as content, unless it is one of those that pass them on
+    (``contexts``), such as that of a transposition.
 
     Raises RuleConflictError for a second rule, naming both, unless ``override`` is set, and InputError for what is no
     operator.
@@ -190,7 +196,7 @@ def rule(*operators: Any, override: bool = False) -> Callable[[F], F]:
 
     def register(function: F) -> F:
         for operator in operators:
-            REGISTRY.add(operator, function, override)
+            REGISTRY.add(operator, function, override, contexts)
         return function
 
     return register

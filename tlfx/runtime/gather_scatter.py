@@ -53,6 +53,7 @@ def scatter_labels(
     where: BatchAxis,
     where_source: BatchAxis | None = None,
     once: Sequence[int] = (),
+    aligned: bool = True,
     massed: bool = False,
     **options: Any,
 ) -> Tensor:
@@ -61,8 +62,8 @@ def scatter_labels(
 
     ``labels`` and ``source`` are labels, of which ``valid`` (one for each) marks those with content, 1 if all have;
     or values without content, ``valid`` being 0. The batch of ``labels`` and of the result is at ``where``, that of
-    ``source`` at ``where_source``, by default the same. ``massed`` labels have their mass as a last channel, and so
-    has the result.
+    ``source`` at ``where_source``, by default the same. Indices have the axes of values, and so ``once`` too, if they
+    are ``aligned``. ``massed`` labels have their mass as a last channel, and so has the result.
     """
     over, under = (
         _masses(x if massed else with_mass(x), v, place)
@@ -70,7 +71,7 @@ def scatter_labels(
         else _no_masses(x, image.shape[-1] + 1, once)
         for x, v, place in ((labels, valid, where), (source, valid_source, where_source or where))
     )
-    before, after = narrow((tuple(before), tuple(after)), once)
+    before, after = narrow((tuple(before), tuple(after)), once if aligned else ())
     channels = zip(over.unbind(-1), under.unbind(-1), strict=True)
     out = torch.stack([operator(one, *before, other, *after, **options) for one, other in channels], -1)
     if massed:

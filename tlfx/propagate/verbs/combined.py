@@ -12,6 +12,7 @@ from torch import Tensor
 from tlfx import runtime
 from tlfx._torch import tree_leaves
 from tlfx.errors import ProvenanceError
+from tlfx.graph.nodes import computes_same
 from tlfx.operations import Operation
 from tlfx.propagate.labels import Operand, by_first_occurrence
 from tlfx.propagate.values import NONE, Role, Value, compact, ids_of_sample
@@ -56,15 +57,23 @@ class Combined(Written):
         if a.role is b.role:
             return self.pointwise(a if a.maps else b) if a.role is Role.WEIGHT else None
         weight, content = (a, b) if a.role is Role.WEIGHT else (b, a)
-        gates = self._is_full(weight) and not self._is_full(content)
-        as_weight = bool(weight.maps) and (keep is Role.WEIGHT or gates)
-        return self.pointwise(weight if as_weight else content)
+        full = self._is_full(weight), self._is_full(content)
+        as_weight = full == (True, False) or (keep is Role.WEIGHT and full != (False, True))
+        return self.pointwise(weight if weight.maps and as_weight else content)
 
     def _beside_content(self, a: Value, b: Value) -> tuple[Value, Value]:
-        """A context combined with a value with content of the full shape is content itself."""
+        """A context combined with a value with content of the full shape, or with another one, is content itself; with
+        a statistic of it, as in a softmax that is written out, it stays one."""
         self._check_samples(a, b)
-        full = any(v.is_content and v.shape == self.shape for v in (a, b))
-        return (self.resolve(a), self.resolve(b)) if full else (a, b)
+        full = [
+            v.is_content and v.shape == self.shape and not self._sign_of_statistic(v, other)
+            for v, other in ((a, b), (b, a))
+        ]
+        return (self.resolve(a), self.resolve(b)) if a.role is b.role or any(full) else (a, b)
+
+    def _sign_of_statistic(self, x: Value, of: Value) -> int:
+        """The sign with which a value is a statistic of another one; 0 if it is none."""
+        return next((sign for node, sign in x.statistic.items() if computes_same(node, of.measured)), 0)
 
     def _beside_context(self, a: Value, b: Value) -> Value:
         context, other = (a, b) if a.role is Role.CONTEXT else (b, a)

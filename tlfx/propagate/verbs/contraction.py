@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from tlfx.operations import Operation
-from tlfx.propagate.values import IMAGE, NONE, Role, Value, fill_none, find_batch_axis, image_map, map_of_ids
+from tlfx.propagate.values import IMAGE, NONE, Role, Value, compact, fill_none, find_batch_axis, image_map, map_of_ids
 from tlfx.propagate.verbs.kept_tokens import KeptTokens
 from tlfx.propagate.verbs.linear_attention import LinearAttention
 from tlfx.propagate.verbs.mixing import Term, with_image_labels
-from tlfx.propagate.verbs.pending import with_bias, with_pending_labels
+from tlfx.propagate.verbs.pending import mixed_before, with_bias, with_pending_labels
 from tlfx.propagate.verbs.subscripts import ContractionAxes, Subscripts, arrange
 from tlfx.runtime import BatchAxis
 
@@ -125,12 +125,13 @@ class Contraction(KeptTokens, LinearAttention):
         self, axes_a: ContractionAxes, axes_b: ContractionAxes, out: Subscripts, maps: list[Tensor]
     ) -> Value | None:
         """Channels of tokens mixed by a matrix that each sample has for all its tokens, such as a mixture of experts;
-        None for two values of tokens, and for a product with one vector, which may be the scores of a query."""
+        None for two values of tokens, and for a product without channels, which may be the scores of a query."""
         of_sample = [not axes.varying for axes in (axes_a, axes_b)]
         if of_sample[0] == of_sample[1]:
             return None
         tokens = (axes_a, axes_b)[of_sample.index(False)]
-        if all(self.shape[out.index(c)] == 1 for c in tokens.queries):
+        channels = [c for c in out if c in tokens.queries or c in tokens.heads]
+        if all(self.shape[out.index(c)] == 1 for c in channels):
             return None
         self.record(Operation.CHANNEL_MIX)
         return self.content(maps[of_sample.index(False)])
@@ -153,7 +154,7 @@ class Contraction(KeptTokens, LinearAttention):
 
     def _weighted(self, w: Value, of_w: Subscripts, x: Value, of_x: Subscripts, out: Subscripts) -> Value:
         """Content multiplied with a weight or a constant."""
-        x, of_x = _once_for_queries(w, of_w, x, of_x, out)
+        x, of_x = _once_for_queries(w, of_w, mixed_before(x), of_x, out)
         axes = self._filled_axes(x, of_x, of_w, out)
         if not axes.tokens:
             self.record(Operation.CHANNEL_MIX)
@@ -161,9 +162,21 @@ class Contraction(KeptTokens, LinearAttention):
             mixed = replace(self._with_pending(mixed, w, of_w, x, of_x, out), weighs=x.weighs, biased=x.biased)
             one_token = mixed.mass is not None or mixed.pending is not None
             return replace(mixed, mixed_by=w.softmax_of) if one_token else mixed
-        mixed = self._weighted_tokens(w, of_w, x, of_x, axes, out)
+        mixed = self._without_zero_rows(self._weighted_tokens(w, of_w, x, of_x, axes, out), w, of_w, out)
         number = self.number(w) if self.is_fixed(w) else None  # a sum, if the same for all
         return self._as_statistic(mixed, x, number) if number else mixed
+
+    def _without_zero_rows(self, mixed: Value, w: Value, of_w: Subscripts, out: Subscripts) -> Value:
+        """Tokens that were mixed, without content where all weights are known to be zero, as those of a mask are."""
+        known = self.concrete(w) if self.is_fixed(w) else None
+        if not isinstance(known, Tensor) or not mixed.is_content or mixed.pending is not None:
+            return mixed
+        gone = [i for i, c in enumerate(of_w) if c not in out]
+        zero = arrange((known == 0).all(gone, keepdim=True) if gone else known == 0, of_w, out)
+        if not bool(zero.any()):
+            return mixed
+        left = torch.where(zero, NONE, mixed.map)
+        return replace(mixed, maps=(compact(left),)) if bool((left != NONE).any()) else self.constant()
 
     def _weighted_tokens(
         self, w: Value, of_w: Subscripts, x: Value, of_x: Subscripts, axes: ContractionAxes, out: Subscripts

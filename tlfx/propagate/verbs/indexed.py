@@ -51,7 +51,6 @@ class Indexed(Movement):
     def decide(self, x: Value, axis: int | None, keepdim: bool = True) -> Value:
         """An index along an axis (argmax): over channels it has the label of its token; over tokens it is a decision
         without label."""
-        x = self.resolve(x)
         if self.is_over_batch(x, range(len(x.shape)) if axis is None else [axis]):
             return self.of_batch()
         if axis is None or not x.is_content or x.map.shape[axis] > 1:
@@ -70,7 +69,6 @@ class Indexed(Movement):
         call: tuple[Callable[..., Tensor], ...],
         nodes: tuple[Any, ...],
     ) -> Value:
-        x = self.resolve(x)
         if not x.is_content:
             return self.weight()
         where, axes = x.batch_axis, [a % len(x.shape) for a in axes]

@@ -22,8 +22,11 @@ class LinearAttention(Mixing):
     """The two contractions of linear attention: kᵀv makes a context, q reads it."""
 
     def _context(self, a: Value, of_a: Subscripts, b: Value, of_b: Subscripts, out: Subscripts) -> Value:
-        """Tokens contracted between two values, kᵀv: a value that waits for its query (linear attention)."""
+        """Tokens contracted between two values, kᵀv: a value that waits for its query (linear attention). Without one,
+        what is computed later weights the tokens of the other, in whatever order the two are multiplied."""
         sides = [(a, of_a, b, of_b), (b, of_b, a, of_a)]
+        if (b.weighs, b.source) > (a.weighs, a.source):
+            sides.reverse()
         fixed = [s for s in sides if s[0].softmax_dim is not None and s[1][s[0].softmax_dim] not in out]
         self.record(Operation.SPATIAL_MIX)
         maps = [self._context_map(*side, out) for side in (fixed or sides)[: 1 if len(fixed) == 1 else 2]]

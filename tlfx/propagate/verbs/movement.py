@@ -106,7 +106,7 @@ class Movement(Written):
     def join(self, values: Sequence[Value], axis: int) -> Value:
         """Concatenate along an axis. A value without content gets the image-level label if it joins as tokens (eq. 5),
         and stays without label if it joins as channels of the same tokens, or is padding."""
-        values = self.resolve_all(*[v for v in values if 0 not in v.shape] or values)
+        values = [v for v in values if 0 not in v.shape] or values
         axis = axis % len(self.shape)
         known = next((v for v in values if v.is_content), None)
         sides = self._joined_sides(values, axis)
@@ -125,7 +125,8 @@ class Movement(Written):
             self._pending_of(v) if v.is_content else self._with_mass(m, known.batch_axis)
             for v, m in zip(values, maps, strict=True)
         ]
-        out = replace(out, pending=self._joined(pending, values, axis))
+        is_sum = all(v.is_sum for v in contents)
+        out = replace(out, pending=self._joined(pending, values, axis), is_sum=is_sum)
         if all(v.by_element is None for v in values):
             return out
 
@@ -161,7 +162,7 @@ class Movement(Written):
         if any(v.source is not first.source for v in parts):
             return out
         alike = all(v.statistic == first.statistic for v in parts)
-        out = replace(out, origin=first.source, statistic=first.statistic if alike else None)
+        out = replace(out, origin=first.source, statistic=first.statistic if alike else {})
         return out if any(v.moved is not first.moved for v in parts) else replace(out, part_of=first.moved)
 
     def _joined(self, maps: Sequence[Tensor], values: Sequence[Value], axis: int) -> Tensor:
@@ -197,7 +198,7 @@ class Movement(Written):
         """The content of another value, broadcast to the shape of the output."""
         full = self._in_full(source)
         out = Value(self.node, self.shape, self.batch, source.role, full.maps, number=self.number(source))
-        return replace(out, pending=full.pending, mass=full.mass)
+        return replace(out, pending=full.pending, is_sum=full.is_sum, mass=full.mass)
 
     def erase(self, x: Value, gone: Tensor) -> Value:
         """Point-wise, except that constant elements (``gone``, bool) are overwritten by numbers: those hold no

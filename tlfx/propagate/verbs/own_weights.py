@@ -36,7 +36,6 @@ class OwnWeights(Movement):
                 reads).
             axes: the token axes of ``x`` and of the output; several, such as (2, 3) of images, count row by row.
         """
-        x = self.resolve(x)
         if not x.is_content:
             return self.weight()
         where, rank = x.batch_axis, len(x.shape)

@@ -22,7 +22,7 @@ from tlfx.propagate.verbs.weighing import Weighing, fill_any
 from tlfx.runtime import BatchAxis
 from tlfx.runtime.arithmetic import TINY
 
-__all__ = ["Pending", "carry_masses", "moved_factors", "to_rank", "with_bias", "with_pending_labels"]
+__all__ = ["Pending", "carry_masses", "mixed_before", "moved_factors", "to_rank", "with_bias", "with_pending_labels"]
 
 
 class Pending(Weighing):
@@ -112,8 +112,8 @@ class Pending(Weighing):
         out = replace(out, origin=x.source, part_of=x.part_of, factored=x.factored, sum_of=x.sum_of)
         out = replace(out, factors=x.factors if x.shape == out.shape else None)
         out = replace(out, mixed_by=x.mixed_by, is_product=x.is_product)
-        if x.statistic is not None and scale != 0:
-            out = replace(out, statistic=(x.statistic[0], x.statistic[1] * (1 if scale > 0 else -1)))
+        if scale != 0:
+            out = replace(out, statistic=x.statistic if scale > 0 else {n: -sign for n, sign in x.statistic.items()})
 
         def scaled(content: Tensor) -> Tensor:
             content = to_rank(content, len(out.shape))
@@ -127,7 +127,7 @@ class Pending(Weighing):
             out = replace(out, by_element=lambda: scaled(by_element()))
         out = replace(out, by_factor=moved_factors(x, scaled))
         if x.pending is not None:
-            return replace(out, pending=scaled(x.pending))
+            return replace(out, pending=scaled(x.pending), is_sum=x.is_sum)
         return out if abs(scale) == 1 and x.mass is None else replace(out, mass=lambda: scaled(self._pending_of(x)))
 
     def _as_statistic(self, out: Value, x: Value, scale: float = 1) -> Value:
@@ -135,18 +135,22 @@ class Pending(Weighing):
         multiplied."""
         if x.mass is not None and not x.is_product:
             return out
-        of, sign = x.statistic or (x.measured, 1)
-        return replace(out, statistic=(of, sign if scale > 0 else -sign), function_of=x.subject)
+        of = {**x.statistic, x.measured: 1}
+        return replace(out, statistic={n: s if scale > 0 else -s for n, s in of.items()}, function_of=x.subject)
 
     def _as_sum_of_parts(self, out: Value, a: Value, b: Value, scales: Sequence[float]) -> Value:
         """A sum of two values, marked as a statistic of their source if both are parts or statistics of it: such sums,
         one after another, make a mean."""
-        source, other = (v.statistic[0] if v.statistic else v.measured for v in (a, b))
-        sign, another = (s * (v.statistic[1] if v.statistic else 1) for v, s in zip((a, b), scales, strict=True))
-        smaller = all(torch.Size(out.shape).numel() < torch.Size(shape).numel() for shape in shapes(source)[:1])
-        if source is not other or sign * another <= 0 or not smaller:
-            return out
-        return replace(out, statistic=(source, 1 if sign > 0 else -1))
+        one, other = (
+            {n: s * scale for n, s in (v.statistic or {v.measured: 1}).items()}
+            for v, scale in zip((a, b), scales, strict=True)
+        )
+
+        def is_larger(node: Node) -> bool:
+            return all(torch.Size(out.shape).numel() < torch.Size(shape).numel() for shape in shapes(node)[:1])
+
+        both = [n for n, sign in one.items() if sign * other.get(n, 0) > 0 and is_larger(n)]
+        return replace(out, statistic={n: 1 if one[n] > 0 else -1 for n in both}) if both else out
 
     def _sum_of_masses(self, ids: Tensor, over: Sequence[int], scale: float = 1) -> Tensor:
         """Ids of labels with a mass summed over axes, which have size 1 afterwards, times a number."""
@@ -193,6 +197,7 @@ def carry_masses(out: Value, x: Value, move: Callable[[Tensor], Tensor]) -> Valu
     return replace(
         out,
         pending=None if x.pending is None else move(x.pending),
+        is_sum=x.is_sum,
         mass=None if mass is None else lambda: move(mass()),
         by_element=None if by_element is None else lambda: move(by_element()),
         by_factor=moved_factors(x, move),
@@ -219,6 +224,12 @@ def moved_factors(
 def with_bias(x: Value) -> Value:
     """A value after a bias was added to it, which its elements without content, if any, now hold."""
     return replace(x, biased=x.biased or (x.is_content and bool((x.map == NONE).any())))
+
+
+def mixed_before(x: Value) -> Value:
+    """A value for the next weights: a sum of products over tokens as a matrix product would have made it, whose labels
+    have no mass."""
+    return x.with_maps(*x.maps) if x.is_sum and x.pending is not None else x
 
 
 def with_pending_labels(x: Value) -> Value:

@@ -184,6 +184,8 @@ class Pointwise(Residual):
     def numerator(self, a: Value, b: Value) -> Value:
         """Quotient: the label of the numerator, or that of the denominator under a constant."""
         self._check_samples(a, b)
+        if self._is_softmax_of_context(a, b):
+            return self.softmax(a, next(i for i, n in enumerate(b.shape) if n != a.shape[i]))
         if not a.is_content:
             return self.pointwise(b if a.is_constant else a)
         out = self.pointwise(a)
@@ -197,6 +199,13 @@ class Pointwise(Residual):
         if self._have_one_base(a, b):
             return self._with_factors_of(out, [a])
         return self._weighed(out, a, b, inverse=True)
+
+    def _is_softmax_of_context(self, a: Value, b: Value) -> bool:
+        """Whether a quotient is a softmax of a context that is written out: exponentials by their sum along an axis."""
+        if a.role is not Role.CONTEXT or b.sum_of is None or b.sum_of.target is not torch.ops.aten.exp.default:
+            return False
+        summed = len(a.shape) == len(b.shape) and sum(n != m for n, m in zip(a.shape, b.shape, strict=True)) == 1
+        return summed and computes_same(b.sum_of, a.summand)
 
     def interpolate(self, a: Value, b: Value, share: Any) -> Value:
         """a·(1 − share) + b·share: a residual connection, of two products if the share depends on the image."""

@@ -14,7 +14,7 @@ from tlfx.propagate.labels import Operand
 from tlfx.propagate.values import NONE, Role, Value, fill_none, ids_of_sample, map_of_ids
 from tlfx.propagate.verbs.base import axis_of_ids, varying
 from tlfx.propagate.verbs.movement import Movement
-from tlfx.propagate.verbs.pending import moved_factors
+from tlfx.propagate.verbs.pending import mixed_before, moved_factors
 from tlfx.runtime import BatchAxis
 
 __all__ = ["Reduction"]
@@ -82,7 +82,8 @@ class Reduction(Movement):
         if pending is None or not out.is_content:
             return out
         massed = pending[1] if keepdim else pending[1].squeeze(over)
-        return replace(out, pending=map_of_ids(massed, self.batch, place), mixed_by=x.mixed_by)
+        massed = map_of_ids(massed, self.batch, place)
+        return replace(out, pending=massed, is_sum=pending[0] or x.is_sum, mixed_by=x.mixed_by)
 
     def _reduce_pending(self, x: Value, over: Sequence[int], scale: float) -> tuple[bool, Tensor]:
         """Whether labels with a mass vary along axes of the ids of a value, and the ids of their sums."""
@@ -148,6 +149,7 @@ class Reduction(Movement):
             self.record(Operation.POINTWISE)
             return self.from_ids(x.ids, where)
         self.record(Operation.SPATIAL_MIX)
+        x = mixed_before(x)
         if linear and x.pending is not None:
             return self._scan_pending(x, axis, where)
         ids = x.ids.movedim(axis, -1)

@@ -90,9 +90,18 @@ class Residual(Combined):
             )
 
     def _is_centred(self, x: Value, statistic: Value, scales: Sequence[float]) -> bool:
-        """Whether a sum is a value less a statistic of itself, such as its mean: a part of a normalisation."""
-        of = statistic.statistic
-        return of is not None and of[0] is x.measured and x.statistic is None and scales[0] * scales[1] * of[1] < 0
+        """Whether a sum is a value less a statistic of itself, such as its mean: a part of a normalisation. A statistic
+        of other elements of the same value, such as those of its other tokens, is another summand."""
+        if scales[0] * scales[1] * self._sign_of_statistic(statistic, x) >= 0:
+            return False
+        massed = () if x.pending is None else (x.with_maps(x.pending),)
+        return any(self._is_computed_from(statistic, v) for v in (x, *massed))
+
+    def _is_computed_from(self, x: Value, of: Value) -> bool:
+        """Whether the label of each element is computed from that of another value at its place."""
+        _, ids, parts = self._side_by_side(x, of)
+        known = (ids != NONE) & (parts != NONE)
+        return self.state.labels.are_parts(parts[known], ids[known])
 
     def _is_log_softmax(self, x: Value, log_sum: Value) -> bool:
         """Whether a difference is the logarithm of a softmax over tokens: x - log Σ exp(x)."""

@@ -17,6 +17,7 @@ from tlfx.operations import Operation
 from tlfx.propagate.labels import Operand
 from tlfx.propagate.values import IMAGE, NONE, Value, map_of_ids
 from tlfx.propagate.verbs.indexed import ACROSS, Indexed, blocks_of, nodes_of, without
+from tlfx.propagate.verbs.pending import carry_masses
 from tlfx.runtime import BatchAxis
 
 __all__ = ["Scattered"]
@@ -44,25 +45,50 @@ class Scattered(Indexed):
     ) -> Value:
         """``source`` written into ``x`` at indices along ``axes``, or added to what is there: ``function(x, *before,
         source, *after, **options)``. Labels that meet are averaged, those of products with a factor by the factor if
-        the sum is ``linear``; places without any have the image-level label."""
+        the sum is ``linear``; places without any have the image-level label. Known zeros that nothing is written to
+        are padding, and channels of tokens of which some channels are written."""
         settings, write = (tuple(before), tuple(after)), partial(function, **options)
         is_constant = self.is_fixed if x.is_content and source.is_content else self.is_known
-        x, source = self.resolve_all(x, source)
         if not adds and all(map(is_constant, tree_leaves(settings))):
             return self._put_at_constants(x, source, write, settings)
         if not (x.is_content or source.is_content):
             return self.weight()
         where = self._where_written(x, source, write, settings, axes)
+        into_zeros = source.is_content and self.number(x) == 0
+        if into_zeros and aligned and self._stays_in_tokens(source, axes):
+            self.record(Operation.CHANNEL_MIX)
+            return replace(carry_masses(self.content(source.map), source, lambda m: m), weighs=source.weighs)
         if adds:
             self.record(Operation.AGGREGATION)
-        once = self._once((x, source), axes, settings) if aligned else []
-        if not (linear and any(v.is_content and v.pending is not None for v in (x, source))):
+        once = self._once_written(x, source, axes, settings, aligned)
+        if once and not aligned:
+            options = {"aligned": False, **options}
+        products = any(v.is_content and v.pending is not None for v in (x, source))
+        if not (linear and products) and not (into_zeros and (linear or not adds)):
             return self.from_ids(self._scattered(x, source, function, settings, where, once, options), where)
         x, source = (replace(v, maps=(self._pending_of(v),)) if v.is_content else v for v in (x, source))
         once = [a for a in once if all(v.map.shape[a] == 1 for v in (x, source) if v.is_content)]
         new = self._scattered(x, source, function, settings, where, once, {**options, "massed": True})
         out = self.from_ids(self._without_mass(new), where)
         return replace(out, pending=map_of_ids(new, self.batch, where))
+
+    def _once_written(
+        self, x: Value, source: Value, axes: Sequence[int], settings: tuple[Any, Any], aligned: bool
+    ) -> list[int]:
+        """Axes along which all labels are equal, and which a write treats alike."""
+        if aligned:
+            return self._once((x, source), axes, settings)
+        if len(x.shape) != len(source.shape):
+            return []
+        last = max((a % len(x.shape) for a in axes), default=-1)  # several indices may have axes of their own
+        return [a for a in self._once((x, source), axes, ()) if len(axes) == 1 or a > last]
+
+    def _stays_in_tokens(self, source: Value, axes: Sequence[int]) -> bool:
+        """Whether a write along ``axes``, at as many places as the output has along all others, stays in its tokens."""
+        written = [a % len(self.shape) for a in axes]
+        same = all(n == m for a, (n, m) in enumerate(zip(source.shape, self.shape, strict=True)) if a not in written)
+        maps = [m for m in (source.map, source.pending) if m is not None]
+        return same and all(m.shape[a] == 1 for m in maps for a in written)
 
     def _put_at_constants(self, x: Value, source: Value, write: Write, settings: tuple[Any, Any]) -> Value:
         """:meth:`put` where it is known now which element of ``source`` goes where."""

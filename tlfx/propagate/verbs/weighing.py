@@ -148,7 +148,8 @@ class Weighing(Bounded):
         given = {"massed": before is not None, "inverse": product.inverse, "over": tuple(over), "averaged": gate}
         options |= {name: option for name, option in given.items() if option}
         shape = [1 if i in over else n for i, n in enumerate(ids.shape)]
-        new = self.label(runtime.weigh, Operand(fill_any(ids)), product.factor.read, shape=shape, kwargs=options)
+        args = (Operand(fill_any(ids)), product.factor.read)
+        new = self.label(runtime.weigh, *args, shape=shape, same_places=True, kwargs=options)
         known = (ids != NONE).any(over, keepdim=True) if over else ids != NONE
         return map_of_ids(torch.where(known, new, NONE), self.batch, where)
 

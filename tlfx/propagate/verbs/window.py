@@ -17,7 +17,7 @@ from tlfx.propagate.values import NONE, Role, Value, compact, ids_of_sample, map
 from tlfx.propagate.verbs.base import varying
 from tlfx.propagate.verbs.einsum import Einsum
 from tlfx.propagate.verbs.movement import with_image
-from tlfx.propagate.verbs.pending import moved_factors, with_pending_labels
+from tlfx.propagate.verbs.pending import mixed_before, moved_factors, with_pending_labels
 from tlfx.runtime import BatchAxis
 
 __all__ = ["Window"]
@@ -112,6 +112,7 @@ class Window(Einsum):
 
     def _slid_by_group(self, x: Value, groups: int, spatial: int, slide: Callable[[Tensor], Tensor]) -> Value:
         """Content that ``slide`` computes from ids by group of channels: of a product, from those with a mass."""
+        x = mixed_before(x)
         labels = x if x.pending is None else with_pending_labels(x)
         ids = slide(_full(self._channels(labels, groups), x, spatial))
         return self._by_channel(ids if x.pending is None else self._without_mass(ids), x)
@@ -229,6 +230,7 @@ class Window(Einsum):
             self.record(Operation.CHANNEL_MIX)
             return self.from_ids(x.ids, x.batch_axis)
         self.record(operation)
+        x = mixed_before(x)
         out = self.from_ids(self._resampled(_full(x.ids, x, spatial), spatial, operator, *args), x.batch_axis)
         if x.pending is None:
             return out

@@ -173,4 +173,19 @@ SCORES = Group("tokens and their scores", parts(out=lambda: nn.Conv2d(CHANNELS, 
     einsum=beside_scores(lambda z: torch.einsum("bchw,bc->bhw", z, z.mean((2, 3)))[:, None]),
 )
 
-GROUPS = [*FOLLOWED, CHANNEL, DUAL, PROJECTED, SPLIT, SCORES]
+
+def gate(s: Any, z: Tensor) -> Tensor:
+    """Of tokens, (batch, 1, height, width)."""
+    out: Tensor = s.maps(z).sum(1, keepdim=True).sigmoid()
+    return out
+
+
+VECTOR = Group("a vector of the image times a gate of tokens", parts()).add(
+    product=lambda s, z: tokens(z.mean((2, 3), keepdim=True) * gate(s, z)),
+    expanded=lambda s, z: tokens(z.mean((2, 3), keepdim=True).expand_as(z) * gate(s, z)),
+    einsum=lambda s, z: torch.einsum("bc,bn->bnc", z.mean((2, 3)), gate(s, z).flatten(1)),
+    einsum_in_other_order=lambda s, z: torch.einsum("bn,bc->bnc", gate(s, z).flatten(1), z.mean((2, 3))),
+    matmul=lambda s, z: gate(s, z).flatten(2).mT @ z.mean((2, 3))[:, None],
+)
+
+GROUPS = [*FOLLOWED, CHANNEL, DUAL, PROJECTED, SPLIT, SCORES, VECTOR]

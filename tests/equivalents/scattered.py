@@ -11,7 +11,7 @@ from equivalents.spelling import CHANNELS, SIDE, TOKENS, Group, tokens
 
 __all__ = ["GROUPS"]
 
-EXPERTS, KEPT, ROWS = 3, 13, 5
+EXPERTS, KEPT, ROWS, CENTRES = 3, 13, 5, 2
 """So many tokens are kept that no window of 3 × 3 is without any."""
 
 
@@ -23,6 +23,7 @@ def parts() -> dict[str, Any]:
         "score": nn.Linear(CHANNELS, 1),
         "conv": nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1),
         "rows": nn.Parameter(torch.randn(ROWS, TOKENS)),
+        "centres": nn.Parameter(torch.randn(CENTRES, CHANNELS)),
     }
 
 
@@ -113,6 +114,27 @@ ORDERED = Group("tokens in an order, mixed by a matrix", parts()).add(
     scatter=lambda s, z: s.rows @ torch.zeros_like(tokens(z)).scatter(1, of_channels(order(s, z)), tokens(z)),
     put=lambda s, z: s.rows @ put_in_order(s, z),
 )
+
+
+def cluster(s: Any, z: Tensor) -> Tensor:
+    """The number of the nearest of learned centres, (batch, tokens)."""
+    return (tokens(z) @ s.centres.T).argmax(-1)
+
+
+def flat_sums(s: Any, z: Tensor) -> Tensor:
+    """Sums of the tokens of all samples, by samples and clusters."""
+    places = cluster(s, z) + CENTRES * torch.arange(len(z))[:, None]
+    sums = torch.zeros(len(z) * CENTRES, CHANNELS).index_add(0, places.flatten(), tokens(z).flatten(0, 1))
+    return sums.view(-1, CENTRES, CHANNELS)
+
+
+CLUSTERS = Group("sums of tokens by cluster", parts()).add(
+    masks=lambda s, z: torch.stack([(tokens(z) * (cluster(s, z) == k)[..., None]).sum(1) for k in range(CENTRES)], 1),
+    scatter_add=lambda s, z: torch.zeros(len(z), CENTRES, CHANNELS).scatter_add(
+        1, of_channels(cluster(s, z)), tokens(z)
+    ),
+    index_add=flat_sums,
+)
 SHOWN = (torch.arange(TOKENS) % 3 > 0).float()
 DIAGONAL = Group("tokens under a known mask, convolved", parts()).add(
     product=lambda s, z: convolved(s, tokens(z) * SHOWN.to(z)[:, None]),
@@ -126,5 +148,6 @@ GROUPS = [
     kept("a convolution", convolved),
     kept("their mean", lambda s, x: x.mean(1)),
     ORDERED,
+    CLUSTERS,
     DIAGONAL,
 ]

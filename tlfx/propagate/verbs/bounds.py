@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tlfx._torch import tree_leaves, tree_map
-from tlfx.propagate.values import Bounds, Role, Value, compact
+from tlfx.propagate.values import Bounds, Value, compact
 from tlfx.propagate.verbs.base import Verbs
 
 __all__ = ["Bounded"]
@@ -30,13 +30,13 @@ class Bounded(Verbs):
     def _bounded(self, out: Value) -> Value:
         """The output of an operator that is monotone in each argument, with bounds from those of its arguments."""
         example = self.node.meta.get("val")
-        if out.role is not Role.WEIGHT or not isinstance(example, Tensor) or not _is_ordered(example):
+        if out.is_constant or not isinstance(example, Tensor) or not _is_ordered(example):
             return out
         if self._whole is not None or self.target is not self.node.target:  # a step of an operator, or a module
             return out
         values = [v for v in tree_leaves((self.args, self.kwargs)) if isinstance(v, Value)]
         bounded = [v for v in values if v.bounds is not None]
-        if len(bounded) > _MOST_BOUNDED or not all(v.bounds is not None or self.is_fixed(v) for v in values):
+        if not 0 < len(bounded) <= _MOST_BOUNDED or not all(v.bounds is not None or self.is_fixed(v) for v in values):
             return out
         corners = [self._run_at(dict(zip(bounded, ends, strict=True))) for ends in product((0, 1), repeat=len(bounded))]
         return replace(out, bounds=_enclosing(torch.stack(corners)))

@@ -86,6 +86,9 @@ class Contraction(KeptTokens, LinearAttention):
                 return self._summed_product((a, of_a), (b, of_b), out)
             self.record(Operation.CHANNEL_MIX)
             return self.content(one)
+        if bool(axes_a.varying) != bool(axes_b.varying) and self._broadcast(terms[0], terms[1], out) == [True, True]:
+            self.record(Operation.POINTWISE)  # a vector of the image times a gate of tokens: both are content
+            return self._averaged(*(self.content(m) for m in maps))
         tokens = self._mixed_by_matrix(axes_a, axes_b, out, maps)
         return tokens or self._token_by_token(of_a, of_b, out, maps) or self.weight(*maps)
 

@@ -53,11 +53,12 @@ class Indexed(Movement):
         without label."""
         if self.is_over_batch(x, range(len(x.shape)) if axis is None else [axis]):
             return self.of_batch()
-        if axis is None or not x.is_content or x.map.shape[axis] > 1:
-            last = (torch.Size(x.shape).numel() if axis is None else x.shape[axis]) - 1
-            ends = torch.tensor([0, last]).view(2, *[1] * len(self.shape))
-            return replace(self.weight(), bounds=(ends[0], ends[1]))
-        return self.content(x.map if keepdim else x.map.squeeze(axis))
+        last = (torch.Size(x.shape).numel() if axis is None else x.shape[axis]) - 1
+        ends = torch.tensor([0, last]).view(2, *[1] * len(self.shape))
+        index = self.weight()
+        if axis is not None and x.is_content and x.map.shape[axis] == 1:
+            index = self.content(x.map if keepdim else x.map.squeeze(axis))
+        return replace(index, bounds=(ends[0], ends[1]))
 
     def _taken(
         self,

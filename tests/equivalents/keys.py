@@ -171,4 +171,37 @@ PADDED = Group("attention to padding with a bias").add(
     product_the_other_way=lambda s, z: (s.v(padded(z))[:, None] * over_padded(s, z)[..., None]).sum(2),
 )
 
-GROUPS = [MEMORY, RELATIVE, VECTORS, NEAR, AGGREGATED, PADDED]
+
+def in_heads(x: Tensor) -> Tensor:
+    """(batch, 2, tokens, channels of a head)."""
+    return x.unflatten(-1, (2, -1)).transpose(1, 2)
+
+
+def of_one_query(s: Any, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The query of one token, which is the mean of all, and keys and values of all, in heads."""
+    return in_heads(s.q(tokens(z).mean(1, keepdim=True))), in_heads(s.k(tokens(z))), in_heads(s.v(tokens(z)))
+
+
+def joined(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(2)
+
+
+def by_scores(score: Any) -> Any:
+    """Attention by scores (batch, heads, tokens) of the one query."""
+
+    def body(s: Any, z: Tensor) -> Tensor:
+        query, key, value = of_one_query(s, z)
+        return joined(score(query, key)[:, :, None].softmax(-1) @ value)
+
+    return body
+
+
+ONE_QUERY = Group("heads of one query").add(
+    fused=lambda s, z: joined(F.scaled_dot_product_attention(*of_one_query(s, z), scale=1.0)),
+    matmul=by_scores(lambda query, key: (query @ key.mT)[:, :, 0]),
+    einsum=by_scores(lambda query, key: torch.einsum("bhqd,bhkd->bhqk", query, key)[:, :, 0]),
+    einsum_of_a_vector=by_scores(lambda query, key: torch.einsum("bhd,bhkd->bhk", query[:, :, 0], key)),
+    product=by_scores(lambda query, key: (query * key).sum(-1)),
+)
+
+GROUPS = [ONE_QUERY, MEMORY, RELATIVE, VECTORS, NEAR, AGGREGATED, PADDED]

@@ -89,7 +89,8 @@ class Contraction(KeptTokens, LinearAttention):
         if bool(axes_a.varying) != bool(axes_b.varying) and self._broadcast(terms[0], terms[1], out) == [True, True]:
             self.record(Operation.POINTWISE)  # a vector of the image times a gate of tokens: both are content
             return self._averaged(*(self.content(m) for m in maps))
-        tokens = self._mixed_by_matrix(axes_a, axes_b, out, maps)
+        weighted = (a.softmax_of is None) != (b.softmax_of is None)  # branches by a softmax, such as split attention
+        tokens = self._mixed_by_matrix(axes_a, axes_b, out, maps, weighted)
         return tokens or self._token_by_token(of_a, of_b, out, maps) or self.weight(*maps)
 
     def _multiply_tokens(self, a: Term, b: Term, out: Subscripts) -> Value:
@@ -125,16 +126,16 @@ class Contraction(KeptTokens, LinearAttention):
         return [any(c not in of and n > 1 for c, n in zip(out, self.shape, strict=True)) for _, of in (a, b)]
 
     def _mixed_by_matrix(
-        self, axes_a: ContractionAxes, axes_b: ContractionAxes, out: Subscripts, maps: list[Tensor]
+        self, axes_a: ContractionAxes, axes_b: ContractionAxes, out: Subscripts, maps: list[Tensor], weighted: bool
     ) -> Value | None:
         """Channels of tokens mixed by a matrix that each sample has for all its tokens, such as a mixture of experts;
-        None for two values of tokens, and for a product without channels, which may be the scores of a query."""
+        None for two values of tokens, and for a product with one vector, which may be the scores of a query, unless it
+        is one of weights (``weighted``)."""
         of_sample = [not axes.varying for axes in (axes_a, axes_b)]
         if of_sample[0] == of_sample[1]:
             return None
         tokens = (axes_a, axes_b)[of_sample.index(False)]
-        channels = [c for c in out if c in tokens.queries or c in tokens.heads]
-        if all(self.shape[out.index(c)] == 1 for c in channels):
+        if not weighted and all(self.shape[out.index(c)] == 1 for c in tokens.queries):
             return None
         self.record(Operation.CHANNEL_MIX)
         return self.content(maps[of_sample.index(False)])

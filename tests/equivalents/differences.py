@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from equivalents.spelling import CHANNELS, SIDE, TOKENS, Group, tokens
+from equivalents.keys import weights
+from equivalents.spelling import CHANNELS, SIDE, TOKENS, Group, followed, tokens, windows_of_3
 
 __all__ = ["GROUPS"]
 
@@ -77,14 +78,9 @@ def centred(x: Tensor) -> Tensor:
     return (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + 1e-5).sqrt()
 
 
-def of_windows(z: Tensor) -> Tensor:
-    """Windows of 3 × 3 tokens: (batch, channels, 9, tokens)."""
-    return F.unfold(z, 3, padding=1).unflatten(1, (CHANNELS, 9))
-
-
 def mixed(s: Any) -> Tensor:
-    weights: Tensor = s.mixed.softmax(-1)
-    return weights
+    rows: Tensor = s.mixed.softmax(-1)
+    return rows
 
 
 def normed(name: str, **spellings: Any) -> Group:
@@ -94,12 +90,7 @@ def normed(name: str, **spellings: Any) -> Group:
         "kernel": nn.Parameter(torch.randn(CHANNELS, 9)),
         "kernels": nn.Conv2d(CHANNELS, 9, 1),
     }
-    of = {key: (lambda s, z, body=body: centred(body(s, z))) for key, body in spellings.items()}
-    return Group(f"{name}, then a norm that is written out", parts).add(**of)
-
-
-def attention(s: Any, z: Tensor) -> Tensor:
-    return (s.q(tokens(z)) @ s.k(tokens(z)).mT).softmax(-1)
+    return followed(f"{name}, then a norm that is written out", parts, lambda s, x: centred(x), **spellings)
 
 
 NORMED = [
@@ -111,17 +102,17 @@ NORMED = [
     normed(
         "a depth-wise convolution",
         conv=lambda s, z: tokens(F.conv2d(z, s.kernel.view(CHANNELS, 1, 3, 3), padding=1, groups=CHANNELS)),
-        product=lambda s, z: (of_windows(z) * s.kernel[..., None]).sum(2).mT,
+        product=lambda s, z: (windows_of_3(z) * s.kernel[..., None]).sum(2).mT,
     ),
     normed(
         "involution",
-        einsum=lambda s, z: torch.einsum("bckn,bkn->bnc", of_windows(z), s.kernels(z).flatten(2)),
-        product=lambda s, z: (of_windows(z) * s.kernels(z).flatten(2)[:, None]).sum(2).mT,
+        einsum=lambda s, z: torch.einsum("bckn,bkn->bnc", windows_of_3(z), s.kernels(z).flatten(2)),
+        product=lambda s, z: (windows_of_3(z) * s.kernels(z).flatten(2)[:, None]).sum(2).mT,
     ),
     normed(
         "attention",
-        matmul=lambda s, z: attention(s, z) @ tokens(z),
-        product=lambda s, z: (attention(s, z)[..., None] * tokens(z)[:, None]).sum(2),
+        matmul=lambda s, z: weights(s, z) @ tokens(z),
+        product=lambda s, z: (weights(s, z)[..., None] * tokens(z)[:, None]).sum(2),
     ),
 ]
 

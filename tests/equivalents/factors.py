@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from equivalents.attention import weights
 from equivalents.products import scores
-from equivalents.spelling import CHANNELS, SIDE, TOKENS, Group, tokens
+from equivalents.spelling import CHANNELS, SIDE, TOKENS, Group, tokens, windows_of_3
 
 __all__ = ["GROUPS"]
 
@@ -67,28 +67,23 @@ CHANNELWISE = Group("two factors that differ by channel", PARTS).add(
 )
 
 
-def windows(z: Tensor) -> Tensor:
-    """(batch, channels, 9, tokens)."""
-    return F.unfold(z, 3, padding=1).unflatten(1, (CHANNELS, 9))
-
-
 def kernels(s: Any, z: Tensor) -> Tensor:
     """A kernel for each token (batch, 1, 9, tokens)."""
     return s.kernel(tokens(z)).softmax(-1).mT[:, None]
 
 
 INVOLUTION = Group("two kernels of windows", {"kernel": nn.Linear(CHANNELS, 9), "factor": random(9, 1)}).add(
-    kernels_first=lambda s, z: (windows(z) * (kernels(s, z) * s.factor)).sum(2).mT,
-    product=lambda s, z: (windows(z) * kernels(s, z) * s.factor).sum(2).mT,
-    known_first=lambda s, z: (windows(z) * s.factor * kernels(s, z)).sum(2).mT,
-    einsum=lambda s, z: torch.einsum("bckn,bkn,k->bnc", windows(z), kernels(s, z)[:, 0], s.factor[:, 0]),
-    einsum_of_a_product=lambda s, z: torch.einsum("bckn,bkn->bnc", windows(z) * s.factor, kernels(s, z)[:, 0]),
+    kernels_first=lambda s, z: (windows_of_3(z) * (kernels(s, z) * s.factor)).sum(2).mT,
+    product=lambda s, z: (windows_of_3(z) * kernels(s, z) * s.factor).sum(2).mT,
+    known_first=lambda s, z: (windows_of_3(z) * s.factor * kernels(s, z)).sum(2).mT,
+    einsum=lambda s, z: torch.einsum("bckn,bkn,k->bnc", windows_of_3(z), kernels(s, z)[:, 0], s.factor[:, 0]),
+    einsum_of_a_product=lambda s, z: torch.einsum("bckn,bkn->bnc", windows_of_3(z) * s.factor, kernels(s, z)[:, 0]),
 )
 DEPTHWISE = Group("two depthwise kernels", {"kernel": random(CHANNELS, 9), "factor": random(CHANNELS, 9).flip(0)}).add(
     convolution=lambda s, z: tokens(F.conv2d(z, (s.kernel * s.factor).view(-1, 1, 3, 3), padding=1, groups=CHANNELS)),
-    product=lambda s, z: (windows(z) * s.kernel[..., None] * s.factor[..., None]).sum(2).mT,
-    einsum=lambda s, z: torch.einsum("bckn,ck,ck->bnc", windows(z), s.kernel, s.factor),
-    einsum_of_a_product=lambda s, z: torch.einsum("bckn,ck->bnc", windows(z) * s.kernel[..., None], s.factor),
+    product=lambda s, z: (windows_of_3(z) * s.kernel[..., None] * s.factor[..., None]).sum(2).mT,
+    einsum=lambda s, z: torch.einsum("bckn,ck,ck->bnc", windows_of_3(z), s.kernel, s.factor),
+    einsum_of_a_product=lambda s, z: torch.einsum("bckn,ck->bnc", windows_of_3(z) * s.kernel[..., None], s.factor),
 )
 ATTENTION = Group("attention times a factor of keys", {"score": nn.Linear(CHANNELS, 1), "factor": random(TOKENS)}).add(
     weights_first=lambda s, z: (weights(s, z) * s.factor) @ s.v(tokens(z)),

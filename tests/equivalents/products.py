@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from equivalents.attention import weights
-from equivalents.spelling import CHANNELS, SIDE, TOKENS, Group, tokens
+from equivalents.spelling import CHANNELS, SIDE, TOKENS, Group, convolved, followed, tokens, windows_of_3
 
 __all__ = ["GROUPS"]
 
@@ -121,17 +121,7 @@ def then_convolved(name: str, parts: dict[str, Any], **spellings: Any) -> Group:
     """Contractions, each followed by a convolution without an activation in between."""
     torch.manual_seed(9)
     conv = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
-
-    def convolved(s: Any, x: Tensor) -> Tensor:
-        return tokens(s.conv(x.mT.unflatten(2, (SIDE, SIDE))))
-
-    of = {key: (lambda s, z, body=body: convolved(s, body(s, z))) for key, body in spellings.items()}
-    return Group(f"{name}, then a convolution", {**parts, "conv": conv}).add(**of)
-
-
-def unfolded(z: Tensor) -> Tensor:
-    """Windows of 3 × 3 tokens, (batch, channels, 9, tokens)."""
-    return F.unfold(z, 3, padding=1).unflatten(1, (CHANNELS, 9))
+    return followed(f"{name}, then a convolution", {**parts, "conv": conv}, convolved, **spellings)
 
 
 THEN_CONVOLVED = [
@@ -139,8 +129,8 @@ THEN_CONVOLVED = [
         "a depth-wise convolution",
         {"kernel": nn.Parameter(torch.randn(CHANNELS, 9, generator=torch.Generator().manual_seed(1)))},
         conv=lambda s, z: tokens(F.conv2d(z, s.kernel.view(CHANNELS, 1, 3, 3), padding=1, groups=CHANNELS)),
-        product=lambda s, z: (unfolded(z) * s.kernel[..., None]).sum(2).mT,
-        einsum=lambda s, z: torch.einsum("bckn,ck->bnc", unfolded(z), s.kernel),
+        product=lambda s, z: (windows_of_3(z) * s.kernel[..., None]).sum(2).mT,
+        einsum=lambda s, z: torch.einsum("bckn,ck->bnc", windows_of_3(z), s.kernel),
     ),
     then_convolved(
         "token mixing",

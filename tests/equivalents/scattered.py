@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equivalents.spelling import CHANNELS, SIDE, TOKENS, Group, tokens
+from equivalents.indices import samples
+from equivalents.spelling import CHANNELS, TOKENS, Group, convolved, followed, tokens
 
 __all__ = ["GROUPS"]
 
-EXPERTS, KEPT, ROWS, CENTRES = 3, 13, 5, 2
-"""So many tokens are kept that no window of 3 × 3 is without any."""
+EXPERTS, ROWS, CENTRES = 3, 5, 2
+KEPT = 13
+"""So many tokens that no window of 3 × 3 is without any."""
 
 
 def parts() -> dict[str, Any]:
@@ -68,10 +70,6 @@ def of_channels(places: Tensor) -> Tensor:
     return places[..., None].expand(-1, -1, CHANNELS)
 
 
-def samples(z: Tensor) -> Tensor:
-    return torch.arange(len(z))[:, None]
-
-
 def by_mask(s: Any, z: Tensor) -> Tensor:
     mask = torch.zeros_like(tokens(z)[..., 0]).scatter(1, chosen(s, z), 1.0)
     return tokens(z) * mask[..., None]
@@ -88,14 +86,8 @@ def by_put(s: Any, z: Tensor) -> Tensor:
     return out
 
 
-def convolved(s: Any, x: Tensor) -> Tensor:
-    return tokens(s.conv(x.mT.unflatten(2, (SIDE, SIDE))))
-
-
 def kept(name: str, then: Any) -> Group:
-    spellings = {"mask": by_mask, "scatter": by_scatter, "put": by_put}
-    of = {key: (lambda s, z, body=body: then(s, body(s, z))) for key, body in spellings.items()}
-    return Group(f"kept tokens, then {name}", parts()).add(**of)
+    return followed(f"kept tokens, then {name}", parts(), then, mask=by_mask, scatter=by_scatter, put=by_put)
 
 
 def order(s: Any, z: Tensor) -> Tensor:

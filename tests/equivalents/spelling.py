@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tlfx
@@ -20,10 +21,13 @@ __all__ = [
     "TOKENS",
     "Group",
     "Program",
+    "convolved",
+    "followed",
     "label_matrices",
     "of_gates",
     "of_products",
     "tokens",
+    "windows_of_3",
 ]
 
 BATCH, CHANNELS, SIDE = 2, 4, 4
@@ -69,6 +73,15 @@ class Group:
         return Program([self.spellings[name] for name in names], self.parts)
 
 
+def followed(name: str, parts: dict[str, Any], last: Callable[[Any, Tensor], Tensor], **spellings: Body) -> Group:
+    """A group of spellings, each followed by ``last``, which takes the parts and the output of a spelling."""
+
+    def then(body: Body) -> Body:
+        return lambda s, z: last(s, body(s, z))
+
+    return Group(name, parts).add(**{key: then(body) for key, body in spellings.items()})
+
+
 def of_products(group: Group, *without: str) -> Group:
     """The spellings of a group, of tokens that are multiplied by a factor before."""
 
@@ -93,6 +106,16 @@ def of_gates(group: Group) -> Group:
 def tokens(features: Tensor) -> Tensor:
     """(batch, channels, height, width) → (batch, tokens, channels)."""
     return features.flatten(2).transpose(1, 2)
+
+
+def windows_of_3(features: Tensor) -> Tensor:
+    """Windows of 3 × 3 tokens, (batch, channels, 9, tokens)."""
+    return F.unfold(features, 3, padding=1).unflatten(1, (CHANNELS, 9))
+
+
+def convolved(s: Any, x: Tensor) -> Tensor:
+    """Tokens after the part ``conv``."""
+    return tokens(s.conv(x.mT.unflatten(2, (SIDE, SIDE))))
 
 
 def label_matrices(group: Group, *names: str, batch: int = BATCH, shared: bool = True) -> dict[str, Tensor]:

@@ -27,29 +27,28 @@ from equivalents import (
 from equivalents.spelling import Group, label_matrices, of_gates, of_products
 
 MODULES = (
-    *(
-        attention,
-        differences,
-        factors,
-        gates,
-        indices,
-        keys,
-        latents,
-        mixing,
-        outer,
-        products,
-        scattered,
-        softmax,
-        sums,
-    ),
-    *(windows, writes),
+    attention,
+    differences,
+    factors,
+    gates,
+    indices,
+    keys,
+    latents,
+    mixing,
+    outer,
+    products,
+    scattered,
+    softmax,
+    sums,
+    windows,
+    writes,
 )
 GROUPS: list[Group] = [group for module in MODULES for group in module.GROUPS]
 NOT_LINEAR = {
     *("maximum", "alpha", "instance_of_tokens", "cumsum", "joined_as_channels", "diagonal", "diagonal_by_einsum"),
 }
 """Spellings that are another function of products with a factor, which sums weight by it, or whose channels then have
-labels of their own; a matrix normalises labels."""
+different labels, or that are normalised by a matrix."""
 PRODUCTS = [of_products(group, *NOT_LINEAR) for group in GROUPS if "factor" not in group.parts]
 GATED = [group for group in GROUPS if group is not factors.LENGTH]  # one that differs: docs/limits.md
 FEW = [group for group in PRODUCTS if group.name.startswith(("attention with", "padding"))]

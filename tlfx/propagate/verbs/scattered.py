@@ -80,7 +80,7 @@ class Scattered(Indexed):
             return self._once((x, source), axes, settings)
         if len(x.shape) != len(source.shape):
             return []
-        last = max((a % len(x.shape) for a in axes), default=-1)  # several indices may have axes of their own
+        last = max((a % len(x.shape) for a in axes), default=-1)  # several indices may add axes
         return [a for a in self._once((x, source), axes, ()) if len(axes) == 1 or a > last]
 
     def _stays_in_tokens(self, source: Value, axes: Sequence[int]) -> bool:

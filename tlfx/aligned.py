@@ -67,7 +67,8 @@ def align(
             second pass without autograd over a few samples at a time, so that no tensor (batch, heads, queries, keys)
             is allocated. ``"reuse"``: as extra columns of the value in the model's own pass, where this does not change
             a bit of its output (the CPU's float32 kernel, at shapes where it rounds the same with and without the
-            columns); otherwise as ``"fused"``. ``"auto"``: ``"reuse"`` on the CPU, ``"fused"`` on other devices.
+            columns); otherwise as ``"fused"``. ``"auto"``: whichever is faster: ``"reuse"`` on the CPU for more weights
+            (batch · heads · queries · keys) than 2¹⁸, else ``"fused"``.
             Attention weights that the graph computes are always reused. Outputs are bit-equal in all cases.
         ignore_state: glob patterns of attributes, such as ``"*.steps"``, that a forward changes and that aligned calls
             leave as they are. Tensors that a forward keeps are there after an aligned call as after a plain one; data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from tlfx.runtime import BatchAxis, Equation, fused_attention
 
 ONE = BatchAxis(0)
 EQUATION = Equation("abnqm", "abm", "abq")
+in_one_pass = partial(runtime.attention_with_labels, any_size=True)
 KERNEL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 
 
@@ -51,7 +53,7 @@ def test_bits_gradients_and_labels(
     query, key, value = tensors(batch, heads, tokens, width)
     rows = torch.rand(batch, 1, 1, tokens, channels)
     mask = torch.randn(tokens, tokens) if masked and not causal else None
-    output, label = runtime.attention_with_labels(query, key, value, rows, EQUATION, ONE, mask=mask, causal=causal)
+    output, label = in_one_pass(query, key, value, rows, EQUATION, ONE, mask=mask, causal=causal)
     plain = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
     assert torch.equal(output, plain)
     assert output.stride() == plain.stride()
@@ -69,7 +71,7 @@ def test_masks_of_truth_values_and_some_queries() -> None:
     rows = torch.rand(2, 1, 1, 9, 1)
     mask = torch.rand(9, 9) > 0.3
     mask.fill_diagonal_(True)
-    output, label = runtime.attention_with_labels(query, key, value, rows, EQUATION, ONE, mask=mask, queries=(0, 4, 5))
+    output, label = in_one_pass(query, key, value, rows, EQUATION, ONE, mask=mask, queries=(0, 4, 5))
     assert torch.equal(output, F.scaled_dot_product_attention(query, key, value, attn_mask=mask))
     bias = torch.zeros(9, 9).masked_fill(~mask, -torch.inf)
     expected = by_hand(query, key, rows, bias)[:, [0, 4, 5]]
@@ -81,7 +83,7 @@ def test_windows_in_the_batch() -> None:
     outer, batch, inner, tokens = 2, 3, 4, 5
     query, key, value = tensors(outer * batch * inner, 2, tokens, 8)
     rows = torch.rand(batch, outer, inner, tokens, 1)
-    output, label = runtime.attention_with_labels(query, key, value, rows, EQUATION, BatchAxis(0, outer, inner))
+    output, label = in_one_pass(query, key, value, rows, EQUATION, BatchAxis(0, outer, inner))
     assert torch.equal(output, F.scaled_dot_product_attention(query, key, value))
     merged = rows.transpose(0, 1).flatten(0, 2)
     expected = by_hand(query, key, merged).unflatten(0, (outer, batch, inner)).transpose(0, 1)
@@ -135,7 +137,7 @@ def test_where_one_pass_cannot_do(options: dict[str, Any], count: int, monkeypat
     rows = torch.rand(2, 1, 1, 19, channels)
     with ExactKernel():  # rounding is not what is asked here
         torch.manual_seed(0)
-        output, label = runtime.attention_with_labels(query, key, value, rows, EQUATION, ONE, **options)
+        output, label = in_one_pass(query, key, value, rows, EQUATION, ONE, **options)
         torch.manual_seed(0)
         plain = F.scaled_dot_product_attention(query, key, value, dropout_p=rate, enable_gqa="grouped" in options)
     torch.testing.assert_close(output, plain)
@@ -149,10 +151,10 @@ def test_a_kernel_that_rounds_otherwise_is_left_alone(monkeypatch: pytest.Monkey
     rows = torch.rand(2, 1, 1, 11, 1)
     seen = second_pass(monkeypatch)
     with ExactKernel(otherwise=(9, 12)) as kernel:
-        runtime.attention_with_labels(query, key, value, 1 - rows, EQUATION, ONE)
+        in_one_pass(query, key, value, 1 - rows, EQUATION, ONE)
         assert {9, 12} < set(kernel.widths)
         kernel.widths.clear()
-        output, label = runtime.attention_with_labels(query, key, value, rows, EQUATION, ONE)
+        output, label = in_one_pass(query, key, value, rows, EQUATION, ONE)
         assert kernel.widths == [8]
         assert torch.equal(output, F.scaled_dot_product_attention(query, key, value))
     assert len(seen) == 2
@@ -165,7 +167,7 @@ def test_columns_are_filled_up_where_the_kernel_wants_whole_vectors(monkeypatch:
     rows = torch.rand(2, 1, 1, 50, 1)
     seen = second_pass(monkeypatch)
     with ExactKernel(otherwise=(33,)) as kernel:
-        output, label = runtime.attention_with_labels(query, key, value, rows, EQUATION, ONE)
+        output, label = in_one_pass(query, key, value, rows, EQUATION, ONE)
         assert not seen
         assert kernel.widths[-1] == 36
         assert torch.equal(output, F.scaled_dot_product_attention(query, key, value))
@@ -180,7 +182,7 @@ def test_a_last_block_of_one_query(tokens: int, masked: bool) -> None:
     for seed in range(4):
         inputs = tensors(2, 3, tokens, 64, seed=seed)
         rows = torch.rand(2, 1, 1, tokens, 1)
-        output, _ = runtime.attention_with_labels(*inputs, rows, EQUATION, ONE, mask=mask)
+        output, _ = in_one_pass(*inputs, rows, EQUATION, ONE, mask=mask)
         plain = F.scaled_dot_product_attention(*inputs, attn_mask=mask)
         assert torch.equal(output, plain)
         assert all(map(torch.equal, gradients(output, inputs), gradients(plain, inputs)))
@@ -190,7 +192,7 @@ def test_a_last_block_of_one_query(tokens: int, masked: bool) -> None:
 def test_long_sequences(tokens: int) -> None:
     query, key, value = tensors(1, 2, tokens, 64)
     rows = torch.rand(1, 1, 1, tokens, 1)
-    output, label = runtime.attention_with_labels(query, key, value, rows, EQUATION, ONE)
+    output, label = in_one_pass(query, key, value, rows, EQUATION, ONE)
     plain = F.scaled_dot_product_attention(query, key, value)
     assert torch.equal(output, plain)
     inputs = (query, key, value)
@@ -204,15 +206,27 @@ def test_few_queries_take_a_second_pass(queries: tuple[int, ...], count: int, mo
     rows = torch.rand(2, 1, 1, 16, 1)
     seen = second_pass(monkeypatch)
     with ExactKernel():
-        _, label = runtime.attention_with_labels(query, key, value, rows, EQUATION, ONE, queries=queries)
+        _, label = in_one_pass(query, key, value, rows, EQUATION, ONE, queries=queries)
     assert len(seen) == count
     torch.testing.assert_close(label.double(), by_hand(query, key, rows)[:, list(queries)], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(("tokens", "count"), [(128, 1), (129, 0)])
+def test_few_weights_take_a_second_pass(tokens: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to 2¹⁸ of them, 16 · 128 · 128, unless one pass is asked for."""
+    query, key, value = (t.detach() for t in tensors(2, 8, tokens, 8))
+    rows = torch.rand(2, 1, 1, tokens, 1)
+    seen = second_pass(monkeypatch)
+    with ExactKernel():
+        labels = [f(query, key, value, rows, EQUATION, ONE)[1] for f in (runtime.attention_with_labels, in_one_pass)]
+    assert len(seen) == count
+    torch.testing.assert_close(*labels, rtol=0, atol=2e-6)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_labels_take_a_second_pass() -> None:
     query, key, value = (t.detach().cuda() for t in tensors(2, 2, 33, 64))
     rows = torch.rand(2, 1, 1, 33, 1, device="cuda")
-    output, label = runtime.attention_with_labels(query, key, value, rows, EQUATION, ONE)
+    output, label = in_one_pass(query, key, value, rows, EQUATION, ONE)
     assert torch.equal(output, F.scaled_dot_product_attention(query, key, value))
     torch.testing.assert_close(label.double(), by_hand(query, key, rows), rtol=0, atol=1e-3)

@@ -25,6 +25,9 @@ _MOST_COLUMNS = 0.25
 
 _FEW_QUERIES = 0.125
 """Largest share of queries whose labels are read for which a second pass is cheaper."""
+_FEW_WEIGHTS = 2**18
+"""Most weights (batch · heads · queries · keys) for which a second pass is cheaper than copies of query, key and value:
+1 MiB, which a CPU cache holds."""
 _BLOCK = 32
 """The kernel processes queries in blocks whose sizes are multiples of this."""
 _VECTOR = 4
@@ -50,6 +53,7 @@ def attention_with_labels(
     scale: float | None = None,
     grouped: bool = False,
     queries: Sequence[int] | Tensor | None = None,
+    any_size: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Scaled dot-product attention (batch, heads, n, d), bit for bit the operator's output, and its labels, those of
     :func:`attention`, for labels (batch, outer, inner, m, channels).
@@ -60,7 +64,8 @@ def attention_with_labels(
     """
     options: dict[str, Any] = {"attn_mask": mask, "is_causal": causal, "scale": scale}
     few = queries is not None and len(queries) <= _FEW_QUERIES * query.shape[-2]
-    if not few and _is_flash(query, key, value, labels, dropout, grouped, options):
+    small = not any_size and query.shape[:-1].numel() * key.shape[-2] <= _FEW_WEIGHTS
+    if not few and not small and _is_flash(query, key, value, labels, dropout, grouped, options):
         options["attn_mask"] = attention_bias(query, key, mask)
         columns = _columns(labels, where, key)
         added = _fit(query, key, value, columns, options)

@@ -154,6 +154,8 @@ class Attention(Window):
         labels = [*content.split([content.batch]), "m"]
         kept = call.kept(labels)
         given = {k: v for k, v in replaced.items() if v}
+        if self.state.options.attention == "reuse":
+            given["any_size"] = True
         ids = with_image(content.pick(labels)).expand([content.size_of(c) for c in labels[:-1]] + [-1])
         new = self.label(
             runtime.attention_with_labels,

@@ -66,7 +66,7 @@ def _convolved_by_product(
     """Small maps under one kernel as a matrix product, which starts several times faster than oneDNN's convolution."""
     if isinstance(padding, str) or any(d > 1 for d in dilation):
         return operator(maps, kernel, None, stride, padding, dilation)
-    convolved: Tensor = torch.ops.aten.thnn_conv2d(maps, kernel, kernel.shape[2:], None, stride, padding)
+    convolved: Tensor = torch.ops.aten.thnn_conv2d.default(maps, kernel, kernel.shape[2:], None, stride, padding)
     return convolved
 
 
@@ -202,13 +202,19 @@ def _over_ones(
     shape = (-1, 1, *size) if channel else (-1, *size)
     maps = labels if k == 1 else labels.movedim(-1, 1)
     if keeps_ones:
-        return run(maps.reshape(shape)).reshape(batch, k, -1).transpose(1, 2)
+        return _as_labels(run(maps.reshape(shape)), batch, k)
     if valid is None:
         ones = labels.new_ones(1, *shape[1:])
     else:
         maps = maps * (valid[..., None] if k == 1 else valid)
         ones = valid.to(labels.dtype).reshape(shape)
     both, count = run(torch.cat((maps.reshape(shape), ones))), ones.shape[0]
-    under = both[-count:].reshape(count, -1)
-    over = both[:-count].reshape(batch * k, -1, under.shape[1])
-    return (over / under.clamp_min(TINY)).reshape(batch, k, -1).transpose(1, 2)
+    over, under = both.tensor_split((-count,))
+    if count > 1:
+        over = over.unflatten(0, (-1, count))
+    return _as_labels(over / under.clamp_min(TINY), batch, k)
+
+
+def _as_labels(maps: Tensor, batch: int, channels: int) -> Tensor:
+    """Maps (batch · channels · lead, *size) as labels (batch, lead · size, channels)."""
+    return maps.reshape(batch, -1, 1) if channels == 1 else maps.reshape(batch, channels, -1).transpose(1, 2)

@@ -1,4 +1,7 @@
-"""Labels at the start and at the end, labels picked from them, and labels averaged one by one."""
+"""Labels at the start and at the end, labels picked from them, and labels averaged one by one.
+
+What only picks labels has no arithmetic, and so does not leave autograd and autocast, which would double its time.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +31,11 @@ def share(mask: Tensor, images: Tensor) -> Tensor:
     return pixels(mask, images).mean(1, keepdim=True)
 
 
-@label_arithmetic
 def spread(labels: Tensor, images: Tensor) -> Tensor:
     """Labels of a mask that all samples share, for each of them."""
     return labels.expand(images.shape[0], -1, -1)
 
 
-@label_arithmetic
 def view(label: Tensor, sizes: Sequence[int], strides: Sequence[int], first: int, shape: Sequence[int]) -> Tensor:
     """Labels at regular distances, in a shape: a view of ``sizes`` and ``strides`` (in labels) from the ``first`` on,
     or a copy without an index where axes of windows are merged."""
@@ -44,7 +45,6 @@ def view(label: Tensor, sizes: Sequence[int], strides: Sequence[int], first: int
     return strided.reshape(len(label), *shape, label.shape[-1])
 
 
-@label_arithmetic
 def gather(labels: Sequence[Tensor], index: Tensor | None = None, shape: Sequence[int] | None = None) -> Tensor:
     """Labels of one or several label tensors, all or those at ``index``, in a shape."""
     label = labels[0] if len(labels) == 1 else torch.cat(tuple(labels), 1)

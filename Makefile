@@ -42,7 +42,7 @@ lint: .venv/dev.stamp  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: .venv/dev.stamp  ## mend style
+format: .venv/dev.stamp  ## fix style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

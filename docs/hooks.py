@@ -1,4 +1,4 @@
-"""Hooks of the documentation site: pages that lie elsewhere in the repository, and the links between them."""
+"""Hooks of the documentation site: pages from other folders of the repository, and the links between them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ELSEWHERE = {
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
 }
-"""Pages whose source lies beside the code that it describes."""
+"""Pages whose source is next to the code that it describes."""
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s#]+)(#[^)]*)?\)")
 
 

@@ -72,4 +72,4 @@ MIXERS: dict[str, Builder] = {
 }
 """By their name in a `Method`. `switch` is that of DeiT, `blocks` that of BEiT, `grid` mixes four."""
 NETWORKS = {"attentive": ("convnext",)}
-"""Architectures of the networks that a mixer has beside the model in training."""
+"""Architectures of the networks that a mixer has in addition to the model in training."""

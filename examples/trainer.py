@@ -42,7 +42,7 @@ class Trainer:
         aligned: whether the model is aligned. A wrapped or compiled model does not show it.
         scaled: whether to scale the loss for float16 gradients.
         target_scale: factor of the soft targets in the loss, other than 1 for labels that are not normalised.
-        blend: share of the aligned target beside that of the area; see :class:`tlfx.assign.TargetAssigner`.
+        blend: share of the aligned target, the rest being that of the area; see :class:`tlfx.assign.TargetAssigner`.
     """
 
     def __init__(

@@ -75,8 +75,8 @@ def outer(op: OpContext, a: Value, b: Value) -> Value:
 @rule(aten.linalg_multi_dot, aten.chain_matmul, contexts=True)
 def chain(op: OpContext, matrices: Sequence[Value]) -> Value:
     """Matrices (a, b), (b, c), (c, d), … → (a, d); the first and last may be vectors."""
-    letters = "abcdefghijklmnopqrstuvwxyz"[: len(matrices) + 1]
-    terms = [letters[i : i + 2] for i in range(len(matrices))]
+    symbols = "abcdefghijklmnopqrstuvwxyz"[: len(matrices) + 1]
+    terms = [symbols[i : i + 2] for i in range(len(matrices))]
     terms[0] = terms[0][-len(matrices[0].shape) :]
     terms[-1] = terms[-1][: len(matrices[-1].shape)]
     return op.einsum(",".join(terms) + "->" + "".join(c for c in terms[0][:-1] + terms[-1][1:]), *matrices)
@@ -115,8 +115,8 @@ def _explicit(equation: str, operands: Sequence[Value]) -> str:
     """An equation with its output and its ellipses spelled out."""
     inputs, arrow, out = equation.partition("->")
     if not arrow:
-        letters = inputs.replace(",", "").replace(".", "")
-        out = "..." * ("..." in inputs) + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+        symbols = inputs.replace(",", "").replace(".", "")
+        out = "..." * ("..." in inputs) + "".join(sorted(c for c in set(symbols) if symbols.count(c) == 1))
     spare = [c for c in "ZYXWVUTSRQPONMLKJIHGFEDCBA" if c not in equation]
     terms = inputs.split(",")
     ranks = [len(x.shape) - len(t.replace("...", "")) for t, x in zip(terms, operands, strict=True)]

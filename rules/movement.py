@@ -99,7 +99,7 @@ def view(op: OpContext, x: Value, size: Any) -> Value:
 
 @rule(aten.as_strided, aten.as_strided_copy)
 def as_strided(op: OpContext, x: Value, size: Any, stride: Any, storage_offset: int | None = None) -> Value:
-    """The elements at places of the memory of x: a view that reads none beside x."""
+    """The elements at places of the memory of x: a view that reads no other memory."""
     offsets = element_offsets(x.node)
     first = int(offsets.min()) if storage_offset is None else storage_offset
 
@@ -108,7 +108,7 @@ def as_strided(op: OpContext, x: Value, size: Any, stride: Any, storage_offset: 
         return memory.scatter(0, offsets.flatten(), content.flatten()).as_strided(size, stride, first)
 
     if bool((read(torch.zeros(x.shape, dtype=torch.int64)) == OUTSIDE).any()):
-        raise RuleError("as_strided reads elements beside those of its input: call it on the whole tensor")
+        raise RuleError("as_strided reads memory outside its input: call it on the whole tensor")
     return op.remap(x, read)
 
 

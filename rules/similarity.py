@@ -18,9 +18,9 @@ aten = torch.ops.aten
 def vecdot(op: OpContext, a: Value, b: Value, *, dim: int = -1) -> Value:
     """a and b, broadcast to one another, multiplied and summed along an axis."""
     rank = max(len(a.shape), len(b.shape))
-    letters = [str(i) for i in range(rank)]
-    out = [c for i, c in enumerate(letters) if i != dim % rank]
-    return op.multiply(a, letters[rank - len(a.shape) :], b, letters[rank - len(b.shape) :], out)
+    subscripts = [str(i) for i in range(rank)]
+    out = [c for i, c in enumerate(subscripts) if i != dim % rank]
+    return op.multiply(a, subscripts[rank - len(a.shape) :], b, subscripts[rank - len(b.shape) :], out)
 
 
 @rule(aten.cosine_similarity)

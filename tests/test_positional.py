@@ -100,7 +100,7 @@ def test_labels_in_the_place_of_an_optional_argument(labels: Tensor) -> None:
     assert "VisionTransformer was given torch." in message
     assert "for its argument attn_mask, which looks like the labels of images, and failed: " in message
     assert "Pass labels as model(images, target=labels)" in message
-    assert "use tlfx.mix.Mixup in its place" in message
+    assert "use tlfx.mix.Mixup instead" in message
     assert isinstance(caught.value.__cause__, RuntimeError)
 
 
@@ -119,7 +119,7 @@ def test_soft_labels_of_a_training_step_are_logged_once(caplog: pytest.LogCaptur
         model.eval()(pictures(), SOFT)
         model.train()
     (record,) = [record for record in caplog.records if record.name == "tlfx"]
-    assert record.getMessage().endswith("If timm.data.Mixup has mixed the images, use tlfx.mix.Mixup in its place")
+    assert record.getMessage().endswith("If timm.data.Mixup has mixed the images, use tlfx.mix.Mixup instead")
 
 
 def test_a_list_of_labels_after_all_arguments() -> None:

@@ -67,9 +67,7 @@ def test_another_number_than_that_of_an_undeclared_output_is_logged_once(caplog:
 def test_targets_on_another_device_than_the_images() -> None:
     images, target = mixed(CLASSES)
     for given in (target.to("meta"), torch.zeros(3, dtype=torch.int64, device="meta")):
-        with pytest.raises(
-            tlfx.TargetError, match=r"the target lies on meta, the images on cpu: use target.to\(images"
-        ):
+        with pytest.raises(tlfx.TargetError, match=r"the target is on meta, the images on cpu: use target.to\(images"):
             tlfx.align(vit())(images, target=given)
 
 

@@ -187,7 +187,7 @@ class Aligned(nn.Module):
 
 UNMIXED = (
     "soft labels were given as the target of a training step and are returned as they are, since they have no mask. If "
-    "timm.data.Mixup has mixed the images, use tlfx.mix.Mixup in its place"
+    "timm.data.Mixup has mixed the images, use tlfx.mix.Mixup instead"
 )
 
 

@@ -64,7 +64,7 @@ class Capture:
         """Accept the settings that a call leaves, if the graph is the same in that state."""
         if torch.compiler.is_compiling():
             return
-        if self.captured.watched.settled and len(self.settings) == 1 and not self.settings[0].are_current(model):
+        if self.captured.watched.is_stable and len(self.settings) == 1 and not self.settings[0].are_current(model):
             self.settings.append(ModelSettings(model, ignore_state))
 
     def is_like(self, call: Call) -> bool:

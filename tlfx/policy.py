@@ -45,13 +45,13 @@ class Policy:
             count equally (Table 10). ``"weighted"``: tokens count by the layer's weights, averaged over channels and
             made non-negative as ``weights`` says. Two cases stay uniform: pooling, which has no weights, and a
             convolution whose input channels hold several tokens.
-        values: the weights of tokens that are mixed or pooled, beside those of the layer. ``"equal"``: the layer's
-            weights alone (eq. 7, 9). ``"norm"``: the weight w of a token is multiplied by the L2 norm of its value,
-            Y ← Norm(|w|·‖x‖)·Y (Kobayashi et al., EMNLP 2020, arXiv 2004.10102). ``"deviation"``: by the L2 norm of
-            the difference from the mean of the tokens, Y ← Norm(|w|·‖x − x̄‖)·Y: what all tokens have in common tells
-            them apart as little as the image. The mean is that of all tokens of the sample, in attention that of the
-            keys, head by head. This applies to attention, token-mixing layers, convolutions and average pooling; the
-            weights of linear attention, of recurrences, of resampling and of values that no node of the graph holds
+        values: the weights of tokens that are mixed or pooled, in addition to those of the layer. ``"equal"``: the
+            layer's weights alone (eq. 7, 9). ``"norm"``: the weight w of a token is multiplied by the L2 norm of its
+            value, Y ← Norm(|w|·‖x‖)·Y (Kobayashi et al., EMNLP 2020, arXiv 2004.10102). ``"deviation"``: by the L2 norm
+            of the difference from the mean of the tokens, Y ← Norm(|w|·‖x − x̄‖)·Y: what all tokens have in common
+            tells them apart as little as the image. The mean is that of all tokens of the sample, in attention that of
+            the keys, head by head. This applies to attention, token-mixing layers, convolutions and average pooling;
+            the weights of linear attention, of recurrences, of resampling and of values that no node of the graph holds
             count alone, and patch embedding and merging are subject to ``aggregation``. In a convolution written with
             windows (``unfold``), a matrix of weights counts alone, and a product, summed, by its own norm.
 

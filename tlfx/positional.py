@@ -73,6 +73,6 @@ def _explained(kind: str, name: str, labels: Any, error: Exception) -> str:
     place = f"for its argument {name}, which looks like the labels of images," if name else "after all its arguments"
     return (
         f"{kind} was given {given} {place} and failed: {reason}. Pass labels as model(images, target=labels), a tensor "
-        "(batch,) or (batch, classes). If timm.data.Mixup has mixed them, use tlfx.mix.Mixup in its place: an aligned "
+        "(batch,) or (batch, classes). If timm.data.Mixup has mixed them, use tlfx.mix.Mixup instead: an aligned "
         "target needs the mask"
     )

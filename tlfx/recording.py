@@ -41,7 +41,7 @@ def record(model: nn.Module, at: str | Sequence[str] | None = None) -> Iterator[
             one of graph nodes, by their names in ``tlfx code``. None records every module whose output has a label.
 
     Raises:
-        InputError: the model is not aligned, or ``at`` is no pattern; at an aligned call, a pattern matches nothing.
+        InputError: the model is not aligned, or ``at`` is not a pattern; at an aligned call, a pattern matches nothing.
 
     >>> import tlfx, torch
     >>> model = tlfx.align(nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)))
@@ -69,7 +69,7 @@ def labels_of(
     """Push any initial label through an aligned model: its output, the labels of its output, and those on the way.
 
     ``mask`` (batch or 1, K, *size) holds the label of every pixel in K channels, which are followed independently and
-    linearly; they need not lie in [0, 1]. ``images`` are what the model takes (a tensor, a tuple of arguments or a dict
+    linearly; they may be outside [0, 1]. ``images`` are what the model takes (a tensor, a tuple of arguments or a dict
     of keyword arguments). The labels of the output, in its structure, have its shape without the channel axis and K
     last, None where it carries none; those on the way, by name as in :func:`record`, have the shape
     (batch, *positions, K).

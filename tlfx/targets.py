@@ -49,9 +49,7 @@ def check_plain(target: Any, images: Tensor) -> None:
 
 
 def _apart(target: Tensor, images: Tensor) -> TargetError:
-    return TargetError(
-        f"the target lies on {target.device}, the images on {images.device}: use target.to(images.device)"
-    )
+    return TargetError(f"the target is on {target.device}, the images on {images.device}: use target.to(images.device)")
 
 
 def check_classes(model: nn.Module, target: Any, outputs: Sequence[OutputLabel | None]) -> str | None:

@@ -57,7 +57,7 @@ def _registry_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(REGISTRY, "_rules", {r.operator: r for r in REGISTRY})
 
 
-def test_every_rule_has_its_pack(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_rule_has_its_plugin(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rules", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert len(rows) == len(REGISTRY)
@@ -66,19 +66,19 @@ def test_every_rule_has_its_pack(capsys: pytest.CaptureFixture[str]) -> None:
     assert linear == {
         "operator": "aten.linear",
         "rule": "tlfx_rules.contraction.linear",
-        "pack": "builtin",
-        "plugin": f"tlfx {importlib.metadata.version('tlfx')}",
+        "plugin": "builtin",
+        "package": f"tlfx {importlib.metadata.version('tlfx')}",
     }
 
 
 @pytest.mark.usefixtures("_registry_restored")
-def test_a_rule_without_a_pack(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_rule_without_a_plugin(capsys: pytest.CaptureFixture[str]) -> None:
     REGISTRY.add(torch.ops.tlfx_tests.ripple, lambda op, x, gain=2.0: op.pointwise(x))
     assert main(["rules"]) == 0
     assert main(["rules", "--json"]) == 0
     rows = json.loads("[" + capsys.readouterr().out.partition("\n[")[2])
     found = next(r for r in rows if r["operator"] == "tlfx_tests.ripple")
-    assert (found["pack"], found["plugin"]) == (__file__, None)
+    assert (found["plugin"], found["package"]) == (__file__, None)
 
 
 def test_operators_without_a_rule() -> None:

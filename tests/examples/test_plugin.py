@@ -54,13 +54,13 @@ def answers(python: Path) -> list[Any]:
 
 
 @pytest.mark.slow
-def test_rules_name_operator_pack_and_plugin(answers: list[Any]) -> None:
+def test_rules_name_operator_plugin_and_package(answers: list[Any]) -> None:
     rows = {row["operator"]: row for row in answers[0]}
-    pack = {"pack": "neighbourhood", "plugin": "tlfx-neighbourhood 0.1.0"}
+    plugin = {"plugin": "neighbourhood", "package": "tlfx-neighbourhood 0.1.0"}
     rules = "tlfx_neighbourhood.rules"
-    assert rows[OPERATOR] == {"operator": OPERATOR, "rule": f"{rules}.neighbourhood_attention", **pack}
-    assert rows["Smoothing"] == {"operator": "Smoothing", "rule": f"{rules}.smoothing", **pack}
-    assert rows["aten.linear"]["pack"] == "builtin"
+    assert rows[OPERATOR] == {"operator": OPERATOR, "rule": f"{rules}.neighbourhood_attention", **plugin}
+    assert rows["Smoothing"] == {"operator": "Smoothing", "rule": f"{rules}.smoothing", **plugin}
+    assert rows["aten.linear"]["plugin"] == "builtin"
 
 
 @pytest.mark.slow

@@ -417,7 +417,7 @@ def test_it_is_used_like_a_tensor_of_labels() -> None:
     assert isinstance(other, MixedTarget)
     assert isinstance(target.copy(), MixedTarget)
     assert (other.smoothing, target.smoothing) == (0.2, 0.1)
-    with pytest.raises(TargetError, match="'smoothness' is no item of a MixedTarget"):
+    with pytest.raises(TargetError, match="'smoothness' is not an item of a MixedTarget"):
         target | {"smoothness": 0.2}
     with pytest.raises(TargetError, match="takes a device, got a Tensor; labels and mask keep their types"):
         target.to(torch.zeros(1000))  # type: ignore[arg-type]
@@ -444,9 +444,9 @@ def test_repr_is_short() -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("frist", r"'frist' is no item of a MixedTarget, expected first, .*; did you mean first\?"),
+        ("frist", r"'frist' is not an item of a MixedTarget, expected first, .*; did you mean first\?"),
         ("num_class", r"did you mean num_classes\?"),
-        ("weights", r"'weights' is no item of a MixedTarget, expected .*smoothing$"),
+        ("weights", r"'weights' is not an item of a MixedTarget, expected .*smoothing$"),
     ],
 )
 def test_misspelt_items(name: str, words: str) -> None:

@@ -456,5 +456,5 @@ def test_contexts_of_unlike_parts_are_refused() -> None:
         t = tokens(x)
         return t @ (t.softmax(1).mT @ t + t.mT @ t)
 
-    with pytest.raises(RuleError, match=r"adds two products kᵀv of linear attention .* join their keys"):
+    with pytest.raises(RuleError, match=r"adds two products kᵀv of linear attention .* concatenate their keys"):
         Probe(function, SIZE)

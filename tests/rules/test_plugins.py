@@ -1,4 +1,4 @@
-"""Rules beside the built-in ones: of files, mappings and installed packs; conflicts, overrides and what is broken."""
+"""Rules of files, mappings and installed plugins; conflicts, overrides and broken plugins."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ class Setting:
     steps: int = 1
 
 
-@rule("tlfx_packs::turned")
+@rule("tlfx_plugins::turned")
 def turned(op, x):
     return op.remap(x, lambda m: m.roll(Setting().steps, 2))
 """
 
 
-@torch.library.custom_op("tlfx_packs::turned", mutates_args=())
+@torch.library.custom_op("tlfx_plugins::turned", mutates_args=())
 def turned(x: Tensor) -> Tensor:
-    """An operator that no pack knows: rows of images go down by one."""
+    """An operator that no plugin knows: rows of images go down by one."""
     return x.roll(1, 2)
 
 
@@ -99,13 +99,13 @@ def test_a_file(file: Path) -> None:
             assert shares(align(Net())) == [1.0, 1.0]
             origins = {r.name: r.origin for r in REGISTRY}
             assert origins["aten.linear"] == "tlfx_rules.contraction.linear"
-            assert origins["tlfx_packs.turned"] == "my_rules.turned"
+            assert origins["tlfx_plugins.turned"] == "my_rules.turned"
     assert "my_rules" not in sys.modules
 
 
 @pytest.mark.parametrize(
     "operator",
-    ["tlfx_packs::turned", "tlfx_packs.turned", turned, torch.ops.tlfx_packs.turned, turned._opoverload],
+    ["tlfx_plugins::turned", "tlfx_plugins.turned", turned, torch.ops.tlfx_plugins.turned, turned._opoverload],
     ids=["name", "dotted", "custom_op", "packet", "overload"],
 )
 def test_a_mapping(operator: Any) -> None:
@@ -114,10 +114,10 @@ def test_a_mapping(operator: Any) -> None:
 
 
 def test_several_sources_and_blocks(file: Path) -> None:
-    with use_rules(file, {"tlfx_packs::other": staying}), use_rules({"tlfx_packs::third": staying}):
+    with use_rules(file, {"tlfx_plugins::other": staying}), use_rules({"tlfx_plugins::third": staying}):
         names = {r.name for r in REGISTRY}
-        assert {"tlfx_packs.turned", "tlfx_packs.other", "tlfx_packs.third"} <= names
-    assert not {r.name for r in REGISTRY} & {"tlfx_packs.turned", "tlfx_packs.other", "tlfx_packs.third"}
+        assert {"tlfx_plugins.turned", "tlfx_plugins.other", "tlfx_plugins.third"} <= names
+    assert not {r.name for r in REGISTRY} & {"tlfx_plugins.turned", "tlfx_plugins.other", "tlfx_plugins.third"}
 
 
 def test_in_force_only_in_the_block() -> None:
@@ -125,7 +125,7 @@ def test_in_force_only_in_the_block() -> None:
     for rule_, expected in ((moving, 1.0), (staying, 0.0)):
         with use_rules({turned: rule_}):
             assert shares(model) == [expected, expected]
-        with pytest.raises(UnknownOperatorError, match=r"no rule for the operator tlfx_packs\.turned"):
+        with pytest.raises(UnknownOperatorError, match=r"no rule for the operator tlfx_plugins\.turned"):
             shares(model)
 
 
@@ -208,14 +208,14 @@ def test_what_is_no_rule(operator: Any, function: Any, words: str) -> None:
 
 def test_a_rule_that_is_no_plain_function() -> None:
     with REGISTRY.restored():
-        rule("tlfx_packs::partly")(functools.partial(moving))
-        found = REGISTRY.find("tlfx_packs.partly")
+        rule("tlfx_plugins::partly")(functools.partial(moving))
+        found = REGISTRY.find("tlfx_plugins.partly")
         assert found is not None
         assert (found.origin, found.file) == ("functools.partial", None)
 
 
-PACKS: Mapping[str, str] = {
-    "sound": "from tlfx.rules.registry import rule\nrule('tlfx_packs::sound')(lambda op, x: op.pointwise(x))",
+PLUGINS: Mapping[str, str] = {
+    "sound": "from tlfx.rules.registry import rule\nrule('tlfx_plugins::sound')(lambda op, x: op.pointwise(x))",
     "broken": "import no_such_module",
     "conflicting": "from tlfx.rules.registry import rule\nrule('aten::linear')(lambda op, x, *rest: op.pointwise(x))",
     "overriding": "from tlfx.rules.registry import rule\n"
@@ -223,14 +223,14 @@ PACKS: Mapping[str, str] = {
 }
 
 
-def with_packs(folder: Path, names: list[str], code: str) -> subprocess.CompletedProcess[str]:
-    """Run code in a process for which these packs are installed, the first of them found before the built-in one."""
+def with_plugins(folder: Path, names: list[str], code: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a process for which these plugins are installed, the first of them found before the built-in one."""
     for name in names:
-        (folder / f"{name}_pack.py").write_text(PACKS[name])
+        (folder / f"{name}_plugin.py").write_text(PLUGINS[name])
         info = folder / f"{name}_dist-1.2.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}_dist\nVersion: 1.2\n")
-        (info / "entry_points.txt").write_text(f"[tlfx.rules]\n{name} = {name}_pack\n")
+        (info / "entry_points.txt").write_text(f"[tlfx.rules]\n{name} = {name}_plugin\n")
     path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     command = [sys.executable, "-W", "always", "-c", code]
@@ -238,21 +238,21 @@ def with_packs(folder: Path, names: list[str], code: str) -> subprocess.Complete
 
 
 @pytest.mark.slow
-def test_packs_beside_a_broken_one(tmp_path: Path) -> None:
-    """A broken pack is named and does not take the rest down; an override wins over what is installed after it."""
+def test_plugins_besides_a_broken_one(tmp_path: Path) -> None:
+    """A broken plugin is named and does not take the rest down; an override wins over what is installed after it."""
     code = "import sys; from tlfx.commands.cli import main; sys.exit(main(['rules', '--json']))"
-    done = with_packs(tmp_path, ["sound", "broken", "overriding"], code)
+    done = with_plugins(tmp_path, ["sound", "broken", "overriding"], code)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("rule pack 'broken' (broken_pack) cannot be imported: ModuleNotFoundError") == 1
-    assert "mend or uninstall it" in done.stderr
+    assert done.stderr.count("rule plugin 'broken' (broken_plugin) cannot be imported: ModuleNotFoundError") == 1
+    assert "fix or uninstall it" in done.stderr
     rows = {row["operator"]: row for row in json.loads(done.stdout)}
-    assert (rows["tlfx_packs.sound"]["pack"], rows["tlfx_packs.sound"]["plugin"]) == ("sound", "sound_dist 1.2")
-    assert rows["aten.linear"]["rule"] == "overriding_pack.linear"
+    assert (rows["tlfx_plugins.sound"]["plugin"], rows["tlfx_plugins.sound"]["package"]) == ("sound", "sound_dist 1.2")
+    assert rows["aten.linear"]["rule"] == "overriding_plugin.linear"
     assert len(rows) > 100
 
 
 @pytest.mark.slow
-def test_packs_that_conflict_are_named_at_every_use(tmp_path: Path) -> None:
+def test_plugins_that_conflict_are_named_at_every_use(tmp_path: Path) -> None:
     code = (
         "import torch, tlfx\n"
         "for _ in range(2):\n"
@@ -261,41 +261,41 @@ def test_packs_that_conflict_are_named_at_every_use(tmp_path: Path) -> None:
         "    except tlfx.RuleConflictError as error:\n"
         "        print(error)\n"
     )
-    done = with_packs(tmp_path, ["conflicting"], code)
+    done = with_plugins(tmp_path, ["conflicting"], code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("aten.linear has two rules") == 2
-    for owner in ("conflicting_pack.<lambda>", "tlfx_rules.contraction.linear"):
+    for owner in ("conflicting_plugin.<lambda>", "tlfx_rules.contraction.linear"):
         assert done.stdout.count(owner) == 2
 
 
 @pytest.mark.slow
 def test_an_override_wins_that_a_user_imports_first(tmp_path: Path) -> None:
     code = (
-        "import overriding_pack\n"
+        "import overriding_plugin\n"
         "from tlfx.rules import REGISTRY\n"
         "print(REGISTRY.find('aten.linear').origin, len(REGISTRY) > 100)"
     )
-    done = with_packs(tmp_path, ["overriding"], code)
+    done = with_plugins(tmp_path, ["overriding"], code)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["overriding_pack.linear", "True"]
+    assert done.stdout.split() == ["overriding_plugin.linear", "True"]
 
 
 def test_rules_on_the_command_line(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "turning.py").write_text(f"from {__name__} import Net")
     of_model = ["turning:Net", "--path", str(tmp_path), "--input-size", "16"]
     assert main(["inspect", *of_model]) == 2
-    assert "no rule for the operator tlfx_packs.turned" in capsys.readouterr().err
+    assert "no rule for the operator tlfx_plugins.turned" in capsys.readouterr().err
     with_file = ["--json", "--rules", str(file)]
     assert main(["inspect", *of_model, *with_file]) == 0
-    (node,) = [n for n in json.loads(capsys.readouterr().out)["nodes"] if n["operator"].startswith("tlfx_packs")]
+    (node,) = [n for n in json.loads(capsys.readouterr().out)["nodes"] if n["operator"].startswith("tlfx_plugins")]
     assert node["class"] == Operation.LAYOUT.value
     assert main(["check", *of_model, *with_file]) == 0
     assert json.loads(capsys.readouterr().out)["passed"]
     assert main(["rules", "--missing", *of_model, *with_file]) == 0
     assert json.loads(capsys.readouterr().out) == []
     assert main(["rules", *with_file]) == 0
-    (row,) = [r for r in json.loads(capsys.readouterr().out) if r["operator"] == "tlfx_packs.turned"]
-    assert row == {"operator": "tlfx_packs.turned", "rule": "my_rules.turned", "pack": str(file), "plugin": None}
+    (row,) = [r for r in json.loads(capsys.readouterr().out) if r["operator"] == "tlfx_plugins.turned"]
+    assert row == {"operator": "tlfx_plugins.turned", "rule": "my_rules.turned", "plugin": str(file), "package": None}
     assert main(["rules", "--rules", str(tmp_path / "none.py")]) == 2
     assert f"no file of rules at {tmp_path / 'none.py'}" in capsys.readouterr().err
 

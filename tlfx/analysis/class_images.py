@@ -38,7 +38,7 @@ class ClassImages:
         seed: of the choice and the order.
 
     Raises InputError, when it is built, if there is no such folder, a folder is not named after a class, a class folder
-    holds no image, or there are fewer images than a batch; and while iterating for a file that is no image.
+    holds no image, or there are fewer images than a batch; and while iterating for a file that is not an image.
     """
 
     root: Path

@@ -178,8 +178,8 @@ def _check_generators(graph: Graph, model: nn.Module, made: set[str]) -> None:
     for reader in graph.nodes:
         if any(x.op == "get_attr" and str(x.target).removesuffix(".generator") in made for x in reader.all_input_nodes):
             raise CaptureError(
-                f"the forward of {class_name(model)} makes a torch.Generator, which an aligned call would not make anew"
-                f"\n{describe(reader)}\nMake it in __init__, and seed it outside of the forward."
+                f"the forward of {class_name(model)} creates a torch.Generator, which an aligned call would not "
+                f"create again\n{describe(reader)}\nCreate it in __init__, and seed it outside the forward."
             )
 
 

@@ -31,7 +31,7 @@ class Region:
     outputs: list[Any] = field(default_factory=list)
     parent: Region | None = None
     nodes: list[Node] = field(default_factory=list)
-    """The operators that lie in it, those of inner regions included, in the order of the graph."""
+    """The operators that it contains, those of inner regions included, in the order of the graph."""
 
     @property
     def ancestors(self) -> Iterator[Region]:
@@ -165,7 +165,7 @@ class HookRun(Region):
 
 
 class RegionTree:
-    """The regions of a graph; ``innermost`` gives the region that each operator lies in, if any.
+    """The regions of a graph; ``innermost`` gives the region that contains each operator, if any.
 
     >>> graph = Graph()
     >>> x = graph.placeholder("x")
@@ -188,20 +188,20 @@ class RegionTree:
                 region.nodes.append(node)
 
     def region_of(self, node: Node) -> Region | None:
-        """The innermost region that a node lies in."""
+        """The innermost region that contains a node."""
         return self._innermost.get(node)
 
     def path_of(self, node: Node) -> tuple[Region, ...]:
-        """The regions that a node lies in, the outermost first."""
+        """The regions that contain a node, the outermost first."""
         region = self._innermost.get(node)
         return () if region is None else tuple(reversed(list(region.ancestors)))
 
     def ruled_call_of(self, node: Node) -> CallRegion | None:
-        """The call with a rule that a node lies in, the outermost of several."""
+        """The call with a rule that contains a node, the outermost of several."""
         return next((r for r in self.path_of(node) if r.has_rule and isinstance(r, CallRegion)), None)
 
     def function_call_of(self, node: Node) -> FunctionCall | None:
-        """The call of an autograd function that a node lies in, the outermost of several."""
+        """The call of an autograd function that contains a node, the outermost of several."""
         return next((r for r in self.path_of(node) if isinstance(r, FunctionCall)), None)
 
     @property

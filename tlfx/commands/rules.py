@@ -1,4 +1,5 @@
-"""List the operators with a rule, all or those that match PATTERN, and for each the rule, its rule pack and plugin.
+"""List the operators with a rule, all or those that match PATTERN: for each the rule, the plugin that registers it, and
+the package of the plugin.
 
 With --missing MODEL, list instead the operators that the model calls on image content and that have no rule, and print
 templates of rules for them. The exit status is then 1 if there are any.
@@ -44,8 +45,8 @@ def run(args: argparse.Namespace) -> int:
     from tlfx.report.style import count
     from tlfx.rules.registry import ENTRY_POINTS, REGISTRY
 
-    packs = {pack: _plugin_of(pack) for pack in importlib.metadata.entry_points(group=ENTRY_POINTS)}
-    rows = sorted((_row(r, packs) for r in REGISTRY), key=lambda row: row["operator"])
+    plugins = {entry: _package_of(entry) for entry in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+    rows = sorted((_row(r, plugins) for r in REGISTRY), key=lambda row: row["operator"])
     if args.pattern is not None:
         rows = _matching(rows, args.pattern)
     if args.json:
@@ -84,20 +85,20 @@ def _run_missing(args: argparse.Namespace) -> int:
     return 1 if unknown else 0
 
 
-def _plugin_of(pack: importlib.metadata.EntryPoint) -> str | None:
+def _package_of(entry: importlib.metadata.EntryPoint) -> str | None:
     """Name and version of the distribution that has an entry point: its metadata are parsed at each reading."""
-    return f"{pack.dist.name} {pack.dist.version}" if pack.dist is not None else None
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else None
 
 
-def _row(rule: Rule, packs: Mapping[importlib.metadata.EntryPoint, str | None]) -> dict[str, Any]:
+def _row(rule: Rule, plugins: Mapping[importlib.metadata.EntryPoint, str | None]) -> dict[str, Any]:
     """A rule with the entry point of its module, or with its file if no entry point registered it."""
     module = f"{rule.origin.rpartition('.')[0]}."
-    pack = next((p for p in packs if module.startswith(f"{p.module}.")), None)
+    plugin = next((p for p in plugins if module.startswith(f"{p.module}.")), None)
     return {
         "operator": rule.name,
         "rule": rule.origin,
-        "pack": pack.name if pack is not None else rule.file,
-        "plugin": packs[pack] if pack is not None else None,
+        "plugin": plugin.name if plugin is not None else rule.file,
+        "package": plugins[plugin] if plugin is not None else None,
     }
 
 

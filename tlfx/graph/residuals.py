@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from tlfx.operations import Operation
 
-__all__ = ["Arms", "content_graph", "skip_of"]
+__all__ = ["Arms", "content_graph", "residual_arms"]
 
 Graph = Any
 """A networkx.DiGraph in execution order."""
@@ -39,14 +39,14 @@ def content_graph(
     return graph
 
 
-def skip_of(graph: Graph, operands: Iterable[Hashable]) -> Arms | None:
+def residual_arms(graph: Graph, operands: Iterable[Hashable]) -> Arms | None:
     """Where the skip connection of a sum of two operands starts, and the nodes of both arms.
 
     ``graph`` holds the nodes with image content in execution order. The skip starts at the last node that both operands
     depend on; g is the operand with more nodes since then. None where the operands share no ancestor.
 
     >>> import networkx as nx
-    >>> skip_of(nx.DiGraph([("x", "norm"), ("norm", "mlp")]), ["x", "mlp"])
+    >>> residual_arms(nx.DiGraph([("x", "norm"), ("norm", "mlp")]), ["x", "mlp"])
     Arms(start='x', branch=('norm', 'mlp'), shortcut=())
     """
     known = [{o, *nx.ancestors(graph, o)} for o in operands]

@@ -105,7 +105,7 @@ class Trainer(transformers.Trainer):
         images, target = self.mixer(inputs[name], labels)
         if not isinstance(target, MixedTarget):
             raise TargetError(
-                f"the mixer returned {a_type(target)}, expected a tlfx.MixedTarget: use tlfx.mix.Mixup in place of "
+                f"the mixer returned {a_type(target)}, expected a tlfx.MixedTarget: use tlfx.mix.Mixup instead of "
                 "timm.data.Mixup, or another mixer of tlfx.mix"
             )
         return {**inputs, name: images, "labels": target, "target": target}

@@ -54,7 +54,7 @@ class MixedTarget(dict[str, Any]):
             if name not in _ITEMS:
                 near = difflib.get_close_matches(str(name), _ITEMS, n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
-                raise TargetError(f"{name!r} is no item of a MixedTarget, expected {', '.join(_ITEMS)}{hint}")
+                raise TargetError(f"{name!r} is not an item of a MixedTarget, expected {', '.join(_ITEMS)}{hint}")
 
     def __len__(self) -> int:
         """The number of images. TypeError for a single sample, which has no batch axis."""

@@ -36,7 +36,7 @@ class OutputLabel:
 def read_outputs(op: OpContext, values: Mapping[Node, Any]) -> list[OutputLabel | None]:
     """The labels of a graph's outputs, None for one without; ``op`` is the output node as an operation.
 
-    An output (batch,) has a label only if no other output has: beside logits, it is a statistic of each image.
+    An output (batch,) has a label only if no other output has one: next to logits, it is a statistic of each image.
     Raises NoContentError if no output has one.
     """
     leaves = tree_leaves(op.node.args)

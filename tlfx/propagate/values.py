@@ -276,7 +276,7 @@ def _split_of(here: Tensor, batch: int, axis: int) -> BatchAxis | None:
 def ids_of_sample(content: Tensor, batch: int, where: BatchAxis) -> Tensor:
     """Label ids of the first sample of a map, its batch axis replaced by the two axes (outer, inner).
 
-    Raises ProvenanceError if the map brings samples to other places of the batch, or lays them out differently.
+    Raises ProvenanceError if the map permutes the samples of the batch, or lays them out differently.
     """
     by_sample = split_batch(content, where)
     if len(by_sample) != batch:
@@ -287,7 +287,7 @@ def ids_of_sample(content: Tensor, batch: int, where: BatchAxis) -> Tensor:
     samples = torch.arange(batch).view(-1, *[1] * content.dim(), 1)
     if not bool(((by_sample == NONE) | (by_sample % batch == samples)).all()):
         raise ProvenanceError(
-            "an operator brings samples of a batch to other places in it, so that samples would be mixed; "
+            "an operator permutes the samples of a batch, so that samples would be mixed; "
             "labels belong to one sample each. Align the part of the model before it instead."
         )
     ids = torch.where(by_sample == NONE, NONE, by_sample.div(batch, rounding_mode="floor"))

@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from tlfx._torch import tree_leaves
 from tlfx.graph.nodes import module_path, shapes
-from tlfx.graph.residuals import content_graph, skip_of
+from tlfx.graph.residuals import content_graph, residual_arms
 from tlfx.graph.shells import MODEL
 from tlfx.operations import Operation
 from tlfx.propagate.labels import LabelTensor
@@ -125,7 +125,7 @@ class _Builder:
 
     def _skip(self, node: Node) -> tuple[str | None, tuple[str, ...], tuple[str, ...]]:
         """Names of the start of a skip connection, of the nodes of the branch, and of those on the skip itself."""
-        arms = skip_of(self.graph, [n for n in node.all_input_nodes if n in self.graph])
+        arms = residual_arms(self.graph, [n for n in node.all_input_nodes if n in self.graph])
         if arms is None:
             return None, (), ()
         return arms.start.name, tuple(n.name for n in arms.branch), tuple(n.name for n in arms.shortcut)

@@ -43,7 +43,7 @@ def reason(
     call: CallRegion | None = None,
 ) -> str:
     """A short reason for a class, from the inputs of a node, the labels that it makes, its output value, and the call
-    with a rule that it lies in."""
+    with a rule that contains it."""
     if operation is Operation.CONSTANT:
         return _constant(node, call)
     if operation is Operation.WEIGHT:

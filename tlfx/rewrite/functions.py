@@ -29,7 +29,7 @@ class FunctionCalls:
         """The nodes of each call: the call itself, then one for each tensor that it returns."""
 
     def end_of(self, node: Node) -> Node | None:
-        """The last node of the call that a captured node lies in, if any."""
+        """The last node of the call that contains a captured node, if any."""
         call = self.regions.function_call_of(node)
         return None if call is None else self.written[call][-1]
 

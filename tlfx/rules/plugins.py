@@ -1,4 +1,4 @@
-"""Rules beside those of installed packs: from files, or for the calls inside a ``with`` block."""
+"""Rules in addition to those of installed packages: from files, or for the calls inside a ``with`` block."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["load_file", "use_rules"]
 
 @contextmanager
 def use_rules(*sources: str | Path | Mapping[Any, Callable[..., Any]], override: bool = False) -> Iterator[None]:
-    """Rules in force inside a ``with`` block, beside those of installed packs.
+    """Rules in force inside a ``with`` block, in addition to those of installed packages.
 
     Models that are captured in the block are aligned by these rules; a call outside of it captures them again.
 
@@ -59,11 +59,11 @@ def load_file(path: str | Path) -> None:
         )
     spec = importlib.util.spec_from_file_location(place.stem, place)
     if spec is None or spec.loader is None:
-        raise RuleError(f"{place} is no Python file: rules are functions decorated with tlfx.rules.rule")
+        raise RuleError(f"{place} is not a Python file: rules are functions decorated with tlfx.rules.rule")
     REGISTRY.load()
     module = importlib.util.module_from_spec(spec)
     before = REGISTRY.generation
-    added = sys.modules.setdefault(place.stem, module) is module  # dataclasses look for the module they lie in
+    added = sys.modules.setdefault(place.stem, module) is module  # dataclasses look up the module that defines them
     try:
         spec.loader.exec_module(module)
     except RuleConflictError:

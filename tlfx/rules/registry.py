@@ -75,15 +75,15 @@ class Registry:
         self._loaded = self._loading = False
         self._conflict: RuleConflictError | None = None
         self.broken: dict[str, str] = {}
-        """Packs that could not be imported, and why."""
+        """Plugins that could not be imported, and why."""
         self.generation = object()
-        """Changes with the rules: what was derived by others is out of date."""
+        """Changes with the rules: results that were derived with another generation are stale."""
 
     def add(self, operator: Any, function: Callable[..., Any], override: bool = False, contexts: bool = False) -> None:
-        """Register a rule. One with ``override`` wins over those of packs, whichever comes first.
+        """Register a rule. One with ``override`` wins over those of plugins, whichever comes first.
 
-        Raises RuleConflictError if the operator has a rule already and ``override`` is not set, InputError for what is
-        no operator or no rule.
+        Raises RuleConflictError if the operator has a rule already and ``override`` is not set, InputError for
+        arguments other than an operator and a function.
         """
         if not callable(function) or not (callable(operator) or isinstance(operator, str)):
             raise InputError(f"a rule from {operator!r} to {function!r}: expected an operator and a function")
@@ -104,7 +104,7 @@ class Registry:
         self.generation = object()
 
     def find(self, operator: Any) -> Rule | None:
-        """The rule for an operator: its overload's, its packet's, or that of what it is the in-place form of."""
+        """The rule for an operator: its overload's, its packet's, or that of its out-of-place form."""
         self.load()
         return next((self._rules[key] for key in _keys(operator) if key in self._rules), None)
 
@@ -114,7 +114,7 @@ class Registry:
         return next((self._rules[base] for base in kind.__mro__ if base in self._rules), None)
 
     def load(self) -> None:
-        """Import every rule pack that is installed, once. One that cannot be imported is named in a warning and in
+        """Import every rule plugin that is installed, once. One that cannot be imported is named in a warning and in
         :attr:`broken`, and does not take the others down; two rules for one operator raise RuleConflictError, now and
         at every later use."""
         if self._conflict is not None:
@@ -123,14 +123,14 @@ class Registry:
             return
         self._loaded = self._loading = True
         try:
-            self._load_packs()
+            self._load_plugins()
         except RuleConflictError as error:
             self._conflict = error
             raise
         finally:
             self._loading = False
 
-    def _load_packs(self) -> None:
+    def _load_plugins(self) -> None:
         for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
             try:
                 entry.load()
@@ -139,8 +139,8 @@ class Registry:
             except Exception as error:
                 self.broken[entry.name] = f"{type(error).__name__}: {error}"
                 warnings.warn(
-                    f"rule pack {entry.name!r} ({entry.value}) cannot be imported: {self.broken[entry.name]}. "
-                    "Its operators have no rule: mend or uninstall it.",
+                    f"rule plugin {entry.name!r} ({entry.value}) cannot be imported: {self.broken[entry.name]}. "
+                    "Its operators have no rule: fix or uninstall it.",
                     stacklevel=2,
                 )
 

@@ -1,7 +1,7 @@
 """Labels of fused attention in one Triton kernel: no weights in memory, no copies of queries and keys.
 
 A program computes up to 64 queries of one sample. It loops over heads and blocks of keys with an online softmax, and
-writes the mean over heads. Queries, keys, masks and labels are read where they lie, by their strides.
+writes the mean over heads. Queries, keys, masks and labels are read in place, by their strides.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ _VECTOR = 4
 _flash, _flash_backward = flash_attention(), flash_attention_backward()
 _MOST_SHAPES = 1024
 _fitting: dict[Hashable, int] = {}
-"""Columns to add for each combination of shapes that was tried; of more than ``_MOST_SHAPES`` the oldest go."""
+"""Columns to add for each combination of shapes that was tried; the oldest entry is evicted after ``_MOST_SHAPES``."""
 
 
 def attention_with_labels(
@@ -59,7 +59,7 @@ def attention_with_labels(
     :func:`attention`, for labels (batch, outer, inner, m, channels).
 
     One pass computes both where the operator would use its fused CPU kernel in float32, and where that kernel gives the
-    same bits with the columns (or with zeros beside them) as without. Its rounding depends on shapes and strides, not
+    same bits with the columns (or with columns and zeros) as without. Its rounding depends on shapes and strides, not
     on values, so each combination is tried once. Otherwise, and for few ``queries``, labels take a second pass.
     """
     options: dict[str, Any] = {"attn_mask": mask, "is_causal": causal, "scale": scale}

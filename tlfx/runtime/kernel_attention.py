@@ -61,7 +61,7 @@ def _is_supported(query: Tensor, key: Tensor, labels: Tensor, mask: Tensor | Non
 
 
 class _Axes(NamedTuple):
-    """Where the axes of the kernel lie: two along which labels vary, and the heads; None for one of size 1."""
+    """The positions of the kernel's axes: two along which labels vary, and the heads; None for one of size 1."""
 
     lead: tuple[int, ...]
     """Lengths of the axes of the weights before those of queries and keys."""
@@ -76,19 +76,24 @@ class _Axes(NamedTuple):
     def of(cls, query: Tensor, key: Tensor, labels: Tensor, equation: Equation, where: BatchAxis) -> _Axes | None:
         """The axes, None if the kernel has too few."""
         lead = tuple(torch.broadcast_shapes(query.shape[:-2], _ungrouped(query, key)))
-        letters, kept = equation.weight[:-2], equation.labels[:-1]
+        subscripts, kept = equation.weight[:-2], equation.labels[:-1]
         split = (*lead[: where.axis], where.outer, where.inner, *lead[where.axis + 1 :])
-        if len(letters) != len(split) or equation.weight != letters + QUERY + equation.labels[-1]:
+        if len(subscripts) != len(split) or equation.weight != subscripts + QUERY + equation.labels[-1]:
             return None
-        size = dict(zip(letters, split, strict=True))
+        size = dict(zip(subscripts, split, strict=True))
         varying = [c for c in kept if size[c] > 1]
-        heads = [c for c in letters if c not in kept and size[c] > 1]
+        heads = [c for c in subscripts if c not in kept and size[c] > 1]
         grouped = key.dim() > 2 and key.shape[-3] not in (1, lead[-1])
-        if equation.out != kept + QUERY or len(varying) > 2 or len(heads) > 1 or (grouped and heads != [letters[-1]]):
+        if (
+            equation.out != kept + QUERY
+            or len(varying) > 2
+            or len(heads) > 1
+            or (grouped and heads != [subscripts[-1]])
+        ):
             return None
         first, second = [None] * (2 - len(varying)) + [kept.index(c) + 1 for c in varying]
-        of_weight = [None if i is None else letters.index(kept[i - 1]) + 1 for i in (first, second)]
-        head = letters.index(heads[0]) + 1 if heads else None
+        of_weight = [None if i is None else subscripts.index(kept[i - 1]) + 1 for i in (first, second)]
+        head = subscripts.index(heads[0]) + 1 if heads else None
         return cls(lead, where, labels.shape[0], (first, second), (of_weight[0], of_weight[1], head))
 
     def of_query(self, query: Tensor) -> Tensor:

@@ -34,8 +34,8 @@ def mix_by_kernel(
     groups, head, key = axes
     batch = max(len(weight), len(labels))
 
-    def view(x: Tensor, letters: str, wanted: Sequence[str | None], channels: bool = False) -> Tensor:
-        places = [None if c is None or c not in letters else letters.index(c) + 1 for c in wanted]
+    def view(x: Tensor, subscripts: str, wanted: Sequence[str | None], channels: bool = False) -> Tensor:
+        places = [None if c is None or c not in subscripts else subscripts.index(c) + 1 for c in wanted]
         lengths = [1 if c is None else length[c] for c in wanted]
         last = [x.dim() - 1] if channels else []
         return pick(x, [0, *places, *last]).expand(batch, *lengths, *[-1] * len(last))

@@ -1,7 +1,7 @@
 """Labels mixed by weights that the graph computes, in one Triton kernel that reads each weight once.
 
 A program computes up to 32 queries of one sample. It sums |W| over heads, block by block of keys, and multiplies it by
-their labels. Weights and labels are read where they lie, by their strides and in their type.
+their labels. Weights and labels are read in place, by their strides and in their type.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class _Net(nn.Module):
 
 
 def _as_real(output: Tensor) -> Tensor:
-    """Decisions as numbers, since the labels of outputs that are no numbers are not read."""
+    """Decisions as numbers, since only outputs of a numeric type have labels that are read."""
     return output if output.is_floating_point() or output.is_complex() else output.float()
 
 

@@ -35,7 +35,7 @@ def read(path: Path) -> dict[str, Row]:
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
         columns = next(csv.reader(file), [])
         if "model" not in columns:
-            raise InputError(f"{path} is no table of models, which tlfx zoo would replace: choose another file")
+            raise InputError(f"{path} is not a table of models, and tlfx zoo would replace it: choose another file")
         file.seek(0)
         rows = [row for row in csv.DictReader(file) if None not in row.values() and set(row) == set(COLUMNS)]
     return {row["model"]: row for row in rows}

@@ -51,7 +51,7 @@ def _read(file: str | Path) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # torch's own text is about options of torch.load
         raise ModelError(
-            f"--weights {str(file)!r} is no file of torch.save, or holds objects other than tensors, containers and "
+            f"--weights {str(file)!r} is not a file of torch.save, or holds objects other than tensors, containers and "
             "numbers of Python; write it with torch.save(model.state_dict(), file)"
         ) from error
     except Exception as error:  # what torch.load raises for other files: KeyError, EOFError, RuntimeError, …

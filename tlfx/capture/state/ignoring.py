@@ -9,7 +9,7 @@ __all__ = ["is_ignored_state"]
 
 
 def is_ignored_state(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a pattern of ``ignore_state`` matches the name of a place, or of the attribute that it lies in.
+    """Whether a pattern of ``ignore_state`` matches the name of a place, or of the attribute that contains it.
 
     >>> is_ignored_state("blocks.0.steps", ["*.steps"]), is_ignored_state("steps", ["*.steps"])
     (True, True)

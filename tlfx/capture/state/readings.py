@@ -1,6 +1,6 @@
 """Readings: what a captured forward has read besides the settings of its modules, compared before each call.
 
-Such are global variables, class attributes, closures, arrays, objects, and what lies beside tensors in a container."""
+These are global variables, class attributes, closures, arrays, objects, and items of containers other than tensors."""
 
 from __future__ import annotations
 

@@ -22,18 +22,18 @@ __all__ = ["Stored", "Watched", "put_state", "store"]
 class Watched:
     """The places that a forward changes, as far as its graph may depend on their values.
 
-    ``settled`` tells that the graph is the same in the state that a call leaves: then values may be as before the call
-    or as after it, and of places to which the graph writes tensors only the data beside tensors counts.
+    ``is_stable`` says that the graph is the same in the state that a call leaves: values may then be those before or
+    after the call, and places to which the graph writes tensors are compared by their other data only.
     """
 
-    def __init__(self, changes: Sequence[Change] = (), settled: bool = False) -> None:
-        self.settled = settled
+    def __init__(self, changes: Sequence[Change] = (), is_stable: bool = False) -> None:
+        self.is_stable = is_stable
         self._constants: list[tuple[Container, Any, Any]] = []
         self._values = ReadValues(())
         self._allowed = [
             (c.container, c.key, describe_data, [describe_data(c.before), describe_data(c.after)])
-            if settled and c.computed
-            else (c.container, c.key, describe_types, [describe_types(c.before), *([c.described] if settled else [])])
+            if is_stable and c.computed
+            else (c.container, c.key, describe_types, [describe_types(c.before), *([c.described] if is_stable else [])])
             for c in changes
         ]
 

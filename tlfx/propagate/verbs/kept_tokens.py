@@ -94,8 +94,8 @@ class KeptTokens(Mixing):
 
 
 def _layout(ids: Tensor) -> dict[str, int] | None:
-    """How tokens and their channels lie on the first axis of ids, the outer part first, with their lengths. None if
-    several tokens with as many channels each do not lie so."""
+    """The layout of tokens and their channels along the first axis of ids: lengths, the outer part first. None if
+    tokens do not all have as many channels in one layout."""
     rows = ids.flatten(1)
     count = len(rows.unique(dim=0))
     if not 1 < count < len(rows) or len(rows) % count:

@@ -68,8 +68,8 @@ class LinearAttention(Mixing):
 
     def _unlike_contexts(self) -> RuleError:
         return RuleError(
-            f"{self.node.name} adds two products kᵀv of linear attention of which it is not known how much each "
-            "counts: join their keys and their values instead"
+            f"{self.node.name} adds two products kᵀv of linear attention whose relative weights are unknown: "
+            "concatenate their keys and their values instead"
         )
 
     def _finalize(self, ids: Tensor) -> None:

@@ -24,7 +24,7 @@ from tlfx.propagate.verbs.subscripts import (
     Subscripts,
     arrange,
     equation,
-    letters_of,
+    symbols_of,
 )
 from tlfx.propagate.verbs.weighing import fill_any
 
@@ -102,8 +102,8 @@ class Mixing(Pointwise, Reduction):
     def _as_part(
         self, mixed: Value, w: Value, of_w: Subscripts, axes: ContractionAxes, out: Subscripts, massed: bool = False
     ) -> Value:
-        """Content mixed by some weights of a softmax: beside other parts of it, it counts by their sum. Any other mixed
-        content as it is."""
+        """Content mixed by some weights of a softmax: summed with other parts of it, it counts by the sum of its
+        weights. Any other mixed content as it is."""
         if w.softmax_of is None:
             return mixed
 
@@ -164,8 +164,8 @@ class Mixing(Pointwise, Reduction):
         if value is not None:
             x, of_x = value
             self._check_weight(x)
-            letters = letters_of((*labels, *axes.weight, *kept, *content.split(of_x)), queries)
-            args += (x.node, "".join(letters[c] for c in content.split(of_x)))
+            symbols = symbols_of((*labels, *axes.weight, *kept, *content.split(of_x)), queries)
+            args += (x.node, "".join(symbols[c] for c in content.split(of_x)))
             options |= {"where_value": content.where_in(of_x)}
         return self.label(
             function,

@@ -234,7 +234,7 @@ def with_image(ids: Tensor) -> Tensor:
 
 
 def _keeps_order(x: Value, out: Value) -> bool:
-    """Whether movement only adds, removes or repeats axes, so that a statistic stays beside what it is one of."""
+    """Whether movement only adds, removes or repeats axes, so that a statistic stays aligned with its source."""
     return all(torch.equal(one.flatten(), other.flatten()) for one, other in zip(x.maps, out.maps, strict=False))
 
 

@@ -40,9 +40,9 @@ class OwnWeights(Movement):
             return self.weight()
         where, rank = x.batch_axis, len(x.shape)
         axes = sorted(a % rank for a in axes)
-        beside = [a for a in range(1, rank) if a not in axes and x.ids.shape[a + 1] > 1]
-        if where.axis != 0 or beside:
-            varies = f"vary along {beside} too" if beside else f"have their batch along {where.axis}"
+        others = [a for a in range(1, rank) if a not in axes and x.ids.shape[a + 1] > 1]
+        if where.axis != 0 or others:
+            varies = f"vary along {others} too" if others else f"have their batch along {where.axis}"
             raise RuleError(f"mix_by of a value of shape {x.shape} along its axes {axes}, but labels {varies}")
         parts = where.outer, where.inner
         tokens = x.ids.expand(*parts, *(x.shape[a] if a in axes else 1 for a in range(1, rank))).flatten(2)

@@ -61,7 +61,7 @@ class Pending(Weighing):
         return x.read_as is not None or (x.node is not self.node and shapes(x.node) == [x.shape])
 
     def _pending_of(self, x: Value) -> Tensor:
-        """The map of labels with a mass of any value with content: its own, or 1 for what is no product."""
+        """The map of labels with a mass of any value with content: its own, or 1 for a value that is not a product."""
         if x.pending is not None:
             return x.pending
         return self._with_mass(x.map, x.batch_axis) if x.mass is None else x.mass()
@@ -74,13 +74,13 @@ class Pending(Weighing):
         return replace(x, pending=self._with_mass(x.map, x.batch_axis))
 
     def _filled_product(self, x: Value) -> Value:
-        """A product whose labels are those with a mass; that of padding is too small to count beside any other."""
+        """A product whose labels are those with a mass; that of padding is negligible in any sum."""
         assert x.pending is not None
         filled = self._filled_masses(ids_of_sample(x.pending, self.batch, x.batch_axis))
         return with_pending_labels(replace(x, pending=map_of_ids(filled, self.batch, x.batch_axis)))
 
     def _filled_masses(self, ids: Tensor) -> Tensor:
-        """Ids of labels with a mass, that of padding too small to count beside any other."""
+        """Ids of labels with a mass, that of padding negligible in any sum."""
         if not bool((ids == NONE).any()):
             return ids
         return torch.where(ids == NONE, self._total_mass(self._massed(torch.tensor([[IMAGE]])), TINY), ids)

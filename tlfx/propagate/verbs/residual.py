@@ -11,7 +11,7 @@ import torch
 from tlfx import runtime
 from tlfx.errors import InputError, ProvenanceError
 from tlfx.graph.nodes import computes_same
-from tlfx.graph.residuals import content_graph, skip_of
+from tlfx.graph.residuals import content_graph, residual_arms
 from tlfx.operations import Operation
 from tlfx.propagate.labels import Operand
 from tlfx.propagate.values import NONE, Role, Value, compact, ids_of_sample
@@ -85,8 +85,8 @@ class Residual(Combined):
         both = a.running is not None and b.running is not None
         if both or (a.running or b.running) is (b.source if a.running else a.source):
             raise ProvenanceError(
-                f"{self.node.name} subtracts from running sums (cumsum) content that they hold, of which labels cannot "
-                "tell what is left: sum windows by avg_pool, unfold or a matrix of ones and zeros instead"
+                f"{self.node.name} subtracts content from its running sum (cumsum); the label of the difference cannot "
+                "be computed: sum windows by avg_pool, unfold or a matrix of ones and zeros instead"
             )
 
     def _is_centred(self, x: Value, statistic: Value, scales: Sequence[float]) -> bool:
@@ -159,7 +159,7 @@ class Residual(Combined):
     def _is_branch(self, a: Value, b: Value) -> bool:
         """Whether the first of two summands is the branch g of a residual connection, not its skip path."""
         graph = content_graph(self.state.operations, self.state.regions.sources_of)
-        skip = skip_of(graph, [v.node for v in (a, b) if v.node in graph])
+        skip = residual_arms(graph, [v.node for v in (a, b) if v.node in graph])
         return b.node not in skip.branch if skip else a.node not in graph
 
     def _scales_of(self, x: Value) -> Iterator[BranchScale]:

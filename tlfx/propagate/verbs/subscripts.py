@@ -13,7 +13,7 @@ from tlfx.propagate.values import IMAGE, NONE, Value
 from tlfx.runtime import BatchAxis, Equation
 from tlfx.runtime.equation import QUERY
 
-__all__ = ["ContractionAxes", "SubscriptedIds", "Subscripts", "arrange", "equation", "letters_of", "split_subscripts"]
+__all__ = ["ContractionAxes", "SubscriptedIds", "Subscripts", "arrange", "equation", "split_subscripts", "symbols_of"]
 
 Subscripts = tuple[str, ...]
 
@@ -134,17 +134,17 @@ def arrange(ids: Tensor, subscripts: Sequence[str], out: Sequence[str]) -> Tenso
     return ids[tuple(slice(None) if c in kept else None for c in out)]
 
 
-def letters_of(subscripts: Iterable[str], queries: Sequence[str]) -> dict[str, str]:
+def symbols_of(subscripts: Iterable[str], queries: Sequence[str]) -> dict[str, str]:
     """A letter for each distinct subscript, as einsum wants them; a single query axis has the letter of queries."""
-    letters = {queries[0]: QUERY} if len(queries) == 1 else {}
+    symbols = {queries[0]: QUERY} if len(queries) == 1 else {}
     unused = iter("mnhabcdefgijklopqrstuvwxyzACDEFGHIJLMNOPQRSTUVWXYZ".replace(QUERY, ""))
     for c in subscripts:
-        if c not in letters:
-            letters[c] = next(unused)
-    return letters
+        if c not in symbols:
+            symbols[c] = next(unused)
+    return symbols
 
 
 def equation(weight: Sequence[str], labels: Sequence[str], out: Sequence[str], queries: Sequence[str]) -> Equation:
     """The equation for :func:`tlfx.runtime.mix` of a weight and labels with these subscripts."""
-    letters = letters_of((*labels, *weight, *out), queries)
-    return Equation(*("".join(letters[c] for c in subscripts) for subscripts in (weight, labels, out)))
+    symbols = symbols_of((*labels, *weight, *out), queries)
+    return Equation(*("".join(symbols[c] for c in subscripts) for subscripts in (weight, labels, out)))

@@ -62,8 +62,8 @@ class Written(Pending):
             return after
         one, other = (self._pending_of(v) if v.is_content else None for v in (before, value))
         pending = _merged(before.shape, one, other, value.shape, source)
-        beside = self._pending_of(after).expand(before.shape)
-        return replace(after, pending=compact(torch.where(pending == NONE, beside, pending)))
+        unwritten = self._pending_of(after).expand(before.shape)
+        return replace(after, pending=compact(torch.where(pending == NONE, unwritten, pending)))
 
     def _content(self, before: Value, value: Value, source: Tensor) -> Tensor:
         """The map of content of which a part was written. Constants in it are padding, or tokens with the label of the
@@ -107,7 +107,7 @@ def _sides(before: Value, value: Value, source: Tensor) -> list[Tensor]:
 
 
 def _narrowed(side: Tensor) -> Tensor:
-    """A map of one side of a weight, narrowed along the axes of the other side, where constants may lie."""
+    """A map of one side of a weight, narrowed along the axes of the other side, where there may be constants."""
     for axis in range(side.dim()):
         side = fill_none(side, [axis])
     return side

@@ -55,7 +55,8 @@ def align(
 
     Args:
         model: any module with images (batch, channels, height, width) among its inputs; video (batch, channels,
-            frames, height, width) is supported too.
+            frames, height, width), or (batch, frames, channels, height, width) as a mask that differs from frame to
+            frame shows, is supported too.
         example: images, a tuple of arguments or a dict of keyword arguments to capture now.
         layers: attention layers to align: glob patterns of modules such as ``"blocks.[0-5]"``, or numbers in order of
             execution (−1 for the last). All others leave labels in place (Table 8).

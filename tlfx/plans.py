@@ -132,7 +132,7 @@ class Planner:
             return self._plain(model, call, target)
         mask = target.get("mask")
         call = self.chosen(model, call, mask if isinstance(mask, Tensor) else None)
-        check_mixed(target, call.images)
+        check_mixed(target, call.images, call.size)
         plan = self.plan(model, call, tuple(dict.fromkeys(p for r in self.recorders for p in r.patterns)))
         self._check_classes(model, target, plan)
         mask = target.mask

@@ -25,15 +25,16 @@ __all__ = [
 ]
 
 
-def check_mixed(target: MixedTarget, images: Tensor) -> None:
-    """TargetError unless a mixed target fits the images; InputError for images without data."""
+def check_mixed(target: MixedTarget, images: Tensor, size: tuple[int, ...]) -> None:
+    """TargetError unless a mixed target fits the images, whose pixels have ``size``; InputError for images without
+    data."""
     if images.is_meta:
         raise InputError("images are on the meta device, without data to compute labels from; use tlfx.inspect(model)")
     mask = target.get("mask")
     if isinstance(mask, Tensor) and mask.device != images.device:
         raise _apart(mask, images)
     flat = isinstance(mask, Tensor) and images.dim() == 5 and target.mask.dim() == 4
-    target.check(images.shape[0], tuple(images.shape[3:] if flat else images.shape[2:]), values=_is_readable(images))
+    target.check(images.shape[0], size[1:] if flat else size, values=_is_readable(images))
 
 
 def check_plain(target: Any, images: Tensor) -> None:

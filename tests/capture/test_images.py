@@ -126,3 +126,52 @@ def test_names_that_do_not_fit_the_call(images: Any, args: tuple[Tensor, ...], w
 def test_names_of_the_wrong_type(images: Any) -> None:
     with pytest.raises(tlfx.InputError, match="expected names or positions of arguments, such as 'image' or 0"):
         tlfx.align(TwoInputs(), images=images)
+
+
+class OfFrames(nn.Module):
+    """Logits (batch, classes, frames) of video (batch, frames, channels, height, width)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 4, 4)
+
+    def forward(self, video: Tensor) -> Tensor:
+        logits: Tensor = self.conv(video.flatten(0, 1)).mean((2, 3))
+        return logits.unflatten(0, video.shape[:2]).transpose(1, 2)
+
+
+class OfChannels(OfFrames):
+    """The same of video (batch, channels, frames, height, width)."""
+
+    def forward(self, video: Tensor) -> Tensor:
+        return super().forward(video.transpose(1, 2))
+
+
+def of_video(shares: Tensor) -> tlfx.MixedTarget:
+    zeros = torch.zeros(2, dtype=torch.int64)
+    return tlfx.MixedTarget(first=zeros, second=zeros + 1, mask=shares, num_classes=2, smoothing=0.0)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_mask_shows_the_axis_of_frames(batch: int) -> None:
+    """One model takes both layouts in turn; each frame has the mean of its mask."""
+    shares, video = torch.rand(batch, 1, 5, 8, 8), torch.randn(2, 5, 3, 8, 8)
+    _, first = tlfx.align(OfFrames())(video, of_video(shares))
+    _, second = tlfx.align(OfChannels())(video.transpose(1, 2), of_video(shares))
+    torch.testing.assert_close(first[:, 0], shares.mean((1, 3, 4)).expand(2, 5))
+    torch.testing.assert_close(first, second)
+
+
+def test_a_mask_of_all_frames_fits_both_layouts() -> None:
+    """A mask that differs from frame to frame is another capture."""
+    shares, video = torch.rand(2, 1, 8, 8), torch.randn(2, 5, 3, 8, 8)
+    aligned = tlfx.align(nn.Sequential(OfFrames(), nn.AvgPool1d(5), nn.Flatten()))
+    of_each = (torch.arange(5) == 2).float()[:, None, None] * shares[:, :, None]
+    for mask in (shares, of_each, shares):
+        _, soft = aligned(video, of_video(mask))
+        torch.testing.assert_close(soft[:, 0], mask.flatten(1).mean(1))
+
+
+def test_as_many_frames_as_channels_are_an_error() -> None:
+    with pytest.raises(tlfx.InputError, match=r"axis 1 or axis 2 may hold the frames: pass a mask \(batch, 1, height"):
+        tlfx.align(OfFrames())(torch.randn(2, 3, 3, 8, 8), of_video(torch.rand(2, 1, 3, 8, 8)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 from tlfx._torch import TreeSpec, tree_flatten
 from tlfx.capture.describe import ATOMS, IGNORED, describe
 from tlfx.errors import InputError
+from tlfx.runtime import positions
 
 __all__ = ["Call", "check_floating", "is_channels_last", "is_image"]
 
@@ -27,6 +28,7 @@ class Call:
         tensors: the tensors among the leaves, in the order in which a captured graph takes them.
         places: the tensors that are images, mixed by one mask: the first with a height and a width, unless
             :func:`tlfx.capture.images.choose_images` has chosen others.
+        frames_first: whether the images are video (batch, frames, channels, height, width), as their mask shows.
 
     >>> call = Call.of(torch.zeros(2, 3, 8, 8), scale=0.5)
     >>> call.batch, call.leaves[1:]
@@ -39,6 +41,7 @@ class Call:
     spec: TreeSpec
     tensors: list[Tensor]
     places: tuple[int, ...]
+    frames_first: bool = False
 
     @staticmethod
     def of(*args: Any, **kwargs: Any) -> Call:
@@ -54,11 +57,11 @@ class Call:
             return Call.of(**example)
         return Call.of(*example) if isinstance(example, tuple | list) else Call.of(example)
 
-    def with_images(self, places: Sequence[int]) -> Call:
-        """The same call with other tensors as images."""
-        if tuple(places) == self.places:
+    def with_images(self, places: Sequence[int], frames_first: bool = False) -> Call:
+        """The same call with other tensors as images, or with another order of their axes."""
+        if (tuple(places), frames_first) == (self.places, self.frames_first):
             return self
-        return Call(self.args, self.kwargs, self.leaves, self.spec, self.tensors, tuple(places))
+        return replace(self, places=tuple(places), frames_first=frames_first)
 
     @property
     def images(self) -> Tensor:
@@ -69,6 +72,11 @@ class Call:
     def batch(self) -> int:
         """Number of images."""
         return self.images.shape[0]
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Height and width of the images, after the number of frames of video."""
+        return positions(self.images.shape, self.frames_first)
 
     @property
     def objects(self) -> list[tuple[str, Any]]:
@@ -89,7 +97,7 @@ class Call:
         device = self.images.device.type
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         leaves = tuple([_key_of(x, self.batch) for x in self.leaves])
-        return leaves, str(self.spec), self.places, autocast, torch.get_default_dtype()
+        return leaves, str(self.spec), self.places, self.frames_first, autocast, torch.get_default_dtype()
 
 
 def is_image(x: Tensor) -> bool:

@@ -45,6 +45,8 @@ class Captured:
     graph_module: GraphModule
     images: tuple[str, ...]
     """The names of the inputs that are images, mixed by one mask."""
+    frames_first: bool
+    """Whether they are video (batch, frames, channels, height, width)."""
     out_spec: TreeSpec
     batch: int | None
     """The batch size, where the model could not be captured for any other."""
@@ -85,7 +87,8 @@ def cleaned(
     readings = _readings(model, call, regions, record, ignore_state)
     _watch_values(graph, model, buffers, record.values, watched, readings)
     images = tuple(placeholders[i].name for i in call.places)
-    return Captured(graph_module, images, record.out_spec, batch, regions, watched, readings, gradients)
+    layout = (images, call.frames_first)
+    return Captured(graph_module, *layout, record.out_spec, batch, regions, watched, readings, gradients)
 
 
 def _flat_graph(program: GraphModule, record: ForwardRecord) -> tuple[Graph, dict[str, Any]]:

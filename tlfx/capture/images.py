@@ -11,6 +11,7 @@ from tlfx._torch import tree_leaves
 from tlfx.capture.arguments import Call, check_floating, is_image
 from tlfx.capture.model_class import class_name, own_parameters
 from tlfx.errors import InputError
+from tlfx.runtime import positions
 
 __all__ = ["check_names", "choose_images", "names_of"]
 
@@ -31,16 +32,32 @@ def choose_images(
     """The call with the images chosen that are mixed: the arguments ``wanted``, by name or by position, or the one
     tensor that a mask (batch, K, *size) fits; without a mask, the first tensor that can be images.
 
-    Raises InputError for several tensors that fit, for names of no argument, and for images of several sizes.
+    A mask (batch, K, frames, height, width) tells which axis of video holds the frames.
+
+    Raises InputError for several tensors that fit, for names of no argument, for images of several sizes, and for video
+    with as many channels as frames whose mask differs from frame to frame.
     """
     if wanted is not None:
-        return _named(call, model, wanted)
+        return _with_layout(_named(call, model, wanted), mask)
     fitting = [i for i, x in enumerate(call.tensors) if is_image(x) and _fits(x, call.images, mask)]
     if len(fitting) > 1:
         raise InputError(_ambiguous(call, model, fitting))
     chosen = call.with_images(fitting) if fitting else call
     check_floating(chosen.images)
-    return chosen
+    return _with_layout(chosen, mask)
+
+
+def _with_layout(call: Call, mask: Tensor | None) -> Call:
+    """The call with the axis of frames that a mask of video shows; channels come first by default."""
+    shape = call.images.shape
+    if mask is None or not len(shape) == mask.dim() == 5 or mask.shape[2:] != positions(shape, frames_first=True):
+        return call.with_images(call.places)
+    if mask.shape[2:] == shape[2:]:
+        raise InputError(
+            f"images have shape {tuple(shape)} and the mask {tuple(mask.shape)}, so that axis 1 or axis 2 may hold "
+            "the frames: pass a mask (batch, 1, height, width), the same for all frames, or another number of frames"
+        )
+    return call.with_images(call.places, frames_first=True)
 
 
 def names_of(call: Call, model: nn.Module) -> list[str]:
@@ -108,7 +125,8 @@ def _fits(x: Tensor, first: Tensor, mask: Tensor | None) -> bool:
     if mask is None:
         return x is first or (x.is_floating_point() and (x.shape[0], x.shape[2:]) == (first.shape[0], first.shape[2:]))
     batch = len(mask) in (1, len(x)) if mask.dim() else False
-    return batch and x.is_floating_point() and mask.shape[2:] in (x.shape[2:], x.shape[3:] if x.dim() == 5 else None)
+    sizes = [x.shape[2:], *([x.shape[3:], positions(x.shape, frames_first=True)] if x.dim() == 5 else [])]
+    return batch and x.is_floating_point() and mask.shape[2:] in sizes
 
 
 def _ambiguous(call: Call, model: nn.Module, fitting: Sequence[int]) -> str:

@@ -96,6 +96,7 @@ class Propagator:
         inputs = {n.name: n for n in graph_module.graph.nodes if n.op == "placeholder"}
         self.images = tuple(inputs[name] for name in captured.images)
         self.batch = shapes(self.images[0])[0][0]
+        self._frames_first = captured.frames_first
         self._pixels: Tensor | None = None
         self.values: dict[Node, Any] = {}
         self.operations: dict[Node, Operation] = {}
@@ -199,11 +200,13 @@ class Propagator:
             return self._of_constants(node) if shapes(node) else node.meta.get("val")
         self.operations[node] = Operation.LAYOUT
         shape = shapes(node)[0]
-        size = shape[2:]
+        size = runtime.positions(shape, self._frames_first)
         if self._pixels is None:  # other images have been mixed by the same mask
-            self.state.labels.add(runtime.share, MASK, node, shape=(1,), after=node)
-            self._pixels = self.state.labels.add(runtime.pixels, MASK, node, shape=size, after=node)
-        content = map_of_ids(self._pixels.view(1, 1, 1, *size), self.batch, BatchAxis(0))
+            layout = {"frames_first": True} if self._frames_first else {}
+            self.state.labels.add(runtime.share, MASK, node, shape=(1,), kwargs=layout, after=node)
+            self._pixels = self.state.labels.add(runtime.pixels, MASK, node, shape=size, kwargs=layout, after=node)
+        ids = self._pixels.unsqueeze(1 if self._frames_first else 0)
+        content = map_of_ids(ids.view(1, 1, *ids.shape), self.batch, BatchAxis(0))
         return Value(node, shape, self.batch, Role.CONTENT, (content,))
 
     def _call(self, node: Node) -> Any:

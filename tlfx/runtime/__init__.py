@@ -14,7 +14,7 @@ from tlfx.runtime.convolution import by_group, convolve, convolve_at, filtered, 
 from tlfx.runtime.equation import Equation
 from tlfx.runtime.fused_attention import attention_with_labels
 from tlfx.runtime.gather_scatter import gather_by_output, gather_labels, narrow, scatter_labels
-from tlfx.runtime.labels import average, gather, output, pixels, scan, share, spread, uniform, view
+from tlfx.runtime.labels import average, gather, output, pixels, positions, scan, share, spread, uniform, view
 from tlfx.runtime.softmax_attention import attend_by_operator, attention
 from tlfx.runtime.weighted import (
     attention_by_norm,
@@ -58,6 +58,7 @@ __all__ = [
     "narrow",
     "output",
     "pixels",
+    "positions",
     "resample",
     "resample_at",
     "residual_by_norm",

@@ -13,22 +13,31 @@ from torch import Tensor
 from tlfx.runtime.arithmetic import averaged, label_arithmetic
 from tlfx.runtime.batch_axis import BatchAxis, merge_batch
 
-__all__ = ["average", "gather", "output", "pixels", "scan", "share", "spread", "uniform", "view"]
+__all__ = ["average", "gather", "output", "pixels", "positions", "scan", "share", "spread", "uniform", "view"]
 
 
 @label_arithmetic
-def pixels(mask: Tensor, images: Tensor) -> Tensor:
+def pixels(mask: Tensor, images: Tensor, frames_first: bool = False) -> Tensor:
     """Start (eq. 5): one label for each pixel, from a mask (batch or 1, channels, *size) of shares; one for all samples
-    if they share a mask."""
+    if they share a mask. With ``frames_first``, images are video (batch, frames, channels, height, width)."""
     missing = images.dim() - mask.dim()
     mask = mask.float().reshape(*mask.shape[:2], *[1] * missing, *mask.shape[2:])
-    return mask.expand(-1, -1, *images.shape[2:]).flatten(2).transpose(1, 2)
+    return mask.expand(-1, -1, *positions(images.shape, frames_first)).flatten(2).transpose(1, 2)
+
+
+def positions(shape: Sequence[int], frames_first: bool = False) -> tuple[int, ...]:
+    """Lengths of the axes of pixels: those of images but for the batch and the channels.
+
+    >>> positions((2, 8, 3, 32, 32), frames_first=True)
+    (8, 32, 32)
+    """
+    return (shape[1], *shape[3:]) if frames_first else tuple(shape[2:])
 
 
 @label_arithmetic
-def share(mask: Tensor, images: Tensor) -> Tensor:
+def share(mask: Tensor, images: Tensor, frames_first: bool = False) -> Tensor:
     """The image-level share λ, one label: that of tokens without image content (eq. 5)."""
-    return pixels(mask, images).mean(1, keepdim=True)
+    return pixels(mask, images, frames_first).mean(1, keepdim=True)
 
 
 def spread(labels: Tensor, images: Tensor) -> Tensor:

@@ -17,12 +17,16 @@ aten = torch.ops.aten
 @rule(aten.index)
 def index(op: OpContext, x: Value, indices: Sequence[Value | None]) -> Value:
     """x[indices]."""
+    if len(indices) == 1 and indices[0] is not None and op.chooses_samples(x, 0, indices[0]):
+        return op.choose_samples(x, indices[0])
     return op.take(x, aten.index.Tensor, list(indices), axes=indexed_axes(indices))
 
 
 @rule(aten.index_select)
 def index_select(op: OpContext, x: Value, dim: int, chosen: Value) -> Value:
     """Whole slices along an axis."""
+    if op.chooses_samples(x, dim, chosen):
+        return op.choose_samples(x, chosen)
     return op.take(x, op.target, dim, chosen, axes=[dim])
 
 
@@ -131,6 +135,8 @@ def index_add(op: OpContext, x: Value, dim: int, chosen: Value, source: Value, *
     """Whole slices added to those of x."""
     if op.number(alpha) == 0:
         return op.pointwise(x)
+    if op.holds_samples(source):
+        return op.add_samples(x, dim, chosen, source, alpha)
     return op.put(x, source, aten.index_add.default, [dim, chosen], axes=[dim], adds=True, linear=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from typing import Any
 
 import torch
@@ -22,6 +23,12 @@ class LinearContexts:
         self._batch = batch
         self._finalized: list[tuple[int, Tensor]] = []
         self._weights: list[Node] = []
+
+    def of_batch(self, batch: int) -> LinearContexts:
+        """The same contexts in maps of another number of samples."""
+        same = copy(self)
+        same._batch = batch
+        return same
 
     def finalize(self, ids: Tensor, finalized: Tensor) -> None:
         """Register the ids (out, heads) of a context and the ids (out,) that it has as content."""

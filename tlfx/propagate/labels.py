@@ -24,6 +24,8 @@ class Operand:
     """An operand of a label tensor: the labels with these ids, in the shape of ``ids`` (without the batch)."""
 
     ids: Tensor
+    samples: Node | None = None
+    """The index of the samples whose labels are read, if the label tensor that reads them has labels of all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +60,8 @@ class LabelTensor:
     """Whether the function returns (value, labels) and replaces the node ``after``."""
     by_sample: bool = False
     """Whether the function pairs labels with values that differ from sample to sample, even if they are constants."""
+    samples: Node | None = None
+    """The index of the samples that it has labels of; None for all."""
     kept: Tensor | None = None
 
     @property
@@ -73,7 +77,9 @@ class LabelTensor:
     @property
     def nodes(self) -> list[Node]:
         """The nodes of the graph among the arguments."""
-        leaves = (a.node if isinstance(a, NodeFunction) else a for a in tree_leaves((self.args, self.kwargs)))
+        leaves = (
+            a.node if isinstance(a, NodeFunction) else a for a in tree_leaves((self.args, self.kwargs, self.samples))
+        )
         return [a for a in leaves if isinstance(a, Node)]
 
     @property
@@ -95,7 +101,7 @@ class LabelTensor:
     def _elements(self, arg: Any, needed: Tensor) -> Any:
         """The part of an argument that ``needed`` labels read; a tensor among them has one entry for each label."""
         if isinstance(arg, Operand):
-            return Operand(arg.ids.flatten(0, len(self.shape) - 1)[needed])
+            return replace(arg, ids=arg.ids.flatten(0, len(self.shape) - 1)[needed])
         return arg[needed] if isinstance(arg, Tensor) else arg
 
     def _with_queries(self, needed: Tensor) -> LabelTensor:

@@ -132,6 +132,7 @@ class Propagator:
             for source in reads.get(node, ()):
                 self._free(source)
         self.state.layers.check_all_match()
+        self.state.subsets.check_all(graph.output_node().all_input_nodes)
         op = OpContext(graph.output_node(), (), {}, self.state)
         outputs = read_outputs(op, self.values)
         recorded = observer.choose(self.options.record, op) if observer else ObservedLabels()
@@ -192,6 +193,7 @@ class Propagator:
             return self._call(node)
         self.values[node] = self._of_constants(node)
         if node is call.last:  # stands for the whole call
+            self.state.subsets.check_all(x for x in call.inputs if isinstance(x, Node))
             self._ruled_calls.apply(call)
         return self.values[node]
 
@@ -220,14 +222,19 @@ class Propagator:
             if written is None or not self._writes.reaches_content(written):
                 return self._of_constants(node)
         try:
-            out, self.operations[node] = apply_rule(node, args, kwargs, self.state)
+            state = self.state.subsets.visit(node, self._from_images(node), self.state)
+            out, self.operations[node] = apply_rule(node, args, kwargs, state)
         except TlfxError:
             if node in self._read:
                 raise
             return None  # no output depends on it: it computes state that the model keeps, whose labels nobody reads
         if written is not None and isinstance(out, Value):
-            self._writes.write(written, out, OpContext(node, args, kwargs, self.state))
+            self._writes.write(written, out, OpContext(node, args, kwargs, state))
         return out
+
+    def _from_images(self, node: Node) -> list[Node]:
+        """The operands of a node that depend on the images."""
+        return [n for n in node.all_input_nodes if any(not v.is_constant for v in _values_in(self.values[n]))]
 
     def _look_up(self, arg: Any) -> Any:
         return self.values[arg] if isinstance(arg, Node) else arg
@@ -239,6 +246,10 @@ class Propagator:
             return hint(leaves[0]) if len(leaves) == 1 else None
         values = [Value(node, shape, self.batch) for shape in sizes]
         return self.state.tokens.as_token(values[0]) if isinstance(node.meta["val"], Tensor) else values
+
+
+def _values_in(x: Any) -> list[Value]:
+    return [v for v in tree_leaves(x) if isinstance(v, Value)]
 
 
 def _size_arithmetic(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -17,6 +17,7 @@ from tlfx.propagate.contexts import LinearContexts
 from tlfx.propagate.labels import LabelTable
 from tlfx.propagate.layers import LayerSelection
 from tlfx.propagate.options import Options
+from tlfx.propagate.subsets import SampleSubsets
 from tlfx.propagate.tokens import LearnedTokens
 
 __all__ = ["PropagationState"]
@@ -38,6 +39,9 @@ class PropagationState:
     layers: LayerSelection
     scales: BranchScales
     tokens: LearnedTokens
+    subsets: SampleSubsets = field(default_factory=SampleSubsets)
+    samples: Node | None = None
+    """The index of the samples that the operators of a branch see; None for all."""
     scores: dict[Node, tuple[Tensor, ...]] = field(default_factory=dict)
     """Nodes that join scores of queries with content, by the maps that they have as mixing weights, which a softmax
     makes of them."""

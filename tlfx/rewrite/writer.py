@@ -191,8 +191,8 @@ class _Writer:
                 self.functions.check_read(label.after, leaf.node if isinstance(leaf, NodeFunction) else leaf)
         self.position[label.first : label.first + label.size] = label.position()
         for_each = place not in self.shared
-        args = tuple(self._operand(a, after, for_each) for a in label.args)
-        kwargs = {k: self._operand(v, after, for_each) for k, v in label.kwargs.items()}
+        args = tuple(self._operand(a, after, for_each, label.samples) for a in label.args)
+        kwargs = {k: self._operand(v, after, for_each, label.samples) for k, v in label.kwargs.items()}
         if "queries" in kwargs and not is_range(kwargs["queries"]):
             kwargs["queries"] = self._constant(torch.tensor(kwargs["queries"]), "queries", after)
         node = self._insert(after, label.function, args, kwargs, "both" if label.replaces_node else "label")
@@ -211,9 +211,9 @@ class _Writer:
         value.name = name
         return label
 
-    def _operand(self, value: Any, after: Node, for_each: bool) -> Any:
+    def _operand(self, value: Any, after: Node, for_each: bool, samples: Node | None) -> Any:
         if isinstance(value, Operand):
-            return self._read(value.ids, after, for_each)
+            return self._read(value.ids, after, for_each, value.samples or samples)
         if isinstance(value, NodeFunction):
             return self._of_node(value, after)
         if isinstance(value, Tensor):
@@ -233,14 +233,15 @@ class _Writer:
             self.known[key] = self._insert(after, value.function, (self.copies[value.node],), value.kwargs, "function")
         return self.known[key]
 
-    def _read(self, ids: Tensor, after: Node, for_each: bool) -> Node:
-        """The labels with these ids, in the shape of ``ids``: for each sample, or once for all that share a mask."""
-        key = ("labels", digest(ids), for_each)
+    def _read(self, ids: Tensor, after: Node, for_each: bool, samples: Node | None = None) -> Node:
+        """The labels with these ids, in the shape of ``ids``: for each sample, or once for all that share a mask; of
+        the samples at an index only, if it is given."""
+        key = ("labels", digest(ids), for_each, samples)
         if key not in self.known:
-            self.known[key] = self._view_or_copy(ids, after, for_each)
+            self.known[key] = self._view_or_copy(ids, after, for_each, samples)
         return self.known[key]
 
-    def _view_or_copy(self, ids: Tensor, after: Node, for_each: bool) -> Node:
+    def _view_or_copy(self, ids: Tensor, after: Node, for_each: bool, samples: Node | None) -> Node:
         """A view of a label tensor where strides can read the ids, else a copy by index."""
         owners = self.propagation.labels.owners(ids)
         places = _in_order(owners.flatten())
@@ -248,7 +249,7 @@ class _Writer:
         offset = torch.zeros(len(self.propagation.labels.tensors), dtype=torch.int64)
         offset[places] = torch.tensor([0, *itertools.accumulate(self.live[p].count for p in places[:-1])])
         index = self.position[ids] + offset[owners]
-        labels = [self._spread(p, after) if for_each and p in self.shared else self.written[p] for p in places]
+        labels = [self._of_samples(p, after, for_each, samples) for p in places]
         strided = find_strides(index)
         if torch.equal(index.flatten(), torch.arange(sum(self.live[p].count for p in places))):
             if len(labels) == 1 and ids.dim() == 1:
@@ -258,6 +259,16 @@ class _Writer:
             args = (labels[0], *strided, int(index.flatten()[0]), tuple(ids.shape))
             return self._insert(after, runtime.view, args, {}, "labels")
         return self._insert(after, runtime.gather, (labels, self._constant(index, "index", after)), {}, "labels")
+
+    def _of_samples(self, place: int, after: Node, for_each: bool, samples: Node | None) -> Node:
+        """A label tensor as it is read: for each sample, or for those at an index."""
+        label = self._spread(place, after) if for_each and place in self.shared else self.written[place]
+        if samples is None or self.live[place].samples is samples:
+            return label
+        key = ("samples", place, samples)
+        if key not in self.known:
+            self.known[key] = self._insert(after, runtime.select_samples, (label, self.copies[samples]), {}, "label")
+        return self.known[key]
 
     def _spread(self, place: int, after: Node) -> Node:
         """A label that is the same for all samples of one mask, for each of them."""

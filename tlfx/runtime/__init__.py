@@ -13,7 +13,14 @@ from tlfx.runtime.contraction import context, finalize, mix
 from tlfx.runtime.convolution import by_group, convolve, convolve_at, filtered, kernel_weights, resample, resample_at
 from tlfx.runtime.equation import Equation
 from tlfx.runtime.fused_attention import attention_with_labels
-from tlfx.runtime.gather_scatter import gather_by_output, gather_labels, narrow, scatter_labels
+from tlfx.runtime.gather_scatter import (
+    gather_by_output,
+    gather_labels,
+    narrow,
+    put_samples,
+    scatter_labels,
+    select_samples,
+)
 from tlfx.runtime.labels import average, gather, output, pixels, positions, scan, share, spread, uniform, view
 from tlfx.runtime.softmax_attention import attend_by_operator, attention
 from tlfx.runtime.weighted import (
@@ -59,12 +66,14 @@ __all__ = [
     "output",
     "pixels",
     "positions",
+    "put_samples",
     "resample",
     "resample_at",
     "residual_by_norm",
     "residual_by_scale",
     "scan",
     "scatter_labels",
+    "select_samples",
     "share",
     "split_batch",
     "spread",

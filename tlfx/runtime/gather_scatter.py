@@ -12,7 +12,7 @@ from tlfx._torch import tree_map
 from tlfx.runtime.arithmetic import TINY, label_arithmetic, with_mass
 from tlfx.runtime.batch_axis import BatchAxis, merge_batch, split_batch
 
-__all__ = ["gather_by_output", "gather_labels", "narrow", "scatter_labels"]
+__all__ = ["gather_by_output", "gather_labels", "narrow", "put_samples", "scatter_labels", "select_samples"]
 
 
 @label_arithmetic
@@ -90,6 +90,16 @@ def _masses(labels: Tensor, valid: Tensor | int, where: BatchAxis) -> Tensor:
 def _no_masses(value: Tensor, channels: int, once: Sequence[int]) -> Tensor:
     zeros = torch.zeros_like(narrow(value, once), dtype=torch.float32)
     return zeros[..., None].expand(*zeros.shape, channels)
+
+
+def select_samples(labels: Tensor, index: Tensor) -> Tensor:
+    """Labels of some samples: those at an index of the batch."""
+    return labels.index_select(0, index)
+
+
+def put_samples(labels: Tensor, part: Tensor, index: Tensor) -> Tensor:
+    """Labels of all samples, of which those at an index are replaced by those of a part."""
+    return labels.index_copy(0, index, part)
 
 
 def narrow(values: Any, once: Sequence[int]) -> Any:

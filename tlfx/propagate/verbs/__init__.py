@@ -10,12 +10,13 @@ from tlfx.propagate.state import PropagationState
 from tlfx.propagate.verbs.attend import Attention
 from tlfx.propagate.verbs.frequency import Frequency
 from tlfx.propagate.verbs.own_weights import OwnWeights
+from tlfx.propagate.verbs.samples import Samples
 from tlfx.propagate.verbs.scattered import Scattered
 
 __all__ = ["CallContext", "OpContext"]
 
 
-class OpContext(Attention, Frequency, Scattered, OwnWeights):
+class OpContext(Attention, Frequency, Scattered, OwnWeights, Samples):
     """One call of an operator as its rule sees it: its shapes, and every verb that a rule can use."""
 
 

@@ -69,7 +69,7 @@ class Verbs:
 
     @property
     def batch(self) -> int:
-        """Batch size of the analysis."""
+        """Batch size of the analysis, or the number of samples that a branch sees."""
         return self.state.batch
 
     @property
@@ -152,7 +152,8 @@ class Verbs:
 
     def label(self, function: Callable[..., Any], *args: Any, shape: Sequence[int], **options: Any) -> Tensor:
         """New labels computed by a function of :mod:`tlfx.runtime`; returns their ids, in ``shape``."""
-        return self.state.labels.add(function, *args, shape=tuple(shape), **{"after": self.node, **options})
+        options = {"after": self.node, "samples": self.state.samples, **options}
+        return self.state.labels.add(function, *args, shape=tuple(shape), **options)
 
     def resolve(self, x: Value) -> Value:
         """A context (kᵀv) used as content by itself: its labels averaged over heads."""

@@ -118,10 +118,7 @@ class Residual(Combined):
         if residual == "average" or not bool(differ.any()):
             return self._averaged(a, b)
         if scales is None or self.node in (a.node, b.node):
-            raise InputError(
-                f"residual={residual!r} needs both summands of {self.node.name}, which computes one of them, or its "
-                "scale, itself: use residual='average', or write it as two operators"
-            )
+            raise self._without_summands()
         sizes = tuple(map(abs, scales))
         weights = {} if sizes == (1, 1) else {"scales": sizes}
         if residual == "norm":
@@ -130,6 +127,12 @@ class Residual(Combined):
         if not weights and not any(scales_of):
             return self._averaged(a, b)
         return self._averaged(a, b, runtime.residual_by_scale, scales_of, weights)
+
+    def _without_summands(self) -> InputError:
+        return InputError(
+            f"residual={self.policy.residual!r} needs both summands of {self.node.name}, which computes one of them, "
+            "or its scale, itself: use residual='average', or write it as two operators"
+        )
 
     def _by_norm(self, a: Value, b: Value, weights: dict[str, Any]) -> Value:
         """Differing ids by the norms of the two values, each place by itself."""

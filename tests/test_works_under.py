@@ -345,6 +345,32 @@ def test_compiled_without_a_graph_break(checkpointed: bool) -> None:
     assert torch.equal(compiled(*batch())[0], plain(batch()[0]))
 
 
+@pytest.mark.parametrize(
+    ("mode", "autocast"),
+    [
+        (None, False),
+        pytest.param(None, True, marks=pytest.mark.slow),
+        pytest.param("reduce-overhead", False, marks=pytest.mark.slow),
+    ],
+)
+def test_compiled_by_inductor(mode: str | None, autocast: bool) -> None:
+    """Without a break, if the capture is made under the autocast of the call."""
+    torch.compiler.reset()
+    images, target = batch()
+    plain, model = vit(depth=1), vit(depth=1)
+    near = partial(torch.testing.assert_close, rtol=0, atol=2e-2 if autocast else 1e-5)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        tlfx.align(model, example=images)
+        logits, soft = torch.compile(model, mode=mode, fullgraph=True)(images, target)
+        expected = plain(images)
+        near(logits, expected)
+        near(soft, model(images, target)[1])
+    for output in (logits, expected):
+        output.float().logsumexp(1).mean().backward()
+    for one, other in zip(gradients(model), gradients(plain), strict=True):
+        near(one, other)
+
+
 @pytest.mark.slow
 def test_compiled_before_the_first_capture_and_in_another_mode() -> None:
     """Each capture breaks the graph once; what was compiled for another mode is not used."""

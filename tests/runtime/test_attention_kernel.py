@@ -17,7 +17,7 @@ from torch import Tensor
 from tlfx import runtime
 from tlfx.runtime import BatchAxis, Equation
 from tlfx.runtime.kernel_attention import attention_by_kernel
-from tlfx.runtime.kernels import kernel
+from tlfx.runtime.kernels import load_kernels
 
 pytest.importorskip("triton")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -115,11 +115,31 @@ def test_where_the_kernel_cannot(changed: dict[str, Any]) -> None:
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     query, labels = torch.randn(2, 2, 5, 8), torch.rand(2, 1, 1, 5, 1)
     monkeypatch.setitem(sys.modules, "tlfx.runtime.attention_kernel", None)
-    kernel.cache_clear()
+    load_kernels()
     try:
         assert attention_by_kernel(query, query, labels, EQUATION, where=ONE) is None
     finally:
-        kernel.cache_clear()
+        monkeypatch.undo()
+        load_kernels()
+
+
+@compiled
+@pytest.mark.parametrize("options", [{}, {"queries": (0, 2)}, {"queries": (0, 2), "causal": True}])
+def test_a_graph_that_calls_it_is_compiled_without_a_break(options: dict[str, Any]) -> None:
+    """Up to the kernel itself, which needs a GPU."""
+    calls: list[Any] = []
+
+    def record(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        calls.extend(n.target for n in graph.graph.nodes if n.op == "call_function")
+        return lambda *args: (torch.rand(2, 1, 1, 2 if options else 5, 1).flatten(1, -2),)
+
+    def labels_of(query: Tensor, labels: Tensor) -> Tensor | None:
+        return attention_by_kernel(query, query, labels, EQUATION, where=ONE, **options)
+
+    load_kernels()
+    torch.compiler.reset()
+    torch.compile(labels_of, backend=record, fullgraph=True)(torch.randn(2, 2, 5, 8), torch.rand(2, 1, 1, 5, 1))
+    assert torch.ops.tlfx.attention_labels.default in calls or torch.ops.tlfx.attention_labels in calls
 
 
 @compiled

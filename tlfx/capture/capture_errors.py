@@ -105,9 +105,11 @@ def check_sizes(kind: str, graph: Graph) -> None:
     """Raise CaptureError if the size of any tensor of a graph depends on the data."""
     node = unknown_size(graph)
     if node is not None:
+        repeats = getattr(node.target, "overloadpacket", None) is torch.ops.aten.repeat_interleave
+        remedy = f"{_REMEDY} A mask that never changes can be indices, mask.nonzero(), made once."
         raise CaptureError(
-            f"{kind} has a tensor whose size depends on the data, so that labels have no fixed rows\n"
-            f"{describe(node)}\n{_REMEDY} A mask that never changes can be indices, mask.nonzero(), made once."
+            f"{kind} has a tensor whose size depends on the data, so that labels have no fixed rows\n{describe(node)}\n"
+            + ("Pass output_size=, the sum of the repeats, to repeat_interleave." if repeats else remedy)
         )
 
 

@@ -35,6 +35,7 @@ from tlfx.rewrite.functions import FunctionCalls
 from tlfx.rewrite.residuals import fuse_residuals
 from tlfx.rewrite.strides import find_strides
 from tlfx.runtime.equation import is_range
+from tlfx.runtime.kernels import load_kernels
 
 __all__ = ["AlignedGraph", "read_labels", "rewrite"]
 
@@ -137,6 +138,7 @@ class _Writer:
         self.graph.output((map_arg(outputs, lambda n: self.copies[n]), labels + recorded))
         if self.propagation.device.type != "cpu":  # where each call is a kernel to launch
             fuse_residuals(self.graph, self.innermost)
+            load_kernels()
         self.graph.lint()
         return self._module()
 

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-from tlfx.runtime.kernels import strides
+from tlfx.runtime.kernels import device_of, strides
 
 __all__ = ["attention_labels", "attention_labels_kernel", "most_rows"]
 
@@ -160,16 +160,17 @@ def attention_labels(
     wide = max(16, triton.next_power_of_2(width))
     most = most_rows(wide, 4 if widen else query.element_size())
     rows, columns = (max(16, min(most, triton.next_power_of_2(n))) for n in (count, keys))
-    _KERNEL[(batch * groups * inner * triton.cdiv(count, rows),)](
-        query, key, labels, *(labels if x is None else x for x in (own, mask, index, residual)), out,
-        groups, inner, count, keys, width, scale * _LOG2E.value,
-        *query.stride(), *key.stride(), *labels.stride(), *strides(own, 5),
-        *strides(residual, 5), *strides(mask, 6),
-        HEADS=heads, PER_KEY=heads // key.shape[3], CHANNELS=channels,
-        CHANNEL_BLOCK=triton.next_power_of_2(channels), WIDTH_BLOCK=wide, ROWS=rows, COLUMNS=columns,
-        WIDEN=widen, CAUSAL=causal, MASK=0 if mask is None else 1 if mask.dtype == torch.bool else 2,
-        OWN=own is not None, INDEX=index is not None, RESIDUAL=residual is not None, num_warps=4,
-    )  # fmt: skip
+    with device_of(labels):
+        _KERNEL[(batch * groups * inner * triton.cdiv(count, rows),)](
+            query, key, labels, *(labels if x is None else x for x in (own, mask, index, residual)), out,
+            groups, inner, count, keys, width, scale * _LOG2E.value,
+            *query.stride(), *key.stride(), *labels.stride(), *strides(own, 5),
+            *strides(residual, 5), *strides(mask, 6),
+            HEADS=heads, PER_KEY=heads // key.shape[3], CHANNELS=channels,
+            CHANNEL_BLOCK=triton.next_power_of_2(channels), WIDTH_BLOCK=wide, ROWS=rows, COLUMNS=columns,
+            WIDEN=widen, CAUSAL=causal, MASK=0 if mask is None else 1 if mask.dtype == torch.bool else 2,
+            OWN=own is not None, INDEX=index is not None, RESIDUAL=residual is not None, num_warps=4,
+        )  # fmt: skip
     return out
 
 

@@ -34,7 +34,7 @@ def attention_by_kernel(
 ) -> Tensor | None:
     """As :func:`tlfx.runtime.attention`, by one kernel; None where there is none: without Triton, in float64, for heads
     wider than 256, more than 16 label channels, or labels that vary along several axes of heads."""
-    labels_by = kernel("attention_kernel", "attention_labels")
+    labels_by = kernel("attention_labels")
     axes = _Axes.of(query, key, labels, equation, where) if _is_supported(query, key, labels, mask) else None
     if labels_by is None or axes is None:
         return None

@@ -26,7 +26,7 @@ def mix_by_kernel(
     """As :func:`tlfx.runtime.mix`, of a weight (batch or 1, *shape), by one kernel; None where there is none: without
     Triton, in float64, for more than 16 label channels, several axes of heads or of keys, or more than two along which
     the labels of the output vary."""
-    mixed = kernel("mixing_kernel", "mix_labels")
+    mixed = kernel("mix_labels")
     length = _lengths(weight, labels, equation)
     axes = _axes(equation, length)
     if mixed is None or axes is None or not _is_supported(weight, labels):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 from collections.abc import Callable
-from typing import cast
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
-__all__ = ["MOST_CHANNELS", "TYPES", "kernel", "strides"]
+from tlfx._torch import is_fake
+
+__all__ = ["MOST_CHANNELS", "TYPES", "device_of", "kernel", "load_kernels", "strides"]
 
 TYPES = (torch.float16, torch.bfloat16, torch.float32)
 """Types of weights, queries and keys."""
@@ -18,13 +19,31 @@ MOST_CHANNELS = 16
 """Most label channels: each takes another pass over the weights of a block."""
 
 
-@functools.cache
-def kernel(module: str, name: str) -> Callable[..., Tensor] | None:
-    """An operator of a module of this package, which is imported when it is needed first; None without Triton."""
-    try:
-        return cast(Callable[..., Tensor], getattr(importlib.import_module(f"tlfx.runtime.{module}"), name))
-    except ImportError:
-        return None
+_MODULES = {"attention_labels": "attention_kernel", "mix_labels": "mixing_kernel"}
+_LOADED: dict[str, Callable[..., Tensor] | None] = {}
+
+
+def load_kernels() -> None:
+    """Import the operators, which takes Triton; a graph that calls them is compiled without a break only afterwards."""
+    for name, module in _MODULES.items():
+        try:
+            _LOADED[name] = getattr(importlib.import_module(f"tlfx.runtime.{module}"), name)
+        except ImportError:
+            _LOADED[name] = None
+
+
+def kernel(name: str) -> Callable[..., Tensor] | None:
+    """An operator of this package by its name, imported when it is needed first; None without Triton."""
+    if name not in _LOADED:
+        load_kernels()
+    return _LOADED[name]
+
+
+def device_of(tensor: Tensor) -> AbstractContextManager[None]:
+    """A context in which kernels are launched on the device of a tensor: Triton launches them on the current one."""
+    if not tensor.is_cuda or is_fake(tensor) or tensor.get_device() == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(tensor.device)
 
 
 def strides(tensor: Tensor | None, rank: int) -> tuple[int, ...]:

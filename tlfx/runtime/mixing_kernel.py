@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
 from tlfx.runtime.arithmetic import TINY
-from tlfx.runtime.kernels import strides
+from tlfx.runtime.kernels import device_of, strides
 
 __all__ = ["mix_labels", "mix_labels_kernel"]
 
@@ -102,10 +102,11 @@ def mix_labels(weight: Tensor, labels: Tensor, own: Tensor | None, residual: Ten
     channels = labels.shape[-1]
     out = labels.new_empty(batch, groups, inner, count, channels)
     rows, columns = (min(most, triton.next_power_of_2(n)) for most, n in ((_ROWS, count), (_COLUMNS, keys)))
-    _KERNEL[(batch * groups * inner * triton.cdiv(count, rows),)](
-        weight, labels, *(labels if x is None else x for x in (own, residual)), out, groups, inner, count, keys,
-        *weight.stride(), *labels.stride(), *strides(own, 5), *strides(residual, 5),
-        HEADS=heads, CHANNELS=channels, CHANNEL_BLOCK=triton.next_power_of_2(channels), ROWS=rows, COLUMNS=columns,
-        SIZE=size, OWN=own is not None, RESIDUAL=residual is not None, num_warps=4,
-    )  # fmt: skip
+    with device_of(labels):
+        _KERNEL[(batch * groups * inner * triton.cdiv(count, rows),)](
+            weight, labels, *(labels if x is None else x for x in (own, residual)), out, groups, inner, count, keys,
+            *weight.stride(), *labels.stride(), *strides(own, 5), *strides(residual, 5),
+            HEADS=heads, CHANNELS=channels, CHANNEL_BLOCK=triton.next_power_of_2(channels), ROWS=rows, COLUMNS=columns,
+            SIZE=size, OWN=own is not None, RESIDUAL=residual is not None, num_warps=4,
+        )  # fmt: skip
     return out

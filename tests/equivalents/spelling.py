@@ -142,4 +142,19 @@ def label_matrices(group: Group, *names: str, batch: int = BATCH, shared: bool =
     gradients = [[p.grad for p in model.parameters() if p.grad is not None] for model in (aligned, plain)]
     assert len(gradients[0]) == len(gradients[1])
     assert all(map(torch.equal, *gradients))
-    return {name: label.detach() for name, label in zip(names, soft, strict=True)}
+    matrices = [label.detach() for label in soft]
+    assert_mixtures(aligned, images, matrices)
+    return dict(zip(names, matrices, strict=True))
+
+
+def assert_mixtures(aligned: Any, images: Tensor, matrices: list[Tensor]) -> None:
+    """Labels of two mixed images are those of the matrices: linear in the mask of each sample, whatever its place in
+    the batch."""
+    mask = torch.rand(len(images), 1, SIDE, SIDE, generator=torch.Generator().manual_seed(5))
+    zeros = torch.zeros(len(images), dtype=torch.int64)
+    target = tlfx.MixedTarget(first=zeros, second=zeros + 1, mask=mask.flip(0), num_classes=2, smoothing=0.0)
+    with torch.no_grad():
+        _, soft = aligned(images.flip(0), target)
+    for label, matrix in zip(soft, matrices, strict=True):
+        expected = torch.einsum("b...t,bt->b...", matrix, mask.flatten(1))
+        torch.testing.assert_close(label.flip(0), torch.stack((expected, 1 - expected), -1), rtol=0, atol=1e-5)

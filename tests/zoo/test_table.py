@@ -15,7 +15,8 @@ def row(model: str, **cells: str) -> dict[str, str]:
 
 def test_columns() -> None:
     assert [Operation(name) for name in OPERATIONS] == list(Operation)
-    assert len(FIGURES) == len(INVARIANTS)
+    measured = (*(invariant.name for invariant in INVARIANTS), "extra", "missing")
+    assert tuple(f"check_{name}" for name in measured) == FIGURES
     assert len(set(COLUMNS)) == len(COLUMNS)
 
 

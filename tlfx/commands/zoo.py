@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("patterns", metavar="PATTERN", nargs="*", help="shell patterns, such as 'vit_*'")
     parser.add_argument("-o", "--output", metavar="CSV", type=Path, default=Path("zoo.csv"), help="default: zoo.csv")
     parser.add_argument("--smallest", action="store_true", help="only the smallest model of each family")
-    parser.add_argument("--check", action="store_true", help="also measure the invariants (see tlfx check)")
+    parser.add_argument("--check", action="store_true", help="also measure what tlfx check does")
     parser.add_argument("--fresh", action="store_true", help="analyse models in the file again")
     parser.add_argument(
         "--jobs",

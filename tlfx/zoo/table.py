@@ -17,8 +17,8 @@ __all__ = ["COLUMNS", "FIGURES", "OPERATIONS", "Row", "append", "read", "write"]
 Row = dict[str, str]
 
 OPERATIONS = tuple(operation.value for operation in Operation)
-FIGURES = tuple(f"check_{invariant.name}" for invariant in INVARIANTS)
-"""The columns of the invariants; empty if they were not measured."""
+FIGURES = (*(f"check_{invariant.name}" for invariant in INVARIANTS), "check_extra", "check_missing")
+"""The columns of the invariants and of the support of labels; empty if they were not measured."""
 COLUMNS = (
     "model", "family", "status", "image", "parameters", "nodes", *OPERATIONS, "capture_seconds", "analysis_seconds",
     *FIGURES, "reason",

@@ -99,10 +99,13 @@ def _analyse(row: dict[str, Any], model: nn.Module, images: Tensor) -> None:
 def _check(row: dict[str, Any], model: nn.Module, images: Tensor) -> None:
     """Add the figures of the invariants; the status is failed if any is broken."""
     from tlfx.analysis.invariants import measure
+    from tlfx.analysis.support import SUPPORT, measure_support
 
-    figures = measure(model, tuple(images.shape[1:]))
-    row |= {c: float(f"{getattr(figures, i.name):.1e}") for c, i in zip(FIGURES, INVARIANTS, strict=True)}
-    broken = [f"{i.name} {getattr(figures, i.name):.1e}" for i in INVARIANTS if not figures.holds(i)]
+    size = tuple(images.shape[1:])
+    figures, support = measure(model, size), measure_support(model, size)
+    measured = [*((i, float(getattr(figures, i.name))) for i in INVARIANTS), (SUPPORT, support.extra)]
+    row |= {c: float(f"{x:.1e}") for c, x in zip(FIGURES, [*(x for _, x in measured), support.missing], strict=True)}
+    broken = [f"{invariant.name} {x:.1e}" for invariant, x in measured if x > invariant.tolerance]
     if broken:
         row |= {"status": "failed", "reason": f"broken invariants: {', '.join(broken)}"}
 

@@ -30,6 +30,20 @@ def test_labels_are_the_same_by_fewer_calls(fused: bool) -> None:
     torch.testing.assert_close(aligned(images, mask)[1], expected)
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_block_adds_one_call(fused: bool) -> None:
+    """Of one kernel on a GPU: attention, its heads and the residual connection."""
+    counts: list[int] = []
+    for depth in (2, 4):
+        model: Any = helpers.vit(depth=depth)
+        for block in model.blocks:
+            block.attn.fused_attn = fused
+        graph = trace(model.eval(), torch.randn(2, 3, 16, 16), Options(attention="fused")).rewrite().graph
+        fuse_residuals(graph, {})
+        counts.append(sum(getattr(node.target, "__module__", "").startswith("tlfx.runtime") for node in graph.nodes))
+    assert counts[1] - counts[0] == 2
+
+
 def test_labels_that_are_read_elsewhere_stay() -> None:
     model: Any = helpers.vit(depth=1)
     aligned = trace(model.eval(), torch.randn(2, 3, 16, 16), Options(attention="fused")).rewrite()

@@ -11,7 +11,7 @@ from command import tlfx, tlfx_process
 
 import tlfx as package
 from tlfx.analysis.speed import Settings
-from tlfx.commands.suite import Case, cases_of, cells, measure
+from tlfx.commands.suite import Case, cases_of, cells, data, measure
 
 QUICK = ("--batch", "2", "--pairs", "2", "--device", "cpu", "--threads", "1")
 TWO = """
@@ -79,6 +79,10 @@ def test_a_case_of_the_suite() -> None:
     assert found.compile_ratio is None
     assert cells(found)[4] == "1.03"
     assert cells(found)[8] == f"{plain.kernels} → {aligned.kernels}"
+    row = data(found)
+    assert (row["limit"], row["labels_add_limit"], row["compile_ratio"]) == (1.03, 0.15, None)
+    assert row["labels_add"] == round(found.added_call, 4)
+    assert row["aligned"]["kernels"] == aligned.kernels
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -179,7 +179,21 @@ def suite(args: argparse.Namespace) -> tuple[list[dict[str, Any]], Table]:
         text = "".join(f"| {' | '.join(cells)} |\n" for cells in (*heads, *rows))
         write_atomically(args.markdown, lambda raw: raw.write(f"{_machine(device)}\n\n{text}".encode()))
         output.wrote(args.markdown)
-    return [{"case": m.case.title, **{k: figures(t) for k, t in m.timings.items()}} for m in found], table
+    return [{"machine": _machine(device), **data(each)} for each in found], table
+
+
+def data(measured: Measured) -> dict[str, Any]:
+    """A case for JSON: its limits, what labels add to the call, the ratio of the first steps if compiled, and the
+    figures of each kind of step."""
+    case, compiled = measured.case, measured.compile_ratio
+    return {
+        "case": case.title,
+        "limit": case.bar,
+        "labels_add": round(measured.added_call, 4),
+        "labels_add_limit": case.call_bar,
+        "compile_ratio": None if compiled is None else round(compiled, 3),
+        **{kind: figures(timing) for kind, timing in measured.timings.items()},
+    }
 
 
 _COLUMNS = (

@@ -98,3 +98,14 @@ def test_a_model_that_is_not_aligned_or_has_several_outputs_is_refused(tmp_path:
     ):
         fit(module, tmp_path, LambdaGap())
     assert not module.model._forward_hooks
+
+
+def test_a_model_is_not_captured_again_because_lightning_notes_that_it_was_compiled() -> None:
+    """Lightning replaces torch.compile when it is imported; another capture would break the compiled graph."""
+    torch.compiler.reset()
+    images, labels = torch.randn(4, 3, 16, 16), torch.arange(4)
+    model = tlfx.align(small_model(), example=images)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert model._compile_kwargs == {"backend": "eager", "fullgraph": True}
+    logits, _ = compiled(*CutMix(num_classes=4)(images, labels))
+    assert logits.shape == (4, 4)

@@ -35,8 +35,9 @@ _PLAIN = frozenset((bool, int, float, str, type(None)))
 _MANY = 10_000
 """An object from which more values than this can be reached is compared by identity."""
 
-INTERNAL = frozenset(vars(nn.Module())) - {"training"} | {*COMPILED, "_tlfx"}
-"""Attributes of every module, of torch or tlfx: what a forward depends on in them is compared separately."""
+INTERNAL = frozenset(vars(nn.Module())) - {"training"} | {*COMPILED, "_tlfx", "_compile_kwargs"}
+"""Attributes of every module, of torch or tlfx: what a forward depends on in them is compared separately. In the last,
+Lightning notes how a model was compiled."""
 
 
 def describe(value: Any) -> Any:

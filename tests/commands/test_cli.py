@@ -96,7 +96,7 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
         (["fluctuation", "test_vit", "--csv", f"{__file__}/x.csv"], "test_cli.py' is not a directory"),
         (["zoo", "test_vit", "-o", f"{__file__}/x.csv"], "test_cli.py' is not a directory"),
         (["zoo", "test_vit", "-o", "absent/x.csv"], "'absent' does not exist; create it first"),
-        (["zoo", "test_vit", "-o", __file__], "is no table of models, which tlfx zoo would replace"),
+        (["zoo", "test_vit", "-o", __file__], "is not a table of models, and tlfx zoo would replace it"),
         (
             ["inspect", "test_vit", "--module", "blokcs.*"],
             "--module 'blokcs.*' matches no module with nodes; similar names are ",

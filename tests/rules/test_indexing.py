@@ -191,7 +191,6 @@ def test_an_order_for_each_channel() -> None:
 
 ACROSS: dict[str, Callable[..., Any]] = {
     "chosen by the image": lambda x: x.index_select(0, x.sum((1, 2, 3)).argsort()),
-    "shuffled by chance": lambda x: x + x[torch.randperm(x.shape[0])],
     "shuffled with the tokens": lambda x: x[torch.randperm(x.shape[0])[:, None], :, scores(x).argmax(1)[:, None] % 3],
     "flipped": lambda x: x[torch.arange(x.shape[0] - 1, -1, -1), :, x.sum((1, 2, 3)).long() % 3],
     "scattered": lambda x: torch.zeros_like(x).index_copy(0, torch.randperm(x.shape[0]), x),

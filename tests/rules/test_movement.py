@@ -292,7 +292,7 @@ def test_as_strided_reads_and_writes_nothing_but_its_input() -> None:
         return out
 
     check_moves(written, SIZE)
-    with pytest.raises(RuleError, match="elements beside those of its input: call it on the whole tensor"):
+    with pytest.raises(RuleError, match="reads memory outside its input: call it on the whole tensor"):
         check_moves(lambda x: x.contiguous()[:, 1:].as_strided((len(x), 4), (96, 24), 0), SIZE)
     with pytest.raises(ProvenanceError, match="mixes the samples of a batch"):
         check_moves(lambda x: x.contiguous().as_strided((len(x), 97), (95, 1)), SIZE)

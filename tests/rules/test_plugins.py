@@ -188,7 +188,7 @@ def test_a_file_that_fails_is_named(text: str, words: str, tmp_path: Path) -> No
 
 def test_no_file_of_rules(tmp_path: Path) -> None:
     (tmp_path / "rules.txt").write_text("")
-    for path, words in ((tmp_path, "no file of rules at"), (tmp_path / "rules.txt", "is no Python file")):
+    for path, words in ((tmp_path, "no file of rules at"), (tmp_path / "rules.txt", "is not a Python file")):
         with pytest.raises(RuleError, match=words), use_rules(path):
             pass
 

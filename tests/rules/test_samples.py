@@ -162,6 +162,10 @@ def of_two(x: Tensor) -> Tensor:
     return x.index_add(0, first, x[first].exp() + x[second])
 
 
+def shuffled(x: Tensor) -> Tensor:
+    return x + x[torch.randperm(len(x))]
+
+
 def of_one(x: Tensor) -> Tensor:
     index = torch.randperm(len(x))[:1]
     return x.index_add(0, index, x[index].exp())
@@ -174,6 +178,7 @@ def of_one(x: Tensor) -> Tensor:
         (at_another_index, "adds samples of the batch at another index than they were chosen by"),
         (with_repeats, "between the samples of a batch, or by indices that may"),
         (of_two, "combines some samples of the batch with others, or with all"),
+        (shuffled, "combines some samples of the batch with others, or with all"),
         (of_one, "takes 1 of 5 samples: the layout of a branch on some samples is known only where it takes two"),
     ],
 )

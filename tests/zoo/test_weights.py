@@ -67,7 +67,7 @@ def test_files_that_hold_no_state_dict(tmp_path: Path) -> None:
         load_weights(model(), file)
     for content in (b"no archive", b"", b"hello", pickle.dumps(Path("/"), 2), pickle.dumps(print, 2)):
         file.write_bytes(content)
-        words = r"(read as tensors \(\w+\)|no file of torch.save, .* numbers of Python); write it with torch\.save"
+        words = r"(read as tensors \(\w+\)|not a file of torch.save, .* numbers of Python); write it with torch\.save"
         with pytest.raises(ModelError, match=words):
             load_weights(model(), file)
 

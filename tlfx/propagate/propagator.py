@@ -222,7 +222,7 @@ class Propagator:
             if written is None or not self._writes.reaches_content(written):
                 return self._of_constants(node)
         try:
-            state = self.state.subsets.visit(node, self._from_images(node), self.state)
+            state = self.state.on(self.state.subsets.visit(node, self._from_images(node)))
             out, self.operations[node] = apply_rule(node, args, kwargs, state)
         except TlfxError:
             if node in self._read:

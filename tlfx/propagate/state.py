@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from tlfx.propagate.contexts import LinearContexts
 from tlfx.propagate.labels import LabelTable
 from tlfx.propagate.layers import LayerSelection
 from tlfx.propagate.options import Options
-from tlfx.propagate.subsets import SampleSubsets
+from tlfx.propagate.subsets import SampleSubsets, Subset
 from tlfx.propagate.tokens import LearnedTokens
 
 __all__ = ["PropagationState"]
@@ -45,3 +45,9 @@ class PropagationState:
     scores: dict[Node, tuple[Tensor, ...]] = field(default_factory=dict)
     """Nodes that join scores of queries with content, by the maps that they have as mixing weights, which a softmax
     makes of them."""
+
+    def on(self, subset: Subset | None) -> PropagationState:
+        """The state that operators on some samples see; the same for all samples."""
+        if subset is None:
+            return self
+        return replace(self, batch=subset.batch, samples=subset.index, contexts=subset.contexts)

@@ -9,7 +9,6 @@ import torch
 from tlfx import runtime
 from tlfx.errors import ProvenanceError
 from tlfx.propagate.labels import Operand
-from tlfx.propagate.state import PropagationState
 from tlfx.propagate.subsets import is_permutation
 from tlfx.propagate.values import Value, map_of_ids
 from tlfx.propagate.verbs.movement import with_image
@@ -37,7 +36,7 @@ class Samples(Residual):
                 f"{self.node.name} takes {batch} of {self.batch} samples: the layout of a branch on some samples is "
                 "known only where it takes two or more of all. Capture the model with a larger batch first."
             )
-        self.state.subsets.enter(self.node, index.node, batch, self.state)
+        self.state.subsets.enter(self.node, index.node, batch, self.state.contexts)
         return self._of_samples(x, batch)
 
     def holds_samples(self, x: Value) -> bool:
@@ -47,16 +46,18 @@ class Samples(Residual):
     def add_samples(self, x: Value, axis: int, index: Value, part: Value, scale: Any) -> Value:
         """What a branch computes of some samples, added to them: a residual connection (eq. 11) for these samples;
         all others keep their labels."""
-        state = self.state.subsets.of(part.node)
+        subset = self.state.subsets.of(part.node)
         fits = axis == 0 and x.is_content and x.batch_axis == _FIRST and x.pending is None
-        if state is None or state.samples is not index.node or not fits:
+        if subset is None or subset.index is not index.node or not fits:
             raise ProvenanceError(
                 f"{self.node.name} adds samples of the batch at another index than they were chosen by; labels belong "
                 "to one sample each. Use the same index for both."
             )
         if self.policy.residual not in ("average", "skip"):
             raise self._without_summands()
-        total = self._on_samples(state, part).residual(self._of_samples(x, state.batch), part, (1, scale))
+        step = self.step(part.shape)
+        step.state = self.state.on(subset)
+        total = step.residual(self._of_samples(x, subset.batch), part, (1, scale))
         before, after = torch.broadcast_tensors(x.ids, total.ids)
         pairs, place = torch.stack((before, after), -1).flatten(0, -2).unique(dim=0, return_inverse=True)
         new = self.label(
@@ -74,9 +75,3 @@ class Samples(Residual):
         """Content in the layout of some samples."""
         ids = map_of_ids(x.ids, batch, _FIRST)
         return Value(x.node, (batch, *x.shape[1:]), batch, x.role, (ids,), origin=x.source)
-
-    def _on_samples(self, state: PropagationState, part: Value) -> Samples:
-        """The step of the operator that some samples see."""
-        step = self.step(part.shape)
-        step.state = state
-        return step

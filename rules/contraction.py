@@ -38,14 +38,14 @@ def addmm(op: OpContext, bias: Value, a: Value, b: Value, *, beta: float = 1, al
 @rule(aten.einsum, contexts=True)
 def einsum(op: OpContext, equation: str, operands: Sequence[Value], path: Any = None) -> Value:
     """Any equation; more than two operands are contracted one after another."""
-    return op.einsum(_explicit(equation.replace(" ", ""), operands), *operands)
+    return op.einsum(equation, *operands)
 
 
 @rule(aten.bilinear, contexts=True)
 def bilinear(op: OpContext, a: Value, b: Value, weight: Value, bias: Value | None = None) -> Value:
     """a (*, i), b (*, j), weight (out, i, j): a product of two values over their channels."""
     lead = "abcdefgh"[: len(a.shape) - 1]
-    return op.einsum(f"{lead}x,{lead}y,zxy->{lead}z", a, b, weight)
+    return op.contract_terms([(a, (*lead, "x")), (b, (*lead, "y")), (weight, ("z", "x", "y"))], (*lead, "z"))
 
 
 @rule(aten.tensordot, contexts=True)
@@ -75,11 +75,11 @@ def outer(op: OpContext, a: Value, b: Value) -> Value:
 @rule(aten.linalg_multi_dot, aten.chain_matmul, contexts=True)
 def chain(op: OpContext, matrices: Sequence[Value]) -> Value:
     """Matrices (a, b), (b, c), (c, d), … → (a, d); the first and last may be vectors."""
-    symbols = "abcdefghijklmnopqrstuvwxyz"[: len(matrices) + 1]
-    terms = [symbols[i : i + 2] for i in range(len(matrices))]
-    terms[0] = terms[0][-len(matrices[0].shape) :]
-    terms[-1] = terms[-1][: len(matrices[-1].shape)]
-    return op.einsum(",".join(terms) + "->" + "".join(c for c in terms[0][:-1] + terms[-1][1:]), *matrices)
+    subscripts: list[tuple[str, ...]] = [(f"axis{i}", f"axis{i + 1}") for i in range(len(matrices))]
+    subscripts[0] = subscripts[0][-len(matrices[0].shape) :]
+    subscripts[-1] = subscripts[-1][: len(matrices[-1].shape)]
+    out = (*subscripts[0][:-1], *subscripts[-1][1:])
+    return op.contract_terms(list(zip(matrices, subscripts, strict=True)), out)
 
 
 @rule(aten.kron)
@@ -109,18 +109,3 @@ def matrix_function(op: OpContext, x: Value, *settings: Any, **options: Any) -> 
 def solve(op: OpContext, a: Value, b: Value, **options: Any) -> Value:
     """a (*, n, n), b (*, n, m): every row of the solution depends on all rows of b."""
     return op.spread(b, [-2]) if b.is_content else op.weight()
-
-
-def _explicit(equation: str, operands: Sequence[Value]) -> str:
-    """An equation with its output and its ellipses spelled out."""
-    inputs, arrow, out = equation.partition("->")
-    if not arrow:
-        symbols = inputs.replace(",", "").replace(".", "")
-        out = "..." * ("..." in inputs) + "".join(sorted(c for c in set(symbols) if symbols.count(c) == 1))
-    spare = [c for c in "ZYXWVUTSRQPONMLKJIHGFEDCBA" if c not in equation]
-    terms = inputs.split(",")
-    ranks = [len(x.shape) - len(t.replace("...", "")) for t, x in zip(terms, operands, strict=True)]
-    longest = max((r for r, t in zip(ranks, terms, strict=True) if "..." in t), default=0)
-    axes = "".join(spare[:longest])
-    terms = [t.replace("...", axes[longest - r :]) for t, r in zip(terms, ranks, strict=True)]
-    return ",".join(terms) + "->" + out.replace("...", axes)

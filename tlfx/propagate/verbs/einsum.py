@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
 from operator import itemgetter
 
@@ -19,13 +20,15 @@ class Einsum(Outer):
     """Verbs of operators that are one contraction or several."""
 
     def einsum(self, formula: str, *operands: Value) -> Value:
-        """An einsum without ellipsis; more than two operands are contracted one after another."""
-        inputs, out = formula.replace(" ", "").split("->")
-        terms = [(x, tuple(subscripts)) for x, subscripts in zip(operands, inputs.split(","), strict=True)]
+        """An einsum by the formula that ``torch.einsum`` takes."""
+        return self.contract_terms(*_parsed(formula, operands))
+
+    def contract_terms(self, terms: list[Term], out: Subscripts) -> Value:
+        """The same by subscripts: operands, each with its subscripts, are contracted one after another."""
         while len(terms) > 2:
-            terms = self._contract_pair(terms, tuple(out))
+            terms = self._contract_pair(terms, out)
         if len(terms) == 1:
-            return self.sum_to(*terms[0], tuple(out))
+            return self.sum_to(*terms[0], out)
         return self.multiply(*terms[0], *terms[1], out)
 
     def _contract_pair(self, terms: list[Term], out: Subscripts) -> list[Term]:
@@ -61,3 +64,22 @@ class Einsum(Outer):
         of_a = [*lead[len(lead) - max(len(a.shape) - 2, 0) :], *rows, "m"]
         of_b = [*lead[len(lead) - max(len(b.shape) - 2, 0) :], "m", *columns]
         return self.multiply(a, of_a, b, of_b, [*lead, *rows, *columns])
+
+
+def _parsed(formula: str, operands: Sequence[Value]) -> tuple[list[Term], Subscripts]:
+    """The operands with their subscripts, and those of the output: an ellipsis stands for the last of several axes, and
+    a formula without output has the subscripts that occur once, in order."""
+    inputs, arrow, out = formula.replace(" ", "").partition("->")
+    written = [tuple(part) for part in inputs.replace("...", ".").split(",")]
+    spare = [len(x.shape) - len(part) + 1 if "." in part else 0 for x, part in zip(operands, written, strict=True)]
+    axes = tuple(f"axis{i}" for i in range(max(spare)))
+
+    def full(part: Subscripts, count: int) -> Subscripts:
+        at = part.index(".") if "." in part else len(part)
+        return (*part[:at], *axes[len(axes) - count :], *part[at + 1 :])
+
+    if not arrow:
+        named = [c for part in written for c in part if c != "."]
+        out = "..." * ("." in inputs) + "".join(sorted(c for c in set(named) if named.count(c) == 1))
+    terms = [(x, full(part, count)) for x, part, count in zip(operands, written, spare, strict=True)]
+    return terms, full(tuple(out.replace("...", ".")), len(axes) if "..." in out else 0)

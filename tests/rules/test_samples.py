@@ -49,8 +49,16 @@ class Convolve(nn.Module):
         return out.flatten(2).mT
 
 
+class Plain(nn.Module):
+    """Attention of the chosen tokens themselves."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, x, x)
+
+
 BRANCHES: dict[str, Callable[[], nn.Module]] = {
     "attention": Attend,
+    "attention without projections": Plain,
     "linear attention": lambda: Attend(linear=True),
     "convolution": Convolve,
     "mixer": lambda: nn.Sequential(nn.LayerNorm(8), nn.Unflatten(1, (16, 1)), nn.Flatten(1), nn.Linear(128, 128)),

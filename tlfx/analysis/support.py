@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from tlfx._torch import tree_leaves
 from tlfx.aligned import align
-from tlfx.analysis.figures import Invariant
+from tlfx.analysis.figures import INVARIANTS, Figures, Invariant
 from tlfx.analysis.invariants import class_axis, device_of, share, target
 
-__all__ = ["SUPPORT", "Support", "measure_support"]
+__all__ = ["SUPPORT", "Support", "measure_support", "measured"]
 
 SUPPORT = Invariant("extra", "labels come only from pixels that the output depends on", 1e-5)
 _IMAGES = 8
@@ -32,6 +32,11 @@ class Support:
 
     extra: float
     missing: float
+
+
+def measured(figures: Figures, support: Support) -> list[tuple[Invariant, float]]:
+    """Each invariant with its violation, that of the support of labels last."""
+    return [*((i, float(getattr(figures, i.name))) for i in INVARIANTS), (SUPPORT, support.extra)]
 
 
 def measure_support(

@@ -50,10 +50,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _rows(figures: Figures, support: Support) -> list[dict[str, Any]]:
-    from tlfx.analysis.invariants import INVARIANTS
-    from tlfx.analysis.support import SUPPORT
+    from tlfx.analysis.support import measured
 
-    measured = [*((i, getattr(figures, i.name)) for i in INVARIANTS), (SUPPORT, support.extra)]
     return [
         {
             "name": invariant.name,
@@ -62,7 +60,7 @@ def _rows(figures: Figures, support: Support) -> list[dict[str, Any]]:
             "tolerance": invariant.tolerance,
             "passed": figure <= invariant.tolerance,
         }
-        for invariant, figure in measured
+        for invariant, figure in measured(figures, support)
     ]
 
 

@@ -222,7 +222,8 @@ class Propagator:
             if written is None or not self._writes.reaches_content(written):
                 return self._of_constants(node)
         try:
-            state = self.state.on(self.state.subsets.visit(node, self._from_images(node)))
+            from_images = [v.node for v in operands if not v.is_constant]
+            state = self.state.on(self.state.subsets.visit(node, from_images))
             out, self.operations[node] = apply_rule(node, args, kwargs, state)
         except TlfxError:
             if node in self._read:
@@ -231,10 +232,6 @@ class Propagator:
         if written is not None and isinstance(out, Value):
             self._writes.write(written, out, OpContext(node, args, kwargs, state))
         return out
-
-    def _from_images(self, node: Node) -> list[Node]:
-        """The operands of a node that depend on the images."""
-        return [n for n in node.all_input_nodes if any(not v.is_constant for v in _values_in(self.values[n]))]
 
     def _look_up(self, arg: Any) -> Any:
         return self.values[arg] if isinstance(arg, Node) else arg
@@ -246,10 +243,6 @@ class Propagator:
             return hint(leaves[0]) if len(leaves) == 1 else None
         values = [Value(node, shape, self.batch) for shape in sizes]
         return self.state.tokens.as_token(values[0]) if isinstance(node.meta["val"], Tensor) else values
-
-
-def _values_in(x: Any) -> list[Value]:
-    return [v for v in tree_leaves(x) if isinstance(v, Value)]
 
 
 def _size_arithmetic(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

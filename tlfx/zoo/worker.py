@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from tlfx.analysis.figures import INVARIANTS
 from tlfx.errors import TlfxError
 from tlfx.zoo.table import FIGURES, OPERATIONS
 
@@ -99,13 +98,13 @@ def _analyse(row: dict[str, Any], model: nn.Module, images: Tensor) -> None:
 def _check(row: dict[str, Any], model: nn.Module, images: Tensor) -> None:
     """Add the figures of the invariants; the status is failed if any is broken."""
     from tlfx.analysis.invariants import measure
-    from tlfx.analysis.support import SUPPORT, measure_support
+    from tlfx.analysis.support import measure_support, measured
 
     size = tuple(images.shape[1:])
-    figures, support = measure(model, size), measure_support(model, size)
-    measured = [*((i, float(getattr(figures, i.name))) for i in INVARIANTS), (SUPPORT, support.extra)]
-    row |= {c: float(f"{x:.1e}") for c, x in zip(FIGURES, [*(x for _, x in measured), support.missing], strict=True)}
-    broken = [f"{invariant.name} {x:.1e}" for invariant, x in measured if x > invariant.tolerance]
+    support = measure_support(model, size)
+    violations = measured(measure(model, size), support)
+    row |= {c: float(f"{x:.1e}") for c, x in zip(FIGURES, [*(x for _, x in violations), support.missing], strict=True)}
+    broken = [f"{invariant.name} {x:.1e}" for invariant, x in violations if x > invariant.tolerance]
     if broken:
         row |= {"status": "failed", "reason": f"broken invariants: {', '.join(broken)}"}
 

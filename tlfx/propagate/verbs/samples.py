@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ class Samples(Residual):
                 "known only where it takes two or more of all. Capture the model with a larger batch first."
             )
         self.state.subsets.enter(self.node, index.node, batch, self.state.contexts)
-        return self._of_samples(x, batch)
+        return replace(self._of_samples(x, batch), node=self.node)
 
     def holds_samples(self, x: Value) -> bool:
         """Whether a value holds some samples only."""

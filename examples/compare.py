@@ -141,11 +141,11 @@ def record(run: Run, settings: Settings) -> None:
 def outcomes(settings: Settings) -> dict[tuple[str, Method], dict[int, Result | str]]:
     """What is known of the runs, by architecture and method, and by seed."""
     known = read_figures(settings.figures)
-    found: dict[tuple[str, Method], dict[int, Result | str]] = {pair: {} for pair in settings.pairs}
+    outcomes_of: dict[tuple[str, Method], dict[int, Result | str]] = {pair: {} for pair in settings.pairs}
     for run in settings.runs:
         if run in known:
-            found[run.architecture, run.method][run.recipe.seed] = known[run]
-    return found
+            outcomes_of[run.architecture, run.method][run.recipe.seed] = known[run]
+    return outcomes_of
 
 
 def accuracies(results: Mapping[int, Result | str]) -> dict[int, float]:
@@ -155,15 +155,15 @@ def accuracies(results: Mapping[int, Result | str]) -> dict[int, float]:
 
 def rows(settings: Settings) -> list[tuple[str, ...]]:
     """The table of finished runs: a row for each architecture and method."""
-    found, base = outcomes(settings), settings.methods[0]
+    by_run, base = outcomes(settings), settings.methods[0]
     return [
         (
             name,
             settings.names.get(method, str(method)),
-            *_figures(results, found.get((name, base), {}) if method != base else {}),
+            *_figures(results, by_run.get((name, base), {}) if method != base else {}),
             *_costs(Run(name, method, settings.recipe), results),
         )
-        for (name, method), results in found.items()
+        for (name, method), results in by_run.items()
     ]
 
 

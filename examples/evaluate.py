@@ -120,9 +120,9 @@ def evaluate_images(settings: Settings, console: Console) -> tuple[Table, dict[s
     record = {"config": evaluation.config, "images": score.images, "folders": len(folders)}
     record |= {"classes": len(classes.labels), "top1": score.top1, f"top{score.k}": score.topk}
     if threat is not None:
-        found = evaluation.under_attack(root, threat)
-        table.add_row(_told(threat), *counts, f"{found.top1:.2f}", "–")
-        record["attack"] = threat.about | asdict(found)
+        result = evaluation.under_attack(root, threat)
+        table.add_row(_told(threat), *counts, f"{result.top1:.2f}", "–")
+        record["attack"] = threat.about | asdict(result)
     return table, record
 
 
@@ -141,24 +141,24 @@ def evaluate_corruptions(settings: Settings, console: Console) -> tuple[Table, d
         name: [evaluation.score(root, f"{name} {root.name}", config).error for root in roots]
         for name, roots in folders.items()
     }
-    found = Corrupted(errors, baseline, clean)
-    record = {"config": config, "clean_error": clean, "errors": found.errors, "by_severity": errors}
-    record |= {"baseline": str(settings.baseline), "ce": found.ce, "mce": found.mce}
-    return _render(found), {**record, "relative_mce": found.relative_mce}
+    corrupted = Corrupted(errors, baseline, clean)
+    record = {"config": config, "clean_error": clean, "errors": corrupted.errors, "by_severity": errors}
+    record |= {"baseline": str(settings.baseline), "ce": corrupted.ce, "mce": corrupted.mce}
+    return _render(corrupted), {**record, "relative_mce": corrupted.relative_mce}
 
 
-def _render(found: Corrupted) -> Table:
+def _render(corrupted: Corrupted) -> Table:
     """Errors in percent by corruption and severity, and corruption errors."""
     table = _table("error by severity", *SEVERITIES, "mean", "CE")
-    for name, errors in found.by_severity.items():
-        table.add_row(name, *(f"{100 * e:.2f}" for e in (*errors, found.errors[name])), f"{found.ce[name]:.2f}")
+    for name, errors in corrupted.by_severity.items():
+        table.add_row(name, *(f"{100 * e:.2f}" for e in (*errors, corrupted.errors[name])), f"{corrupted.ce[name]:.2f}")
     table.add_section()
     blank = [""] * len(SEVERITIES)
-    for name, mean in {"mCE": found.mce, "relative mCE": found.relative_mce}.items():
+    for name, mean in {"mCE": corrupted.mce, "relative mCE": corrupted.relative_mce}.items():
         if mean is not None:
-            table.add_row(f"{name} of {len(found.errors)}", *blank, "", f"{mean:.2f}")
-    if found.clean is not None:
-        table.add_row("clean", *blank, f"{100 * found.clean:.2f}", "")
+            table.add_row(f"{name} of {len(corrupted.errors)}", *blank, "", f"{mean:.2f}")
+    if corrupted.clean is not None:
+        table.add_row("clean", *blank, f"{100 * corrupted.clean:.2f}", "")
     return table
 
 

@@ -63,16 +63,16 @@ def find_runs(settings: Settings) -> list[tuple[Run, Result]]:
     """Finished runs, by architecture and seed. Exits with a message if there are none, or if their recipes differ."""
     runs = [run for file in settings.runs.glob("*/*/*.json") if (run := _recorded(file)) is not None]
     chosen = [r for r in runs if r.architecture in settings.architectures and r.method == settings.method]
-    found = [(run, result) for run in chosen if isinstance(result := finished(run, settings.runs), Result)]
-    if not found:
+    done = [(run, result) for run in chosen if isinstance(result := finished(run, settings.runs), Result)]
+    if not done:
         raise SystemExit(f"fidelity.py: {settings.runs} holds no finished run; train some with {_command(settings)}")
-    recipes = {replace(run.recipe, seed=0) for run, _ in found}
+    recipes = {replace(run.recipe, seed=0) for run, _ in done}
     if len(recipes) > 1:
         raise SystemExit(
             f"fidelity.py: {settings.runs} holds runs of {len(recipes)} recipes, whose figures cannot be averaged: "
             "pass --architectures of one recipe, or another --runs"
         )
-    return sorted(found, key=lambda pair: (settings.architectures.index(pair[0].architecture), pair[0].recipe.seed))
+    return sorted(done, key=lambda d: (settings.architectures.index(d[0].architecture), d[0].recipe.seed))
 
 
 def _recorded(file: Path) -> Run | None:
@@ -102,21 +102,21 @@ def measure(run: Run, settings: Settings) -> Fidelity:
     return fidelity(model, test.batches(size, recipe.seed, shuffle=True), policies=settings.policies)
 
 
-def summary(runs: Sequence[tuple[Run, Result]], found: Found) -> list[str]:
+def summary(runs: Sequence[tuple[Run, Result]], studies: Found) -> list[str]:
     """A line about each architecture: seeds, accuracy and number of pairs."""
     lines = []
-    for name, by_seed in found.items():
+    for name, by_seed in studies.items():
         right = fmean(result.accuracy for run, result in runs if run.architecture == name)
         pairs = [len(study.shares[PAPER]) for study in by_seed.values()]
         lines.append(f"{name}: {len(by_seed)} seeds, {100 * right:.1f} % right, at least {min(pairs)} mixed pairs each")
     return lines
 
 
-def rows(found: Found, statistic: str) -> list[tuple[str, ...]]:
+def rows(studies: Found, statistic: str) -> list[tuple[str, ...]]:
     """A row for each architecture and rule, with a figure for each reference."""
     return [
         (name, rule, *_cells(by_seed, rule, statistic))
-        for name, by_seed in found.items()
+        for name, by_seed in studies.items()
         for rule in _any(by_seed).shares
     ]
 
@@ -159,18 +159,18 @@ def _mark(own: Mapping[int, float], paper: Mapping[int, float], more_is_better: 
     return " ↑" if (difference.mean > 0) == more_is_better else " ↓"
 
 
-def columns(found: Found) -> tuple[str, ...]:
+def columns(studies: Found) -> tuple[str, ...]:
     """Names of the columns of :func:`rows`."""
-    return ("model", "rule", *_any(next(iter(found.values()))).references)
+    return ("model", "rule", *_any(next(iter(studies.values()))).references)
 
 
-def render(found: Found, statistic: str) -> Table:
+def render(studies: Found, statistic: str) -> Table:
     """A statistic as a table for a terminal."""
     table = Table(title=TITLES[statistic], title_justify="left", box=box.SIMPLE_HEAD)
-    for place, column in enumerate(columns(found)):
+    for place, column in enumerate(columns(studies)):
         table.add_column(column, justify="left" if place < 2 else "right", overflow="fold")
     before = ""
-    for name, *figures in rows(found, statistic):
+    for name, *figures in rows(studies, statistic):
         if before and name != before:
             table.add_section()
         table.add_row("" if name == before else name, *figures)
@@ -178,19 +178,21 @@ def render(found: Found, statistic: str) -> Table:
     return table
 
 
-def markdown(lines: Sequence[str], found: Found) -> str:
+def markdown(lines: Sequence[str], studies: Found) -> str:
     """The summary and all tables as Markdown."""
-    head = columns(found)
+    head = columns(studies)
     aligns = [":--" if place < 2 else "--:" for place in range(len(head))]
     parts = ["\n".join(f"- {line}" for line in lines)]
     for statistic, title in TITLES.items():
-        parts += [f"{title}:", "\n".join(f"| {' | '.join(x)} |" for x in (head, aligns, *rows(found, statistic)))]
+        parts += [f"{title}:", "\n".join(f"| {' | '.join(x)} |" for x in (head, aligns, *rows(studies, statistic)))]
     return "\n\n".join([*parts, f"{LEGEND}."]) + "\n"
 
 
-def as_csv(found: Found) -> str:
+def as_csv(of_models: Found) -> str:
     """All figures of all seeds: the lines of tlfx.analysis.Fidelity, after columns for architecture and seed."""
-    studies = [(name, seed, study.csv().splitlines()) for name, each in found.items() for seed, study in each.items()]
+    studies = [
+        (name, seed, study.csv().splitlines()) for name, each in of_models.items() for seed, study in each.items()
+    ]
     _, _, (head, *_) = studies[0]
     lines = [f"{name},{seed},{line}" for name, seed, (_, *body) in studies for line in body]
     return "\n".join([f"architecture,seed,{head}", *lines]) + "\n"
@@ -233,18 +235,18 @@ def main() -> None:
     settings, console = parse(), Console()
     torch.set_num_threads(1)
     runs = find_runs(settings)
-    found: dict[str, dict[int, Fidelity]] = {}
+    studies: dict[str, dict[int, Fidelity]] = {}
     for run, _ in track(runs, "measuring", console=console):
-        found.setdefault(run.architecture, {})[run.recipe.seed] = measure(run, settings)
-    lines = summary(runs, found)
+        studies.setdefault(run.architecture, {})[run.recipe.seed] = measure(run, settings)
+    lines = summary(runs, studies)
     console.print(*lines, sep="\n", highlight=False)
     for statistic in STATISTICS:
-        console.print(render(found, statistic))
+        console.print(render(studies, statistic))
     console.print(LEGEND)
     if settings.markdown:
-        settings.markdown.write_text(markdown(lines, found))
+        settings.markdown.write_text(markdown(lines, studies))
     if settings.csv:
-        settings.csv.write_text(as_csv(found))
+        settings.csv.write_text(as_csv(studies))
 
 
 if __name__ == "__main__":

@@ -30,17 +30,17 @@ def read_figures(file: Path) -> dict[Run, Result | str]:
 
     Raises SettingsError for a line that holds no run.
     """
-    found: dict[Run, Result | str] = {}
+    results: dict[Run, Result | str] = {}
     for number, row in enumerate(_rows(file), 2):
         try:
             run = Run(row["architecture"], Method.parse(row["method"]), _read(Recipe, row))
-            found[run] = row[NOTE] or _read(Result, row)
+            results[run] = row[NOTE] or _read(Result, row)
         except (ValueError, KeyError, TypeError) as error:
             raise SettingsError(
                 f"line {number} of {file} holds no run ({type(error).__name__}: {error}): restore the file, or pass "
                 "another --figures"
             ) from None
-    return found
+    return results
 
 
 def add_figures(file: Path, run: Run, outcome: Result | str) -> None:

@@ -36,10 +36,10 @@ FINE = 4  # characters are drawn at 4 times their size
 
 def uci_digits(train: int, test: int) -> tuple[Digits, Digits]:
     """At most `train` and `test` different ones of the 1797 UCI digits, a third of which are for testing."""
-    found = datasets.load_digits()
-    images = torch.from_numpy(found.images).float()[:, None] / 16
+    digits = datasets.load_digits()
+    images = torch.from_numpy(digits.images).float()[:, None] / 16
     images = F.pad(F.interpolate(images, size=(12, 12), mode="bilinear"), [2] * 4)  # (N, 1, SIDE, SIDE)
-    labels = torch.from_numpy(found.target).long()
+    labels = torch.from_numpy(digits.target).long()
     order = _drawn(len(labels))
     cut = len(labels) // 3
     return _on_photos(images, labels, order[cut:][:train]), _on_photos(images, labels, order[:cut][:test])

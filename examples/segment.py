@@ -116,10 +116,10 @@ def make_trainer(model: Segmenter, options: Namespace, processes: Processes) -> 
 def evaluate_all(model: Segmenter, val: LabelMaps, options: Namespace, processes: Processes) -> dict[str, float]:
     """Figures at one scale, and with --multi-scale those of all scales and mirror images."""
     measure = partial(evaluate, model, val, processes, options.crop_size, workers=options.workers)
-    found = measure(scales=(1.0,), flip=False)
+    figures = measure(scales=(1.0,), flip=False)
     if options.multi_scale:
-        found |= {f"{name} (MS)": figure for name, figure in measure(scales=SCALES, flip=True).items()}
-    return found
+        figures |= {f"{name} (MS)": figure for name, figure in measure(scales=SCALES, flip=True).items()}
+    return figures
 
 
 def parse(arguments: Sequence[str] | None = None) -> Namespace:

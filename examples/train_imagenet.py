@@ -49,8 +49,8 @@ class Run:
 
     def __init__(self, options: Namespace, processes: Processes) -> None:
         self.options, self.processes, self.folder = options, processes, Path(options.output)
-        found = checkpoint.find(options.resume, self.folder)
-        content = None if found is None else checkpoint.read(found)
+        file = checkpoint.find(options.resume, self.folder)
+        content = None if file is None else checkpoint.read(file)
         splits = open_splits(options)
         choose_classes(options, splits, content)
         model, config = build_model(options, options.num_classes)
@@ -60,7 +60,7 @@ class Run:
         self.settings = settings_of(options, processes.world, self.batches.updates)
         if content is not None:
             check_settings(content["settings"], self.settings)
-            check_weights(model, content["state_dict"], f"--resume {found}")
+            check_weights(model, content["state_dict"], f"--resume {file}")
         elif options.initial_checkpoint:
             load_weights(model, Path(options.initial_checkpoint), options.reset_classifier)
         self.trainer, self.epochs = make_trainer(model, config["input_size"], options, processes, self.batches.updates)
@@ -142,8 +142,8 @@ class Run:
         for prefix, model in models.items():
             if processes.world > 1:
                 distribute_bn(model, processes.world, reduce=False)
-            found = evaluate(model, loader, len(self.splits.val), processes, trainer.autocast)
-            figures.update({f"{prefix}{name}": figure for name, figure in found.items()})
+            figures_of = evaluate(model, loader, len(self.splits.val), processes, trainer.autocast)
+            figures.update({f"{prefix}{name}": figure for name, figure in figures_of.items()})
         return figures
 
     def _finish_epoch(self, tested: dict[str, float], console: Console) -> None:

@@ -10,7 +10,8 @@ import torch
 from tlfx.capture.tensor_calls import data_of
 from tlfx.errors import RuleError
 from tlfx.graph.aliasing import element_offsets, storage_length
-from tlfx.propagate.values import NONE, Value
+from tlfx.propagate.maps import NONE
+from tlfx.propagate.values import Value
 from tlfx.propagate.verbs import OpContext
 from tlfx.rules import rule
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from tlfx.propagate.values import NONE, Value
+from tlfx.propagate.maps import NONE
+from tlfx.propagate.values import Value
 from tlfx.propagate.verbs import OpContext
 from tlfx.rules import rule
 

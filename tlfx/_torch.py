@@ -58,10 +58,13 @@ __all__ = [
     "fused_attention_choice",
     "generator_key",
     "global_hooks",
+    "is_check_of_sizes",
+    "is_compiled",
     "is_context_of",
     "is_fake",
     "is_fully_sharded",
     "is_view",
+    "is_vmap",
     "kernels_replaced",
     "mode_passes",
     "outside_transforms",
@@ -218,6 +221,23 @@ def is_context_of(value: Any, function: type[Function]) -> bool:
 def foreach_functions() -> list[str]:
     """The functions that apply an operator to each tensor of a list; torch has public ones in its optimisers only."""
     return [name for name in dir(torch) if name.startswith("_foreach_")]
+
+
+def is_check_of_sizes(operator: Any) -> bool:
+    """Whether an operator of a graph checks sizes or the range of a number (``aten._assert_scalar``), which
+    torch.export adds; it gives no public list of these operators."""
+    return "_assert_" in str(operator)
+
+
+def is_vmap(function: Any) -> bool:
+    """Whether a function of a graph begins or ends a call of torch.vmap; these have a private module only."""
+    return "_functorch" in str(getattr(function, "__module__", ""))
+
+
+def is_compiled(model: Any) -> bool:
+    """Whether a model is what torch.compile returns for another; the class has a private module only."""
+    loaded = sys.modules.get("torch._dynamo")
+    return loaded is not None and isinstance(model, loaded.OptimizedModule)
 
 
 def is_view(tensor: Tensor) -> bool:

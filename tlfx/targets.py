@@ -60,16 +60,16 @@ def check_classes(model: nn.Module, target: Any, outputs: Sequence[OutputLabel |
     if a model that declares none has outputs of another number than the target, since they may be features.
     """
     classes, declared = _classes_of(target), declared_classes(model)
-    found = sorted({o.classes for o in outputs if o is not None})
-    if classes is None or classes == declared or (declared is not None and declared not in found):
+    counts = sorted({o.classes for o in outputs if o is not None})
+    if classes is None or classes == declared or (declared is not None and declared not in counts):
         return None
     other = counted(classes, "class")
-    if declared is None and classes in found:
+    if declared is None and classes in counts:
         return None
     if declared is None:
         return (
-            f"the target has {other}, but {class_name(model)} returns {' and '.join(map(str, found))} channels. If "
-            f"these are logits, build the mixer with num_classes={found[0]}, or the model for {other}"
+            f"the target has {other}, but {class_name(model)} returns {' and '.join(map(str, counts))} channels. If "
+            f"these are logits, build the mixer with num_classes={counts[0]}, or the model for {other}"
         )
     given = f"num_classes={classes}" if isinstance(target, MixedTarget) else f"shape {tuple(target.shape)}"
     raise TargetError(

@@ -68,9 +68,9 @@ def identify(state: Mapping[str, Any], layout: str | None = None) -> Source:
 def _refuse_pvt_v1(state: Mapping[str, Any]) -> None:
     """PVT v1 has a position embedding in each stage, PVT v2 has none."""
     marks = ("pos_embed1", "patch_embeddings.0.position_embeddings")  # official, Hugging Face
-    if found := [key for key in state if key.endswith(marks)]:
+    if fused := [key for key in state if key.endswith(marks)]:
         raise ModelError(
-            f"the checkpoint is a PVT v1 ({found[0]}), which is not supported; expected PVT v2, DeiT or Swin. timm "
+            f"the checkpoint is a PVT v1 ({fused[0]}), which is not supported; expected PVT v2, DeiT or Swin. timm "
             "has no PVT v1 either; Hugging Face's is PvtForImageClassification"
         )
 
@@ -87,8 +87,8 @@ def _read(table: Table, layout: str, state: Mapping[str, Tensor]) -> Source:
 
 def _take(source: Source, name: str, key: str, tensor: Tensor) -> bool:
     """Read the places that a name stands for; False if there are none."""
-    found = source.table.find(source.layout, name)
-    for number, cell, numbers in found:
+    cells = source.table.find(source.layout, name)
+    for number, cell, numbers in cells:
         if source.table.rows[number].when == "never":
             continue
         if tensor.dim() == 0 or tensor.shape[0] % cell.parts:
@@ -100,7 +100,7 @@ def _take(source: Source, name: str, key: str, tensor: Tensor) -> bool:
         if place in source.weights:
             raise ModelError(f"{source.keys[place]} and {key} are the same tensor of {source.table.family}")
         source.weights[place], source.keys[place] = FORMS[cell.form][0](part, key), key
-    return bool(found)
+    return bool(cells)
 
 
 def _check_indices(source: Source) -> None:
@@ -130,7 +130,7 @@ def write(source: Source, layout: str, prefix: str | None = None) -> tuple[dict[
     if layout not in table.layouts:
         raise ModelError(f"{table.family} has no layout {layout}; expected one of {', '.join(table.layouts)}")
     parts, left_out = _parts(source, layout)
-    written = {_prefixed(key, table.prefixes[layout], prefix): _joined(key, found) for key, found in parts.items()}
+    written = {_prefixed(key, table.prefixes[layout], prefix): _joined(key, tensors) for key, tensors in parts.items()}
     return written, left_out
 
 
@@ -158,14 +158,14 @@ def _indices(source: Source) -> dict[Place, Tensor]:
     return {place: _index(source, place) for place in made}
 
 
-def _joined(key: str, found: Mapping[int, tuple[int, Tensor]]) -> Tensor:
+def _joined(key: str, parts: Mapping[int, tuple[int, Tensor]]) -> Tensor:
     """The whole of all parts, in memory of its own."""
-    count = next(iter(found.values()))[0]
-    if len(found) < count:
+    count = next(iter(parts.values()))[0]
+    if len(parts) < count:
         raise ModelError(
-            f"{key} is made of {count} tensors (query, key and value), but the checkpoint has {len(found)}"
+            f"{key} is made of {count} tensors (query, key and value), but the checkpoint has {len(parts)}"
         )
-    return torch.cat([found[number][1] for number in range(count)]) if count > 1 else found[0][1].clone()
+    return torch.cat([parts[number][1] for number in range(count)]) if count > 1 else parts[0][1].clone()
 
 
 def _prefixed(key: str, own: str, prefix: str | None) -> str:

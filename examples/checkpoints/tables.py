@@ -40,9 +40,9 @@ class Cell:
     @staticmethod
     def of(text: str, prefix: str) -> Cell:
         """The cell of a table. `prefix` is that of the layout."""
-        found = CELL.match(text)
-        assert found is not None, text
-        root, name, part, parts, form = found.groups()
+        match = CELL.match(text)
+        assert match is not None, text
+        root, name, part, parts, form = match.groups()
         return Cell(name if root else prefix + name, int(part or 0), int(parts or 1), form or "")
 
     @cached_property
@@ -58,12 +58,12 @@ class Cell:
         >>> Cell("layers.{s+1}.norm").numbers("layers.0.norm") is None
         True
         """
-        found = self._pattern.fullmatch(key)
-        if found is None:
+        match = self._pattern.fullmatch(key)
+        if match is None:
             return None
         places = NUMBER.findall(self.name)
         numbers = {
-            letter: int(text) - int(offset or 0) for (letter, offset), text in zip(places, found.groups(), strict=True)
+            letter: int(text) - int(offset or 0) for (letter, offset), text in zip(places, match.groups(), strict=True)
         }
         return numbers if all(number >= 0 for number in numbers.values()) else None
 
@@ -78,7 +78,7 @@ def filled(name: str, numbers: Numbers) -> str:
     >>> filled("layers.{s+1}.blocks.{b}", {"s": 1, "b": 4})
     'layers.2.blocks.4'
     """
-    return NUMBER.sub(lambda found: str(numbers[found[1]] + int(found[2] or 0)), name)
+    return NUMBER.sub(lambda match: str(numbers[match[1]] + int(match[2] or 0)), name)
 
 
 @dataclass(frozen=True)
@@ -115,11 +115,11 @@ class Table:
     @cached_property
     def _like(self) -> dict[str, dict[str, list[int]]]:
         """Numbers of rows for each layout, by their names with # for all digits."""
-        found: dict[str, dict[str, list[int]]] = {layout: {} for layout in self.layouts}
+        numbers_of: dict[str, dict[str, list[int]]] = {layout: {} for layout in self.layouts}
         for number, row in enumerate(self.rows):
             for layout, cell in row.cells.items():
-                found[layout].setdefault(DIGITS.sub("#", NUMBER.sub("#", cell.name)), []).append(number)
-        return found
+                numbers_of[layout].setdefault(DIGITS.sub("#", NUMBER.sub("#", cell.name)), []).append(number)
+        return numbers_of
 
 
 @cache

@@ -72,13 +72,13 @@ class LabelMaps:
 
 
 def _pairs(images: Path, maps: Path) -> list[tuple[Path, Path]]:
-    found = {file.stem: file for file in images.iterdir() if file.suffix.lower() in (".jpg", ".jpeg", ".png")}
+    images_of = {file.stem: file for file in images.iterdir() if file.suffix.lower() in (".jpg", ".jpeg", ".png")}
     labelled = {file.stem: file for file in maps.glob("*.png")}
-    if not found:
+    if not images_of:
         raise InputError(f"{images} holds no images (.jpg, .png)")
-    if lacking := sorted(found.keys() - labelled.keys()):
+    if lacking := sorted(images_of.keys() - labelled.keys()):
         raise InputError(f"{maps} lacks the annotations of {named(lacking, most=3)}: a .png file for each image")
-    return [(found[stem], labelled[stem]) for stem in sorted(found)]
+    return [(images_of[stem], labelled[stem]) for stem in sorted(images_of)]
 
 
 def _open(file: Path) -> Image.Image:

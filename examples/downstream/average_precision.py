@@ -26,11 +26,11 @@ def evaluate(model: nn.Module, data: Objects, processes: Processes, workers: int
     """AP, AP50 and AP75 of boxes and masks in percent, over the images of all processes."""
     model.eval()
     share: Any = Subset(data, range(processes.rank, len(data), processes.world))  # type: ignore[arg-type]
-    found: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     for image, number in DataLoader(share, batch_size=None, num_workers=workers):
         (detected,) = model([image.to(processes.device)])
-        found += _results(detected, int(number), {label: c for c, label in data.labels.items()})
-    everything = [result for part in processes.gather(found) for result in part]
+        results += _results(detected, int(number), {label: c for c, label in data.labels.items()})
+    everything = [result for part in processes.gather(results) for result in part]
     return figures(data, sorted(everything, key=lambda result: int(result["image_id"])))
 
 
@@ -54,12 +54,12 @@ def _results(detected: dict[str, Tensor], image: int, categories: dict[int, int]
 
 def figures(data: Objects, results: list[dict[str, Any]]) -> dict[str, float]:
     """The figures of detected objects; 0 if there are none."""
-    found = {}
+    figures = {}
     for name, kind in KINDS.items():
         given = [{k: v for k, v in r.items() if k != ("bbox" if kind == "segm" else "segmentation")} for r in results]
         stats = _stats(data, given, kind) if given else [0.0] * len(COLUMNS)
-        found.update({f"{column} {name}": 100 * float(s) for column, s in zip(COLUMNS, stats, strict=False)})
-    return found
+        figures.update({f"{column} {name}": 100 * float(s) for column, s in zip(COLUMNS, stats, strict=False)})
+    return figures
 
 
 def _stats(data: Objects, results: list[dict[str, Any]], kind: str) -> Any:

@@ -63,26 +63,26 @@ class Objects:
         held = set(os.listdir(self.folder))
         if lacking := [i["file_name"] for i in self.coco.imgs.values() if i["file_name"] not in held]:
             raise InputError(f"{self.folder} lacks {named(lacking, most=3)}, which {self.file} names")
-        for number, found in self.coco.anns.items():
-            if fault := self._fault(found):
+        for number, annotation in self.coco.anns.items():
+            if fault := self._fault(annotation):
                 raise InputError(f"{self.file}: annotation {number} {fault}")
 
-    def _fault(self, found: dict[str, Any]) -> str:
-        box, mask = found.get("bbox"), found.get("segmentation")
-        if found.get("category_id") not in self.labels:
-            return f"has category_id {found.get('category_id')}, which is not one of its categories"
-        if found.get("image_id") not in self.coco.imgs:
-            return f"has image_id {found.get('image_id')}, which is not one of its images"
+    def _fault(self, annotation: dict[str, Any]) -> str:
+        box, mask = annotation.get("bbox"), annotation.get("segmentation")
+        if annotation.get("category_id") not in self.labels:
+            return f"has category_id {annotation.get('category_id')}, which is not one of its categories"
+        if annotation.get("image_id") not in self.coco.imgs:
+            return f"has image_id {annotation.get('image_id')}, which is not one of its images"
         if not isinstance(box, list) or len(box) != 4:
             return f"has bbox {box}, expected [left, top, width, height]"
         if not isinstance(mask, (list, dict)) or (isinstance(mask, list) and any(len(p) < 6 for p in mask)):
             return "has no segmentation: expected polygons of three corners or more, or a run-length code"
-        return "" if "area" in found else "has no area"
+        return "" if "area" in annotation else "has no area"
 
     def _objects(self, image: int) -> list[dict[str, Any]]:
         """The objects of an image to train on."""
-        found = self.coco.imgToAnns[image]
-        return [o for o in found if not o.get("iscrowd") and o["area"] > 0 and min(o["bbox"][2:]) >= 1]
+        annotations = self.coco.imgToAnns[image]
+        return [o for o in annotations if not o.get("iscrowd") and o["area"] > 0 and min(o["bbox"][2:]) >= 1]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -106,11 +106,13 @@ class Objects:
             "masks": torch.from_numpy(np.stack([self._mask(o) for o in objects])),
         }
 
-    def _mask(self, found: dict[str, Any]) -> np.ndarray[Any, Any]:
+    def _mask(self, annotation: dict[str, Any]) -> np.ndarray[Any, Any]:
         try:
-            decoded: np.ndarray[Any, Any] = rle.decode(self.coco.annToRLE(found))
+            decoded: np.ndarray[Any, Any] = rle.decode(self.coco.annToRLE(annotation))
         except (TypeError, ValueError, KeyError) as error:
-            raise InputError(f"{self.file}: the segmentation of annotation {found['id']} is broken: {error}") from error
+            raise InputError(
+                f"{self.file}: the segmentation of annotation {annotation['id']} is broken: {error}"
+            ) from error
         return decoded
 
 

@@ -100,6 +100,6 @@ def _load(body: nn.Module, file: Path, backbone: str) -> None:
         for key, value in write(source, "timm")[0].items()
         if not key.startswith(("head.", "norm."))
     }
-    if found := differences(named, body.state_dict()):
-        raise ModelError(f"{told}: {found}")
+    if different := differences(named, body.state_dict()):
+        raise ModelError(f"{told}: {different}")
     body.load_state_dict(named)

@@ -42,8 +42,8 @@ def evaluate(
         if flip:
             mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             scores += [_scores(model, mirrored, side * s, labels.shape, processes.device).flip(-1) for s in scales]
-        found = torch.stack(scores).mean(0).argmax(0)
-        counts += confusion(found, labels.to(found.device), data.num_classes).flatten()
+        predicted = torch.stack(scores).mean(0).argmax(0)
+        counts += confusion(predicted, labels.to(predicted.device), data.num_classes).flatten()
     return figures(processes.sum(counts).view(data.num_classes, -1))
 
 
@@ -57,25 +57,25 @@ def _scores(model: nn.Module, image: Image.Image, side: float, size: torch.Size,
     return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False).softmax(1)[0]
 
 
-def confusion(found: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """The number of pixels of each label (row) that were found to be of each class (column); ignored ones left out.
+def confusion(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """The number of pixels of each label (row) predicted to be of each class (column); ignored ones left out.
 
     >>> confusion(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 255]), 2)
     tensor([[1, 1],
             [0, 0]])
     """
     kept = labels != IGNORED
-    return torch.bincount(labels[kept] * classes + found[kept], minlength=classes**2).view(classes, classes)
+    return torch.bincount(labels[kept] * classes + predicted[kept], minlength=classes**2).view(classes, classes)
 
 
 def figures(counts: Tensor) -> dict[str, float]:
-    """Means in percent over the classes that occur, of a matrix (label, found).
+    """Means in percent over the classes that occur, of a matrix (label, predicted).
 
     >>> {name: round(figure, 1) for name, figure in figures(torch.tensor([[3.0, 1.0], [0.0, 4.0]])).items()}
     {'mIoU': 77.5, 'mAcc': 87.5, 'aAcc': 87.5}
     """
-    right, labelled, found = counts.diagonal(), counts.sum(1), counts.sum(0)
-    iou, accuracy = right / (labelled + found - right), right / labelled  # NaN for classes that do not occur
+    right, labelled, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
+    iou, accuracy = right / (labelled + predicted - right), right / labelled  # NaN for classes that do not occur
     return {
         "mIoU": 100 * iou.nanmean().item(),
         "mAcc": 100 * accuracy.nanmean().item(),

@@ -57,8 +57,8 @@ class Run:
 
     def __init__(self, make_task: MakeTask, options: Namespace, processes: Processes) -> None:
         self.options, self.processes, self.folder = options, processes, Path(options.output)
-        found = checkpoint.find(options.resume, self.folder)
-        content = None if found is None else checkpoint.read(found, weights_flag=WEIGHTS)
+        file = checkpoint.find(options.resume, self.folder)
+        content = None if file is None else checkpoint.read(file, weights_flag=WEIGHTS)
         if content is not None:
             _check_classes(content, options)
         self.task = task = make_task(options, processes)
@@ -67,7 +67,7 @@ class Run:
         self.settings = settings_of(options, processes.world, self.batches.updates)
         if content is not None:
             check_settings(content["settings"], self.settings, WEIGHTS)
-            check_weights(task.model, content["state_dict"], f"--resume {found}")
+            check_weights(task.model, content["state_dict"], f"--resume {file}")
         self.trainer = task.trainer(self.batches.updates)
         self.done, self.best = 0, {"updates": 0, task.best: -math.inf}
         if content is not None:
@@ -204,8 +204,8 @@ def _loader(task: Task, batches: Batches, options: Namespace, processes: Process
 
 def check_weights(model: nn.Module, weights: dict[str, Any], source: str) -> None:
     """Raise ModelError unless weights have the names and shapes of a model's; the message names what differs."""
-    if found := differences(weights, model.state_dict()):
-        raise ModelError(f"{source} does not fit the model: {found}. Compare --backbone and --model-kwargs")
+    if different := differences(weights, model.state_dict()):
+        raise ModelError(f"{source} does not fit the model: {different}. Compare --backbone and --model-kwargs")
 
 
 def evaluate_weights(

@@ -93,8 +93,8 @@ def _ensemble(threat: Threat, classifier: Classifier, classes: int, device: torc
         part.n_target_classes = min(part.n_target_classes, TARGETS, classes - 1)
 
     def run(images: Tensor, labels: Tensor) -> Tensor:
-        found: tuple[Tensor, Tensor] = made.run_standard_evaluation(images, labels, batch_size=len(images))
-        return found[0]  # found[1] holds the predicted classes
+        attacked: tuple[Tensor, Tensor] = made.run_standard_evaluation(images, labels, batch_size=len(images))
+        return attacked[0]  # attacked[1] holds the predicted classes
 
     return run
 
@@ -124,8 +124,8 @@ def robustness(
 
 @torch.no_grad()
 def _right(classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
-    found: Tensor = classifier(images).argmax(1) == labels
-    return found
+    correct: Tensor = classifier(images).argmax(1) == labels
+    return correct
 
 
 def _bounded(changed: Tensor, clean: Tensor, threat: Threat) -> float:

@@ -84,9 +84,9 @@ def load_weights(model: nn.Module, name: str, file: Path, use_ema: bool) -> None
     weights = read_weights(file, use_ema, "--checkpoint")
     if use_ema and not holds_average(file):
         raise ModelError(f"--checkpoint {file} has no moving average ({' or '.join(EMA_KEYS)}); omit --use-ema")
-    if found := differences(weights, model.state_dict()):
+    if differ := differences(weights, model.state_dict()):
         raise ModelError(
-            f"--checkpoint {file} does not fit {name}: {found}. Give its architecture with --model and --kwargs; it "
+            f"--checkpoint {file} does not fit {name}: {differ}. Give its architecture with --model and --kwargs; it "
             "must have one logit for each class of the dataset"
         )
     model.load_state_dict(weights)

@@ -75,14 +75,14 @@ def find_corruptions(root: Path, corruptions: Sequence[str]) -> dict[str, list[P
     """
     if not root.is_dir():
         raise InputError(f"there is no folder {str(root)!r}; expected one of CORRUPTION/SEVERITY/CLASS/IMAGE")
-    found, missing = {}, []
+    folders, missing = {}, []
     for corruption in corruptions:
         places = [place for place in (root / corruption, *sorted(root.glob(f"*/{corruption}"))) if place.is_dir()]
         if not places:
             missing.append(corruption)
             continue
-        found[corruption] = [places[0] / severity for severity in SEVERITIES]
-        lacks = [severity.name for severity in found[corruption] if not severity.is_dir()]
+        folders[corruption] = [places[0] / severity for severity in SEVERITIES]
+        lacks = [severity.name for severity in folders[corruption] if not severity.is_dir()]
         if lacks:
             missing.append(f"{corruption} of severity {', '.join(lacks)}")
     if missing:
@@ -90,7 +90,7 @@ def find_corruptions(root: Path, corruptions: Sequence[str]) -> dict[str, list[P
             f"{root} lacks {'; '.join(missing)}. Expected CORRUPTION/SEVERITY/CLASS/IMAGE with severities 1 to 5; "
             "--corruptions selects a part of them"
         )
-    return found
+    return folders
 
 
 def read_baseline(file: Path, corruptions: Sequence[str]) -> Baseline:

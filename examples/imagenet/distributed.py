@@ -68,8 +68,8 @@ class Processes:
 def start(device: str) -> Processes:
     """Join the other processes if torchrun or SLURM started several. Raises InputError for a device that is missing."""
     name = str(choose_device(device))
-    found = init_distributed_device_so(name)
-    return Processes(int(found["global_rank"]), int(found["world_size"]), torch.device(str(found["device"])))
+    world = init_distributed_device_so(name)
+    return Processes(int(world["global_rank"]), int(world["world_size"]), torch.device(str(world["device"])))
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:

@@ -20,11 +20,11 @@ def open_split(root: Path, split: str) -> ClassFolders:
     or a class folder without images.
     """
     names = SYNONYMS.get(split, (split,))
-    found = find_split(root, names) or next((root / name for name in names if (root / name).is_dir()), None)
-    if found is None:
+    folder = find_split(root, names) or next((root / name for name in names if (root / name).is_dir()), None)
+    if folder is None:
         held = sorted(entry.name for entry in root.iterdir())
         raise InputError(f"{root} has no folder {' or '.join(names)}; it holds {named(held) or 'nothing'}")
-    return ClassFolders(found)
+    return ClassFolders(folder)
 
 
 def check_same_classes(train: ClassFolders, val: ClassFolders) -> None:

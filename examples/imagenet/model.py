@@ -87,17 +87,17 @@ def load_weights(model: nn.Module, file: Path, reset_classifier: bool, flag: str
 
 def check_weights(model: nn.Module, weights: dict[str, Any], source: str) -> None:
     """Raise ModelError unless weights have the names and shapes of a model's; the message names what differs."""
-    found = differences(weights, model.state_dict())
+    differ = differences(weights, model.state_dict())
     classifier = _classifier(model)
-    if found.shapes and not found.missing and not found.unexpected and all(key in classifier for key in found.shapes):
-        key = next(iter(found.shapes))
+    if differ.shapes and not (differ.missing or differ.unexpected) and all(key in classifier for key in differ.shapes):
+        key = next(iter(differ.shapes))
         raise ModelError(
             f"{source} has {weights[key].shape[0]} classes, expected {classifier[key].shape[0]}; "
             "--reset-classifier starts with a new classifier"
         )
-    if found:
+    if differ:
         raise ModelError(
-            f"{source} does not fit {type(model).__name__}: {found}. Compare --model, --model-kwargs "
+            f"{source} does not fit {type(model).__name__}: {differ}. Compare --model, --model-kwargs "
             "and --img-size with those of its model"
         )
 
@@ -105,8 +105,8 @@ def check_weights(model: nn.Module, weights: dict[str, Any], source: str) -> Non
 def _classifier(model: nn.Module) -> dict[str, Tensor]:
     """State of the classifier: that of timm's get_classifier, or of the last linear layer."""
     own = model.state_dict()
-    found = getattr(model, "get_classifier", lambda: None)()
-    heads = found if isinstance(found, (tuple, list)) else [found]
+    classifier = getattr(model, "get_classifier", lambda: None)()
+    heads = classifier if isinstance(classifier, (tuple, list)) else [classifier]
     heads = [head for head in heads if isinstance(head, nn.Module)]
     heads = heads or [m for m in model.modules() if isinstance(m, nn.Linear)][-1:]
     names = [name for name, module in model.named_modules() if any(module is head for head in heads)]

@@ -62,10 +62,10 @@ def transfer(recipe: Recipe, seeds: Sequence[int], folder: Path, jobs: int) -> l
     runs = _runs(seeds, recipe)
     finish([run for each in runs.values() for run in each], folder, jobs)
     sets = [make(recipe.train, recipe.test) for make in SETS.values()]
-    found = {
+    cells_of = {
         row: [spread([fine_tune(run, folder, *parts) for run in of]) for parts in sets] for row, of in runs.items()
     }
-    return [[row, *found.get(row, [MISSING] * len(sets)), *printed] for row, printed in TABLE5.items()]
+    return [[row, *cells_of.get(row, [MISSING] * len(sets)), *printed] for row, printed in TABLE5.items()]
 
 
 def fine_tune(run: Run, folder: Path, train: Digits, test: Digits) -> float:
@@ -92,12 +92,12 @@ def evaluate(recipe: Recipe, seeds: Sequence[int], folder: Path, jobs: int) -> l
     runs = _runs(seeds, recipe)
     references = [Run(REFERENCE, Method(), replace(recipe, seed=seed)) for seed in seeds]
     finish([run for each in (*runs.values(), references) for run in each], folder, jobs)
-    found: dict[str, list[list[float]]] = {row: [] for row in runs}
+    figures_of: dict[str, list[list[float]]] = {row: [] for row in runs}
     for place, reference in enumerate(references):
         models = {row: classifier(runs[row][place], folder) for row in runs}
         for row, figures in _shifted(models, classifier(reference, folder), reference.recipe).items():
-            found[row].append(figures)
-    cells = {row: [spread(column) for column in zip(*figures, strict=True)] for row, figures in found.items()}
+            figures_of[row].append(figures)
+    cells = {row: [spread(column) for column in zip(*figures, strict=True)] for row, figures in figures_of.items()}
     return [[row, *cells.get(row, [MISSING] * len(SHIFTS)), *printed] for row, printed in TABLE6.items()]
 
 
@@ -136,8 +136,8 @@ def pictures(data: Digits) -> Labelled:
 def missed(model: Classifier, data: Labelled, device: torch.device) -> Labelled:
     """The pictures that a model classifies incorrectly. Raises InputError if there are none."""
     with torch.inference_mode():
-        found = [model(images.to(device).float() / 255).argmax(1).cpu() for images, _ in _batches(data)]
-    wrong = torch.cat(found) != data[1]
+        predicted = [model(images.to(device).float() / 255).argmax(1).cpu() for images, _ in _batches(data)]
+    wrong = torch.cat(predicted) != data[1]
     if not wrong.any():
         raise InputError(
             f"the {REFERENCE} classifies all test digits correctly, so none are hard: pass a larger --test"
@@ -160,7 +160,7 @@ def corrupted_errors(
 
 def baseline(errors: dict[str, list[float]]) -> Baseline:
     """The errors of the reference. Raises InputError for a corruption without errors, whose ratio is undefined."""
-    means = {name: sum(found) / len(found) for name, found in errors.items()}
+    means = {name: sum(errors_of) / len(errors_of) for name, errors_of in errors.items()}
     if perfect := [name for name, mean in means.items() if not mean]:
         raise InputError(
             f"the {REFERENCE} has no errors under {', '.join(perfect)}, so that mCE is undefined: pass a larger --test"

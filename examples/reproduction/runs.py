@@ -76,12 +76,12 @@ def _runs(row: Row, recipe: Recipe, seeds: Sequence[int]) -> list[Run]:
 
 def _measured(runs: Sequence[Run], folder: Path) -> list[str]:
     """Parameters, speed and accuracy of the runs of a row."""
-    found = [(run, result) for run in runs if isinstance(result := finished(run, folder), Result)]
-    if not found:
+    results = [(run, result) for run in runs if isinstance(result := finished(run, folder), Result)]
+    if not results:
         return [MISSING] * len(DIGITS)
-    speed = median(run.images / result.train_seconds for run, result in found)
-    percent = [100 * result.accuracy for _, result in found]
-    return [f"{found[0][0].parameters:,}", f"{speed:.0f}", spread(percent)]
+    speed = median(run.images / result.train_seconds for run, result in results)
+    percent = [100 * result.accuracy for _, result in results]
+    return [f"{results[0][0].parameters:,}", f"{speed:.0f}", spread(percent)]
 
 
 def command(
@@ -125,8 +125,8 @@ def measure_imagenet(
             if not show:
                 subprocess.run(parts, check=True)
     names = [IMAGENET[head] for head in accuracies(table)]
-    found = {row: [best(folder / _slug(row), name) if row.recipe else MISSING for name in names] for row in table.rows}
-    return [[*row.cells, *found[row], *row.paper] for row in table.rows]
+    bests = {row: [best(folder / _slug(row), name) if row.recipe else MISSING for name in names] for row in table.rows}
+    return [[*row.cells, *bests[row], *row.paper] for row in table.rows]
 
 
 def accuracies(table: Printed) -> list[str]:
@@ -144,13 +144,13 @@ def best(folder: Path, metric: str = "top1") -> str:
         return MISSING
     with file.open() as lines:
         rows = list(csv.DictReader(lines))
-    found = [
+    accuracies = [
         (float(row[name]), float(row[name.removesuffix("top1") + metric]))
         for row in rows
         for name in row
         if name.endswith("top1") and row[name]
     ]
-    return f"{max(found)[1]:.1f}" if found else MISSING
+    return f"{max(accuracies)[1]:.1f}" if accuracies else MISSING
 
 
 def cells_of(table: Printed, measured: Sequence[str]) -> list[str]:

@@ -51,8 +51,8 @@ def transfer(runs: RealRuns) -> list[list[str]]:
     """Fine-tune the weights of each DeiT on each data set: rows of new and of printed figures."""
     rows = []
     for row, printed in TABLE5.items():
-        found = [_fine_tuned(row, name, runs) if "DeiT" in row else MISSING for name in DATASETS.values()]
-        rows.append([row, *found, *printed])
+        cells = [_fine_tuned(row, name, runs) if "DeiT" in row else MISSING for name in DATASETS.values()]
+        rows.append([row, *cells, *printed])
     return rows
 
 

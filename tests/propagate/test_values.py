@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.fx import Graph
 
 from tlfx.errors import ProvenanceError
-from tlfx.propagate.values import NONE, Role, Value, compact, fill_none, find_batch_axis, ids_of_sample, map_of_ids
+from tlfx.propagate.maps import NONE, compact, fill_none, find_batch_axis, ids_of_sample, map_of_ids
+from tlfx.propagate.values import Role, Value
 from tlfx.runtime import BatchAxis
 
 SIZES = st.integers(1, 3)

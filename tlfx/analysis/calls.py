@@ -24,20 +24,20 @@ def time_calls(calls: Mapping[str, Callable[[], None]], count: int, device: torc
         call()
         return time.perf_counter() - begin
 
-    found = in_turn(calls, count, seconds)
+    times = in_turn(calls, count, seconds)
     _synchronize(device)
-    return found
+    return times
 
 
 def in_turn(
     calls: Mapping[str, Callable[[], None]], count: int, seconds: Callable[[Callable[[], None]], float]
 ) -> dict[str, list[float]]:
     """The ``seconds`` of each call, `count` times, in rotation."""
-    found: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for names in _orders(list(calls), count):
         for name in names:
-            found[name].append(seconds(calls[name]))
-    return found
+            times[name].append(seconds(calls[name]))
+    return times
 
 
 def _orders(names: list[str], count: int) -> Iterator[list[str]]:

@@ -135,14 +135,14 @@ def _most_of_attributes(plain: nn.Module, aligned: nn.Module) -> float:
 
 def _attributes(model: nn.Module) -> tuple[list[str], list[Any]]:
     """The data in attributes of all modules, and where each is: other objects count by their class."""
-    found: dict[str, Any] = {}
+    state: dict[str, Any] = {}
     for path, module in model.named_modules():
         for name, value in vars(module).items():
             if name not in INTERNAL | {CHOSEN, "forward"}:
                 leaves = tree_leaves(value)
-                found |= {f"{path}.{name}[{i}]": x for i, x in enumerate(leaves)}
-    data = [x if isinstance(x, (Tensor, *ATOMS)) else type(x).__name__ for _, x in sorted(found.items())]
-    return sorted(found), data
+                state |= {f"{path}.{name}[{i}]": x for i, x in enumerate(leaves)}
+    data = [x if isinstance(x, (Tensor, *ATOMS)) else type(x).__name__ for _, x in sorted(state.items())]
+    return sorted(state), data
 
 
 def _train(forward: Callable[[], Any], seed: int) -> list[Any]:

@@ -17,7 +17,8 @@ from torch.fx import Node
 
 from tlfx import runtime
 from tlfx.propagate.labels import LabelTable, LabelTensor
-from tlfx.propagate.values import Value, find_batch_axis, ids_of_sample
+from tlfx.propagate.maps import find_batch_axis, ids_of_sample
+from tlfx.propagate.values import Value
 
 __all__ = ["centres", "grid"]
 

@@ -82,8 +82,8 @@ def spatial_presence(model: nn.Module, image: Tensor) -> list[TokenPresence]:
     CaptureError and UnknownOperatorError as in :func:`tlfx.align`.
 
     >>> blur = nn.Conv2d(1, 1, (1, 3), padding=(0, 1), bias=False)
-    >>> [found] = spatial_presence(nn.Sequential(nn.Conv2d(3, 1, 1), blur), torch.rand(3, 1, 8))
-    >>> found.path, found.presence[2:6].round(decimals=4)
+    >>> [layer] = spatial_presence(nn.Sequential(nn.Conv2d(3, 1, 1), blur), torch.rand(3, 1, 8))
+    >>> layer.path, layer.presence[2:6].round(decimals=4)
     ('1', tensor([1., 1., 1., 1.]))
     """
     images = image.expand(BATCH, *image.shape)
@@ -107,20 +107,20 @@ def spatial_presence(model: nn.Module, image: Tensor) -> list[TokenPresence]:
 
 def _mixings(propagation: Propagation) -> list[LabelTensor]:
     """The label tensors of spatial mixing. Raises InputError, see :func:`spatial_presence`."""
-    found = [
+    mixings = [
         label
         for label in propagation.labels.tensors
         if label.after is not None and propagation.operations.get(label.after) is Operation.SPATIAL_MIX
     ]
-    if not found:
+    if not mixings:
         raise InputError("the model has no spatial mixing: no attention, token MLP or convolution mixes its tokens")
-    linear = next((label.after for label in found if "mass" in label.kwargs), None)
+    linear = next((label.after for label in mixings if "mass" in label.kwargs), None)
     if linear is not None:
         raise InputError(
             f"{module_path(linear)} computes linear attention in two contractions, so that the mixing matrix of eq. 2 "
             "does not exist; presence_over_depth measures such models"
         )
-    return found
+    return mixings
 
 
 def _tokens(label: LabelTensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch.fx import Graph, Node
 from tlfx.analysis.classtoken import class_attention
 from tlfx.analysis.layers import Layer, find_layers
 from tlfx.analysis.places import centres
+from tlfx.graph.nodes import module_stack
 from tlfx.propagate import Options, Propagation
 from tlfx.propagate.observer import EVERY_MODULE, ObservedLabels
 from tlfx.propagate.values import Value
@@ -207,8 +208,7 @@ def _module_outputs(graph: Graph, propagation: Propagation) -> dict[str, Node]:
 
 def _paths(node: Node) -> set[str]:
     """Paths of the modules that a node was captured in, without the numbers of repeated calls."""
-    stack = (node.meta.get("nn_module_stack") or {}).values()
-    return {path.partition("@")[0] for path, *_ in stack}
+    return {path.partition("@")[0] for path, _ in module_stack(node)}
 
 
 def _layout(value: Value, tokens: int) -> _Layout:

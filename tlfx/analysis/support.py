@@ -92,9 +92,9 @@ def _dependences(aligned: nn.Module, images: Tensor, masks: Tensor, positions: l
             values = leaf.movedim(class_axis(label), -1).reshape(len(images), -1, leaf.shape[class_axis(label)])
             rows.append((values.float() * torch.randn(values.shape[2], device=values.device)).sum((0, 2)))
     flat = torch.cat(rows)
-    found = []
+    affected = []
     for position in positions:
         (gradient,) = torch.autograd.grad(flat[position], images, retain_graph=True)
         size = gradient.abs().flatten(0, -3).sum(0)
-        found.append(torch.stack([(size * mask[0]).sum() > 0 for mask in masks]))
-    return torch.stack(found)
+        affected.append(torch.stack([(size * mask[0]).sum() > 0 for mask in masks]))
+    return torch.stack(affected)

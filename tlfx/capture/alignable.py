@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from tlfx._torch import is_compiled
 from tlfx.errors import InputError, a_type
 
 __all__ = ["check_alignable"]
@@ -21,18 +22,31 @@ _ORDER = {
     ("torch.distributed.fsdp", "FullyShardedDataParallel"): (
         "tlfx.align(model), then torch.distributed.fsdp.fully_shard(model), which replaces it"
     ),
-    ("torch._dynamo", "OptimizedModule"): "torch.compile(tlfx.align(model))",
 }
 """What to write, by module and name of classes around a model; of those not imported there is no instance."""
+
+
+def _order_of(model: nn.Module) -> str | None:
+    """What to write for a wrapper that must be applied after alignment; None for another module."""
+    if is_compiled(model):
+        return "torch.compile(tlfx.align(model))"
+    wrappers = (order for (module, name), order in _ORDER.items() if isinstance(model, _loaded(module, name)))
+    return next(wrappers, None)
+
+
+def _loaded(module: str, name: str) -> Any:
+    return getattr(sys.modules.get(module), name, ())
 
 
 def check_alignable(model: Any) -> None:
     """Raise InputError for an object other than a module, and for a wrapper that must be applied after alignment."""
     if not isinstance(model, nn.Module):
         raise InputError(f"align takes a torch.nn.Module, got {type(model).__name__}")
-    for (module, name), order in _ORDER.items():
-        if isinstance(model, getattr(sys.modules.get(module), name, ())):
-            raise InputError(f"{name} runs the model that it wraps and cannot be aligned itself: use {order}")
+    order = _order_of(model)
+    if order is not None:
+        raise InputError(
+            f"{type(model).__name__} runs the model that it wraps and cannot be aligned itself: use {order}"
+        )
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError(f"{type(model).__name__} is scripted, and its forward is fixed: align the model before that")
     for path, module in model.named_modules():

@@ -81,8 +81,8 @@ class Call:
     @property
     def objects(self) -> list[tuple[str, Any]]:
         """The arguments that are neither tensors nor plain data, each with a name for messages."""
-        found = [x for x in self.leaves if not isinstance(x, (Tensor, *ATOMS))]
-        return [(f"an argument of class {type(x).__name__}", x) for x in found]
+        others = [x for x in self.leaves if not isinstance(x, (Tensor, *ATOMS))]
+        return [(f"an argument of class {type(x).__name__}", x) for x in others]
 
     @property
     def key(self) -> Hashable:

@@ -18,7 +18,7 @@ from torch.autograd import Function
 from torch.fx import Node
 
 from tlfx._torch import is_context_of, is_view, tree_flatten, tree_leaves, tree_map, version, without_function_modes
-from tlfx.capture.marks import Recorder
+from tlfx.capture.marks import RegionRecorder
 from tlfx.capture.regions import FunctionCall, RegionTree
 from tlfx.errors import CaptureError
 from tlfx.graph.nodes import describe
@@ -30,7 +30,7 @@ __all__ = ["FunctionRecorder", "check_function_calls", "hoist_sizes", "recorded_
 class FunctionRecorder:
     """Records calls of autograd functions."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: RegionRecorder) -> None:
         self.recorder = recorder
         self.errors: list[tuple[Exception, type[Function]]] = []
         """The errors that their forwards raised, the innermost function first."""

@@ -24,8 +24,8 @@ def caller() -> FrameType:
     """The frame of the code that called the function in which this is called."""
     frame: Any = inspect.currentframe()
     try:
-        found: FrameType = frame.f_back.f_back
-        return found
+        caller: FrameType = frame.f_back.f_back
+        return caller
     finally:
         del frame  # it would refer to itself
 

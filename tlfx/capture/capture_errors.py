@@ -16,7 +16,7 @@ from torch.autograd import Function
 from torch.fx import Graph, Node
 from torch.nn.parameter import is_lazy
 
-from tlfx._torch import global_hooks
+from tlfx._torch import global_hooks, is_vmap
 from tlfx.capture.model_class import class_name
 from tlfx.errors import CaptureError
 from tlfx.graph.nodes import describe, sizes
@@ -93,7 +93,7 @@ def check_data(model: nn.Module, images: Tensor) -> None:
 def check_vmap(kind: str, graph: Graph) -> None:
     """Raise CaptureError if a graph contains a vmap: export drops the calls that begin and end it."""
     for node in graph.nodes:
-        if "_functorch" in str(getattr(node.target, "__module__", "")):
+        if is_vmap(node.target):
             raise CaptureError(
                 f"{kind} calls torch.vmap, which a captured graph cannot run\n{describe(node)}\n"
                 "Write it with a batch axis. Flex attention without a mask calls it too: give it one, made by "

@@ -11,14 +11,14 @@ from typing import Any
 from torch import Tensor
 
 from tlfx._torch import checkpoint_generator_name, checkpointing
-from tlfx.capture.marks import Recorder
+from tlfx.capture.marks import RegionRecorder
 from tlfx.capture.regions import Checkpoint
 
 __all__ = ["recorded_checkpoints"]
 
 
 @contextlib.contextmanager
-def recorded_checkpoints(recorder: Recorder) -> Iterator[None]:
+def recorded_checkpoints(recorder: RegionRecorder) -> Iterator[None]:
     """Record calls under torch.utils.checkpoint, which run without it in the context."""
     name = checkpoint_generator_name()
     generator, function = getattr(checkpointing, name), checkpointing.CheckpointFunction
@@ -31,7 +31,7 @@ def recorded_checkpoints(recorder: Recorder) -> Iterator[None]:
         checkpointing.CheckpointFunction = function  # type: ignore[misc]
 
 
-def _recorded(original: Callable[..., Any], recorder: Recorder) -> Callable[..., Any]:
+def _recorded(original: Callable[..., Any], recorder: RegionRecorder) -> Callable[..., Any]:
     """Replaces the generator that checkpoints the code between its two steps."""
     signature = inspect.signature(original)
 
@@ -46,7 +46,7 @@ def _recorded(original: Callable[..., Any], recorder: Recorder) -> Callable[...,
     return recorded
 
 
-def _recorded_reentrant(recorder: Recorder) -> Callable[..., Any]:
+def _recorded_reentrant(recorder: RegionRecorder) -> Callable[..., Any]:
     """Replaces the autograd function of reentrant checkpoints."""
 
     def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from tlfx._torch import HOOKS, tree_flatten, tree_leaves, tree_map
-from tlfx.capture.marks import Recorder
+from tlfx.capture.marks import RegionRecorder
 from tlfx.capture.regions import FORWARD_HOOKS, HookedCall, HookRun, RegionTree
 from tlfx.capture.sharding import casts_of
 from tlfx.errors import CaptureError
@@ -35,7 +35,7 @@ def is_changed(result: Any, given: tuple[Any, ...]) -> bool:
 class _HookRecorder:
     """Records calls of modules with hooks, and the hooks that run in them."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: RegionRecorder) -> None:
         self.recorder = recorder
         self.calls: list[HookedCall] = []
 
@@ -75,7 +75,7 @@ class _HookRecorder:
 
 
 @contextlib.contextmanager
-def recorded_hooks(model: nn.Module, recorder: Recorder) -> Iterator[None]:
+def recorded_hooks(model: nn.Module, recorder: RegionRecorder) -> Iterator[None]:
     """Record calls of modules with hooks, except the model itself, whose own call runs its hooks."""
     hooks = _HookRecorder(recorder)
     with contextlib.ExitStack() as stack:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from tlfx._torch import tree_flatten, tree_leaves
-from tlfx.capture.marks import Recorder
+from tlfx.capture.marks import RegionRecorder
 from tlfx.capture.regions import LeafCall
 from tlfx.rules.registry import REGISTRY
 
@@ -17,7 +17,7 @@ __all__ = ["recorded_leaf_modules"]
 
 
 @contextlib.contextmanager
-def recorded_leaf_modules(model: nn.Module, recorder: Recorder) -> Iterator[None]:
+def recorded_leaf_modules(model: nn.Module, recorder: RegionRecorder) -> Iterator[None]:
     """Record calls of modules with a rule, from the end of their pre-hooks to the start of their forward hooks."""
     calls: list[LeafCall] = []
 

@@ -11,7 +11,7 @@ from torch.fx import Graph, Node
 
 from tlfx.capture.regions import Region
 
-__all__ = ["Recorder", "collect_regions"]
+__all__ = ["RegionRecorder", "collect_regions"]
 
 
 @torch.library.custom_op(
@@ -29,7 +29,7 @@ def _(values: Sequence[Tensor], sizes: Sequence[int], region: int, begins: bool)
 torch.fx.node.has_side_effect(torch.ops.tlfx.mark.default)
 
 
-class Recorder:
+class RegionRecorder:
     """The regions of a capture, in the order in which they begin."""
 
     def __init__(self) -> None:

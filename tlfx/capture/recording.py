@@ -9,17 +9,18 @@ from torch import nn
 from torch.autograd import Function
 from torch.fx import Graph, Node
 
+from tlfx._torch import is_check_of_sizes
 from tlfx.capture.autograd_functions import FunctionRecorder, check_function_calls, hoist_sizes, recorded_functions
 from tlfx.capture.checkpoints import recorded_checkpoints
 from tlfx.capture.hooks import keep_hooks_that_compute, recorded_hooks
 from tlfx.capture.leaf_modules import recorded_leaf_modules
-from tlfx.capture.marks import Recorder, collect_regions
+from tlfx.capture.marks import RegionRecorder, collect_regions
 from tlfx.capture.regions import FunctionCall, Region, RegionTree
 
 __all__ = ["Recording", "build_tree", "recorded_regions"]
 
 
-class Recording(Recorder):
+class Recording(RegionRecorder):
     """The regions of one capture, and the errors that forwards of autograd functions raised."""
 
     def __init__(self) -> None:
@@ -55,7 +56,7 @@ def build_tree(graph: Graph, recording: Recording) -> RegionTree:
     tree = keep_hooks_that_compute(graph, RegionTree(graph, collect_regions(graph, recording.regions)))
     tree = tree.without(graph, {r for r in tree.regions if not r.has_rule and not _runs(r)})
     for node in list(graph.nodes):
-        if node.op == "call_function" and not node.users and "_assert_" in str(node.target):
+        if node.op == "call_function" and not node.users and is_check_of_sizes(node.target):
             graph.erase_node(node)
     kept = {x for r in tree.regions if _runs(r) for x in (*r.inputs, *r.outputs) if isinstance(x, Node)}
     graph.eliminate_dead_code(lambda node: bool(node.is_impure()) or node in kept)

@@ -150,10 +150,10 @@ class _Node:
     def __getattr__(self, name: str) -> Any:
         if name in ("register_hook", "register_prehook"):
             self._refuse(_NODES)
-        found = getattr(self._node, name)
+        attribute = getattr(self._node, name)
         if name == "next_functions":
-            return tuple((node and _Node(node, self._refuse), number) for node, number in found)
-        return _Node(found, self._refuse) if isinstance(found, torch.autograd.graph.Node) else found
+            return tuple((node and _Node(node, self._refuse), number) for node, number in attribute)
+        return _Node(attribute, self._refuse) if isinstance(attribute, torch.autograd.graph.Node) else attribute
 
 
 def _gradient_node(refuse: Refuse, note: Callable[[], None]) -> property:

@@ -150,16 +150,16 @@ def _difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
 def _containers(now: Iterable[Attributes]) -> tuple[list[Any], list[tuple[dict[str, Any], set[str]]]]:
     """The dictionaries, lists and sets to compare, and the dictionaries of modules with attributes that do not
     count, with the names of these."""
-    found: list[Any] = []
+    containers: list[Any] = []
     results: list[tuple[dict[str, Any], set[str]]] = []
     for attributes in now:
         own = attributes.held
         if attributes.results or attributes.ignored:
             results.append((own, attributes.results | attributes.ignored))
         else:
-            found.append(own)
-        found += [*(own[kind] for kind in ("_modules", *HOOKS)), *attributes.containers]
-    return list({id(x): x for x in found}.values()), results
+            containers.append(own)
+        containers += [*(own[kind] for kind in ("_modules", *HOOKS)), *attributes.containers]
+    return list({id(x): x for x in containers}.values()), results
 
 
 def _keys(container: Any) -> Iterable[Any]:

@@ -52,11 +52,11 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 def replacements() -> dict[int, Any]:
     """What replaces functions now, by the identities of the functions."""
-    found: dict[int, Any] = {}
+    originals: dict[int, Any] = {}
     for before, value in reversed(_ACTIVE):  # one that is replaced twice stands for the last
         if callable(before):
-            found[id(before)] = found.get(id(value), value)
-    return found
+            originals[id(before)] = originals.get(id(value), value)
+    return originals
 
 
 @contextlib.contextmanager

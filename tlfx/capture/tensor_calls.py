@@ -167,8 +167,8 @@ def _held_by(value: Any, seen: frozenset[int] = frozenset()) -> list[Any]:
         return [value]
     if id(value) in seen:  # a function that refers to itself
         return []
-    found = [x for part in _parts(value) for x in _held_by(part, seen | {id(value)})]
-    each = list({id(x): x for x in found}.values())
+    held = [x for part in _parts(value) for x in _held_by(part, seen | {id(value)})]
+    each = list({id(x): x for x in held}.values())
     return sorted(each, key=lambda x: not isinstance(x, Tensor))
 
 

@@ -136,6 +136,6 @@ class _Scored:
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         for images, labels in self.images:
             with torch.no_grad():
-                found = self.model(images.to(device)).argmax(-1).cpu()
-            self.right += int((found == labels).sum())
+                predicted = self.model(images.to(device)).argmax(-1).cpu()
+            self.right += int((predicted == labels).sum())
             yield images, labels

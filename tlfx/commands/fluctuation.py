@@ -147,10 +147,10 @@ def _operations(name: str, model: nn.Module, size: tuple[int, ...], seed: int) -
     caption = "presence p(z) of eq. 2 in one operation: 1 where all tokens contribute equally to as many mixed tokens"
     table = _table(name, caption, "operation", ("tokens", "least", "median", "most", "faded"))
     image = normalised(photo_pairs(1, size[-2:], seed).mixed[0], model)
-    for found in spatial_presence(model, image):
-        p = Spread.of(found.presence)
+    for layer in spatial_presence(model, image):
+        p = Spread.of(layer.presence)
         figures = (f"{x:.2f}" for x in (p.least, p.median, p.most))
-        table.add_row(f"{found.path} ({found.operator})", str(len(found.presence)), *figures, f"{p.faded:.1%}")
+        table.add_row(f"{layer.path} ({layer.operator})", str(len(layer.presence)), *figures, f"{p.faded:.1%}")
     return table
 
 

@@ -59,13 +59,13 @@ def run(args: argparse.Namespace) -> int:
 def _matching(rows: list[dict[str, Any]], pattern: str) -> list[dict[str, Any]]:
     """Rows whose operator matches a shell pattern or contains it. InputError with similar names if there are none."""
     wildcard = any(c in pattern for c in "*?[")
-    found = [r for r in rows if (fnmatchcase(r["operator"], pattern) if wildcard else pattern in r["operator"])]
-    if not found:
+    matches = [r for r in rows if (fnmatchcase(r["operator"], pattern) if wildcard else pattern in r["operator"])]
+    if not matches:
         names = {row["operator"].rpartition(".")[2]: row["operator"] for row in rows}
         near = [names[n] for n in difflib.get_close_matches(pattern.rpartition(".")[2], names, n=5)]
         hint = f"; did you mean {', '.join(near)}?" if near else "; tlfx rules lists them all"
         raise InputError(f"no operator with a rule matches {pattern!r}{hint}")
-    return found
+    return matches
 
 
 def _run_missing(args: argparse.Namespace) -> int:

@@ -164,11 +164,11 @@ def suite(args: argparse.Namespace) -> tuple[list[dict[str, Any]], Table]:
     from tlfx.devices import choose_device
 
     device = str(choose_device(args.device))
-    found = []
+    measured = []
     for case in cases_of(device):
         with output.progress(f"timing {case.title}"):
-            found.append(measure(case, device))
-    rows = [cells(each) for each in found]
+            measured.append(measure(case, device))
+    rows = [cells(each) for each in measured]
     table = Table(title=f"suite, {_machine(device)}")
     for name in _COLUMNS:
         table.add_column(name, justify="left" if name == "case" else "right")
@@ -179,7 +179,7 @@ def suite(args: argparse.Namespace) -> tuple[list[dict[str, Any]], Table]:
         text = "".join(f"| {' | '.join(cells)} |\n" for cells in (*heads, *rows))
         write_atomically(args.markdown, lambda raw: raw.write(f"{_machine(device)}\n\n{text}".encode()))
         output.wrote(args.markdown)
-    return [{"machine": _machine(device), **data(each)} for each in found], table
+    return [{"machine": _machine(device), **data(each)} for each in measured], table
 
 
 def data(measured: Measured) -> dict[str, Any]:

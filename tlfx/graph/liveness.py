@@ -27,14 +27,14 @@ def last_reads(
     >>> {reader.name: [n.name for n in read] for reader, read in last_reads(graph).items()}
     {'max_1': ['a', 'abs_1']}
     """
-    found: dict[Node, list[Node]] = {}
+    last: dict[Node, list[Node]] = {}
     known: set[Node] = set()
     for node in reversed(graph.nodes):
         for source in (*node.all_input_nodes, *sources_of(node)):
             if source not in known:
                 known.add(source)
-                found.setdefault(reader_of(node), []).append(source)
-    return found
+                last.setdefault(reader_of(node), []).append(source)
+    return last
 
 
 def nodes_read(graph: Graph) -> set[Node]:

@@ -11,7 +11,7 @@ from tlfx._torch import tree_leaves
 from tlfx.graph.aliasing import storage_of, written_storages
 from tlfx.graph.constants import is_random
 
-__all__ = ["computes_same", "describe", "hint", "module_path", "shapes", "sizes"]
+__all__ = ["computes_same", "describe", "hint", "module_path", "module_stack", "shapes", "sizes"]
 
 
 def shapes(node: Node) -> list[tuple[int, ...]]:
@@ -30,15 +30,23 @@ def hint(size: Any) -> Any:
     return size.node.hint if isinstance(size, SymInt | SymFloat | SymBool) else size
 
 
+def module_stack(node: Node) -> list[tuple[str, Any]]:
+    """The modules that a node was captured in as (path, class or name of it), the model itself (an empty path) first.
+
+    The path of a repeated call of a module ends with ``@`` and its number.
+    """
+    return [(str(path), kind) for path, kind in (node.meta.get("nn_module_stack") or {}).values()]
+
+
 def module_path(node: Node) -> str:
     """Path of the module that a node was captured in, such as ``blocks.0.attn``."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return str(stack[-1][0]) if stack else ""
+    stack = module_stack(node)
+    return stack[-1][0] if stack else ""
 
 
 def describe(node: Node) -> str:
     """The origin of a node: its name, module, source line, and the shapes of its inputs and outputs."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    stack = module_stack(node)
     module = f"{stack[-1][0] or 'the model itself'} ({_class_name(stack[-1][1])})" if stack else "unknown"
     given = ", ".join(str(s) for n in node.all_input_nodes for s in sizes(n))
     made = ", ".join(str(s) for s in sizes(node)).replace("None", "?")

@@ -154,14 +154,14 @@ class LabelTable:
 
     def _sources(self, label: Tensor, first: int) -> Tensor:
         """The ids, from ``first`` on, of the labels that a label is computed from, one after another."""
-        found = new = label.view(1)
+        reached = new = label.view(1)
         while len(new):
             owners = self.owners(new)
             read = [self._read_by(self.tensors[int(p)], new[owners == p]) for p in owners.unique()]
             new = torch.cat(read).unique()
-            new = new[(new >= first) & ~torch.isin(new, found)]
-            found = torch.cat((found, new))
-        return found
+            new = new[(new >= first) & ~torch.isin(new, reached)]
+            reached = torch.cat((reached, new))
+        return reached
 
     def _read_by(self, tensor: LabelTensor, ids: Tensor) -> Tensor:
         """The ids of the operands that labels of a tensor are computed from."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from tlfx.errors import InputError
+from tlfx.graph.nodes import module_stack
 from tlfx.propagate.outputs import is_real, read_label
 from tlfx.propagate.values import Value
 from tlfx.propagate.verbs import OpContext
@@ -96,8 +97,7 @@ class Observer:
 
 def _paths(node: Node) -> list[str]:
     """Paths of the modules that a node was captured in, except the model itself."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return list(dict.fromkeys(str(path) for path, _ in stack if path))
+    return list(dict.fromkeys(path for path, _ in module_stack(node) if path))
 
 
 def _leaves(node: Node, path: str) -> bool:

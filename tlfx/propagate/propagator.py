@@ -5,7 +5,7 @@ Nothing is computed but shapes, integer maps and the few constants (indices, mas
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from tlfx.operations import Operation
 from tlfx.propagate.contexts import LinearContexts
 from tlfx.propagate.labels import MASK, LabelTable
 from tlfx.propagate.layers import LayerSelection, count_from_first
+from tlfx.propagate.maps import map_of_ids
 from tlfx.propagate.observer import ObservedLabels, Observer
 from tlfx.propagate.options import Options
 from tlfx.propagate.outputs import OutputLabel, read_outputs
@@ -34,7 +35,7 @@ from tlfx.propagate.rule_calls import apply_rule
 from tlfx.propagate.ruled_calls import RuledCalls
 from tlfx.propagate.state import PropagationState
 from tlfx.propagate.tokens import LearnedTokens
-from tlfx.propagate.values import Role, Value, map_of_ids
+from tlfx.propagate.values import Role, Value
 from tlfx.propagate.verbs import OpContext
 from tlfx.propagate.writes import InPlaceWrites
 from tlfx.runtime import BatchAxis
@@ -138,6 +139,7 @@ class Propagator:
         recorded = observer.choose(self.options.record, op) if observer else ObservedLabels()
         self.operations.update(self.state.contexts.reclassified(self.values))
         self.values.update(self.state.tokens.joined(self.values))
+        self.values.update({n: op.resolve(v) for n, v in self._outputs() if isinstance(v, Value)})
         return Propagation(
             self.graph_module,
             self.images[0],
@@ -149,6 +151,10 @@ class Propagator:
             self.regions,
             tuple(self.state.constants.decisions.values()),
         )
+
+    def _outputs(self) -> Iterator[tuple[Node, Any]]:
+        nodes = self.graph_module.graph.output_node().all_input_nodes
+        return ((node, self.values[node]) for node in nodes)
 
     @property
     def _keeps_maps(self) -> bool:

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from tlfx.errors import ProvenanceError
-from tlfx.propagate.values import NONE, Role, Value
+from tlfx.propagate.maps import NONE
+from tlfx.propagate.values import Role, Value
 
 __all__ = ["layout", "tokens"]
 

@@ -101,8 +101,10 @@ class _Cutter:
 
     def is_buffer(self, path: str) -> bool:
         """Whether a path leads to a buffer of the model."""
-        found = operator.attrgetter(path)(self.source)
-        return path.startswith(f"{MODEL}.") and isinstance(found, Tensor) and not isinstance(found, nn.Parameter)
+        attribute = operator.attrgetter(path)(self.source)
+        return (
+            path.startswith(f"{MODEL}.") and isinstance(attribute, Tensor) and not isinstance(attribute, nn.Parameter)
+        )
 
     def module_of(self, graph: Graph, parts: dict[str, nn.Module]) -> GraphModule:
         """A graph module with the modules and buffers of the source, and segments."""

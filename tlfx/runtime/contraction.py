@@ -51,9 +51,9 @@ def mix(
         own = own if own is None else select(own, equation.out.index(QUERY) + 1, queries)
     if weight.is_cuda and not mass and valid is None:
         given: dict[str, Any] = {"is_softmax": is_softmax, "signed": signed, "residual": residual}
-        found = mix_by_kernel(weight, labels, equation, own, **given)
-        if found is not None:
-            return found
+        mixed = mix_by_kernel(weight, labels, equation, own, **given)
+        if mixed is not None:
+            return mixed
     if is_softmax:
         mixed = contract(weight.float(), labels, equation, average=True)
     else:

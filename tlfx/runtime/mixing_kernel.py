@@ -50,17 +50,17 @@ def mix_labels_kernel(
     for start in range(0, keys, COLUMNS):
         to = (start + column).to(tl.int64)
         in_keys = to < keys
-        found = in_rows[:, None] & in_keys[None, :]
+        inside = in_rows[:, None] & in_keys[None, :]
         total = tl.zeros((ROWS, COLUMNS), tl.float32)
         for head in range(HEADS):
             of_head = weight + tl.cast(head, tl.int64) * w_head
-            w = tl.load(of_head + at[:, None] * w_row + to[None, :] * w_column, mask=found, other=0.0).to(tl.float32)
+            w = tl.load(of_head + at[:, None] * w_row + to[None, :] * w_column, mask=inside, other=0.0).to(tl.float32)
             if SIZE == 1:
                 w = tl.abs(w)
             elif SIZE == 2:
                 w = tl.maximum(w, 0.0)
             if SIZE > 0 and not OWN:  # uniform where all are zero
-                w = tl.where(found, w + _TINY, 0.0)
+                w = tl.where(inside, w + _TINY, 0.0)
             total += w
         mass += tl.sum(total, 1)
         for c in tl.static_range(CHANNELS):

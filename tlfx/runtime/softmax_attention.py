@@ -45,9 +45,9 @@ def attention(
     """
     if query.is_cuda:
         given: dict[str, Any] = {"mask": mask, "causal": causal, "scale": scale, "queries": queries}
-        found = attention_by_kernel(query, key, labels, equation, own, where=where, residual=residual, **given)
-        if found is not None:
-            return found
+        attended = attention_by_kernel(query, key, labels, equation, own, where=where, residual=residual, **given)
+        if attended is not None:
+            return attended
     query, key = query.float(), key.float()
     bias = attention_bias(query, key, mask, causal)
     query, bias = select_queries(query, bias, queries)
@@ -85,13 +85,13 @@ def _attention_in_parts(
     buffers = query.new_empty(2, step * heads, count, keys)
     if step == batch:
         return _attention_of_part(query, key, labels, bias, own, scale, equation, buffers)
-    found: list[Tensor] = []
+    parts: list[Tensor] = []
     for start in range(0, batch, step):
         q, k, y = (_part(x, start, step) for x in (query, key, labels))
         b = bias if bias is None or bias.dim() < 4 else _part(bias, start, step)
         kept = own if own is None else _part(own, start, step)
-        found.append(_attention_of_part(q, k, y, b, kept, scale, equation, buffers[:, : q.shape[0] * heads]))
-    return torch.cat(found)
+        parts.append(_attention_of_part(q, k, y, b, kept, scale, equation, buffers[:, : q.shape[0] * heads]))
+    return torch.cat(parts)
 
 
 def _part(x: Tensor, start: int, step: int) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from tlfx._torch import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 from tlfx.errors import InputError, WrongRuleError
-from tlfx.propagate.values import IMAGE, NONE, Value
+from tlfx.propagate.maps import IMAGE, NONE
+from tlfx.propagate.values import Value
 from tlfx.testing.content import Content, default_layout, from_pixels, to_pixels
 from tlfx.testing.influence import influence
 from tlfx.testing.label_probe import LabelProbe

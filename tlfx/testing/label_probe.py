@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from tlfx._torch import tree_map
+from tlfx._torch import tree_leaves, tree_map
 from tlfx.operations import Operation
+from tlfx.propagate.maps import NONE
+from tlfx.propagate.options import Options
 from tlfx.propagate.outputs import OutputLabel
-from tlfx.propagate.values import NONE, Value
-from tlfx.propagate.verbs import OpContext
-from tlfx.rewrite.writer import rewrite
+from tlfx.propagate.values import Value
 from tlfx.trace import trace
 
 __all__ = ["LabelProbe"]
@@ -62,15 +61,13 @@ class LabelProbe:
     def __init__(self, function: Callable[..., Any], images: Tensor, parts: Mapping[str, Any] | None = None) -> None:
         self.net = _Net(function, parts or {})
         self.images = images
-        traced = trace(self.net, images)
-        propagator = traced.propagator()
-        self.propagation = propagator.run()
+        traced = trace(self.net, images, Options(keep=True))
+        self.propagation = traced.propagation
         end = self.propagation.graph_module.graph.output_node()
-        values = [propagator.values[n] for n in end.args[0] if isinstance(n, Node)]  # type: ignore[union-attr]
-        self.values: list[Value] = OpContext(end, (), {}, propagator.state).resolve_all(*values)
+        self.values: list[Value] = [self.propagation.values[n] for n in tree_leaves(end.args) if isinstance(n, Node)]
         """The value of each output."""
         outputs = [_elements(v) if v.is_content else None for v in self.values]
-        self.graph_module = rewrite(replace(self.propagation, outputs=outputs)).graph_module
+        self.graph_module = traced.rewrite(outputs=outputs)
 
     def labels(self, mask: Tensor) -> list[Tensor]:
         """The label (*shape, channels) at every element of each output with content, NaN where an element has none.

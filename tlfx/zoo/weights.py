@@ -101,9 +101,9 @@ def _renamed(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check(model: nn.Module, state: dict[str, Any], file: str) -> None:
-    if found := differences(state, model.state_dict()):
+    if differ := differences(state, model.state_dict()):
         raise ModelError(
-            f"--weights {file!r} does not fit {type(model).__name__}: {found}. Name the model that it was saved from, "
+            f"--weights {file!r} does not fit {type(model).__name__}: {differ}. Name the model that it was saved from, "
             "with the same --kwargs"
         )
 

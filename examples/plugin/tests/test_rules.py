@@ -50,12 +50,12 @@ def test_labels_of_attention_equal_a_loop() -> None:
 
     probe = LabelProbe(run, torch.randn(2, 4, HEIGHT, WIDTH), {"query": query, "key": key})
     mask = torch.rand(2, 1, HEIGHT, WIDTH)
-    found = probe.labels(mask)[0][:, 0, :, :, 0, 0]
+    label = probe.labels(mask)[0][:, 0, :, :, 0, 0]
     for sample in range(2):
         for y in range(HEIGHT):
             for x in range(WIDTH):
                 expected = attention_label(query[sample], key[sample], mask[sample, 0], y, x)
-                assert found[sample, y, x] == pytest.approx(expected, abs=1e-6)
+                assert label[sample, y, x] == pytest.approx(expected, abs=1e-6)
 
 
 def attention_label(query: Tensor, key: Tensor, label: Tensor, y: int, x: int) -> float:
@@ -74,14 +74,14 @@ def test_labels_of_smoothing_equal_a_loop() -> None:
     module = Smoothing(3)
     probe = LabelProbe(lambda images, module: module(images.flatten(2).mT), torch.randn(2, 3, 2, 3), {"module": module})
     mask = torch.rand(2, 1, 2, 3)
-    found = probe.labels(mask)[0][:, :, 0, 0]
+    aligned = probe.labels(mask)[0][:, :, 0, 0]
     decay = [float(torch.sigmoid(r)) for r in module.rate.detach()]
     for sample in range(2):
         label = mask[sample].flatten().tolist()
         for i in range(6):
             weights = [sum(f ** abs(i - j) for f in decay) / 3 for j in range(6)]
             expected = sum(w * share for w, share in zip(weights, label, strict=True)) / sum(weights)
-            assert float(found[sample, i]) == pytest.approx(expected, abs=1e-6)
+            assert float(aligned[sample, i]) == pytest.approx(expected, abs=1e-6)
 
 
 def test_smoothing_is_what_it_says() -> None:

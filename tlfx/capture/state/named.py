@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tlfx.capture.describe import INTERNAL
 from tlfx.capture.model_class import CHOSEN
+from tlfx.capture.regions import FORWARD_HOOKS
 from tlfx.capture.state.containers import ClassAttributes, Container, Globals, Mapping
 from tlfx.capture.state.reach import Reach, names_in, strings_in
 
@@ -124,7 +125,7 @@ class NamedReach(Reach):
             for key, tensor in vars(module)[kind].items():
                 if tensor is not None:  # one without attributes may be given some
                     self._attributes(Mapping(f"{prefix}{key}.", vars(tensor)))
-        for kind in ("_forward_pre_hooks", "_forward_hooks"):
+        for kind in FORWARD_HOOKS:
             for number, hook in vars(module)[kind].items():
                 if id(hook) in self._hooks:
                     self._add(f"{prefix}{kind}[{number}]", hook)

@@ -309,8 +309,8 @@ def strings_in(code: CodeType) -> Iterator[str]:
 
 def _imported(names: Iterable[str], package: str) -> list[ModuleType]:
     """Loaded modules that code imports where it runs."""
-    found = (sys.modules.get(name) or sys.modules.get(f"{package}.{name}") for name in names)
-    return [module for module in found if isinstance(module, ModuleType)]
+    modules = (sys.modules.get(name) or sys.modules.get(f"{package}.{name}") for name in names)
+    return [module for module in modules if isinstance(module, ModuleType)]
 
 
 def _package(module: Any) -> str:

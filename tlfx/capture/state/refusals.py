@@ -98,7 +98,7 @@ def _message(model: nn.Module, change: Change, reason: str, run: Callable[[], No
 def _module_of(model: nn.Module, name: str) -> tuple[str, nn.Module]:
     """The innermost module whose path begins the name of a place."""
     fits = ((path, module) for path, module in model.named_modules() if not path or name.startswith(f"{path}."))
-    return max(fits, key=lambda found: len(found[0]))
+    return max(fits, key=lambda fit: len(fit[0]))
 
 
 class _Shown:

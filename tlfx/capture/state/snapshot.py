@@ -148,7 +148,7 @@ class Snapshot:
         ``parameters`` are those of the model, by the identities of the parameters without data that stand for them in a
         capture.
         """
-        found = []
+        changes = []
         for container, before in self._before:
             now = container.items()
             for key in {**before, **now}:
@@ -157,8 +157,8 @@ class Snapshot:
                     continue
                 new = tree_map(lambda x: _without_stand_in(x, parameters), new)
                 if not are_equal(old, new):
-                    found.append(Change(container, key, old, new))
-        return found
+                    changes.append(Change(container, key, old, new))
+        return changes
 
     def advanced(self) -> str | None:
         """The first iterator from which values were taken, which cannot be put back."""

@@ -46,10 +46,10 @@ class Watched:
         placed: set[int] = set()
         for container in Reach(roots).containers if known else ():
             for key, value in container.items().items():
-                found = known.intersection(map(_key, value if isinstance(value, tuple) else (value,)))
-                if found:
+                these = known.intersection(map(_key, value if isinstance(value, tuple) else (value,)))
+                if these:
                     self._constants.append((container, key, value))
-                    placed |= found
+                    placed |= these
         return placed
 
     def watch_values(self, tensors: Iterable[Tensor]) -> None:

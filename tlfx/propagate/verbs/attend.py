@@ -14,7 +14,8 @@ from tlfx._torch import tree_map
 from tlfx.errors import InputError, RuleError
 from tlfx.operations import Operation
 from tlfx.propagate.labels import Operand
-from tlfx.propagate.values import IMAGE, Value
+from tlfx.propagate.maps import IMAGE
+from tlfx.propagate.values import Value
 from tlfx.propagate.verbs.movement import with_image
 from tlfx.propagate.verbs.subscripts import ContractionAxes, SubscriptedIds, equation
 from tlfx.propagate.verbs.window import Window
@@ -90,7 +91,7 @@ class Attention(Window):
         if not axes.tokens:
             self.record(Operation.CHANNEL_MIX)
             return self._from_axes(axes.content.ids, axes.content.subscripts, axes, out)
-        if not self.state.layers.is_aligned(self.node):
+        if not self._state.layers.is_aligned(self.node):
             return self._left_in_place(query)
         options = {"mask": mask and mask.node, "causal": causal or None, "scale": scale}
         given = {k: v for k, v in options.items() if v is not None}
@@ -154,7 +155,7 @@ class Attention(Window):
         labels = [*content.split([content.batch]), "m"]
         kept = call.kept(labels)
         given = {k: v for k, v in replaced.items() if v}
-        if self.state.options.attention == "reuse":
+        if self._state.options.attention == "reuse":
             given["any_size"] = True
         ids = with_image(content.pick(labels)).expand([content.size_of(c) for c in labels[:-1]] + [-1])
         new = self.label(
@@ -175,9 +176,9 @@ class Attention(Window):
         """Whether labels may go through the model's own attention: on the CPU, whose kernel can carry them, for values
         (batch, heads, tokens, channels) whose labels are the same for all heads and channels; not inside an autograd
         function, which runs as a whole."""
-        if self.state.regions.function_call_of(self.node) is not None:
+        if self._state.regions.function_call_of(self.node) is not None:
             return False
-        on_cpu = self.state.options.attention != "fused" and self.state.device.type == "cpu"
+        on_cpu = self._state.options.attention != "fused" and self._state.device.type == "cpu"
         content = call.axes.content
         alike = set(call.axes.varying) <= {*content.split([content.batch]), "m"}
         return on_cpu and alike and len(call.value.shape) == 4 and content.where.axis == 0
@@ -216,7 +217,7 @@ class Attention(Window):
         if ids.shape[3] == 1:
             self.record(Operation.CHANNEL_MIX)
             return self.from_ids(ids, where)
-        if not self.state.layers.is_aligned(self.node):
+        if not self._state.layers.is_aligned(self.node):
             return self._left_in_place(query)
         if self._by_norm_of_values:
             given, paper = (

@@ -15,8 +15,9 @@ from tlfx.errors import ProvenanceError, RuleError
 from tlfx.graph.nodes import shapes
 from tlfx.operations import Operation
 from tlfx.policy import Policy
+from tlfx.propagate.maps import NONE, compact, map_of_ids
 from tlfx.propagate.state import PropagationState
-from tlfx.propagate.values import NONE, Role, Value, compact, map_of_ids
+from tlfx.propagate.values import Role, Value
 from tlfx.runtime import BatchAxis
 
 __all__ = ["Verbs"]
@@ -41,7 +42,7 @@ class Verbs:
         self.node = node
         self.args = args
         self.kwargs = kwargs
-        self.state = state
+        self._state = state
         self.operation = Operation.LAYOUT
         self._shapes: list[tuple[int, ...]] | None = None
         self._whole: Verbs | None = None
@@ -70,12 +71,12 @@ class Verbs:
     @property
     def batch(self) -> int:
         """Batch size of the analysis, or the number of samples that a branch sees."""
-        return self.state.batch
+        return self._state.batch
 
     @property
     def policy(self) -> Policy:
         """How labels are to be combined."""
-        return self.state.options.policy
+        return self._state.options.policy
 
     @property
     def signed(self) -> dict[str, bool]:
@@ -113,7 +114,7 @@ class Verbs:
             return float(x) if isinstance(x, int | float) else None
         if not x.is_constant or x.number is not None:
             return x.number
-        return self.state.constants.number(x.node)
+        return self._state.constants.number(x.node)
 
     def content(self, *maps: Tensor, role: Role = Role.CONTENT, shape: Sequence[int] | None = None) -> Value:
         """A value with maps; one whose map holds no label at all is a constant."""
@@ -152,14 +153,14 @@ class Verbs:
 
     def label(self, function: Callable[..., Any], *args: Any, shape: Sequence[int], **options: Any) -> Tensor:
         """New labels computed by a function of :mod:`tlfx.runtime`; returns their ids, in ``shape``."""
-        options = {"after": self.node, "samples": self.state.samples, **options}
-        return self.state.labels.add(function, *args, shape=tuple(shape), **options)
+        options = {"after": self.node, "samples": self._state.samples, **options}
+        return self._state.labels.add(function, *args, shape=tuple(shape), **options)
 
     def resolve(self, x: Value) -> Value:
         """A context (kᵀv) used as content by itself: its labels averaged over heads."""
         if x.role is not Role.CONTEXT:
             return x
-        return x.with_maps(compact(self.state.contexts.resolve(x.maps[0])), role=Role.CONTENT)
+        return x.with_maps(compact(self._state.contexts.resolve(x.maps[0])), role=Role.CONTENT)
 
     def resolve_all(self, *values: Any) -> list[Any]:
         """Every context among the values resolved, anything else as it is."""
@@ -172,7 +173,7 @@ class Verbs:
         """
         if not isinstance(x, Value):
             return x
-        known = self.state.constants.decide(x.node) if x.is_constant else None
+        known = self._state.constants.decide(x.node) if x.is_constant else None
         if known is None:
             raise ProvenanceError(f"{x.node.name} depends on the image or on chance, so it is not known at capture")
         return known
@@ -180,11 +181,11 @@ class Verbs:
     def is_fixed(self, x: Any) -> bool:
         """Whether a value is known and does not depend on parameters or buffers, which may change: labels can be moved
         by it once and for all."""
-        return self.is_known(x) and not (isinstance(x, Value) and self.state.constants.depends_on_model(x.node))
+        return self.is_known(x) and not (isinstance(x, Value) and self._state.constants.depends_on_model(x.node))
 
     def is_known(self, x: Any) -> bool:
         """Whether :meth:`concrete` can evaluate a value."""
-        return not isinstance(x, Value) or (x.is_constant and self.state.constants.evaluate(x.node) is not None)
+        return not isinstance(x, Value) or (x.is_constant and self._state.constants.evaluate(x.node) is not None)
 
 
 def _changes_sample(content: Tensor, batch: int, axis: int) -> bool:

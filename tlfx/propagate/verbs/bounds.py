@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from tlfx._torch import tree_leaves, tree_map
-from tlfx.propagate.values import Bounds, Value, compact
+from tlfx.propagate.maps import compact
+from tlfx.propagate.values import Bounds, Value
 from tlfx.propagate.verbs.base import Verbs
 
 __all__ = ["Bounded"]

@@ -15,7 +15,8 @@ from tlfx.errors import ProvenanceError
 from tlfx.graph.nodes import computes_same
 from tlfx.operations import Operation
 from tlfx.propagate.labels import Operand, by_first_occurrence
-from tlfx.propagate.values import NONE, Role, Value, compact, ids_of_sample
+from tlfx.propagate.maps import NONE, compact, ids_of_sample
+from tlfx.propagate.values import Role, Value
 from tlfx.propagate.verbs.pending import to_rank
 from tlfx.propagate.verbs.written import Written
 from tlfx.runtime import BatchAxis

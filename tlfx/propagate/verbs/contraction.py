@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from tlfx.operations import Operation
-from tlfx.propagate.values import IMAGE, NONE, Role, Value, compact, fill_none, find_batch_axis, image_map, map_of_ids
-from tlfx.propagate.verbs.kept_tokens import KeptTokens
-from tlfx.propagate.verbs.linear_attention import LinearAttention
-from tlfx.propagate.verbs.mixing import Term, with_image_labels
-from tlfx.propagate.verbs.pending import mixed_before, with_bias, with_pending_labels
+from tlfx.propagate.maps import NONE, fill_none, find_batch_axis, image_map, map_of_ids
+from tlfx.propagate.values import Role, Value
+from tlfx.propagate.verbs.mixing import Term
+from tlfx.propagate.verbs.pending import with_bias
 from tlfx.propagate.verbs.subscripts import ContractionAxes, Subscripts, arrange
+from tlfx.propagate.verbs.weighted_sums import WeightedSums, is_product, places
 from tlfx.runtime import BatchAxis
 
 __all__ = ["Contraction"]
 
 
-class Contraction(KeptTokens, LinearAttention):
+class Contraction(WeightedSums):
     """Verbs of operators that multiply two values and sum over an axis."""
 
     def contract(self, x: Value, axis: int, weight: Value, bias: Value | None = None) -> Value:
@@ -49,12 +49,12 @@ class Contraction(KeptTokens, LinearAttention):
                     return mixed
             a, b = self.resolve_all(a, b)
         if a.is_content and b.is_content:
-            found = self._multiply_contents(_of_one_label(a), of_a, _of_one_label(b), of_b, out)
-            is_outer = found.is_content and self._broadcast((a, of_a), (b, of_b), out) == [True, True]
-            return replace(found, factors=((a, _places(of_a, out)), (b, _places(of_b, out)))) if is_outer else found
+            product = self._multiply_contents(_of_one_label(a), of_a, _of_one_label(b), of_b, out)
+            is_outer = product.is_content and self._broadcast((a, of_a), (b, of_b), out) == [True, True]
+            return replace(product, factors=((a, places(of_a, out)), (b, places(of_b, out)))) if is_outer else product
         if a.is_content or b.is_content:
             (x, of_x), (w, of_w) = ((a, of_a), (b, of_b)) if a.is_content else ((b, of_b), (a, of_a))
-            return self._weighted(w, of_w, x, of_x, out)
+            return self._multiply_by_weight(w, of_w, x, of_x, out)
         return self._combine_weights(a, of_a, b, of_b, out)
 
     def _multiply_contents(self, a: Value, of_a: Subscripts, b: Value, of_b: Subscripts, out: Subscripts) -> Value:
@@ -62,7 +62,7 @@ class Contraction(KeptTokens, LinearAttention):
         if axes_a.tokens and axes_b.tokens:
             return self._multiply_tokens((a, of_a), (b, of_b), out)
         if axes_a.tokens or axes_b.tokens:
-            return self._weighted(*((b, of_b, a, of_a) if axes_a.tokens else (a, of_a, b, of_b)), out)
+            return self._multiply_by_weight(*((b, of_b, a, of_a) if axes_a.tokens else (a, of_a, b, of_b)), out)
         maps = [map_of_ids(s.content.pick(s.out), self.batch, s.content.where_in(out)) for s in (axes_a, axes_b)]
         one, other = torch.broadcast_tensors(*maps)
         alike, gate = torch.equal(one, other), self._gate_of((a, of_a), (b, of_b), out)
@@ -70,7 +70,7 @@ class Contraction(KeptTokens, LinearAttention):
         if elementwise and of_a == of_b == out:
             return self.product(a, b)
         terms = [(a, of_a), (b, of_b)]
-        if a.weighs != b.weighs and _is_product((a, of_a), (b, of_b), out):
+        if a.weighs != b.weighs and is_product((a, of_a), (b, of_b), out):
             gate = int(b.weighs)
         if elementwise and a.weighs == b.weighs:
             self.record(Operation.POINTWISE)
@@ -79,7 +79,7 @@ class Contraction(KeptTokens, LinearAttention):
         if gate is not None:
             self.record(Operation.POINTWISE)
             (x, of_x), (w, of_w) = terms if gate != 0 else reversed(terms)
-            return self._weighed(self.content(maps[gate == 0]), x, w, _places(of_x, out), _places(of_w, out))
+            return self._weighted_product(self.content(maps[gate == 0]), x, w, places(of_x, out), places(of_w, out))
         if alike:
             is_sum = not {*of_a, *of_b} <= {*out}
             if is_sum and (a.pending is not None or b.pending is not None):
@@ -104,7 +104,7 @@ class Contraction(KeptTokens, LinearAttention):
             return self._context(*a, *b, out)
         if any(own):
             first_weighs = a[0].weighs if a[0].weighs != b[0].weighs else own[1]
-            return self._weighted(*(a if first_weighs else b), *(b if first_weighs else a), out)
+            return self._multiply_by_weight(*(a if first_weighs else b), *(b if first_weighs else a), out)
         return self._summed_product(a, b, out)
 
     def _summed_product(self, a: Term, b: Term, out: Subscripts) -> Value:
@@ -121,7 +121,7 @@ class Contraction(KeptTokens, LinearAttention):
 
     def _broadcast(self, a: Term, b: Term, out: Subscripts) -> list[bool]:
         """Whether each factor of an element-wise product is broadcast along any axis; nothing for a contraction."""
-        if not _is_product(a, b, out):
+        if not is_product(a, b, out):
             return []
         return [any(c not in of and n > 1 for c, n in zip(out, self.shape, strict=True)) for _, of in (a, b)]
 
@@ -155,116 +155,6 @@ class Contraction(KeptTokens, LinearAttention):
             return None
         self.record(Operation.POINTWISE)
         return self._averaged(*(self.content(m) for m in maps))
-
-    def _weighted(self, w: Value, of_w: Subscripts, x: Value, of_x: Subscripts, out: Subscripts) -> Value:
-        """Content multiplied with a weight or a constant."""
-        x, of_x = _once_for_queries(w, of_w, mixed_before(x), of_x, out)
-        axes = self._filled_axes(x, of_x, of_w, out)
-        if not axes.tokens:
-            self.record(Operation.CHANNEL_MIX)
-            mixed = self._from_axes(axes.content.ids, axes.content.subscripts, axes, out)
-            mixed = replace(self._with_pending(mixed, w, of_w, x, of_x, out), weighs=x.weighs, biased=x.biased)
-            one_token = mixed.mass is not None or mixed.pending is not None
-            return replace(mixed, mixed_by=w.softmax_of) if one_token else mixed
-        mixed = self._without_zero_rows(self._weighted_tokens(w, of_w, x, of_x, axes, out), w, of_w, out)
-        number = self.number(w) if self.is_fixed(w) else None  # a sum, if the same for all
-        return self._as_statistic(mixed, x, number) if number else mixed
-
-    def _without_zero_rows(self, mixed: Value, w: Value, of_w: Subscripts, out: Subscripts) -> Value:
-        """Tokens that were mixed, without content where all weights are known to be zero, as those of a mask are."""
-        known = self.concrete(w) if self.is_fixed(w) else None
-        if not isinstance(known, Tensor) or not mixed.is_content or mixed.pending is not None:
-            return mixed
-        gone = [i for i, c in enumerate(of_w) if c not in out]
-        zero = arrange((known == 0).all(gone, keepdim=True) if gone else known == 0, of_w, out)
-        if not bool(zero.any()):
-            return mixed
-        left = torch.where(zero, NONE, mixed.map)
-        return replace(mixed, maps=(compact(left),)) if bool((left != NONE).any()) else self.constant()
-
-    def _weighted_tokens(
-        self, w: Value, of_w: Subscripts, x: Value, of_x: Subscripts, axes: ContractionAxes, out: Subscripts
-    ) -> Value:
-        """Tokens summed under a weight or a constant."""
-        if w.is_constant and self._mixes_tokens(x, of_x, axes):
-            x = self._by_value(x)
-        if x.pending is not None:
-            if x.by_element is not None and axes.heads and not axes.queries:
-                return self._summed_products(w, of_w, x, of_x, out)
-            return self._weighted_products(w, of_w, x, of_x, axes, out)
-        if w.is_constant and not self._mixes_tokens(x, of_x, axes):
-            kept_tokens = self._mix_and_keep_tokens(w, of_w, axes, out)
-            if kept_tokens is not None:
-                return kept_tokens
-            if self._aggregates_by_weight(of_w, axes):
-                return self._aggregate(w, of_w, axes, out)
-            kept = self.uniform_over(axes.content.ids, [axes.content.subscripts.index(c) for c in axes.contracted])
-            return self._from_axes(kept, axes.content.subscripts, axes, out)
-        if w.role is Role.WEIGHT and not self.state.layers.is_aligned(self.node):
-            return self.in_place(w, of_w, axes.tokens, out)
-        value = (x, of_x) if w.role is Role.WEIGHT and self._by_norm_of_values else None
-        return self._mix(w, of_w, with_image_labels(axes) if x.biased and not w.is_constant else axes, out, value)
-
-    def _filled_axes(self, x: Value, of_x: Subscripts, of_w: Subscripts, out: Subscripts) -> ContractionAxes:
-        """The axes of a contraction, elements without content having the id of those that they are contracted with."""
-        axes = self._axes(x, of_x, of_w, out)
-        gone = [axes.content.subscripts.index(c) for c in axes.contracted]
-        return replace(axes, content=replace(axes.content, ids=fill_none(axes.content.ids, gone)))
-
-    def _aggregates_by_weight(self, of_w: Subscripts, axes: ContractionAxes) -> bool:
-        """Whether a layer that merges tokens weights them: in windows that overlap, or if the policy says so."""
-        weighted = self.policy.aggregation == "weighted" or axes.windows_overlap
-        return weighted and all(c in of_w for c in axes.tokens)
-
-    def _weighted_products(
-        self, w: Value, of_w: Subscripts, x: Value, of_x: Subscripts, plain: ContractionAxes, out: Subscripts
-    ) -> Value:
-        """Products with factors multiplied with a weight or a constant, and summed over tokens: by both factors;
-        ``plain`` are the axes of the labels without a mass."""
-        axes = self._filled_axes(with_pending_labels(x), of_x, of_w, out)
-        if not w.is_constant or self._mixes_tokens(x, of_x, plain):
-            return self._mix(w, of_w, axes, out, massed=True)
-        kept_tokens = self._mix_and_keep_tokens(w, of_w, axes, out, massed=True)
-        if kept_tokens is not None:
-            return kept_tokens
-        if self._aggregates_by_weight(of_w, plain):
-            return self._aggregate(w, of_w, axes, out, massed=True)
-        content = axes.content
-        ids = self._without_mass(self._sum_of_masses(content.ids, [content.subscripts.index(c) for c in axes.tokens]))
-        self.record(Operation.AGGREGATION)
-        return self._from_axes(ids, content.subscripts, axes, out)
-
-    def _summed_products(self, w: Value, of_w: Subscripts, x: Value, of_x: Subscripts, out: Subscripts) -> Value:
-        """Products with factors that differ from channel to channel, as the weight does: multiplied, then summed."""
-        sizes = dict(zip((*of_x, *of_w), (*x.shape, *w.shape), strict=True))
-        subscripts = tuple(sizes)
-        step = self.step([*sizes.values()])
-        content = step.content(arrange(x.map, of_x, subscripts))
-        product = step._weighed(content, x, w, _places(of_x, subscripts), _places(of_w, subscripts))
-        return self.sum_to(product, subscripts, out)
-
-    def _with_pending(
-        self, mixed: Value, w: Value, of_w: Subscripts, x: Value, of_x: Subscripts, out: Subscripts
-    ) -> Value:
-        """Channels mixed, or multiplied by a factor that differs from token to token: labels with a mass stay so."""
-        if x.pending is not None:
-            axes = self._axes(with_pending_labels(x), of_x, of_w, out)
-            if axes.tokens:
-                return mixed
-            mixed = replace(mixed, pending=self._from_axes(axes.content.ids, axes.content.subscripts, axes, out).map)
-        if not _is_product((x, of_x), (w, of_w), out):
-            return mixed
-        return self._weighed(mixed, x, w, _places(of_x, out), _places(of_w, out))
-
-    def _mixes_tokens(self, x: Value, of_x: Subscripts, axes: ContractionAxes) -> bool:
-        """Whether a parameter mixes whole tokens: each occurs once on the contracted axis, its channels on another."""
-        lengths = dict(zip(of_x, x.shape, strict=True)) | {axes.content.batch: 1}
-        lengths |= dict(zip(axes.content.split([axes.content.batch]), axes.content.where[1:], strict=True))
-        constant = [c for c in axes.content.subscripts if c not in axes.varying and lengths[c] > 1]
-        ids = axes.content.pick(axes.tokens).flatten()
-        ids = ids[(ids != NONE) & (ids != IMAGE)]  # padding and tokens without content may occur more than once
-        whole = all(c in axes.out for c in constant) and len(ids.unique()) == len(ids)
-        return whole and len(constant) > 0
 
     def _combine_weights(self, a: Value, of_a: Subscripts, b: Value, of_b: Subscripts, out: Subscripts) -> Value:
         """Products of weights, or of weights and constants, are weights; one side that remains is content."""
@@ -312,37 +202,9 @@ class Contraction(KeptTokens, LinearAttention):
         return self._as_part(self._from_axes(axes.content.ids, axes.content.subscripts, axes, out), w, of_w, axes, out)
 
 
-def _once_for_queries(w: Value, of_w: Subscripts, x: Value, of_x: Subscripts, out: Subscripts) -> Term:
-    """Content without the axes along which it is repeated for the queries of a weight: its labels are the same along
-    them, where those of the weight are not, unlike along heads."""
-
-    def is_repeated(axis: int, c: str) -> bool:
-        maps = [m for m in (x.map, x.pending) if m is not None]
-        by_query = c in of_w and any(m.shape[of_w.index(c)] > 1 for m in w.maps)
-        return by_query and c in out and x.shape[axis] > 1 and all(m.shape[axis] == 1 for m in maps)
-
-    gone = [i for i, c in enumerate(of_x) if i != x.batch_axis.axis and is_repeated(i, c)]
-    if not gone:
-        return x, of_x
-    kept = [i for i in range(len(of_x)) if i not in gone]
-    pending = None if x.pending is None else x.pending.squeeze(gone)
-    once = replace(x.with_maps(x.map.squeeze(gone)), shape=tuple(x.shape[i] for i in kept), pending=pending)
-    return once, tuple(of_x[i] for i in kept)
-
-
 def _of_one_label(x: Value) -> Value:
     """Content of which all elements have one label, but for zeros: these too."""
     if x.pending is not None or not bool((x.map == NONE).any()):
         return x
     filled = fill_none(x.map, [a for a in range(x.map.dim()) if a != x.batch_axis.axis])
     return x if filled is x.map else replace(x, maps=(filled,))
-
-
-def _is_product(a: Term, b: Term, out: Subscripts) -> bool:
-    """Whether a contraction sums over nothing, and so is an element-wise product."""
-    return all(c in out or n == 1 for x, of in (a, b) for c, n in zip(of, x.shape, strict=True))
-
-
-def _places(subscripts: Subscripts, out: Subscripts) -> list[int]:
-    """The places of subscripts in the output, -1 for those that it lacks."""
-    return [out.index(c) if c in out else -1 for c in subscripts]

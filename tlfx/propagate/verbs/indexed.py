@@ -15,7 +15,8 @@ from tlfx import runtime
 from tlfx._torch import tree_leaves, tree_map
 from tlfx.errors import ProvenanceError
 from tlfx.propagate.labels import Operand
-from tlfx.propagate.values import Value, find_batch_axis, ids_of_sample
+from tlfx.propagate.maps import find_batch_axis, ids_of_sample
+from tlfx.propagate.values import Value
 from tlfx.propagate.verbs.base import axis_of_ids, varying
 from tlfx.propagate.verbs.movement import Movement, with_image
 from tlfx.runtime import BatchAxis

@@ -12,7 +12,8 @@ from tlfx import runtime
 from tlfx.graph.nodes import shapes
 from tlfx.operations import Operation
 from tlfx.propagate.labels import NodeFunction
-from tlfx.propagate.values import NONE, Value, compact
+from tlfx.propagate.maps import NONE, compact
+from tlfx.propagate.values import Value
 from tlfx.propagate.verbs.mixing import Mixing
 from tlfx.propagate.verbs.subscripts import ContractionAxes, Subscripts, arrange
 

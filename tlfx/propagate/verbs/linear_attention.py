@@ -11,7 +11,8 @@ from tlfx import runtime
 from tlfx.errors import RuleError
 from tlfx.operations import Operation
 from tlfx.propagate.labels import Operand
-from tlfx.propagate.values import Role, Value, find_batch_axis, ids_of_sample, map_of_ids
+from tlfx.propagate.maps import find_batch_axis, ids_of_sample, map_of_ids
+from tlfx.propagate.values import Role, Value
 from tlfx.propagate.verbs.mixing import Mixing, with_image_labels
 from tlfx.propagate.verbs.subscripts import ContractionAxes, Subscripts, arrange
 
@@ -59,7 +60,7 @@ class LinearAttention(Mixing):
         ids = torch.stack(torch.broadcast_tensors(*(ids_of_sample(m, self.batch, where) for m in (one, other))), -1)
         pairs, place = ids.flatten(0, -2).unique(dim=0, return_inverse=True)
         new = self._total_mass(pairs, sizes)
-        rows = (self.state.contexts.resolve(pairs * self.batch) // self.batch).unique(dim=0, return_inverse=True)[1]
+        rows = (self._state.contexts.resolve(pairs * self.batch) // self.batch).unique(dim=0, return_inverse=True)[1]
         heads = rows.bincount()
         if not bool((heads == heads[0]).all()):
             raise self._unlike_contexts()
@@ -75,7 +76,7 @@ class LinearAttention(Mixing):
     def _finalize(self, ids: Tensor) -> None:
         """Register a context, ids (out, heads), with the label that it has as content: the mean over its heads."""
         finalized = self.label(runtime.finalize, Operand(ids), shape=(len(ids),), elementwise=True)
-        self.state.contexts.finalize(ids, finalized)
+        self._state.contexts.finalize(ids, finalized)
 
     def _read_context(
         self, q: Value, of_q: Subscripts, context: Value, of_c: Subscripts, out: Subscripts
@@ -84,7 +85,7 @@ class LinearAttention(Mixing):
         query = self._axes(q, of_q, of_c, out)
         if query.tokens:
             return None
-        if not self.state.layers.is_aligned(self.node):
+        if not self._state.layers.is_aligned(self.node):
             self.record(Operation.SPATIAL_MIX)
             return self._from_axes(query.content.ids, query.content.subscripts, query, out)
         for content in context.maps:

@@ -14,7 +14,8 @@ from tlfx import runtime
 from tlfx.errors import ProvenanceError, RuleError
 from tlfx.operations import Operation
 from tlfx.propagate.labels import Operand
-from tlfx.propagate.values import NONE, Role, Value
+from tlfx.propagate.maps import NONE
+from tlfx.propagate.values import Role, Value
 from tlfx.propagate.verbs.movement import with_image
 from tlfx.propagate.verbs.pointwise import Pointwise
 from tlfx.propagate.verbs.reduction import Reduction

@@ -14,7 +14,8 @@ from tlfx import runtime
 from tlfx._torch import tree_map
 from tlfx.operations import Operation
 from tlfx.propagate.labels import NodeFunction
-from tlfx.propagate.values import IMAGE, NONE, Role, Value, compact, find_batch_axis, image_map
+from tlfx.propagate.maps import IMAGE, NONE, compact, find_batch_axis, image_map
+from tlfx.propagate.values import Role, Value
 from tlfx.propagate.verbs.pending import carry_masses
 from tlfx.propagate.verbs.written import Written
 
@@ -113,7 +114,7 @@ class Movement(Written):
         if known is None:
             return self._bounded(self.weight(*sides))
         if sides:
-            self.state.scores[self.node] = sides
+            self._state.scores[self.node] = sides
         blank = NONE if self._joins_channels(known, axis) else IMAGE
         maps = [self._map_beside(v, known, blank) for v in values]
         out = self._joined_parts(self.content(torch.cat(maps, axis)), values)
@@ -144,13 +145,13 @@ class Movement(Written):
         weights = [v for v in values if v.role is Role.WEIGHT]
         for queries in weights[0].maps if weights and all(len(v.maps) == 2 for v in weights) else ():
             is_query = [[_are_equal(m, queries) for m in v.maps] for v in values]
-            fits = all(sum(found) == 1 or v.is_constant for v, found in zip(values, is_query, strict=True))
+            fits = all(sum(of_value) == 1 or v.is_constant for v, of_value in zip(values, is_query, strict=True))
             if not fits or queries.shape[axis] > 1:
                 continue
             learned = image_map(queries.shape, self.batch, find_batch_axis(queries, self.batch))
             keys = [
-                v.maps[found.index(False)] if v.role is Role.WEIGHT else learned
-                for v, found in zip(values, is_query, strict=True)
+                v.maps[of_value.index(False)] if v.role is Role.WEIGHT else learned
+                for v, of_value in zip(values, is_query, strict=True)
             ]
             return queries, self._joined(keys, values, axis)
         return ()
@@ -220,7 +221,7 @@ class Movement(Written):
         if blank == NONE or self.number(x) is not None:
             return torch.tensor(NONE).expand(x.shape)
         content = image_map(x.shape, self.batch, known.batch_axis)
-        self.state.tokens.note(x, content)
+        self._state.tokens.note(x, content)
         return content.expand(x.shape)
 
 

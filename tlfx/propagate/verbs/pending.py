@@ -17,7 +17,8 @@ from torch.fx import Node
 from tlfx import runtime
 from tlfx.graph.nodes import computes_same, shapes
 from tlfx.propagate.labels import Operand
-from tlfx.propagate.values import IMAGE, NONE, Value, compact, ids_of_sample, map_of_ids
+from tlfx.propagate.maps import IMAGE, NONE, compact, ids_of_sample, map_of_ids
+from tlfx.propagate.values import Value
 from tlfx.propagate.verbs.weighing import Weighing, fill_any
 from tlfx.runtime import BatchAxis
 from tlfx.runtime.arithmetic import TINY

@@ -13,7 +13,8 @@ from tlfx._torch import schema
 from tlfx.graph.nodes import computes_same
 from tlfx.operations import Operation
 from tlfx.propagate.labels import NodeFunction
-from tlfx.propagate.values import NONE, Role, Spectrum, Value, compact, ids_of_sample, map_of_ids
+from tlfx.propagate.maps import NONE, compact, ids_of_sample, map_of_ids
+from tlfx.propagate.values import Role, Spectrum, Value
 from tlfx.propagate.verbs.pending import carry_masses, to_rank, with_bias
 from tlfx.propagate.verbs.residual import Residual
 
@@ -56,9 +57,9 @@ class Pointwise(Residual):
         if self.is_over_batch(x, [axis]):
             return self.of_batch()
         if x.role is Role.CONTEXT:
-            self.state.contexts.reclassify(x.node)
+            self._state.contexts.reclassify(x.node)
             return replace(self.weight(), softmax_dim=axis)
-        scores = self.state.scores.get(x.subject)
+        scores = self._state.scores.get(x.subject)
         if scores and x.shape == self.shape and scores[0].shape[axis] == 1:
             x = x.with_maps(*scores, role=Role.WEIGHT)
         out = self.pointwise(x)
@@ -82,14 +83,14 @@ class Pointwise(Residual):
                 return self._bounded(pair)
             if self._only_masks(a, b):
                 return self._bounded(self._masked_mass(pair, content[0]))
-            return self._weighed(pair, content[0], b if content[0] is a else a)
+            return self._weighted_product(pair, content[0], b if content[0] is a else a)
         self.record(Operation.POINTWISE)
         if self._have_one_map(a, b):
             return self._product_of_functions(a, b)
         gated = self._gated(a, b)
         if gated is None:
             return self._with_factors(self._with_factors_of(self._averaged(a, b), [a, b]), a, b)
-        out = replace(self._weighed(self._shaped(gated[0]), *gated), weighs=gated[0].weighs)
+        out = replace(self._weighted_product(self._shaped(gated[0]), *gated), weighs=gated[0].weighs)
         return self._with_factors(out, a, b)
 
     def _with_factors(self, out: Value, a: Value, b: Value) -> Value:
@@ -118,10 +119,10 @@ class Pointwise(Residual):
         elif self._have_one_base(a, b) or gated is None:
             out = self._with_factors_of(out, [a, b])
         else:
-            out = replace(self._weighed(out, *gated), weighs=gated[0].weighs)
+            out = replace(self._weighted_product(out, *gated), weighs=gated[0].weighs)
 
         def masses(x: Value, factor: Value) -> Callable[[], Tensor]:
-            return lambda: self._by_element_of(self._weighed(self._shaped(x), x, factor))
+            return lambda: self._by_element_of(self._weighted_product(self._shaped(x), x, factor))
 
         return replace(out, by_factor={w.summand: (masses(x, w), False) for x, w in ((a, b), (b, a))})
 
@@ -198,7 +199,7 @@ class Pointwise(Residual):
             return self._with_factors_of(out if self._have_one_map(a, b) else self._averaged(a, b), [a])
         if self._have_one_base(a, b):
             return self._with_factors_of(out, [a])
-        return self._weighed(out, a, b, inverse=True)
+        return self._weighted_product(out, a, b, inverse=True)
 
     def _is_softmax_of_context(self, a: Value, b: Value) -> bool:
         """Whether a quotient is a softmax of a context that is written out: exponentials by their sum along an axis."""
@@ -233,7 +234,7 @@ class Pointwise(Residual):
         pair = self._content_and_mask(a, b)
         if pair is None or pair[0].pending is not None or pair[0].by_element is not None:
             return False
-        known = self.state.constants.decide(pair[1].node)
+        known = self._state.constants.decide(pair[1].node)
         return isinstance(known, Tensor) and bool(((known == 0) | (known == 1)).all())
 
     def _masked_mass(self, out: Value, x: Value) -> Value:
@@ -247,7 +248,7 @@ class Pointwise(Residual):
     def _content_and_mask(self, a: Value, b: Value) -> tuple[Value, Value] | None:
         """Content and the constant that it is multiplied by; None for any other product, and for a parameter."""
         x, mask = (a, b) if a.is_content else (b, a)
-        fits = x.is_content and mask.is_constant and not self.state.constants.is_learned(mask.node)
+        fits = x.is_content and mask.is_constant and not self._state.constants.is_learned(mask.node)
         return (x, mask) if fits else None
 
     def _masked(self, a: Value, b: Value) -> Value | None:
@@ -256,7 +257,7 @@ class Pointwise(Residual):
         if pair is None:
             return None
         x, mask = pair
-        number, known = self.number(mask), self.state.constants.decide(mask.node)
+        number, known = self.number(mask), self._state.constants.decide(mask.node)
         if number == 0:
             return self.constant(number=0)
         if number is not None or not isinstance(known, Tensor) or bool(known.all()):

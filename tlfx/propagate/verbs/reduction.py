@@ -11,7 +11,8 @@ from torch import Tensor
 from tlfx import runtime
 from tlfx.operations import Operation
 from tlfx.propagate.labels import Operand
-from tlfx.propagate.values import NONE, Role, Value, fill_none, ids_of_sample, map_of_ids
+from tlfx.propagate.maps import NONE, fill_none, ids_of_sample, map_of_ids
+from tlfx.propagate.values import Role, Value
 from tlfx.propagate.verbs.base import axis_of_ids, varying
 from tlfx.propagate.verbs.movement import Movement
 from tlfx.propagate.verbs.pending import mixed_before, moved_factors

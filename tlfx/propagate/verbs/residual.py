@@ -14,7 +14,8 @@ from tlfx.graph.nodes import computes_same
 from tlfx.graph.residuals import content_graph, residual_arms
 from tlfx.operations import Operation
 from tlfx.propagate.labels import Operand
-from tlfx.propagate.values import NONE, Role, Value, compact, ids_of_sample
+from tlfx.propagate.maps import NONE, compact, ids_of_sample
+from tlfx.propagate.values import Role, Value
 from tlfx.propagate.verbs.combined import Combined, merge
 from tlfx.propagate.verbs.pending import to_rank, with_bias
 from tlfx.runtime.weighted import BranchScale
@@ -101,7 +102,7 @@ class Residual(Combined):
         """Whether the label of each element is computed from that of another value at its place."""
         _, ids, parts = self._side_by_side(x, of)
         known = (ids != NONE) & (parts != NONE)
-        return self.state.labels.are_parts(parts[known], ids[known])
+        return self._state.labels.are_parts(parts[known], ids[known])
 
     def _is_log_softmax(self, x: Value, log_sum: Value) -> bool:
         """Whether a difference is the logarithm of a softmax over tokens: x - log Σ exp(x)."""
@@ -161,13 +162,13 @@ class Residual(Combined):
 
     def _is_branch(self, a: Value, b: Value) -> bool:
         """Whether the first of two summands is the branch g of a residual connection, not its skip path."""
-        graph = content_graph(self.state.operations, self.state.regions.sources_of)
+        graph = content_graph(self._state.operations, self._state.regions.sources_of)
         skip = residual_arms(graph, [v.node for v in (a, b) if v.node in graph])
         return b.node not in skip.branch if skip else a.node not in graph
 
     def _scales_of(self, x: Value) -> Iterator[BranchScale]:
         """The scales of a summand, as :func:`tlfx.runtime.residual_by_scale` takes them."""
-        for factor, layout in self.state.scales.of(x.node):
+        for factor, layout in self._state.scales.of(x.node):
             yield factor, len(layout.shape), layout.batch_axis
 
     def _note_branch_scale(self, a: Value, b: Value) -> None:
@@ -178,4 +179,4 @@ class Residual(Combined):
     def _note_scale(self, x: Value, factor: Any) -> None:
         """Note the factor of a branch; the product has the layout of ``x``."""
         if self.policy.residual == "gated":
-            self.state.scales.note(self.node, x.node, factor, layout=x)
+            self._state.scales.note(self.node, x.node, factor, layout=x)

@@ -10,8 +10,9 @@ import torch
 from tlfx import runtime
 from tlfx.errors import ProvenanceError
 from tlfx.propagate.labels import Operand
+from tlfx.propagate.maps import map_of_ids
 from tlfx.propagate.subsets import is_permutation
-from tlfx.propagate.values import Value, map_of_ids
+from tlfx.propagate.values import Value
 from tlfx.propagate.verbs.movement import with_image
 from tlfx.propagate.verbs.residual import Residual
 from tlfx.runtime import BatchAxis
@@ -32,22 +33,22 @@ class Samples(Residual):
     def choose_samples(self, x: Value, index: Value) -> Value:
         """The samples at an index; labels are computed for these alone, until :meth:`add_samples`."""
         batch = self.shape[0]
-        if batch < 2 or self.state.samples is not None or x.pending is not None:
+        if batch < 2 or self._state.samples is not None or x.pending is not None:
             raise ProvenanceError(
                 f"{self.node.name} takes {batch} of {self.batch} samples: the layout of a branch on some samples is "
                 "known only where it takes two or more of all. Capture the model with a larger batch first."
             )
-        self.state.subsets.enter(self.node, index.node, batch, self.state.contexts)
+        self._state.subsets.enter(self.node, index.node, batch, self._state.contexts)
         return replace(self._of_samples(x, batch), node=self.node)
 
     def holds_samples(self, x: Value) -> bool:
         """Whether a value holds some samples only."""
-        return self.state.subsets.of(x.node) is not None
+        return self._state.subsets.of(x.node) is not None
 
     def add_samples(self, x: Value, axis: int, index: Value, part: Value, scale: Any) -> Value:
         """What a branch computes of some samples, added to them: a residual connection (eq. 11) for these samples;
         all others keep their labels."""
-        subset = self.state.subsets.of(part.node)
+        subset = self._state.subsets.of(part.node)
         fits = axis == 0 and x.is_content and x.batch_axis == _FIRST and x.pending is None
         if subset is None or subset.index is not index.node or not fits:
             raise ProvenanceError(
@@ -57,7 +58,7 @@ class Samples(Residual):
         if self.policy.residual not in ("average", "skip"):
             raise self._without_summands()
         step = self.step(part.shape)
-        step.state = self.state.on(subset)
+        step._state = self._state.on(subset)
         total = step.residual(self._of_samples(x, subset.batch), part, (1, scale))
         before, after = torch.broadcast_tensors(x.ids, total.ids)
         pairs, place = torch.stack((before, after), -1).flatten(0, -2).unique(dim=0, return_inverse=True)

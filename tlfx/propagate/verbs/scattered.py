@@ -15,7 +15,8 @@ from tlfx._torch import tree_leaves, tree_map
 from tlfx.errors import ProvenanceError
 from tlfx.operations import Operation
 from tlfx.propagate.labels import Operand
-from tlfx.propagate.values import IMAGE, NONE, Value, map_of_ids
+from tlfx.propagate.maps import IMAGE, NONE, map_of_ids
+from tlfx.propagate.values import Value
 from tlfx.propagate.verbs.indexed import ACROSS, Indexed, blocks_of, nodes_of, without
 from tlfx.propagate.verbs.pending import carry_masses
 from tlfx.runtime import BatchAxis

@@ -9,7 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from tlfx.propagate.values import IMAGE, NONE, Value
+from tlfx.propagate.maps import IMAGE, NONE
+from tlfx.propagate.values import Value
 from tlfx.runtime import BatchAxis, Equation
 from tlfx.runtime.equation import QUERY
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tlfx import runtime
 from tlfx.propagate.labels import Operand
-from tlfx.propagate.values import IMAGE, NONE, Value, compact, ids_of_sample, map_of_ids
+from tlfx.propagate.maps import IMAGE, NONE, compact, ids_of_sample, map_of_ids
+from tlfx.propagate.values import Value
 from tlfx.propagate.verbs.bounds import Bounded
 from tlfx.runtime import BatchAxis
 
@@ -80,7 +81,7 @@ class _Product:
 class Weighing(Bounded):
     """Steps of products with a factor."""
 
-    def _weighed(
+    def _weighted_product(
         self,
         out: Value,
         x: Value,

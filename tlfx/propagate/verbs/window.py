@@ -13,7 +13,8 @@ from tlfx import runtime
 from tlfx.errors import ProvenanceError
 from tlfx.operations import Operation
 from tlfx.propagate.labels import NodeFunction, Operand
-from tlfx.propagate.values import NONE, Role, Value, compact, ids_of_sample, map_of_ids
+from tlfx.propagate.maps import NONE, compact, ids_of_sample, map_of_ids
+from tlfx.propagate.values import Role, Value
 from tlfx.propagate.verbs.base import varying
 from tlfx.propagate.verbs.einsum import Einsum
 from tlfx.propagate.verbs.movement import with_image

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from tlfx.errors import ProvenanceError
-from tlfx.propagate.values import NONE, Role, Value, compact, fill_none, fill_tokens
+from tlfx.propagate.maps import NONE, compact, fill_none, fill_tokens
+from tlfx.propagate.values import Role, Value
 from tlfx.propagate.verbs.pending import Pending, carry_masses, to_rank
 
 __all__ = ["Written"]

@@ -16,8 +16,8 @@ from torch.fx import GraphModule
 
 from tlfx._torch import disable_dynamo, outside_transforms, tree_flatten, tree_unflatten
 from tlfx.capture.arguments import Call
-from tlfx.capture.export import Captured, capture
-from tlfx.capture.images import choose_images
+from tlfx.capture.export import Captured
+from tlfx.capture.images import call_for, choose_images
 from tlfx.capture.model_class import class_name, own_forward
 from tlfx.capture.modes import gradients_of, restored_after_error
 from tlfx.capture.settings import ModelSettings
@@ -175,7 +175,7 @@ class Planner:
 
     def plan_example(self, model: nn.Module, example: Any) -> Plan:
         """The plan for a call with an example: images, a tuple of arguments or a dict of keyword arguments."""
-        return self.plan(model, self.chosen(model, Call.from_example(example)))
+        return self.plan(model, call_for(example, model, self.options.images))
 
     def plan(self, model: nn.Module, call: Call, record: tuple[str, ...] = ()) -> Plan:
         """The plan for a call like this one that reads the labels ``record``, made now if there is none."""
@@ -226,9 +226,9 @@ class Planner:
 
     def _capture(self, model: nn.Module, call: Call) -> Capture:
         self._tell(model, call)
-        ignored = self.options.ignore_state
-        captured = capture(model, call, ignore_state=ignored)
-        kept = Capture(captured, REGISTRY.generation, call.key, [ModelSettings(model, ignored)])
+        captured = trace(model, call, self.options).captured
+        settings = [ModelSettings(model, self.options.ignore_state)]
+        kept = Capture(captured, REGISTRY.generation, call.key, settings)
         self.captures.append(kept)  # kept even if planning fails, as it does for a pattern that matches nothing
         del self.captures[:-MOST_PLANS]
         return kept

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tlfx.aligned import planner_of
-from tlfx.capture.arguments import Call
+from tlfx.capture.images import call_for
 from tlfx.errors import InputError, TargetError
 from tlfx.propagate.observer import EVERY_MODULE, LabelRecorder
 
@@ -84,7 +84,8 @@ def labels_of(
     tensor([[[[0.5000, 0.5000, 0.0000, 0.0000],
               [0.0000, 0.0000, 0.5000, 0.5000]]]])
     """
-    call = planner_of(model).chosen(model, Call.from_example(images))
+    planner = planner_of(model)
+    call = call_for(images, model, planner.options.images)
     given = call.images
     if mask.dim() != given.dim() or mask.shape[0] not in (1, call.batch) or mask.shape[2:] != given.shape[2:]:
         size = ", ".join(str(s) for s in given.shape[2:])
@@ -92,8 +93,7 @@ def labels_of(
             f"mask has shape {tuple(mask.shape)}, expected ({call.batch} or 1, channels, {size}): one label for "
             "each pixel of the images"
         )
-    patterns = _patterns(at)
-    plan = planner_of(model).plan(model, call, patterns)
+    plan = planner.plan(model, call, _patterns(at))
     output, shares, labels = plan.run(call, mask)
     return output, plan.structured(shares), dict(zip(plan.observed.ids, labels, strict=True))
 

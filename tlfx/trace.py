@@ -10,9 +10,8 @@ from torch import nn
 from torch.fx import GraphModule
 
 from tlfx._torch import tree_leaves
-from tlfx.capture.arguments import Call
 from tlfx.capture.export import Captured, capture
-from tlfx.capture.images import choose_images
+from tlfx.capture.images import call_for
 from tlfx.errors import CaptureError, NoContentError, ProvenanceError
 from tlfx.propagate.options import Options
 from tlfx.propagate.propagator import Propagation, Propagator, propagate
@@ -101,8 +100,6 @@ def trace(
     """
     options = options or Options()
     if captured is None:
-        call = example
-        if not isinstance(call, Call):
-            call = choose_images(Call.from_example(example), model, options.images)
+        call = call_for(example, model, options.images)
         captured = capture(model, call, any_batch=any_batch, ignore_state=options.ignore_state)
     return Trace(captured, options)

@@ -73,7 +73,8 @@ def fine_tune(run: Run, folder: Path, train: Digits, test: Digits) -> float:
 
     As `recipes/transfer.yaml`: a new classifier, MixUp or CutMix by the batch, no alignment.
     """
-    model, classes = load(run, folder), int(train.labels.max()) + 1
+    model: Any = load(run, folder)
+    classes = int(train.labels.max()) + 1
     model.reset_classifier(classes)
     recipe = run.recipe
     batch = min(recipe.batch_size, len(train) // 2 * 2)

@@ -141,7 +141,7 @@ def test_a_projected_skip_starts_where_both_sides_do(report_of: ReportOf) -> Non
 
 def test_labels_are_read_where_the_classifier_reads_them(report_of: ReportOf) -> None:
     (output,) = deit(report_of).outputs
-    assert (output.shape, output.rows, output.of) == ((2, 1000), 1, 197)
+    assert (output.shape, output.labels, output.of) == ((2, 1000), 1, 197)
     assert deit(report_of).by_name[output.node].module == "blocks.1"
 
 

@@ -13,7 +13,7 @@ from tlfx.capture.model_class import class_name, own_parameters
 from tlfx.errors import InputError
 from tlfx.runtime import positions
 
-__all__ = ["check_names", "choose_images", "names_of"]
+__all__ = ["call_for", "check_names", "choose_images", "names_of"]
 
 
 def check_names(images: str | int | Sequence[str | int] | None) -> tuple[str | int, ...] | None:
@@ -24,6 +24,12 @@ def check_names(images: str | int | Sequence[str | int] | None) -> tuple[str | i
     if not isinstance(names, Sequence) or not names or not all(isinstance(x, str | int) for x in names):
         raise InputError(f"images={images!r}: expected names or positions of arguments, such as 'image' or 0")
     return tuple(names)
+
+
+def call_for(example: Any, model: nn.Module, wanted: Sequence[str | int] | None = None) -> Call:
+    """The call that an example stands for (images, a tuple of arguments, a dict of keyword arguments or a Call itself),
+    with the images that :func:`choose_images` chooses without a mask."""
+    return example if isinstance(example, Call) else choose_images(Call.from_example(example), model, wanted)
 
 
 def choose_images(

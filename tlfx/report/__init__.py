@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from tlfx.capture.arguments import Call
-from tlfx.capture.images import choose_images
+from tlfx.capture.images import call_for
 from tlfx.capture.model_class import class_name
 from tlfx.errors import InputError, ProvenanceError
 from tlfx.propagate import Options, Propagation
@@ -37,8 +36,7 @@ def inspect(
     """
     if example is not None and input_size is not None:
         raise InputError("both example and input_size were given: give one of them")
-    given = Call.from_example(_example(model, input_size) if example is None else example)
-    call = choose_images(given, model, images)
+    call = call_for(_example(model, input_size) if example is None else example, model, images)
     options = Options(on_unknown=on_unknown, keep=True)
     traced = trace(model, call, options, any_batch=call.batch != 2)
     propagation = _propagated(model, traced)

@@ -100,18 +100,18 @@ def short(operator: str) -> str:
 
 @dataclass(frozen=True)
 class OutputReport:
-    """Where the label of one output is read: ``rows`` of the ``of`` labels that ``node`` makes."""
+    """Where the label of one output is read: ``labels`` of the ``of`` labels that ``node`` makes."""
 
     index: int
     shape: tuple[int, ...]
-    rows: int
+    labels: int
     of: int
     node: str | None
     """The node that makes the label; None for an output without image content, or with labels of several nodes."""
 
     def to_dict(self) -> dict[str, Any]:
         """The output as JSON-compatible data."""
-        return {"index": self.index, "shape": list(self.shape), "rows": self.rows, "of": self.of, "node": self.node}
+        return {"index": self.index, "shape": list(self.shape), "labels": self.labels, "of": self.of, "node": self.node}
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class ModelReport:
 
         Keys, in this order: ``schema`` (version of this format), ``model``, ``input`` (shape of one image),
         ``training``, ``batch``, ``parameters``, ``flops``, ``summary`` (count of nodes by class), ``flops_by_class``,
-        ``outputs`` (index, shape, rows, of, node) and ``nodes`` (name, operator, class, module, module_class, inputs,
+        ``outputs`` (index, shape, labels, of, node) and ``nodes`` (name, operator, class, module, module_class, inputs,
         in_shapes, out_shapes, before, after, rule, why, flops, read, skip, branch, shortcut), in order of
         execution.
         """

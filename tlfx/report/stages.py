@@ -46,15 +46,15 @@ def _stage_groups(root: Group) -> Iterator[Group]:
 
 def read_from(report: ModelReport, output: OutputReport) -> str:
     """A text that says where the label of an output is read."""
-    if not output.rows:
+    if not output.labels:
         return "no image content, no label"
-    amount = "one label per image" if output.rows == 1 else f"{output.rows} labels per image"
+    amount = "one label per image" if output.labels == 1 else f"{output.labels} labels per image"
     if output.node is None:
         return f"{amount}, of several operators"
     node = report.by_name[output.node]
-    if output.rows == 1:
+    if output.labels == 1:
         part = f"1 of the {output.of} labels" if output.of > 1 else "the label"
     else:
-        part = f"{output.rows} labels"
+        part = f"{output.labels} labels"
     module = f" in {node.module}" if node.module else ""
     return f"{amount}, {part} of {node.name}{module} ({WORDS[node.operation]})"

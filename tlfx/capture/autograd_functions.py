@@ -18,7 +18,7 @@ from torch.autograd import Function
 from torch.fx import Node
 
 from tlfx._torch import is_context_of, is_view, tree_flatten, tree_leaves, tree_map, version, without_function_modes
-from tlfx.capture.marks import RegionRecorder
+from tlfx.capture.region_recorder import RegionRecorder
 from tlfx.capture.regions import FunctionCall, RegionTree
 from tlfx.errors import CaptureError
 from tlfx.graph.nodes import describe

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from tlfx._torch import checkpoint_generator_name, checkpointing
-from tlfx.capture.marks import RegionRecorder
+from tlfx.capture.region_recorder import RegionRecorder
 from tlfx.capture.regions import Checkpoint
 
 __all__ = ["recorded_checkpoints"]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from tlfx._torch import HOOKS, tree_flatten, tree_leaves, tree_map
-from tlfx.capture.marks import RegionRecorder
+from tlfx.capture.region_recorder import RegionRecorder
 from tlfx.capture.regions import FORWARD_HOOKS, HookedCall, HookRun, RegionTree
 from tlfx.capture.sharding import casts_of
 from tlfx.errors import CaptureError

@@ -13,21 +13,14 @@ from torch.fx import Graph, Node
 from torch.nn import attention
 
 from tlfx._torch import ATTENTION_KERNELS, attention_kernels, disable_dynamo, set_attention_kernels
+from tlfx.capture.marks import mark, marks_of
 from tlfx.capture.surroundings import replaced
 
 __all__ = ["place_kernels", "recorded_kernels"]
 
 
-@torch.library.custom_op(
-    "tlfx::attention_kernels", mutates_args=(), schema="(str step, int number, int[] kernels, bool by_priority) -> ()"
-)
-def _mark(step: str, number: int, kernels: Sequence[int], by_priority: bool) -> None:
-    """Marks that a forward reads, chooses or restores kernels of attention."""
-
-
-@_mark.register_fake
-def _(step: str, number: int, kernels: Sequence[int], by_priority: bool) -> None:
-    return None
+_READ, _CHOOSE, _RESTORE = KINDS = ("kernels read", "kernels chosen", "kernels restored")
+"""Kinds of marks; their data are whether priorities count, and the kernels that are chosen."""
 
 
 class _Before(list[Any]):
@@ -45,12 +38,12 @@ def recorded_kernels() -> Iterator[None]:
     def marked_read(with_priority: bool = False) -> list[Any]:
         before = _Before(read(with_priority))
         before.number = next(numbers)
-        torch.ops.tlfx.attention_kernels("read", before.number, [], with_priority)
+        mark(_READ, before.number, (), with_priority)
         return before
 
     def marked_choice(kernels: Any, set_priority: bool = False) -> None:
-        step, number = ("restore", kernels.number) if isinstance(kernels, _Before) else ("choose", -1)
-        torch.ops.tlfx.attention_kernels(step, number, list(map(int, kernels)), set_priority)
+        kind, number = (_RESTORE, kernels.number) if isinstance(kernels, _Before) else (_CHOOSE, -1)
+        mark(kind, number, (), set_priority, *kernels)
         choose(kernels, set_priority)
 
     with contextlib.ExitStack() as stack:
@@ -62,16 +55,13 @@ def recorded_kernels() -> Iterator[None]:
 def place_kernels(graph: Graph) -> None:
     """Replace marks by nodes that read, choose and restore kernels."""
     before: dict[int, Node] = {}
-    for node in list(graph.nodes):
-        if node.target is not torch.ops.tlfx.attention_kernels.default:
-            continue
-        step, number, kernels, by_priority = node.args
+    for node, (_, _, kind, number, (by_priority, *kernels)) in marks_of(graph, *KINDS).items():
         with graph.inserting_before(node):
-            if step == "read":
-                before[number] = graph.call_function(read_kernels, (by_priority,))
+            if kind == _READ:
+                before[number] = graph.call_function(read_kernels, (bool(by_priority),))
             else:
-                chosen = before.pop(number) if step == "restore" else tuple(kernels)
-                graph.call_function(choose_kernels, (chosen, by_priority))
+                chosen = before.pop(number) if kind == _RESTORE else tuple(kernels)
+                graph.call_function(choose_kernels, (chosen, bool(by_priority)))
         graph.erase_node(node)
 
 

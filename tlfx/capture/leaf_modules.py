@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from tlfx._torch import tree_flatten, tree_leaves
-from tlfx.capture.marks import RegionRecorder
+from tlfx.capture.region_recorder import RegionRecorder
 from tlfx.capture.regions import LeafCall
 from tlfx.rules.registry import REGISTRY
 

@@ -26,6 +26,7 @@ from tlfx._torch import (
     set_grad_mode,
     tracing_questions,
 )
+from tlfx.capture.marks import mark, marks_of
 from tlfx.capture.surroundings import package_of_caller, replaced
 
 __all__ = [
@@ -41,14 +42,8 @@ _is_grad_enabled, _is_cache_enabled = torch.is_grad_enabled, torch.is_autocast_c
 _is_inference_mode_enabled = torch.is_inference_mode_enabled
 
 
-@torch.library.custom_op("tlfx::grad_mode", mutates_args=(), schema="(int number, bool enabled, bool enters) -> ()")
-def _grad_mode(number: int, enabled: bool, enters: bool) -> None:
-    """Marks that a forward enters or leaves a gradient mode."""
-
-
-@_grad_mode.register_fake
-def _(number: int, enabled: bool, enters: bool) -> None:
-    return None
+_GRADIENTS = "gradient mode"
+"""The kind of marks where a forward enters or leaves a gradient mode: which mode is next, and whether it enters."""
 
 
 class ModeRecorder:
@@ -70,13 +65,13 @@ class ModeRecorder:
         """Set the mode, and mark it."""
         number = next(self._numbers)
         self._entered.setdefault(id(manager), []).append((number, _is_grad_enabled(), self._inference))
-        torch.ops.tlfx.grad_mode(number, enabled, True)
+        mark(_GRADIENTS, number, (), enabled, True)
         set_grad_mode(enabled)
 
     def leave(self, manager: Any) -> None:
         """Restore the mode before the manager's last entry, and mark it."""
         number, before, self._inference = self._entered[id(manager)].pop()
-        torch.ops.tlfx.grad_mode(number, before, False)
+        mark(_GRADIENTS, number, (), before, False)
         set_grad_mode(before)
 
     def enter_inference(self, manager: torch.inference_mode) -> None:
@@ -174,13 +169,10 @@ def without_mode_passes() -> Iterator[None]:
 def pair_modes(graph: Graph) -> None:
     """Replace marks by nodes that set a gradient mode, and nodes that restore the one before."""
     entered: dict[int, Node] = {}
-    for node in list(graph.nodes):
-        if node.target is not torch.ops.tlfx.grad_mode.default:
-            continue
-        number, enabled, enters = node.args
+    for node, (_, _, _, number, (enabled, enters)) in marks_of(graph, _GRADIENTS).items():
         with graph.inserting_before(node):
             if enters:
-                entered[number] = graph.call_function(set_gradients, (enabled,))
+                entered[number] = graph.call_function(set_gradients, (bool(enabled),))
             else:
                 graph.call_function(reset_gradients, (entered.pop(number),))
         if node.next.target is set_grad_mode:  # what capture itself called; traced outside of autograd functions only

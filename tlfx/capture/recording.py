@@ -14,7 +14,7 @@ from tlfx.capture.autograd_functions import FunctionRecorder, check_function_cal
 from tlfx.capture.checkpoints import recorded_checkpoints
 from tlfx.capture.hooks import keep_hooks_that_compute, recorded_hooks
 from tlfx.capture.leaf_modules import recorded_leaf_modules
-from tlfx.capture.marks import RegionRecorder, collect_regions
+from tlfx.capture.region_recorder import RegionRecorder, collect_regions
 from tlfx.capture.regions import FunctionCall, Region, RegionTree
 
 __all__ = ["Recording", "build_tree", "recorded_regions"]

@@ -17,6 +17,7 @@ from torch import SymInt, Tensor, nn
 from torch.fx import Graph, Node
 
 from tlfx._torch import disable_dynamo, is_fake
+from tlfx.capture.marks import mark, marks_of
 from tlfx.capture.surroundings import package_of_caller, replaced
 from tlfx.errors import CaptureError
 
@@ -36,16 +37,8 @@ _REQUIRES_GRAD: Any = Tensor.requires_grad
 _DATA: Any = Tensor.data
 
 
-@torch.library.custom_op(
-    "tlfx::tensor_call", mutates_args=(), schema="(Tensor[] values, SymInt[] sizes, int number) -> ()"
-)
-def _tensor_call(values: Sequence[Tensor], sizes: Sequence[int], number: int) -> None:
-    """Marks a call on the first tensor, with the other tensors and sizes that its arguments hold."""
-
-
-@_tensor_call.register_fake
-def _(values: Sequence[Tensor], sizes: Sequence[int], number: int) -> None:
-    return None
+_CALL = "tensor call"
+"""The kind of marks of calls on the first tensor, with the other tensors and sizes that its arguments hold."""
 
 
 @dataclass(eq=False)
@@ -74,7 +67,7 @@ class RecordedHandle:
 
     def remove(self) -> None:
         """Remove the hook, as the aligned graph does."""
-        self._recorder.add(_Call("remove", (), [], self), [], [])
+        self._recorder.add(_Call("remove", (), [], self))
 
     def __enter__(self) -> RecordedHandle:
         return self
@@ -89,10 +82,10 @@ class TensorCallRecorder:
     def __init__(self) -> None:
         self.calls: list[_Call] = []
 
-    def add(self, call: _Call, tensors: list[Tensor], sizes: list[SymInt]) -> None:
-        """Mark a call."""
+    def add(self, call: _Call, tensor: Tensor | None = None) -> None:
+        """Mark a call on a tensor, or the removal of a hook."""
         self.calls.append(call)
-        torch.ops.tlfx.tensor_call(tensors, sizes, len(self.calls) - 1)
+        mark(_CALL, len(self.calls) - 1, (tensor, *call.held))
 
     @contextlib.contextmanager
     def recorded(self) -> Iterator[None]:
@@ -113,14 +106,14 @@ class TensorCallRecorder:
 
     def _require(self, tensor: Tensor, value: bool) -> None:
         if is_fake(tensor) and package_of_caller() != "torch":
-            self.add(_Call("requires_grad_", (value,), []), [tensor], [])
+            self.add(_Call("requires_grad_", (value,), []), tensor)
         _REQUIRES_GRAD.__set__(tensor, value)
 
     def _data(self, tensor: Tensor) -> Tensor:
         if not is_fake(tensor) or package_of_caller() == "torch":
             data: Tensor = _DATA.__get__(tensor)
             return data
-        self.add(_Call("data", (), []), [tensor], [])
+        self.add(_Call("data", (), []), tensor)
         return tensor.detach()
 
     def _recorded(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -129,10 +122,7 @@ class TensorCallRecorder:
             if not is_fake(tensor):
                 return original(tensor, *args, **kwargs)
             given = (*args, *kwargs.values())  # each of these methods has one parameter at most
-            held = _held_by(given)
-            sizes = [x for x in held if isinstance(x, SymInt)]
-            tensors = [x for x in held if isinstance(x, Tensor)]
-            self.add(_Call(name, given, [*tensors, *sizes]), [tensor, *tensors], sizes)
+            self.add(_Call(name, given, _held_by(given)), tensor)
             if name in _HOOKS:
                 return RecordedHandle(self, len(self.calls) - 1)
             return original(tensor, *args, **kwargs) if name == "requires_grad_" else None
@@ -231,10 +221,7 @@ def place_tensor_calls(graph: Graph, path: str, recorder: TensorCallRecorder) ->
     placed: dict[int, Node] = {}
     with graph.inserting_after([n for n in graph.nodes if n.op == "placeholder"][-1]):
         held = graph.get_attr(path)
-    for node in list(graph.nodes):
-        if node.target is not torch.ops.tlfx.tensor_call.default:
-            continue
-        values, sizes, number = node.args
+    for node, (values, sizes, _, number, _) in marks_of(graph, _CALL).items():
         handle = recorder.calls[number].handle
         if recorder.calls[number].name == "data":
             node.next.target = data_of  # in place of detach, whose writes autograd counts

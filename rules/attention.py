@@ -27,6 +27,7 @@ def scaled_dot_product_attention(
     enable_gqa: bool = False,
 ) -> Value:
     """query (*, heads, n, d), key and value (*, heads, m, d): Y ← softmax(q·kᵀ)·Y."""
+    # labels do not need these two: they take the weights before dropout (eq. 9), and see groups by the shapes
     replaced = {"dropout": dropout_p, "grouped": enable_gqa}
     return op.attend(query, key, value, attn_mask, is_causal, scale, replaced)
 
@@ -34,7 +35,9 @@ def scaled_dot_product_attention(
 @rule("flex_attention")
 def flex_attention(op: OpContext, query: Value, key: Value, value: Value, *settings: Any) -> list[Value]:
     """query (batch, heads, n, d), key and value (batch, heads, m, d), with any score function and block mask."""
+    # as nodes: the score function and the block mask are submodules, whose values here are None
     out = op.attend_by_itself(query, key, value, *op.node.args[3:])
+    # further outputs, such as the log-sum-exp of each query, have no label
     return [out, *(op.weight(shape=shape) for shape in op.shapes[1:])]
 
 

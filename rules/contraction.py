@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from tlfx.errors import ProvenanceError
 from tlfx.propagate.values import Value
 from tlfx.propagate.verbs import OpContext
 from tlfx.rules import rule
@@ -19,7 +20,8 @@ def linear(op: OpContext, x: Value, weight: Value, bias: Value | None = None) ->
     """x (*, in), weight (out, in): Y ← Y, Norm(|W|)·Y or Norm(ΣY), by the content of the contracted axis."""
     if not weight.is_constant:
         subscripts = [str(i) for i in range(len(x.shape) - 1)]
-        return op.multiply(x, [*subscripts, "i"], weight, ["o", "i"], [*subscripts, "o"])
+        mixed = op.multiply(x, [*subscripts, "i"], weight, ["o", "i"], [*subscripts, "o"])
+        return mixed if bias is None else op.residual(mixed, bias)
     return op.contract(x, axis=-1, weight=weight, bias=bias)
 
 
@@ -44,8 +46,9 @@ def einsum(op: OpContext, equation: str, operands: Sequence[Value], path: Any = 
 @rule(aten.bilinear, contexts=True)
 def bilinear(op: OpContext, a: Value, b: Value, weight: Value, bias: Value | None = None) -> Value:
     """a (*, i), b (*, j), weight (out, i, j): a product of two values over their channels."""
-    lead = "abcdefgh"[: len(a.shape) - 1]
-    return op.contract_terms([(a, (*lead, "x")), (b, (*lead, "y")), (weight, ("z", "x", "y"))], (*lead, "z"))
+    lead = [str(i) for i in range(len(a.shape) - 1)]
+    mixed = op.contract_terms([(a, (*lead, "x")), (b, (*lead, "y")), (weight, ("z", "x", "y"))], (*lead, "z"))
+    return mixed if bias is None else op.residual(mixed, bias)
 
 
 @rule(aten.tensordot, contexts=True)
@@ -53,6 +56,7 @@ def tensordot(op: OpContext, a: Value, b: Value, dims_a: Sequence[int], dims_b: 
     """Some axes of one contracted with as many of the other; the others are kept in order."""
     gone_a, gone_b = ([d % len(v.shape) for d in dims] for v, dims in ((a, dims_a), (b, dims_b)))
     of_a = [f"a{i}" for i in range(len(a.shape))]
+    # a contracted axis of b has the subscript of the axis of a that it meets
     of_b = [of_a[gone_a[gone_b.index(i)]] if i in gone_b else f"b{i}" for i in range(len(b.shape))]
     kept = [c for i, c in enumerate(of_a) if i not in gone_a] + [c for i, c in enumerate(of_b) if i not in gone_b]
     return op.multiply(a, of_a, b, of_b, kept)
@@ -76,6 +80,7 @@ def outer(op: OpContext, a: Value, b: Value) -> Value:
 def chain(op: OpContext, matrices: Sequence[Value]) -> Value:
     """Matrices (a, b), (b, c), (c, d), … → (a, d); the first and last may be vectors."""
     subscripts: list[tuple[str, ...]] = [(f"axis{i}", f"axis{i + 1}") for i in range(len(matrices))]
+    # a vector has one axis only: the second of its pair in front, the first at the end
     subscripts[0] = subscripts[0][-len(matrices[0].shape) :]
     subscripts[-1] = subscripts[-1][: len(matrices[-1].shape)]
     out = (*subscripts[0][:-1], *subscripts[-1][1:])
@@ -85,6 +90,7 @@ def chain(op: OpContext, matrices: Sequence[Value]) -> Value:
 @rule(aten.kron)
 def kron(op: OpContext, a: Value, b: Value) -> Value:
     """A copy of b for each element of a, times it."""
+    # kron of ids and ones repeats the ids as kron repeats the elements
     one, other = torch.ones(a.shape, dtype=torch.int64), torch.ones(b.shape, dtype=torch.int64)
     if b.is_constant:
         return op.pointwise(op.remap(a, lambda m: torch.kron(m, other)))
@@ -93,10 +99,18 @@ def kron(op: OpContext, a: Value, b: Value) -> Value:
     return op.product(op.remap(a, lambda m: torch.kron(m, other)), op.remap(b, lambda m: torch.kron(one, m)))
 
 
-@rule(aten.linalg_cross, aten.cross)
-def cross(op: OpContext, a: Value, b: Value, dim: int | None = None) -> Value:
+@rule(aten.linalg_cross)
+def cross(op: OpContext, a: Value, b: Value, dim: int = -1) -> Value:
     """Vectors of three along an axis: a product of the two."""
-    return op.product(*(op.spread(v, [-1 if dim is None else dim]) if v.is_content else v for v in (a, b)))
+    return op.product(*(op.spread(v, [dim]) if v.is_content else v for v in (a, b)))
+
+
+@rule(aten.cross)
+def cross_by_default(op: OpContext, a: Value, b: Value, dim: int | None = None) -> Value:
+    """The same with an axis. Raises ProvenanceError without one: torch takes the first of length three."""
+    if dim is None:
+        raise ProvenanceError("torch.cross takes the first axis of length 3, which may be that of the batch: pass dim")
+    return cross(op, a, b, dim)
 
 
 @rule(aten.linalg_matrix_power, aten.matrix_power, aten.linalg_inv, aten.inverse, aten.linalg_pinv, aten.matrix_exp)

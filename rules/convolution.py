@@ -35,11 +35,14 @@ def conv(
     kernel = list(weight.shape[2:])
     spatial = len(kernel)
     steps, holes = each(stride, spatial), each(dilation, spatial)
+    # conv2d.padding takes a string; a call without one leaves the default of this rule, 0, which means "valid"
     named = overload_name(op.target) == "padding"
     padding = padding or "valid" if named else each(padding, spatial)
     padded = padding != "valid" and (isinstance(padding, str) or any(padding))
+    # "same" pads nothing for a kernel of one pixel; numbers add positions without content
     if all(k == 1 for k in kernel) and (not padded or isinstance(padding, str)):
         return op.subsample(x, steps, weight, groups)
+    # windows that tile, as those of a patch embedding do: others overlap, leave gaps or cover padding
     if kernel == steps and not padded and all(h == 1 for h in holes) and x.is_content:
         return op.patchify(x, AVERAGE[spatial], weight, steps, padding, holes, groups=groups)
     return op.convolve(x, weight, steps, padding, holes, spatial=spatial, groups=groups)
@@ -64,6 +67,7 @@ def conv_transpose(
     spatial = len(weight.shape) - 2
     steps, padding, extra = (each(s, spatial) for s in (stride, padding, output_padding))
     holes = each(dilation, spatial)
+    # aten.conv_transpose takes groups before dilation; the kernel of labels has one channel, and so one group
     return op.convolve(x, weight, steps, padding, extra, 1, holes, spatial=spatial, groups=groups)
 
 

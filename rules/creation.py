@@ -39,6 +39,25 @@ def noise(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value:
     return op.constant()
 
 
+@rule(
+    aten.bernoulli.default,
+    aten.bernoulli.Tensor,
+    aten.normal.Tensor_float,
+    aten.normal.float_Tensor,
+    aten.normal.Tensor_Tensor,
+    aten.poisson,
+    aten.binomial,
+)
+def draw(op: OpContext, *given: Any, **options: Any) -> Value:
+    """Random numbers, element by element, whose distribution has parameters that may be content."""
+    # bernoulli.Tensor(x, p) takes the shape alone from x
+    parameters = given[1:] if op.target is aten.bernoulli.Tensor else given
+    values = [v for v in parameters if isinstance(v, Value) and not v.is_constant]
+    if not values:
+        return op.constant()
+    return op.either(values[0], values[1]) if len(values) > 1 else op.pointwise(values[0])
+
+
 @rule(aten.zero, aten.zero_)
 def zero(op: OpContext, x: Value) -> Value:
     """In-place overwriting with zeros."""
@@ -65,7 +84,7 @@ def fill(op: OpContext, x: Value, value: Any) -> Value:
     aten.exponential_,
 )
 def overwrite(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value:
-    """In-place overwriting with noise."""
+    """Overwriting with noise."""
     return op.constant()
 
 

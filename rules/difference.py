@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tlfx.errors import ProvenanceError
 from tlfx.propagate.values import Value
 from tlfx.propagate.verbs import OpContext
 from tlfx.rules import rule
@@ -33,7 +34,13 @@ def diff(
 @rule(aten.gradient)
 def gradient(op: OpContext, x: Value, *, spacing: Any = 1, dim: Any = None, edge_order: int = 1) -> list[Value]:
     """The neighbours on both sides along each given axis: a residual connection."""
+    if edge_order != 1:
+        raise ProvenanceError(
+            f"gradient with edge_order={edge_order} reads three elements at each end, for which there is no rule: use "
+            "edge_order=1, or write the difference with slices"
+        )
     dims = range(len(x.shape)) if dim is None else dim if isinstance(dim, Sequence) else [dim]
+    # at an end, torch subtracts the end itself from its neighbour
     return [op.residual(op.remap(x, _shifted(d, 1)), op.remap(x, _shifted(d, -1)), (1, -1)) for d in dims]
 
 
@@ -47,6 +54,7 @@ def trapezoid(op: OpContext, y: Value, x: Any = None, *, dx: Any = 1, dim: int =
 def cumulative_trapezoid(op: OpContext, y: Value, x: Any = None, *, dx: Any = 1, dim: int = -1) -> Value:
     """Every position depends on those up to it, and on the next."""
     scanned = op.step(y.shape).scan(y, dim)
+    # position i integrates up to y[i + 1]
     return op.remap(scanned, _part(dim, 1, y.shape[dim] - 1))
 
 

@@ -17,6 +17,7 @@ aten = torch.ops.aten
 @rule(aten.index)
 def index(op: OpContext, x: Value, indices: Sequence[Value | None]) -> Value:
     """x[indices]."""
+    # x[index] on the batch, as training code with stochastic depth chooses its samples
     if len(indices) == 1 and indices[0] is not None and op.chooses_samples(x, 0, indices[0]):
         return op.choose_samples(x, indices[0])
     return op.take(x, aten.index.Tensor, list(indices), axes=indexed_axes(indices))
@@ -80,6 +81,7 @@ def masked_fill(op: OpContext, x: Value, mask: Value, value: Any) -> Value:
 def where(op: OpContext, condition: Value, a: Any = None, b: Any = None) -> Value:
     """An element-wise choice: by a constant condition data movement, by any other the average of differing labels, or a
     product with the condition if zero is the other choice."""
+    # where(condition, 1, 0): only the condition depends on the image
     if all(not isinstance(v, Value) or v.is_constant for v in (a, b)):
         return op.pointwise(condition)
     a, b = (v if isinstance(v, Value) else op.constant((), op.number(v)) for v in (a, b))
@@ -145,6 +147,7 @@ def index_reduce(
     op: OpContext, x: Value, dim: int, chosen: Value, source: Value, reduce: str, *, include_self: bool = True
 ) -> Value:
     """Whole slices of x reduced with those of the source; all tokens at one place count alike."""
+    # "mean" for every reduction: a maximum or a product of labels is not a mixture of them
     kind = {"adds": True, "include_self": include_self}
     return op.put(x, source, aten.index_reduce.default, [dim, chosen], ["mean"], axes=[dim], **kind)
 
@@ -168,6 +171,7 @@ def scatter_reduce(
     op: OpContext, x: Value, dim: int, chosen: Value, source: Value, reduce: str, *, include_self: bool = True
 ) -> Value:
     """The same by any reduction; all tokens at one place count alike."""
+    # "sum" for every reduction, for the same reason: labels are divided by their mass afterwards
     kind = {"aligned": True, "adds": True, "include_self": include_self, "linear": reduce in ("sum", "mean")}
     return op.put(x, source, aten.scatter_reduce.two, [dim, chosen], ["sum"], axes=[dim], **kind)
 
@@ -177,6 +181,7 @@ def fill_at(op: OpContext, x: Value, dim: int, chosen: Value, value: Any) -> Val
     """Point-wise; elements at constant indices become a number without content."""
     if not op.is_known(chosen):
         return op.pointwise(x)
+    # index_fill has another overload for a value that is a tensor, which does not take the number 1
     filled = op.target if op.target is aten.scatter.value else aten.index_fill.int_Scalar
     return op.erase(x, filled(torch.zeros(op.shape), dim, op.concrete(chosen), 1) > 0)
 
@@ -196,6 +201,7 @@ def overlay(op: OpContext, x: Value, source: Value, *settings: Any, **options: A
 @rule(aten.masked_scatter)
 def masked_scatter(op: OpContext, x: Value, mask: Value, source: Value) -> Value:
     """Elements of the source, in order, at the places of a constant mask."""
+    # raises for a mask that is not known: which elements of the source are taken depends on it
     op.concrete(mask)
     return op.put(x, source, op.target, [mask], axes=[])
 

@@ -95,6 +95,7 @@ def move_each(op: OpContext, x: Value, *settings: Any, **options: Any) -> list[V
 @rule(aten.view, aten._unsafe_view, aten.view_copy, contexts=True)
 def view(op: OpContext, x: Value, size: Any) -> Value:
     """Each element keeps its label; a reshape, since the map may lack the memory layout that a view requires."""
+    # view.dtype has a type in the place of the size
     return op.remap(x, lambda m: m.reshape(size)) if isinstance(size, list) else op.same(x)
 
 
@@ -108,6 +109,7 @@ def as_strided(op: OpContext, x: Value, size: Any, stride: Any, storage_offset: 
         memory = torch.full((storage_length(x.node),), OUTSIDE)
         return memory.scatter(0, offsets.flatten(), content.flatten()).as_strided(size, stride, first)
 
+    # x may be a view of a larger tensor, which as_strided reads beyond x
     if bool((read(torch.zeros(x.shape, dtype=torch.int64)) == OUTSIDE).any()):
         raise RuleError("as_strided reads memory outside its input: call it on the whole tensor")
     return op.remap(x, read)
@@ -116,6 +118,7 @@ def as_strided(op: OpContext, x: Value, size: Any, stride: Any, storage_offset: 
 @rule(aten.im2col, aten.diag_embed)
 def im2col(op: OpContext, x: Value, *settings: Any) -> Value:
     """Patches as columns, a diagonal in a matrix: the zeros between and around them hold no content."""
+    # both fill with 0, an element of maps as well: shifted by one, what is filled becomes NONE
     return op.remap(x, lambda m: op.target(m.double() + 1, *settings).long() - 1)
 
 
@@ -184,6 +187,7 @@ def stack_side_by_side(op: OpContext, values: Sequence[Value]) -> Value:
     """Along the second axis, the first or the third, of values that have at least as many."""
     name = op.target.overloadpacket.__name__
     axis = 2 if name == "dstack" else 0 if name in ("vstack", "row_stack") else 1
+    # torch reshapes values of fewer axes first, in a different way for each of these operators
     if any(len(v.shape) <= max(axis, 1) for v in values):
         raise RuleError(f"{name} of values of fewer than {max(axis, 1) + 1} axes: give them their axes before")
     return op.join(values, axis)
@@ -200,6 +204,7 @@ def pad(op: OpContext, x: Value, pad: Sequence[int], mode: Any = "constant", val
     """Zeros hold no content; reflected, replicated and circular padding have the labels that they copy."""
     if mode in ("reflect", "replicate", "circular"):
         return op.move()
+    # whatever number is filled in
     return op.remap(x, lambda m: torch.nn.functional.pad(m, list(pad), value=NONE))
 
 

@@ -71,6 +71,7 @@ def add(op: OpContext, a: Any, b: Any, *, alpha: Any = 1) -> Value:
 @rule(aten.sub, aten.subtract, contexts=True)
 def sub(op: OpContext, a: Any, b: Any, *, alpha: Any = 1) -> Value:
     """The same, or Y ← Y if a statistic is subtracted from what it is a statistic of."""
+    # the sign counts for statistics: x - mean(x) is centred, x + mean(x) is a sum
     both = isinstance(a, Value) and isinstance(b, Value)
     return op.residual(a, b, (1, -alpha)) if both else op.linear(_value(a, b), 1 if isinstance(a, Value) else -1)
 
@@ -96,6 +97,7 @@ def div(op: OpContext, a: Any, b: Any, *, rounding_mode: Any = None) -> Value:
         return op.numerator(a, b) if rounding_mode is None else op.monotone(b if a.is_constant else a)
     if rounding_mode is not None or not isinstance(a, Value):
         return op.monotone(a) if isinstance(a, Value) else op.pointwise(b)
+    # a quotient by zero has no finite scale
     return op.linear(a, 1 / b if b else None)
 
 
@@ -110,6 +112,7 @@ def quotient(op: OpContext, a: Any, b: Any) -> Value:
 def remainder(op: OpContext, a: Any, b: Any) -> Value:
     """The same."""
     divided = isinstance(a, Value) and not (isinstance(b, Value) and a.is_constant)
+    # torch.remainder rounds the quotient down, torch.fmod towards zero
     floored = op.target.overloadpacket is not aten.fmod
     return op.remainder(a, b, floored) if divided else op.pointwise(b)
 

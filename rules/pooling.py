@@ -26,6 +26,7 @@ CONVOLUTION = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.de
 @rule(aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d)
 def avg_pool(op: OpContext, x: Value, kernel_size: Any, *settings: Any) -> Value:
     """x (batch, channels, *size): the mean of each window."""
+    # without count_include_pad and divisor_override: a divisor cancels when labels are divided by the pool of ones
     return op.pool(x, op.target, kernel_size, *settings[:3], spatial=_spatial(op), linear=True)
 
 
@@ -41,9 +42,11 @@ def max_pool(
 ) -> Value:
     """x (batch, channels, *size): any position of a window may be the largest, so all count alike."""
     spatial = _spatial(op)
+    # an empty stride, torch's default, stands for the size of the kernel
     size, steps, edges, holes = (each(s, spatial) for s in (kernel_size, stride or kernel_size, padding, dilation))
     beyond = any(n < k for n, k in zip(x.shape[-spatial:], size, strict=True))  # which averaging in three axes refuses
     if beyond or holes != [1] * spatial:
+        # avg_pool has no dilation: a convolution with ones counts the positions of a window
         x, ones = lengthened(op, x, size, steps, edges, holes), torch.ones(1, 1, *size)
         return op.pool(x, CONVOLUTION[spatial], ones, None, steps, edges, holes, spatial=spatial)
     return op.pool(
@@ -75,6 +78,7 @@ def lengthened(op: OpContext, x: Value, size: list[int], steps: list[int], edges
     counts = op.shape[-len(size) :]
     spans = [(o - 1) * s + h * (k - 1) + 1 for o, s, h, k in zip(counts, steps, holes, size, strict=True)]
     ends = [max(0, span - n - 2 * e) for span, n, e in zip(spans, x.shape[-len(size) :], edges, strict=True)]
+    # F.pad takes the last axis first
     pad = [side for end in reversed(ends) for side in (0, end)]
     return op.remap(x, lambda m: torch.nn.functional.pad(m, pad, value=NONE)) if any(pad) else x
 

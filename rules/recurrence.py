@@ -40,6 +40,7 @@ def recurrent(
             "batch_first=True, else (steps, batch, channels)."
         )
     before = _initial(op, state if isinstance(state, list | tuple) else [state], axis)
+    # one label for each step, of all its channels: the layer mixes them
     inputs = op.step((*x.shape[:2], 1)).reduce(x, -1, keepdim=True) if x.is_content else None
     given = [v for v in (before, inputs) if v is not None]
     if not given:
@@ -51,6 +52,7 @@ def recurrent(
     count = x.shape[axis] if x.is_content else 1
     out = op.content(sequence.expanded()[0].narrow(axis, length - count, count))
     seen = steps.step([1 if a == axis else n for a, n in enumerate(steps.shape)]).reduce(every, axis, keepdim=True)
+    # states are (layers, batch, channels)
     return [out, *(op.content(seen.map.transpose(0, axis), shape=shape) for shape in op.shapes[1:])]
 
 
@@ -59,6 +61,7 @@ def _initial(op: OpContext, states: Sequence[Value], axis: int) -> Value | None:
     known = [v for v in states if v.is_content]
     if not known:
         return None
+    # (layers, batch, channels) → (batch)
     sample = op.step(known[0].shape[1:2])
     label = reduce(sample.residual, [sample.reduce(v, [0, 2]) for v in known])
     return op.remap(label, lambda m: m.view([1 if a == axis else -1 for a in (0, 1)] + [1]))
@@ -71,6 +74,7 @@ def cell(op: OpContext, x: Value, state: Any, *params: Any) -> Any:
     token = op.step((*op.shape[:-1], 1))
     seen = [token.reduce(v, -1, keepdim=True) for v in (x, *before) if v.is_content]
     out = op.remap(reduce(token.residual, seen), lambda m: m.expand(op.shape)) if seen else op.weight()
+    # lstm_cell returns a hidden and a cell state, the others one state
     return [out] * len(before) if len(before) > 1 else out
 
 
@@ -131,6 +135,7 @@ def transformed(op: OpContext, x: Value, sizes: Any, axes: Sequence[int] | None)
     are not the batch."""
     if axes is not None:
         return axes
+    # fft2, rfft2 and their inverses
     if "2" in op.target.overloadpacket.__name__:
         return (-2, -1)
     return range(1, len(x.shape)) if sizes is None else range(len(x.shape) - len(sizes), len(x.shape))

@@ -49,6 +49,7 @@ def deviation(
     op: OpContext, x: Value, dim: Any = None, unbiased: Any = True, keepdim: bool = False, *, correction: Any = None
 ) -> Value:
     """The same; some overloads have a correction where others have the bias flag."""
+    # var(x, unbiased) has the flag in the place of dim
     return op.reduce(x, None if isinstance(dim, bool) else dim, keepdim)
 
 

@@ -42,6 +42,7 @@ def upsample_bicubic(op: OpContext, x: Value, *settings: Any) -> Value:
 @rule(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d)
 def grid_sampler(op: OpContext, x: Value, grid: Value, mode: int, padding: int, align: bool) -> Value:
     """x (batch, channels, *size), grid (batch, *out, 2 or 3), which may depend on the image."""
+    # mode 2 is bicubic, whose weights are negative in places; 0 is bilinear
     bilinear = 0 if mode == 2 else mode
     return op.resample_by_data(x, op.target, grid, bilinear, padding, align, spatial=len(x.shape) - 2)
 
@@ -71,5 +72,7 @@ def deform_conv2d(
     op: OpContext, x: Value, weight: Value, offset: Value, mask: Value, bias: Value, *settings: Any
 ) -> Value:
     """x (batch, in, height, width), offset (batch, 2 · groups · kernel, *out): Y ← Norm(|K|)·Y at run-time places."""
+    # stride, padding and dilation (two numbers each), groups, groups of offsets, whether there is a modulation
     *steps, _, copies, gated = settings
+    # |K| has one output channel, and so one group; labels have one copy for each group of offsets
     return op.convolve_by_data(x, weight, offset, mask, copies, *steps, 1, copies, gated)

@@ -41,5 +41,5 @@ def cdist(op: OpContext, a: Value, b: Value, *settings: Any) -> Value:
 @rule(aten.pairwise_distance)
 def pairwise_distance(op: OpContext, a: Value, b: Value, p: Any = 2, eps: float = 1e-6, keepdim: bool = False) -> Value:
     """The length of a difference, which is a residual connection."""
-    difference = op.step(torch.broadcast_shapes(a.shape, b.shape)).residual(a, b)
+    difference = op.step(torch.broadcast_shapes(a.shape, b.shape)).residual(a, b, (1, -1))
     return op.reduce(difference, -1, keepdim)

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from timm.models.convnext import ConvNeXtBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.fx import Graph
 from torch.utils._pytree import tree_leaves, tree_map
 
 import tlfx
+from tlfx.aligned import planner_of
 from tlfx.analysis.invariants import rectangles
 from tlfx.analysis.invariants import target as target_of
 from tlfx.mix import ShareTarget
@@ -52,6 +55,13 @@ def vit(qkv_std: float | None = None, **options: Any) -> VisionTransformer:
     return model
 
 
+def convnext() -> nn.Module:
+    """A block that works with its channels last."""
+    torch.manual_seed(0)
+    block = ConvNeXtBlock(8, ls_init_value=1.0)
+    return nn.Sequential(nn.Conv2d(3, 8, 4, 4), block, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES))
+
+
 def pictures(batch: int = 3, side: int = SIDE, seed: int = 1) -> Tensor:
     """Random images (batch, 3, side, side)."""
     return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(seed))
@@ -65,6 +75,21 @@ def mixture(batch: int = 3, side: int = SIDE, **changes: Any) -> ShareTarget:
 def pair(model: nn.Module) -> tuple[Any, Any]:
     """A plain copy of a model, and the model itself, aligned."""
     return deepcopy(model), tlfx.align(model)
+
+
+def plans(model: nn.Module) -> int:
+    """How many aligned graphs an aligned model holds."""
+    return len(planner_of(model).plans)
+
+
+def captures(model: nn.Module) -> int:
+    """How many captures an aligned model holds."""
+    return len(planner_of(model).captures)
+
+
+def aligned_graph(model: nn.Module, example: Any) -> Graph:
+    """The graph by which an aligned model computes a call with an example."""
+    return planner_of(model).plan_example(model, example).graph_module.graph
 
 
 def total(output: Any) -> Tensor:
@@ -88,10 +113,10 @@ def seeded(model: nn.Module, *args: Any, seed: int = 7, **kwargs: Any) -> Any:
     return model(*args, **kwargs)
 
 
-def assert_same(found: Any, expected: Any) -> None:
+def assert_same(actual: Any, expected: Any) -> None:
     """Equal tensors in equal structures, bit for bit."""
-    assert tree_map(type, found) == tree_map(type, expected)
-    for one, other in zip(tree_leaves(found), tree_leaves(expected), strict=True):
+    assert tree_map(type, actual) == tree_map(type, expected)
+    for one, other in zip(tree_leaves(actual), tree_leaves(expected), strict=True):
         if isinstance(one, Tensor):
             assert one.dtype == other.dtype
             assert torch.equal(one, other)

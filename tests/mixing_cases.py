@@ -37,7 +37,7 @@ class Mixing:
     residual: Tensor | None
     size: Size
 
-    def found(self, device: str = "cpu") -> Tensor | None:
+    def by_kernel(self, device: str = "cpu") -> Tensor | None:
         """Labels by the kernel."""
         weight, labels = self.weight.to(device), self.labels.to(device)
         own, residual = (None if x is None else x.to(device) for x in (self.own, self.residual))
@@ -64,7 +64,7 @@ def operands(
 ) -> tuple[Tensor, Tensor]:
     """A weight, every second of whose elements is used, and labels that sum to 1."""
     length = LENGTHS | lengths
-    of_weight, of_labels = ([length[c] for c in letters] for letters in (equation.weight, equation.labels))
+    of_weight, of_labels = ([length[c] for c in subscripts] for subscripts in (equation.weight, equation.labels))
     weight = torch.randn(1 if shared else batch, *of_weight, 2).to(dtype)[..., 0]
     return weight, torch.rand(batch, *of_labels, channels).softmax(-1)
 

@@ -84,10 +84,10 @@ def check(
     """The labels of a function of images (batch, *size) equal those of its twin, and keep the laws of all labels."""
     probe = Probe(function, size, **parts)
     mask = random_mask(size, seed=1)
-    found = probe.shares(mask)
+    computed = probe.shares(mask)
     expected = listed(twin(mask.double().expand(BATCH, *size), probe.images.double()))
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
+    assert len(computed) == len(expected)
+    for one, other in zip(computed, expected, strict=True):
         torch.testing.assert_close(one, other.detach(), **TOLERANCE)
     for name, operation in (operations or {}).items():
         assert probe.operation(name) is operation, f"{name} is {probe.operation(name)}, expected {operation}"
@@ -150,6 +150,16 @@ def tokens(images: Tensor) -> Tensor:
 def label_rows(y: Tensor) -> Tensor:
     """One label for each pixel taken as a token: (batch, channels, *size) to (batch, tokens)."""
     return y[:, 0].flatten(1)
+
+
+def spread(rows: Tensor, channels: int) -> Tensor:
+    """One label for all channels of a token: (batch, tokens) to (batch, tokens, channels)."""
+    return rows.unsqueeze(-1).expand(*rows.shape, channels)
+
+
+def squeezed(x: Tensor, spatial: int) -> Tensor:
+    """Images with as many axes as are slid over."""
+    return x.squeeze(2) if spatial == 1 else x
 
 
 def normalised(weights: Tensor) -> Tensor:

@@ -20,18 +20,21 @@ import torch
 from helpers import (
     CLASSES,
     LABEL,
+    aligned_graph,
     assert_same,
     assert_same_step,
+    assert_target,
+    convnext,
     gradients,
     mixture,
     pair,
     pictures,
+    plans,
     seeded,
     slow_except,
     total,
 )
 from timm.layers import DropPath
-from timm.models.convnext import ConvNeXtBlock
 from timm.models.resnet import BasicBlock
 from timm.models.vision_transformer import VisionTransformer
 from timm.utils import ModelEmaV3
@@ -43,7 +46,6 @@ from twins.arithmetic import mix, residual
 from twins.vit import timm_maps
 
 import tlfx
-from tlfx.aligned import planner_of
 from tlfx.analysis.invariants import share
 from tlfx.mix import ShareTarget
 
@@ -66,13 +68,6 @@ def convnet(drop_rate: float = 0.0, drop_path_rate: float = 0.0) -> nn.Module:
     return nn.Sequential(OrderedDict(parts))
 
 
-def convnext() -> nn.Module:
-    """A block that works with its channels last."""
-    torch.manual_seed(0)
-    block = ConvNeXtBlock(8, ls_init_value=1.0)
-    return nn.Sequential(nn.Conv2d(3, 8, 4, 4), block, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES))
-
-
 class Head(nn.Module):
     """Patches and a classifier; what it makes of features (batch, 8, 4, 4) and logits is up to the test."""
 
@@ -86,11 +81,6 @@ class Head(nn.Module):
     def forward(self, x: Tensor) -> Any:
         features = self.patches(x)
         return self.made(self.head(features.mean((2, 3))), features)
-
-
-def plans(model: nn.Module) -> int:
-    """How many captures a model holds."""
-    return len(planner_of(model).plans)
 
 
 # in place
@@ -254,14 +244,17 @@ def test_keywords_of_hugging_face() -> None:
     assert soft["hidden_states"][0].shape == (3, 17, 2)
     assert list(soft) == ["loss", "logits", "hidden_states"]
     assert list(aligned(pixel_values=pictures(), target=mixture())[1]) == ["loss", "logits"]
-    assert "def forward(self, pixel_values, mask):" in tlfx.aligned_code(aligned)
+    graph = aligned_graph(aligned, {"pixel_values": pictures()})
+    assert [node.name for node in graph.find_nodes(op="placeholder")] == ["pixel_values", "mask"]
 
 
 def test_example_captures_at_once() -> None:
     for example in (pictures(), (pictures(),), {"input": pictures()}):
         model = tlfx.align(convnet(), example=example)
         assert plans(model) == 1
-        assert "share" in tlfx.aligned_code(model)
+        call = partial(model, **example) if isinstance(example, dict) else partial(model, pictures())
+        assert_target(call(target=mixture())[1])
+        assert plans(model) == 1
     model = tlfx.align(convnet(), example=pictures(2))
     model(pictures(5), mixture(5))
     assert plans(model) == 1
@@ -791,8 +784,8 @@ def assert_layers(layers: Any, aligned: tuple[int, ...], fused: bool) -> None:
         block.attn.fused_attn = fused
     model = tlfx.align(deepcopy(plain), layers=layers)
     mask = mixture().mask
-    found = share(model, pictures(), mask)[:, 0]
-    torch.testing.assert_close(found.double(), blocks(plain, pictures(), mask, aligned), **LABEL)
+    shares = share(model, pictures(), mask)[:, 0]
+    torch.testing.assert_close(shares.double(), blocks(plain, pictures(), mask, aligned), **LABEL)
     assert_same(model(pictures(), mixture())[0], plain(pictures()))
 
 
@@ -825,11 +818,11 @@ def test_residual_without_the_skip() -> None:
     plain = vit(depth=2)
     mask = mixture().mask
     policies = {r: tlfx.Policy(residual=r) for r in ("average", "skip")}
-    found = {r: share(tlfx.align(deepcopy(plain), policy=p), pictures(), mask)[:, 0] for r, p in policies.items()}
-    for name, label in found.items():
+    shares = {r: share(tlfx.align(deepcopy(plain), policy=p), pictures(), mask)[:, 0] for r, p in policies.items()}
+    for name, label in shares.items():
         expected = blocks(plain, pictures(), mask, (0, 1), skip=name == "skip")
         torch.testing.assert_close(label.double(), expected, **LABEL)
-    assert (found["skip"] - found["average"]).abs().max() > 1e-3
+    assert (shares["skip"] - shares["average"]).abs().max() > 1e-3
 
 
 class Downsampling(nn.Module):
@@ -856,8 +849,8 @@ def test_residual_without_a_skip_that_downsamples(skip_first: bool) -> None:
     weight = model.branch[0].weight.detach().abs().mean((0, 1), keepdim=True)
     mask = mixture().mask
     expected = conv2d(mask, weight, stride=4, padding=1) / conv2d(torch.ones_like(mask), weight, stride=4, padding=1)
-    found = share(tlfx.align(model, policy=tlfx.Policy(residual="skip")), pictures(), mask)
-    torch.testing.assert_close(found, expected.flatten(1), **LABEL)
+    shares = share(tlfx.align(model, policy=tlfx.Policy(residual="skip")), pictures(), mask)
+    torch.testing.assert_close(shares, expected.flatten(1), **LABEL)
 
 
 def test_code_reads_as_python() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import slow_except
+from helpers import plans, slow_except
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -112,7 +112,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def batch(seed: int = 0) -> tuple[Tensor, tlfx.MixedTarget]:
+def mixed_pair(seed: int = 0) -> tuple[Tensor, tlfx.MixedTarget]:
     torch.manual_seed(seed)
     mask = torch.ones(1, 1, 4, 4)
     mask[..., :2] = 0
@@ -124,7 +124,7 @@ def assert_same_training(aligned: nn.Module, plain: nn.Module) -> None:
     """Logits, parameters and buffers are the same bits in each step, the plain model given the same targets."""
     optimisers = [torch.optim.SGD(m.parameters(), 0.1, momentum=0.9) for m in (aligned, plain)]
     for step in range(STEPS):
-        images, target = batch(step)
+        images, target = mixed_pair(step)
         torch.manual_seed(step)
         output, soft = aligned(images, target)
         torch.manual_seed(step)
@@ -144,14 +144,14 @@ def test_three_steps(name: str) -> None:
     aligned = tlfx.align(MODELS[name]())
     assert isinstance(aligned, tlfx.Aligned)
     assert_same_training(aligned, MODELS[name]())
-    images, _ = batch(5)
+    images, _ = mixed_pair(5)
     labels = torch.tensor([0, 3])
     assert torch.equal(aligned(images, target=labels)[1], F.one_hot(labels, CLASSES).float())
 
 
 def test_without_gradients() -> None:
     aligned, plain = tlfx.align(DecoratedTwice()), DecoratedTwice()
-    images, target = batch()
+    images, target = mixed_pair()
     torch.manual_seed(0)
     output, soft = aligned(images, target)
     torch.manual_seed(0)
@@ -164,13 +164,13 @@ def test_without_gradients() -> None:
 @pytest.mark.parametrize("name", slow_except(("partial",), ("chooses", "chooses without one", "partial")))
 def test_copies_run_their_own_parameters(name: str, copied: Callable[[nn.Module], nn.Module]) -> None:
     model = tlfx.align(MODELS[name]())
-    model(*batch())
+    model(*mixed_pair())
     copy = copied(model)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
     plain = MODELS[name]().eval()
-    images, target = batch()
+    images, target = mixed_pair()
     copy.load_state_dict(plain.state_dict())
     assert torch.equal(copy.eval()(images, target)[0], plain(images))
 
@@ -178,7 +178,7 @@ def test_copies_run_their_own_parameters(name: str, copied: Callable[[nn.Module]
 def test_alignment_taken_away() -> None:
     model = Chooses()
     before = dict(vars(model))
-    tlfx.align(model)(*batch())
+    tlfx.align(model)(*mixed_pair())
     tlfx.align(model, policy=tlfx.Policy(residual="norm"))
     assert vars(tlfx.unalign(model)) == before
     assert type(model) is Chooses
@@ -195,7 +195,7 @@ def parameters_like(model: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("leaves", [True, False], ids=["leaves", "computed"])
 def test_functional_call(captured: bool, leaves: bool) -> None:
     aligned, plain = tlfx.align(Net()), Net()
-    images, target = batch()
+    images, target = mixed_pair()
     if captured:
         tlfx.aligned_code(aligned, example=images)
     results = []
@@ -212,17 +212,17 @@ def test_functional_call(captured: bool, leaves: bool) -> None:
     output, _ = aligned(images, target)
     torch.manual_seed(0)
     assert torch.equal(output, plain(images))
-    assert len(aligned.__dict__["_tlfx"].plans) == 1
+    assert plans(aligned) == 1
 
 
 @pytest.mark.parametrize("captured", [False, True], ids=["before the first capture", "later"])
 def test_gradients_by_torch_func(captured: bool) -> None:
     aligned, plain = tlfx.align(Net()).eval(), Net().eval()
-    images, target = batch()
+    images, target = mixed_pair()
     if captured:
         aligned(images, target)
     given = {name: value.detach() for name, value in parameters_like(plain).items()}
-    found = torch.func.grad(lambda p: functional_call(aligned, p, (images, target))[0].square().sum())(given)
+    computed = torch.func.grad(lambda p: functional_call(aligned, p, (images, target))[0].square().sum())(given)
     expected = torch.func.grad(lambda p: functional_call(plain, p, (images,)).square().sum())(given)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert all(torch.equal(computed[name], expected[name]) for name in expected)
     assert torch.equal(aligned(images, target)[0], plain(images))

@@ -11,10 +11,9 @@ import helpers
 import pytest
 import torch
 from attention_cases import Case, cases
-from helpers import slow_except
+from helpers import convnext, slow_except
 from hypothesis import given, settings
 from mixing_cases import Mixing, mixings
-from timm.models.convnext import ConvNeXtBlock
 from torch import nn
 
 import tlfx
@@ -49,13 +48,7 @@ def deterministic_kernels() -> Iterator[None]:
 vit = partial(helpers.vit, img_size=SIDE, patch_size=8, embed_dim=32)
 
 
-def convnext() -> nn.Module:
-    torch.manual_seed(0)
-    block = ConvNeXtBlock(8, ls_init_value=1.0)
-    return nn.Sequential(nn.Conv2d(3, 8, 4, 4), block, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES))
-
-
-def batch(device: str, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, tlfx.MixedTarget]:
+def batch_on(device: str, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, tlfx.MixedTarget]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(BATCH, 3, SIDE, SIDE, generator=generator)
     labels = torch.arange(BATCH) % CLASSES
@@ -71,9 +64,9 @@ def test_a_step_is_that_of_the_plain_model(build: Callable[[], nn.Module], devic
     plain = build()
     aligned = tlfx.align(deepcopy(plain))
     with torch.no_grad():
-        _, reference = deepcopy(aligned)(*batch("cpu"))
+        _, reference = deepcopy(aligned)(*batch_on("cpu"))
     plain, aligned = plain.to(device), aligned.to(device)
-    images, target = batch(device)
+    images, target = batch_on(device)
     logits, soft = aligned(images, target)
     expected = plain(images)
     assert soft.device == logits.device == images.device
@@ -90,7 +83,7 @@ def test_a_step_is_that_of_the_plain_model(build: Callable[[], nn.Module], devic
 def test_autocast_and_channels_last(device: str, dtype: torch.dtype) -> None:
     plain = vit().to(device).to(memory_format=torch.channels_last)
     aligned = tlfx.align(deepcopy(plain))
-    images, target = batch(device)
+    images, target = batch_on(device)
     images = images.to(memory_format=torch.channels_last)
     with torch.autocast(device, dtype):
         logits, soft = aligned(images, target)
@@ -119,10 +112,10 @@ def test_mixing_and_an_aligned_step_do_not_wait_for_the_gpu(name: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("attention", slow_except(("reuse",), ("auto", "fused", "reuse")))
 def test_ways_of_attention_agree(attention: Any, device: str) -> None:
-    images, target = batch(device)
+    images, target = batch_on(device)
     model = vit().to(device)
     with torch.no_grad():
-        _, reference = tlfx.align(deepcopy(model).cpu(), attention="fused")(*batch("cpu"))
+        _, reference = tlfx.align(deepcopy(model).cpu(), attention="fused")(*batch_on("cpu"))
         _, soft = tlfx.align(model, attention=attention)(images, target)
     torch.testing.assert_close(soft.cpu(), reference, rtol=0.0, atol=1e-5)
 
@@ -142,7 +135,7 @@ def test_the_kernel_for_labels_of_attention(case: Case) -> None:
 @settings(max_examples=60)
 @given(mixings())
 def test_the_kernel_for_labels_mixed_by_weights(case: Mixing) -> None:
-    label = case.found("cuda")
+    label = case.by_kernel("cuda")
     assert label is not None
     torch.testing.assert_close(label.double().cpu(), case.expected(), rtol=0.0, atol=2e-6)
 
@@ -159,7 +152,7 @@ def test_two_kernels_are_added_for_each_attention_block(fused: bool) -> None:
 
 def kernels_of_labels(model: nn.Module) -> int:
     """How many kernels an aligned call launches beside those of the captured graph."""
-    model, (images, target) = tlfx.align(model), batch("cuda")
+    model, (images, target) = tlfx.align(model), batch_on("cuda")
     graph = planner_of(model).plan(model, Call.of(images)).captured.graph_module
     return kernels(partial(model, images, target)) - kernels(partial(graph, images))
 
@@ -178,7 +171,7 @@ def kernels(call: Callable[[], Any]) -> int:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", MIXERS)
 def test_mixers_stay_on_the_device(name: str, device: str) -> None:
-    images, target = batch(device)
+    images, target = batch_on(device)
     mixed, mixed_target = MIXERS[name]()(images, target["first"])
     assert {mixed.device, mixed_target.mask.device, mixed_target.area().device} == {images.device}
     model = tlfx.align(nn.Sequential(nn.Conv2d(3, CLASSES, 4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten()).to(device))
@@ -189,9 +182,9 @@ def test_mixers_stay_on_the_device(name: str, device: str) -> None:
 @pytest.mark.parametrize("device", RARELY_CPU)
 def test_steps_are_timed_on_the_device(device: str) -> None:
     model = nn.Sequential(vit(), nn.Linear(CLASSES, 1000)).to(device)
-    found = bench(model, (3, SIDE, SIDE), Settings(batch=BATCH, pairs=2, warm_up=1, device=device))
-    assert {"plain", "captured", "aligned"} <= set(found)
-    for timing in found.values():
+    timings = bench(model, (3, SIDE, SIDE), Settings(batch=BATCH, pairs=2, warm_up=1, device=device))
+    assert {"plain", "captured", "aligned"} <= set(timings)
+    for timing in timings.values():
         assert len(timing.seconds) == len(timing.plain) == 2
         assert min(timing.seconds + timing.plain) > 0.0
         assert min(timing.memory, timing.plain_memory) > 0

@@ -117,19 +117,21 @@ def matrices(name: str) -> dict[str, Tensor]:
     """The spatial mixing matrices of the first blocks for the first image, by path: means over heads and channels."""
     model, _ = built(name)
     call = called(name)
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for path, block in blocks_of(model).items():
         if name == "mixer":
-            found |= {f"{path}.mlp_tokens.{fc}": getattr(block.mlp_tokens, fc).weight.detach() for fc in ("fc1", "fc2")}
+            weights |= {
+                f"{path}.mlp_tokens.{fc}": getattr(block.mlp_tokens, fc).weight.detach() for fc in ("fc1", "fc2")
+            }
         elif name == "convnext":
             side = call["outputs"]["stem"].shape[-1]
             kernel = block.conv_dw.weight.detach().abs().mean((0, 1))
-            found[f"{path}.conv_dw"] = eq_03.as_matrix(kernel, side, side)
+            weights[f"{path}.conv_dw"] = eq_03.as_matrix(kernel, side, side)
         else:
             tokens = call["outputs"][f"{path}.norm1"][0].double().flatten(0, -2)
             attention, _ = eq_08.multi_head(tokens, *heads_of(block.attn))
-            found[f"{path}.attn"] = torch.stack(attention).mean(0)
-    return found
+            weights[f"{path}.attn"] = torch.stack(attention).mean(0)
+    return weights
 
 
 def test_equation_01_images_and_labels_of_cutmix() -> None:
@@ -150,10 +152,10 @@ def test_equation_01_images_and_labels_of_cutmix() -> None:
 
 def test_equation_02_of_matrices() -> None:
     weights = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
-    found = contribution(weights)
+    computed = contribution(weights)
     for j in range(6):
         for i in range(4):
-            assert float(found[j, i]) == pytest.approx(eq_02.contribution(weights.tolist(), i, j))
+            assert float(computed[j, i]) == pytest.approx(eq_02.contribution(weights.tolist(), i, j))
     torch.testing.assert_close(presence(weights).float(), torch.tensor(eq_02.presence(weights.tolist())), **CLOSE)
 
 
@@ -161,7 +163,7 @@ def test_equation_02_of_matrices() -> None:
 def presences(name: str) -> dict[str, TokenPresence]:
     """Presence in each spatial operation for the first image."""
     model, _ = built(name)
-    return {found.path: found for found in spatial_presence(deepcopy(model), called(name)["images"][0])}
+    return {each.path: each for each in spatial_presence(deepcopy(model), called(name)["images"][0])}
 
 
 @pytest.mark.parametrize("name", slow_except(["vit", "mixer"], ALL))
@@ -170,9 +172,9 @@ def test_equation_02_in_models(name: str) -> None:
     for path, weights in matrices(name).items():
         if name == "swin" and path.startswith("layers.0.blocks.1"):
             continue  # its matrix needs the mask of the shift, see the next test
-        found = presences(name)[path].presence
-        torch.testing.assert_close(found, torch.tensor(eq_02.presence(weights.tolist())), **CLOSE)
-        assert float(found.std()) > 0.01
+        presence = presences(name)[path].presence
+        torch.testing.assert_close(presence, torch.tensor(eq_02.presence(weights.tolist())), **CLOSE)
+        assert float(presence.std()) > 0.01
 
 
 @pytest.mark.slow
@@ -183,14 +185,14 @@ def test_equation_02_in_shifted_windows() -> None:
     image = pictures(1, family.size)
     blocks = list(model.layers[0].blocks)
     seen = outputs_of(model, image, [block.norm1 for block in blocks])
-    found = {each.path: each.presence for each in spatial_presence(model, image[0])}
+    presence_of = {each.path: each.presence for each in spatial_presence(model, image[0])}
     side = seen[blocks[0].norm1].shape[1]
     every = torch.eye(side * side, dtype=torch.float64).view(-1, side, side)
     for number, block in enumerate(blocks):
         tokens = seen[block.norm1].expand(len(every), -1, -1, -1)
         weights = window_mixing(block, tokens, every, torch.zeros(len(every))).flatten(1).T
         expected = weights.abs().div(weights.abs().sum(1, keepdim=True)).sum(0).float()
-        torch.testing.assert_close(found[f"layers.0.blocks.{number}.attn"], expected, **CLOSE)
+        torch.testing.assert_close(presence_of[f"layers.0.blocks.{number}.attn"], expected, **CLOSE)
 
 
 def test_equation_03_inside_of_a_convolution() -> None:
@@ -204,9 +206,9 @@ def test_equation_03_inside_of_a_convolution() -> None:
     for place in middle:
         assert float(weights[place].sum()) == pytest.approx(total)
         assert float(weights[:, place].sum()) == pytest.approx(total)
-    found = presences("convnext")[path].presence
-    torch.testing.assert_close(found[middle], torch.ones(len(middle)), **CLOSE)
-    assert float((found - 1).abs().max()) > 0.1  # at the edge
+    presence = presences("convnext")[path].presence
+    torch.testing.assert_close(presence[middle], torch.ones(len(middle)), **CLOSE)
+    assert float((presence - 1).abs().max()) > 0.1  # at the edge
     for name in ("vit", "swin", "mixer"):
         assert all(float((each.presence - 1).abs().max()) > 0.1 for each in presences(name).values())
 
@@ -399,10 +401,10 @@ def test_equation_13_of_the_tokens_of_models(name: str) -> None:
     images = torch.stack((mask[0] * first + (1 - mask[0]) * second, first, second))
     readings, _ = Probe(deepcopy(model), (3, size, size))(images, mask)
     reading = readings[-1]
-    found = similarity_share(reading.read_tokens[0], *reading.tokens[1:])
+    shares = similarity_share(reading.read_tokens[0], *reading.tokens[1:])
     one, other = (tokens.tolist() for tokens in reading.tokens[1:])
     expected = [eq_13.mixing_ratio(token, one, other) for token in reading.read_tokens[0].tolist()]
-    torch.testing.assert_close(found, torch.tensor(expected), **CLOSE)
+    torch.testing.assert_close(shares, torch.tensor(expected), **CLOSE)
 
 
 def test_no_twin_of_an_equation_imports_the_library() -> None:

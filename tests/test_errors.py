@@ -98,9 +98,9 @@ def _(x: Tensor) -> Tensor:
 
 
 def test_every_error_is_a_tlfx_error() -> None:
-    found = [getattr(errors, name) for name in errors.__all__ if name[0].isupper()]
-    assert all(issubclass(kind, tlfx.TlfxError) for kind in found)
-    assert all(getattr(tlfx, kind.__name__) is kind for kind in found)
+    kinds = [getattr(errors, name) for name in errors.__all__ if name[0].isupper()]
+    assert all(issubclass(kind, tlfx.TlfxError) for kind in kinds)
+    assert all(getattr(tlfx, kind.__name__) is kind for kind in kinds)
     assert issubclass(errors.InputError, ValueError)
     assert issubclass(errors.TargetError, ValueError)
 
@@ -319,8 +319,8 @@ def test_a_model_stays_usable_after_an_error() -> None:
 
 def test_unknown_operators_as_point_wise_ones() -> None:
     model, like = Net(doubled).eval(), Net(lambda x: x * 2).eval()
-    found = share(tlfx.align(model, on_unknown="pointwise"), pictures(), mixture().mask)
-    assert torch.equal(found, share(tlfx.align(like), pictures(), mixture().mask))
+    shares = share(tlfx.align(model, on_unknown="pointwise"), pictures(), mixture().mask)
+    assert torch.equal(shares, share(tlfx.align(like), pictures(), mixture().mask))
 
 
 def test_an_unknown_operator_that_changes_the_shape_carries_no_label() -> None:
@@ -429,8 +429,8 @@ def test_statistics_of_batch_normalisation_mix_no_labels() -> None:
     def normalised(x: Tensor) -> Tensor:
         return nn.functional.batch_norm(x.transpose(1, 2), None, None, training=True).transpose(1, 2)
 
-    found = share(tlfx.align(Net(normalised)), pictures(), mixture().mask)
-    assert torch.equal(found, share(tlfx.align(Net()), pictures(), mixture().mask))
+    shares = share(tlfx.align(Net(normalised)), pictures(), mixture().mask)
+    assert torch.equal(shares, share(tlfx.align(Net()), pictures(), mixture().mask))
 
 
 # rules

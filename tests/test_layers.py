@@ -79,13 +79,13 @@ def imports(module: str) -> Iterator[str]:
             above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             source = ".".join([*above, *([node.module] if node.module else [])])
             homes = (home(source, alias.name) for alias in node.names)
-            yield from (found for found in homes if found in FILES)
+            yield from (imported for imported in homes if imported in FILES)
 
 
 @pytest.fixture(scope="module")
 def graph() -> nx.DiGraph:
     """An edge from every module to each module that it imports."""
-    return nx.DiGraph((module, found) for module in FILES for found in imports(module))
+    return nx.DiGraph((module, imported) for module in FILES for imported in imports(module))
 
 
 def test_every_part_has_a_layer() -> None:

@@ -28,9 +28,9 @@ def random(*shape: int, seed: int = 0, axis: int = -1) -> tuple[Tensor, Tensor]:
 
 
 def assert_same_with_gradient(ours: nn.Module, theirs: nn.Module, logits: Tensor, target: Tensor) -> None:
-    found, expected = ours(logits, target), theirs(logits, target)
-    torch.testing.assert_close(found, expected)
-    (gradient,) = torch.autograd.grad(found, logits)
+    loss, expected = ours(logits, target), theirs(logits, target)
+    torch.testing.assert_close(loss, expected)
+    (gradient,) = torch.autograd.grad(loss, logits)
     torch.testing.assert_close(gradient, torch.autograd.grad(expected, logits)[0])
 
 
@@ -82,12 +82,12 @@ def test_cross_entropy_of_dense_outputs_is_that_of_torch() -> None:
 @pytest.mark.parametrize("beta", [0.0, 0.5, 2.0])
 def test_token_labels_are_weighted_by_beta(beta: float) -> None:
     (logits, target), (tokens, token_target) = random(3, CLASSES), random(3, 7, CLASSES, seed=1)
-    found = TokenLabelCrossEntropy(beta)((logits, tokens), [target, token_target])
+    loss = TokenLabelCrossEntropy(beta)((logits, tokens), [target, token_target])
     log_image, log_tokens = logits.detach().log_softmax(-1), tokens.detach().log_softmax(-1)
     of_image = [-float(target[b] @ log_image[b]) for b in range(3)]
     of_tokens = [-float(token_target[b, n] @ log_tokens[b, n]) for b in range(3) for n in range(7)]
     expected = sum(of_image) / 3 + beta * sum(of_tokens) / 21
-    assert float(found.detach()) == pytest.approx(expected, rel=1e-5)
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
     other = TokenLabelCrossEntropy(beta, BinaryCrossEntropy())((logits, tokens), (target, token_target))
     parts = [BinaryCrossEntropy()(*pair) for pair in ((logits, target), (tokens, token_target))]
     torch.testing.assert_close(other, parts[0] + beta * parts[1])

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import mixture, pictures, slow_except, vit
+from helpers import aligned_graph, mixture, pictures, slow_except, vit
 from test_twins import TOLERANCE, inputs, rectangles, soft_rows, target
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from twins.families import CLASSES, randomise, small_convnext, small_mixer, smal
 from twins.policies import aligned_share
 
 import tlfx
+from tlfx import runtime
 from tlfx.policy import check_policy
 from tlfx.recording import labels_of
 
@@ -193,9 +194,9 @@ def test_every_way_to_add(name: str, residual: Any) -> None:
     weights = scaled(factor) if residual == "norm" else lambda x, y: (1.0, factor)
     expected = summed(model, mask, weights, images)
     aligned = tlfx.align(deepcopy(model), policy=tlfx.Policy(residual=residual))
-    output, found, _ = labels_of(aligned, images, mask)
+    output, label, _ = labels_of(aligned, images, mask)
     assert torch.equal(output, model(images))
-    torch.testing.assert_close(found[..., 0].double(), expected, **TOLERANCE)
+    torch.testing.assert_close(label[..., 0].double(), expected, **TOLERANCE)
 
 
 def test_gates_of_samples_and_windows() -> None:
@@ -213,9 +214,9 @@ def test_gates_of_samples_and_windows() -> None:
 
     model, images, mask = Dropped(join), torch.randn(BATCH, 3, 8, 8), rectangles(BATCH, 8)  # type: ignore[arg-type]
     aligned = tlfx.align(deepcopy(model), policy=tlfx.Policy(residual="gated"))
-    found = labels_of(aligned, (images, depth), mask)[1]
+    label = labels_of(aligned, (images, depth), mask)[1]
     expected = summed(model, mask, lambda x, y: (1.0, 2.0 * depth.double().view(-1, 1, 1, 1)), images)
-    torch.testing.assert_close(found[..., 0].double(), expected, **TOLERANCE)
+    torch.testing.assert_close(label[..., 0].double(), expected, **TOLERANCE)
 
 
 class Attention(nn.Module):
@@ -330,15 +331,15 @@ def test_token_mixing_by_values(spelling: str) -> None:
     total = weight.double().abs() * sizes(images.flatten(2).mT, "deviation")[:, None]
     expected = (total / total.sum(-1, keepdim=True) @ mask.double().flatten(1)[..., None])[..., 0]
     aligned = tlfx.align(Tokens(head, layer), policy=tlfx.Policy(values="deviation"))
-    found = labels_of(aligned, images, mask)[1][..., 0].double()
-    torch.testing.assert_close(found, expected[:, None].expand_as(found) if found.dim() == 3 else expected, **TOLERANCE)
+    label = labels_of(aligned, images, mask)[1][..., 0].double()
+    torch.testing.assert_close(label, expected[:, None].expand_as(label) if label.dim() == 3 else expected, **TOLERANCE)
 
 
 def test_values_without_any_difference_count_alike() -> None:
     aligned = tlfx.align(Tokens(lambda t: t.clamp(9, 9).mean(1)), policy=tlfx.Policy(values="deviation"))
     mask = torch.rand(BATCH, 1, 2, 3)
-    found = labels_of(aligned, torch.randn(BATCH, 3, 2, 3), mask)[1].flatten()
-    torch.testing.assert_close(found, mask.mean((1, 2, 3)), **TOLERANCE)
+    label = labels_of(aligned, torch.randn(BATCH, 3, 2, 3), mask)[1].flatten()
+    torch.testing.assert_close(label, mask.mean((1, 2, 3)), **TOLERANCE)
 
 
 def test_weighted_aggregation_of_everything_at_once() -> None:
@@ -352,8 +353,8 @@ def test_weighted_aggregation_of_everything_at_once() -> None:
         policy = tlfx.Policy(weights=weights, aggregation="weighted")
         by_pixel = size.sum(0).view(3, -1).sum(0)
         expected = linear(mask.flatten(1).double(), by_pixel[None] / by_pixel.sum())
-        found = labels_of(tlfx.align(deepcopy(model), policy=policy), images, mask)[1]
-        torch.testing.assert_close(found.double(), expected, **TOLERANCE)
+        label = labels_of(tlfx.align(deepcopy(model), policy=policy), images, mask)[1]
+        torch.testing.assert_close(label.double(), expected, **TOLERANCE)
 
 
 def test_signed_weights_without_a_positive_one() -> None:
@@ -361,30 +362,32 @@ def test_signed_weights_without_a_positive_one() -> None:
     model = nn.Conv2d(3, 2, 3, padding=1)
     nn.init.constant_(model.weight, -1.0)
     mask = torch.rand(BATCH, 1, 5, 5)
-    found = labels_of(tlfx.align(model, policy=tlfx.Policy(weights="signed")), torch.randn(BATCH, 3, 5, 5), mask)[1]
+    label = labels_of(tlfx.align(model, policy=tlfx.Policy(weights="signed")), torch.randn(BATCH, 3, 5, 5), mask)[1]
     ones = torch.ones(1, 1, 3, 3)
     expected = conv2d(mask, ones, padding=1) / conv2d(torch.ones_like(mask), ones, padding=1)
-    torch.testing.assert_close(found[..., 0], expected[:, 0], **TOLERANCE)
+    torch.testing.assert_close(label[..., 0], expected[:, 0], **TOLERANCE)
 
 
 # the option itself
 
 
 def test_the_paper_is_the_default() -> None:
-    codes = [
-        tlfx.aligned_code(tlfx.align(Sum(torch.add), policy=policy), example=torch.randn(2, 3, 8, 8))
+    default, paper, by_norm = (
+        aligned_graph(tlfx.align(Sum(torch.add), policy=policy), torch.randn(2, 3, 8, 8))
         for policy in (None, tlfx.Policy("average", "mean", "absolute", "uniform"), tlfx.Policy(residual="norm"))
-    ]
-    assert codes[0] == codes[1]
-    assert "tlfx_runtime_average" in codes[0]
-    assert "tlfx_runtime_residual_by_norm" in codes[2]
+    )
+    assert [node.format_node() for node in default.nodes] == [node.format_node() for node in paper.nodes]
+    assert len(default.find_nodes(op="call_function", target=runtime.average)) == 1
+    assert not default.find_nodes(op="call_function", target=runtime.residual_by_norm)
+    assert len(by_norm.find_nodes(op="call_function", target=runtime.residual_by_norm)) == 1
 
 
 def test_copies_keep_the_policy() -> None:
     aligned = tlfx.align(nn.Sequential(Sum(torch.add), nn.Flatten(2)), policy=tlfx.Policy(residual="norm"))
     images, mask = torch.randn(BATCH, 3, 8, 8), rectangles(BATCH, 8)
     assert torch.equal(labels_of(aligned, images, mask)[1], labels_of(deepcopy(aligned), images, mask)[1])
-    assert "residual_by_norm" in tlfx.aligned_code(deepcopy(aligned), example=images)
+    graph = aligned_graph(deepcopy(aligned), images)
+    assert graph.find_nodes(op="call_function", target=runtime.residual_by_norm)
 
 
 @pytest.mark.parametrize(

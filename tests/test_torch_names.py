@@ -384,6 +384,26 @@ def dynamo_tables() -> None:
     assert torch.is_grad_enabled in handlers
 
 
+class Asks(nn.Module):
+    """Notes the answers to the questions whether it is traced."""
+
+    answers: ClassVar[list[bool]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.answers[:] = [getattr(owner, name)() for owner, name in _torch.tracing_questions()]
+        return x + 1
+
+
+def tracing_questions() -> None:
+    dynamo = importlib.import_module("torch._dynamo")
+    questions = _torch.tracing_questions()
+    assert {(torch.compiler, "is_compiling"), (dynamo, "is_compiling")} <= {*questions}
+    Asks()(torch.ones(2))
+    assert Asks.answers == [False] * len(questions)
+    torch.export.export(Asks(), (torch.ones(2),), strict=False)
+    assert Asks.answers == [True] * len(questions)
+
+
 NAMES: dict[str, Callable[[], None]] = {
     "Module._forward_pre_hooks, _forward_hooks, _backward_pre_hooks, _backward_hooks": hooks,
     "Module._is_torch_compile, _compiled_call_impl": compiled,
@@ -394,6 +414,7 @@ NAMES: dict[str, Callable[[], None]] = {
     "torch._C._set_sdp_use_flash, _set_sdp_use_math, _set_sdp_priority_order": attention_setters,
     "torch.nn.attention._sdpa_kernel, _cur_sdpa_kernel_backends, _backend_names": attention_kernels,
     "torch._dynamo.variables.torch, torch._dynamo.trace_rules": dynamo_tables,
+    "torch._dynamo.is_compiling": tracing_questions,
     "torch._subclasses.fake_tensor.FakeTensor": is_fake,
     "torch.nn.modules.module._global_forward_hooks": global_hooks,
     "OpOverload.py_kernels, _dispatch_cache": kernels_replaced,
@@ -440,13 +461,13 @@ def private_names(source: str, own: frozenset[str] = frozenset()) -> list[str]:
         private = node.attr[0] == "_" and node.attr[:2] != "__" and node.attr not in known
         return private and not ast.unparse(node.value).endswith("aten")
 
-    found = []
+    names_read = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torch"):
-            found += [name for a in node.names for name in f"{node.module}.{a.name}".split(".") if name[0] == "_"]
+            names_read += [name for a in node.names for name in f"{node.module}.{a.name}".split(".") if name[0] == "_"]
         elif isinstance(node, ast.Attribute) and is_private(node):
-            found.append(node.attr)
-    return found
+            names_read.append(node.attr)
+    return names_read
 
 
 def own_names(source: str) -> set[str]:
@@ -458,11 +479,13 @@ def own_names(source: str) -> set[str]:
 
 
 def test_private_names_are_all_in_one_file() -> None:
-    root = Path(_torch.__file__).parent
-    sources = {f: f.read_text(encoding="utf-8") for f in root.rglob("*.py") if f.name != "_torch.py"}
+    root = Path(_torch.__file__).parents[1]
+    files = [f for folder in ("tlfx", "rules") for f in (root / folder).rglob("*.py") if f.name != "_torch.py"]
+    assert {f.parent for f in files} >= {root / "tlfx", root / "rules"}
+    sources = {f.relative_to(root).as_posix(): f.read_text(encoding="utf-8") for f in files}
     own = frozenset().union(*map(own_names, sources.values()))
-    found = {str(f.relative_to(root)): names for f, source in sources.items() if (names := private_names(source, own))}
-    assert found == {"mix/draws.py": ["_sample_dirichlet"]}
+    private = {file: names for file, source in sources.items() if (names := private_names(source, own))}
+    assert private == {"tlfx/mix/draws.py": ["_sample_dirichlet"]}
 
 
 def test_private_names_are_found_wherever_they_are_read() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import assert_same_step, gradients, vit
-from parallel.steps import Transformer, batch, step
+from parallel.steps import Transformer, mixed_batch, step
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -60,7 +60,7 @@ def checkpointing(model: nn.Module) -> nn.Module:
 
 def plain_step(model: nn.Module, soft: Tensor) -> Tensor:
     torch.manual_seed(3)
-    logits = model(batch()[0])
+    logits = model(mixed_batch()[0])
     F.cross_entropy(logits, soft).backward()
     return logits.detach()
 
@@ -82,9 +82,9 @@ def saved_bytes(model: nn.Module) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return x
 
-    model(*batch())
+    model(*mixed_batch())
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        outputs = model(*batch())
+        outputs = model(*mixed_batch())
     del outputs
     return sum(kept.values())
 
@@ -96,9 +96,9 @@ def saved_bytes(model: nn.Module) -> int:
 def test_checkpoints_of_torch(reentrant: bool) -> None:
     """Batch norms count each batch once, as without checkpoints; the random state of dropout is kept."""
     aligned, untouched = tlfx.align(Convolutions(partial(checkpoint, use_reentrant=reentrant))), Convolutions()
-    images, target = batch()
+    images, target = mixed_batch()
     soft = assert_same_step(untouched, aligned, images.requires_grad_(reentrant), target)
-    assert torch.equal(soft, tlfx.align(deepcopy(untouched))(*batch())[1])
+    assert torch.equal(soft, tlfx.align(deepcopy(untouched))(*mixed_batch())[1])
     for (name, one), other in zip(aligned.named_buffers(), untouched.buffers(), strict=True):
         assert torch.equal(one, other), name
     assert aligned.stages[0][1].num_batches_tracked == 1
@@ -106,7 +106,7 @@ def test_checkpoints_of_torch(reentrant: bool) -> None:
 
 def test_a_reentrant_checkpoint_of_images_without_gradients_has_none() -> None:
     plain, aligned = (Convolutions(partial(checkpoint, use_reentrant=True)) for _ in range(2))
-    assert_same_step(plain, tlfx.align(aligned), *batch())
+    assert_same_step(plain, tlfx.align(aligned), *mixed_batch())
     assert [p.grad is None for p in aligned.stages.parameters()] == [True] * 8
     assert aligned.head.weight.grad is not None
 
@@ -122,7 +122,7 @@ def test_checkpoints_keep_their_options() -> None:
 
     run = partial(checkpoint, use_reentrant=False, context_fn=lambda: (noted("forward"), noted("again")))
     model = tlfx.align(Convolutions(run))
-    assert_same_step(Convolutions(), model, *batch())
+    assert_same_step(Convolutions(), model, *mixed_batch())
     assert entered == ["forward", "forward", "again", "again"]
     assert model.stages[1][1].num_batches_tracked == 1
 
@@ -136,7 +136,7 @@ def test_checkpoints_of_hugging_face() -> None:
     plain = transformers.ViTForImageClassification(config).train()
     aligned = tlfx.align(deepcopy(plain))
     aligned.gradient_checkpointing_enable()
-    images, target = batch()
+    images, target = mixed_batch()
     output, soft = aligned(images, target=target)
     with CountingAttention() as again:  # type: ignore[no-untyped-call]
         F.cross_entropy(output.logits, soft.logits).backward()
@@ -151,13 +151,13 @@ def test_checkpoints_of_hugging_face() -> None:
 def test_checkpoints_of_timm() -> None:
     options = {"proj_drop_rate": 0.2, "drop_path_rate": 0.2}
     plain, aligned = vit(**options), checkpointing(tlfx.align(vit(**options)))
-    soft = assert_same_step(checkpointing(deepcopy(plain)), aligned, *batch(), seed=3)
-    output, _ = aligned(*batch())
+    soft = assert_same_step(checkpointing(deepcopy(plain)), aligned, *mixed_batch(), seed=3)
+    output, _ = aligned(*mixed_batch())
     with CountingAttention() as again:  # type: ignore[no-untyped-call]
         output.sum().backward()
     assert again.count == 2  # of both blocks, computed once more for backward
     torch.manual_seed(3)
-    torch.testing.assert_close(soft, tlfx.align(plain)(*batch())[1], rtol=0, atol=1e-6)
+    torch.testing.assert_close(soft, tlfx.align(plain)(*mixed_batch())[1], rtol=0, atol=1e-6)
 
 
 def test_checkpoints_save_memory() -> None:
@@ -170,28 +170,28 @@ def test_checkpoints_save_memory() -> None:
 @pytest.mark.slow
 def test_checkpoints_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
-        assert_same_step(checkpointing(vit()), checkpointing(tlfx.align(vit())), *batch())
+        assert_same_step(checkpointing(vit()), checkpointing(tlfx.align(vit())), *mixed_batch())
 
 
 @pytest.mark.slow
 def test_a_graph_without_regions_is_one_piece() -> None:
     aligned = tlfx.align(Transformer())
-    aligned(*batch())
+    aligned(*mixed_batch())
     plan = planner_of(aligned).latest
     assert plan.program is plan.graph_module
 
 
 @pytest.mark.slow
 def test_labels_are_recorded_inside_checkpoints() -> None:
-    found = []
+    recorded = []
     for checkpointed in (False, True):
         model = tlfx.align(Transformer(checkpointed))
         with tlfx.record(model, at="blocks.*") as labels:
-            model(*batch())
-        found.append(labels)
-    assert list(found[0]) == list(found[1])
-    for name, label in found[0].items():
-        torch.testing.assert_close(label, found[1][name], rtol=0, atol=1e-6)
+            model(*mixed_batch())
+        recorded.append(labels)
+    assert list(recorded[0]) == list(recorded[1])
+    for name, label in recorded[0].items():
+        torch.testing.assert_close(label, recorded[1][name], rtol=0, atol=1e-6)
 
 
 # hooks
@@ -200,16 +200,16 @@ def test_labels_are_recorded_inside_checkpoints() -> None:
 def test_hooks_that_look_on_fire_at_every_call() -> None:
     """With the tensors that the plain model shows them, in order, and under no_grad too."""
     seen: dict[str, list[Tensor]] = {"aligned": [], "plain": []}
-    models = {"aligned": tlfx.align(Transformer(), example=batch()[0]), "plain": Transformer()}
+    models = {"aligned": tlfx.align(Transformer(), example=mixed_batch()[0]), "plain": Transformer()}
     for kind, model in models.items():
         block, note = model.blocks[0], seen[kind].append
         block.register_forward_pre_hook(lambda module, args, note=note: note(args[0].detach().clone()))
         block.mlp.register_forward_hook(lambda module, args, output, note=note: note(output.detach().mean()))
         block.register_forward_hook(lambda module, args, output, note=note: note(output.detach().clone()))
-    planner_of(models["aligned"]).plan(models["aligned"], Call.of(batch()[0]))
+    planner_of(models["aligned"]).plan(models["aligned"], Call.of(mixed_batch()[0]))
     seen["aligned"].clear()
     for _ in range(2):
-        assert_same_step(models["plain"], models["aligned"], *batch())
+        assert_same_step(models["plain"], models["aligned"], *mixed_batch())
     assert len(seen["plain"]) == 6
     for one, other in zip(seen["aligned"], seen["plain"], strict=True):
         assert torch.equal(one, other)
@@ -222,7 +222,7 @@ def test_backward_hooks_inside() -> None:
         note = seen[kind].append
         model.blocks[1].register_full_backward_hook(lambda m, before, after, note=note: note(before[0].clone()))  # type: ignore[misc]
         model.blocks[0].qkv.register_full_backward_pre_hook(lambda m, after, note=note: note(after[0].clone()))  # type: ignore[misc]
-    assert_same_step(models["plain"], models["aligned"], *batch())
+    assert_same_step(models["plain"], models["aligned"], *mixed_batch())
     assert len(seen["plain"]) == 2
     assert all(map(torch.equal, seen["aligned"], seen["plain"]))
 
@@ -249,9 +249,9 @@ def test_a_hook_that_changes_values_is_computed_and_labels_follow() -> None:
     model.blocks[0].register_forward_hook(lambda module, args, output: seen.append(output.detach().clone()))
     model.blocks[1].register_forward_pre_hook(written)
     plain = deepcopy(model)
-    soft = assert_same_step(plain, tlfx.align(model), *batch())
-    assert torch.equal(soft, step(tlfx.align(Flipped()), *batch())["soft"])
-    assert not torch.equal(soft, step(tlfx.align(Transformer()), *batch())["soft"])
+    soft = assert_same_step(plain, tlfx.align(model), *mixed_batch())
+    assert torch.equal(soft, step(tlfx.align(Flipped()), *mixed_batch())["soft"])
+    assert not torch.equal(soft, step(tlfx.align(Transformer()), *mixed_batch())["soft"])
     assert torch.equal(seen[-1], seen[0])
 
 
@@ -264,7 +264,7 @@ def test_a_hook_that_counts_counts_once() -> None:
 
     model.blocks[0].register_forward_hook(counting)
     for _ in range(3):
-        model(*batch())
+        model(*mixed_batch())
     assert model.blocks[0].count == 3
 
 
@@ -285,7 +285,7 @@ def test_hooks_see_outputs_that_nothing_reads() -> None:
     seen: list[Tensor] = []
     model = tlfx.align(Model())
     model.attention.register_forward_hook(lambda module, args, output: seen.append(output[1]))
-    images, target = batch()
+    images, target = mixed_batch()
     model(images, target)
     tokens = images.flatten(2).mT
     assert torch.equal(seen[-1], (tokens @ tokens.mT).softmax(-1).mean(1))
@@ -297,10 +297,10 @@ def test_a_hook_that_writes_through_a_view_is_computed() -> None:
         args[0][:, 2:] = args[0][:, 1:2].clone()
 
     model, plain = Transformer(), Transformer()
-    before = step(tlfx.align(Transformer()), *batch())["soft"]
+    before = step(tlfx.align(Transformer()), *mixed_batch())["soft"]
     for one in (model, plain):
         one.blocks[1].register_forward_pre_hook(written)
-    assert (assert_same_step(plain, tlfx.align(model), *batch()) - before).abs().max() > 1e-4
+    assert (assert_same_step(plain, tlfx.align(model), *mixed_batch()) - before).abs().max() > 1e-4
 
 
 def test_hooks_that_read_values_look_on_or_are_refused() -> None:
@@ -314,14 +314,14 @@ def test_hooks_that_read_values_look_on_or_are_refused() -> None:
         .register_forward_hook(lambda module, args, output: output * 2 if float(output.mean()) < 9 else None)
     )
     with pytest.raises(tlfx.TlfxError, match=r"(?s)a hook of Block changes .* cannot be captured .* labels cannot fol"):
-        model(*batch())
+        model(*mixed_batch())
     handle.remove()
     handle = model.blocks[1].register_forward_pre_hook(lambda module, args: float(args[0].mul_(2).mean()) and None)
     with pytest.raises(tlfx.TlfxError, match=r"(?s)a hook of Block changes what the module computes.*\.item\(\)"):
-        model(*batch())
+        model(*mixed_batch())
     handle.remove()
     seen.clear()
-    assert_same_step(plain, model, *batch())
+    assert_same_step(plain, model, *mixed_batch())
     assert len(seen) == 2
     assert seen[0] == seen[1]
 
@@ -332,17 +332,17 @@ def test_hooks_that_read_values_look_on_or_are_refused() -> None:
 @pytest.mark.parametrize("checkpointed", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_compiled_without_a_graph_break(checkpointed: bool) -> None:
     torch.compiler.reset()
-    model, plain = tlfx.align(Transformer(checkpointed, 1), example=batch()[0]), Transformer(checkpointed, 1)
+    model, plain = tlfx.align(Transformer(checkpointed, 1), example=mixed_batch()[0]), Transformer(checkpointed, 1)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.manual_seed(3)
-    result = step(compiled, *batch())
+    result = step(compiled, *mixed_batch())
     assert torch.equal(result["logits"], plain_step(plain, result["soft"]))
     assert same_gradients(model, plain)
-    torch.testing.assert_close(result["soft"], model(*batch())[1], rtol=0, atol=1e-6)
+    torch.testing.assert_close(result["soft"], model(*mixed_batch())[1], rtol=0, atol=1e-6)
     with torch.no_grad():
         for parameters in (model.parameters(), plain.parameters()):
             next(iter(parameters)).mul_(2.0)
-    assert torch.equal(compiled(*batch())[0], plain(batch()[0]))
+    assert torch.equal(compiled(*mixed_batch())[0], plain(mixed_batch()[0]))
 
 
 @pytest.mark.parametrize(
@@ -356,7 +356,7 @@ def test_compiled_without_a_graph_break(checkpointed: bool) -> None:
 def test_compiled_by_inductor(mode: str | None, autocast: bool) -> None:
     """Without a break, if the capture is made under the autocast of the call."""
     torch.compiler.reset()
-    images, target = batch()
+    images, target = mixed_batch()
     plain, model = vit(depth=1), vit(depth=1)
     near = partial(torch.testing.assert_close, rtol=0, atol=2e-2 if autocast else 1e-5)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -380,12 +380,12 @@ def test_compiled_before_the_first_capture_and_in_another_mode() -> None:
     for training in (True, False, True):
         model.train(training), plain.train(training)
         torch.manual_seed(3)
-        logits = compiled(*batch())[0]
+        logits = compiled(*mixed_batch())[0]
         torch.manual_seed(3)
-        torch.testing.assert_close(logits, plain(batch()[0]))
+        torch.testing.assert_close(logits, plain(mixed_batch()[0]))
     torch.compiler.reset()
     model.eval(), plain.eval()
-    torch.compile(model, backend="aot_eager", fullgraph=True)(*batch())
+    torch.compile(model, backend="aot_eager", fullgraph=True)(*mixed_batch())
 
 
 @pytest.mark.slow
@@ -396,10 +396,10 @@ def test_compiled_with_hooks() -> None:
     model, plain = tlfx.align(Transformer()), Transformer()
     model.blocks[1].register_forward_hook(lambda module, args, output: seen.append(output.detach().clone()))
     compiled = torch.compile(model, backend="eager")
-    compiled(*batch())
+    compiled(*mixed_batch())
     for _ in range(3):
         seen.clear()
-        result = step(compiled, *batch())
+        result = step(compiled, *mixed_batch())
         assert torch.equal(result["logits"], plain_step(plain, result["soft"]))
         assert len(seen) == 1
     assert same_gradients(model, plain)
@@ -410,7 +410,7 @@ def test_compiled_with_hooks() -> None:
 
 @pytest.mark.slow
 def test_averaged_model_of_torch() -> None:
-    model = tlfx.align(Transformer(), example=batch()[0])
+    model = tlfx.align(Transformer(), example=mixed_batch()[0])
     averaged = AveragedModel(model, multi_avg_fn=None, use_buffers=True)
     for value in (0.0, 0.1):
         with torch.no_grad():
@@ -422,7 +422,7 @@ def test_averaged_model_of_torch() -> None:
         for parameter in plain.parameters():
             parameter.add_(0.05)
     with torch.inference_mode():
-        logits, soft = averaged(*batch())
-        torch.testing.assert_close(logits, plain(batch()[0]))
-        assert torch.equal(averaged(batch()[0]), logits)
-        torch.testing.assert_close(soft, tlfx.align(plain)(*batch())[1], rtol=0, atol=1e-5)
+        logits, soft = averaged(*mixed_batch())
+        torch.testing.assert_close(logits, plain(mixed_batch()[0]))
+        assert torch.equal(averaged(mixed_batch()[0]), logits)
+        torch.testing.assert_close(soft, tlfx.align(plain)(*mixed_batch())[1], rtol=0, atol=1e-5)

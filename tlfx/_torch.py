@@ -27,7 +27,7 @@ from torch.autograd import Function
 from torch.fx import Node
 from torch.nn import attention
 from torch.utils import checkpoint as checkpointing
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 __all__ = [
@@ -81,6 +81,7 @@ __all__ = [
     "tree_map",
     "tree_unflatten",
     "version",
+    "without_dispatch_modes",
     "without_function_modes",
     "without_vmap",
 ]
@@ -206,6 +207,11 @@ def flash_attention() -> Any:
 def flash_attention_backward() -> Any:
     """The gradient of :func:`flash_attention`; no public name."""
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def without_dispatch_modes() -> AbstractContextManager[Any]:
+    """A context in which operators run as outside of a capture: no mode that makes fake tensors or records a graph."""
+    return _disable_current_modes()
 
 
 def without_function_modes() -> AbstractContextManager[Any]:

@@ -241,6 +241,7 @@ def _make_class(base: type[nn.Module]) -> type[nn.Module]:
     if "target" not in signature.parameters:
         extra = inspect.Parameter("target", inspect.Parameter.KEYWORD_ONLY, default=None)
         variadic = [p for p in parameters if p.kind is inspect.Parameter.VAR_KEYWORD]
+        # a keyword-only parameter must come before **kwargs
         parameters = [p for p in parameters if p not in variadic] + [extra, *variadic]
     forward.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     names = {

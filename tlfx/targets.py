@@ -33,6 +33,7 @@ def check_mixed(target: MixedTarget, images: Tensor, size: tuple[int, ...]) -> N
     mask = target.get("mask")
     if isinstance(mask, Tensor) and mask.device != images.device:
         raise _apart(mask, images)
+    # a mask (batch, K, height, width) holds for all frames of video
     flat = isinstance(mask, Tensor) and images.dim() == 5 and target.mask.dim() == 4
     target.check(images.shape[0], size[1:] if flat else size, values=_is_readable(images))
 
@@ -104,6 +105,7 @@ def soft_plain(target: Tensor, leaf: Tensor, output: OutputLabel) -> Tensor:
     """Soft targets of an output from labels that hold at each of its positions."""
     classes = target.shape[-1] if target.is_floating_point() else output.classes
     check_labels(target, classes, values=_is_readable(target))
+    # both images have the same labels: any share gives these
     same = MixedTarget(first=target, second=target, mask=torch.ones(1, 1, 1, 1), num_classes=classes)
     positions = [s for i, s in enumerate(leaf.shape) if i != output.class_axis]
     return soft_mixed(same, torch.ones(*positions, 1, device=target.device), output)

@@ -18,8 +18,8 @@ def initial(model: VisionTransformer, mask: Tensor) -> Tensor:
 
 def mixing_matrices(model: VisionTransformer, images: Tensor) -> list[Tensor]:
     """Eq. 9 and 11: what the tokens after each block are made of, (B, N, N), rows summing to 1."""
-    found: list[Tensor] = []
+    products: list[Tensor] = []
     for weights in timm_maps(model, images):
         step = (torch.eye(weights.shape[-1], dtype=torch.float64) + weights) / 2
-        found.append(step @ found[-1] if found else step)
-    return found
+        products.append(step @ products[-1] if products else step)
+    return products

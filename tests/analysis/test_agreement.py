@@ -39,7 +39,7 @@ def binned_error(x: np.ndarray, y: np.ndarray) -> float:
 @given(st.integers(0, 2**31 - 1), st.integers(4, 60))
 def test_against_scipy(seed: int, count: int) -> None:
     share, reference, area = shares(seed, count)
-    found = agreement(share, reference, area)
+    computed = agreement(share, reference, area)
     x, y, z = share.numpy(), reference.numpy(), area.numpy()
     line = stats.linregress(x, y)
     xy, xz, yz = (stats.pearsonr(*pair).statistic for pair in ((x, y), (x, z), (y, z)))
@@ -52,7 +52,7 @@ def test_against_scipy(seed: int, count: int) -> None:
         intercept=line.intercept,
         calibration_error=binned_error(x, y),
     )
-    assert astuple(found) == pytest.approx(astuple(expected), abs=1e-6)
+    assert astuple(computed) == pytest.approx(astuple(expected), abs=1e-6)
 
 
 def test_undefined_references_are_left_out() -> None:

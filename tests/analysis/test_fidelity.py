@@ -64,22 +64,22 @@ def batches(*sizes: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield torch.randn(size, 3, SIDE, SIDE, generator=draw), LABELS[:size]
 
 
-def of(found: Fidelity, rule: str) -> dict[str, Any]:
-    return {row.reference: row.agreement for row in found.rows if row.rule == rule}
+def of(measured: Fidelity, rule: str) -> dict[str, Any]:
+    return {row.reference: row.agreement for row in measured.rows if row.rule == rule}
 
 
 @pytest.fixture(scope="module")
-def found() -> Fidelity:
+def vit_fidelity() -> Fidelity:
     np.random.seed(0)
     return fidelity(scaled_vit(), batches(8, 6, 8))
 
 
 def test_area_is_the_truth_of_a_mean() -> None:
     np.random.seed(0)
-    found = fidelity(Mean(), [(COLOURS[BALANCED], BALANCED)] * 3, policies=[tlfx.Policy()])
-    assert list(found.references) == list(REFERENCES)
+    result = fidelity(Mean(), [(COLOURS[BALANCED], BALANCED)] * 3, policies=[tlfx.Policy()])
+    assert list(result.references) == list(REFERENCES)
     for rule in ("area", "paper"):
-        similar, *others = of(found, rule).values()
+        similar, *others = of(result, rule).values()
         assert similar.correlation > 0.99  # its softmax is not linear, and stays between 0.12 and 0.88
         for reached in others:
             assert reached.pairs >= 12
@@ -87,21 +87,21 @@ def test_area_is_the_truth_of_a_mean() -> None:
             assert (reached.slope, reached.intercept) == pytest.approx((1, 0), abs=1e-5)
             assert (reached.rmse, reached.calibration_error) == pytest.approx((0, 0), abs=1e-5)
             assert math.isnan(reached.partial)  # nothing is left that the area does not tell
-    assert found.same_as("area") is None
+    assert result.same_as("area") is None
 
 
 def test_aligned_is_the_truth_of_a_model_that_looks_at_a_part() -> None:
     np.random.seed(0)
-    found = fidelity(Mean(first_column=5), [(COLOURS[BALANCED], BALANCED)] * 3, policies=[tlfx.Policy()])
-    for reached in list(of(found, "paper").values())[1:]:
+    result = fidelity(Mean(first_column=5), [(COLOURS[BALANCED], BALANCED)] * 3, policies=[tlfx.Policy()])
+    for reached in list(of(result, "paper").values())[1:]:
         assert reached.pairs >= 12
         assert (reached.correlation, reached.slope) == pytest.approx((1, 1), abs=1e-5)
         assert reached.partial == pytest.approx(1, abs=1e-4)
         assert reached.rmse == pytest.approx(0, abs=1e-5)
-    assert all(reached.rmse > 0.02 for reached in of(found, "area").values())
+    assert all(reached.rmse > 0.02 for reached in of(result, "area").values())
 
 
-def test_shares_are_those_of_the_aligned_model(found: Fidelity) -> None:
+def test_shares_are_those_of_the_aligned_model(vit_fidelity: Fidelity) -> None:
     np.random.seed(0)
     mix = Mixup(mixup_alpha=0.0, cutmix_alpha=1.0, mode="elem", label_smoothing=0.0, num_classes=CLASSES)
     mixed = [mix(*batch) for batch in batches(8, 6, 8)]
@@ -116,11 +116,11 @@ def test_shares_are_those_of_the_aligned_model(found: Fidelity) -> None:
             _, soft = model(images, ShareTarget(target, first=zeros, second=zeros + 1, num_classes=2))
             parts.append(soft[rows, 0])
         expected[policy_name(policy)] = torch.cat(parts)
-    assert list(found.shares) == ["area", *map(policy_name, POLICIES)]
+    assert list(vit_fidelity.shares) == ["area", *map(policy_name, POLICIES)]
     for name, shares in expected.items():
-        torch.testing.assert_close(found.shares[name], shares, rtol=0, atol=1e-6)
+        torch.testing.assert_close(vit_fidelity.shares[name], shares, rtol=0, atol=1e-6)
     assert not torch.allclose(expected["paper"], expected["residual=norm"], atol=1e-3)
-    assert all(len(x) == len(found.shares["area"]) for x in found.references.values())
+    assert all(len(x) == len(vit_fidelity.shares["area"]) for x in vit_fidelity.references.values())
 
 
 def test_policies_are_the_paper_and_each_alternative() -> None:
@@ -145,15 +145,15 @@ def test_the_model_is_left_as_it_was() -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [m.training for m in model.modules()]
     np.random.seed(0)
-    found = fidelity(model, batches(8), policies=[tlfx.Policy(), tlfx.Policy(residual="skip")])
+    result = fidelity(model, batches(8), policies=[tlfx.Policy(), tlfx.Policy(residual="skip")])
     assert [m.training for m in model.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     assert not hooks_of(model)
     np.random.seed(0)
     whole = fidelity(scaled_vit(), batches(8), policies=[tlfx.Policy()])  # the options of an aligned model hold
-    assert not torch.allclose(found.shares["paper"], whole.shares["paper"], atol=1e-4)
-    torch.testing.assert_close(found.references["exchange"], whole.references["exchange"], equal_nan=True)
+    assert not torch.allclose(result.shares["paper"], whole.shares["paper"], atol=1e-4)
+    torch.testing.assert_close(result.references["exchange"], whole.references["exchange"], equal_nan=True)
     assert planner_of(model).options.policy == tlfx.Policy(residual="skip")
     assert not planner_of(model).plans
 
@@ -165,12 +165,16 @@ def test_modes_come_back_after_an_error() -> None:
     assert all(m.training for m in model.modules())
 
 
-def test_rows_and_csv(found: Fidelity) -> None:
-    assert [(r.reference, r.rule) for r in found.rows] == [(a, b) for a in found.references for b in found.shares]
-    lines = list(csv.DictReader(io.StringIO(found.csv())))
-    assert len(lines) == len(found.rows) == len(REFERENCES) * (1 + len(POLICIES))
-    for line, row in zip(lines, found.rows, strict=True):
-        expected = agreement(found.shares[row.rule], found.references[row.reference], found.shares["area"])
+def test_rows_and_csv(vit_fidelity: Fidelity) -> None:
+    assert [(r.reference, r.rule) for r in vit_fidelity.rows] == [
+        (a, b) for a in vit_fidelity.references for b in vit_fidelity.shares
+    ]
+    lines = list(csv.DictReader(io.StringIO(vit_fidelity.csv())))
+    assert len(lines) == len(vit_fidelity.rows) == len(REFERENCES) * (1 + len(POLICIES))
+    for line, row in zip(lines, vit_fidelity.rows, strict=True):
+        expected = agreement(
+            vit_fidelity.shares[row.rule], vit_fidelity.references[row.reference], vit_fidelity.shares["area"]
+        )
         assert (line["reference"], line["rule"], int(line["pairs"])) == (row.reference, row.rule, expected.pairs)
         for name in ("correlation", "partial", "rmse", "slope", "intercept", "calibration_error"):
             value = getattr(expected, name)
@@ -180,14 +184,14 @@ def test_rows_and_csv(found: Fidelity) -> None:
         assert line["same_as"] == same
 
 
-def test_the_table(found: Fidelity) -> None:
+def test_the_table(vit_fidelity: Fidelity) -> None:
     console = Console(width=110, record=True, file=io.StringIO())
-    console.print(found)
+    console.print(vit_fidelity)
     shown = console.export_text()
     for reference, title in REFERENCES.items():
-        assert f"{title} · {of(found, 'paper')[reference].pairs} pairs" in shown
+        assert f"{title} · {of(vit_fidelity, 'paper')[reference].pairs} pairs" in shown
     area = next(line for line in shown.splitlines() if line.split()[:1] == ["area"])
-    first = found.rows[0].agreement
+    first = vit_fidelity.rows[0].agreement
     assert area.split()[1:4] == [f"{first.correlation:.3f}", "–", f"{first.rmse:.3f}"]
     signed = [line.split() for line in shown.splitlines() if "weights=signed" in line]
     assert signed == [["weights=signed", "as", "paper"]] * len(REFERENCES)

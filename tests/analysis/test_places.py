@@ -23,9 +23,9 @@ def test_a_grid_in_any_order(height: int, width: int, others: int, chance: objec
     places = torch.stack((y.flatten() / 7 + 0.05, x.flatten() / 3), 1).double()
     places = torch.cat((places, torch.full((others, 2), torch.nan)))
     order = torch.randperm(len(places), generator=torch.Generator().manual_seed(chance.randrange(2**31)))  # type: ignore[attr-defined]
-    found = grid(places[order])
-    assert found is not None
-    assert torch.equal(order[found], torch.arange(height * width).view(height, width))
+    places_of_tokens = grid(places[order])
+    assert places_of_tokens is not None
+    assert torch.equal(order[places_of_tokens], torch.arange(height * width).view(height, width))
 
 
 @pytest.mark.parametrize(

@@ -24,15 +24,15 @@ def test_columns_of_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
     model = FAMILIES["vit"].model()
     image = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(2))
     probe = Probe(model, image.shape)
-    found = presence_over_depth(probe, image)
+    presences = presence_over_depth(probe, image)
     start = torch.cat((torch.full((1, 16), 1 / 16), torch.eye(16))).double()
     matrices = mixing_matrices(model, image[None])
     assert input_cells(probe) == (4, 4)
-    assert len(found) == len(matrices) + 1
-    for p, matrix in zip(found, matrices, strict=False):
+    assert len(presences) == len(matrices) + 1
+    for p, matrix in zip(presences, matrices, strict=False):
         torch.testing.assert_close(p.double(), (matrix[0] @ start).mean(0) * 16, **CLOSE)
-    torch.testing.assert_close(found[-1].double(), (matrices[-1][0, 0] @ start) * 16, **CLOSE)
-    assert found[-1].std() > 0.05  # weights that choose, or this would compare ones with ones
+    torch.testing.assert_close(presences[-1].double(), (matrices[-1][0, 0] @ start) * 16, **CLOSE)
+    assert presences[-1].std() > 0.05  # weights that choose, or this would compare ones with ones
 
 
 @pytest.mark.parametrize("name", slow_except(("mixer", "resnet-basic"), ("swin", "mixer", "resnet-basic")))

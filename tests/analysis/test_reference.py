@@ -31,7 +31,7 @@ def double_vit() -> nn.Module:
     return model.double().eval()
 
 
-def batch(mask: torch.Tensor | None = None) -> Mixture:
+def mixed_images(mask: torch.Tensor | None = None) -> Mixture:
     draw = torch.Generator().manual_seed(1)
     images = torch.randn(6, 3, SIDE, SIDE, generator=draw, dtype=torch.float64)
     mask = (rectangles(6, (SIDE, SIDE), seed=2) if mask is None else mask).double()
@@ -89,17 +89,17 @@ def alone(model: Any, given: Mixture, place: int) -> dict[str, float]:
 
 @pytest.mark.parametrize("mixing", ["cutmix", "mixup"])
 def test_one_pair_at_a_time(mixing: str) -> None:
-    given = batch(torch.full((6, 1, SIDE, SIDE), 0.3) if mixing == "mixup" else None)
+    given = mixed_images(torch.full((6, 1, SIDE, SIDE), 0.3) if mixing == "mixup" else None)
     model = double_vit()
-    found = references(Classifier(model, given.images), LastTokens(model, given.images), given)
-    assert list(found) == list(REFERENCES)
+    shares = references(Classifier(model, given.images), LastTokens(model, given.images), given)
+    assert list(shares) == list(REFERENCES)
     with torch.no_grad():
         for p in model.parameters():
             assert p.grad is None
     for place in range(6):
         expected = alone(model, given, place)
-        assert {k: float(v[place]) for k, v in found.items()} == pytest.approx(expected, abs=1e-5, nan_ok=True)
-    values = torch.stack(list(found.values()))
+        assert {k: float(v[place]) for k, v in shares.items()} == pytest.approx(expected, abs=1e-5, nan_ok=True)
+    values = torch.stack(list(shares.values()))
     assert bool(((values >= 0) & (values <= 1) | values.isnan()).all())
     assert not bool(values[:2].isnan().all(1).any())
 
@@ -110,17 +110,17 @@ def test_a_model_that_averages_its_tokens() -> None:
     images = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     mixed = mask * images + (1 - mask) * images.flip(0)
     given = Mixture(images, mixed, mask, torch.tensor([0, 1, 2, 3, 4, 2]))
-    found = references(Classifier(model, images), LastTokens(model, images), given)
+    shares_of_images = references(Classifier(model, images), LastTokens(model, images), given)
     last = [outputs_of(model, x, [model.blocks[-1]])[model.blocks[-1]].tolist() for x in (mixed, images)]
     for place, tokens in enumerate(last[0]):
         shares = [mixing_ratio(token, last[1][place], last[1][5 - place]) for token in tokens]
-        assert float(found["similarity"][place]) == pytest.approx(sum(shares) / len(shares), abs=1e-5)
+        assert float(shares_of_images["similarity"][place]) == pytest.approx(sum(shares) / len(shares), abs=1e-5)
 
 
 def test_pairs_that_count() -> None:
     mask = torch.full((6, 1, SIDE, SIDE), 0.5)
     mask[0], mask[1] = 1, 0
-    given = batch(mask)
+    given = mixed_images(mask)
     assert given.labels.flip(0).tolist() == [2, 4, 3, 2, 1, 0]
     assert given.counts.tolist() == [False, False, True, True, True, True]
     same = Mixture(given.images, given.mixed, mask, torch.tensor([0, 1, 2, 2, 4, 2]))

@@ -26,13 +26,13 @@ def test_equation_13(mixed: int, unmixed: int, seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
     tokens = torch.randn(2, mixed, 3, generator=draw)
     first, second = torch.randn(2, 2, unmixed, 3, generator=draw)
-    found = similarity_share(tokens, first, second)
+    share = similarity_share(tokens, first, second)
     expected = [
         [mixing_ratio(token, one, other) for token in image]
         for image, one, other in zip(tokens.tolist(), first.tolist(), second.tolist(), strict=True)
     ]
-    torch.testing.assert_close(found, torch.tensor(expected), rtol=0, atol=1e-5)
-    torch.testing.assert_close(found + similarity_share(tokens, second, first), torch.ones_like(found))
+    torch.testing.assert_close(share, torch.tensor(expected), rtol=0, atol=1e-5)
+    torch.testing.assert_close(share + similarity_share(tokens, second, first), torch.ones_like(share))
 
 
 def test_equation_13_compares_with_all_places() -> None:
@@ -47,13 +47,13 @@ def test_equation_13_compares_with_all_places() -> None:
 def test_cosines_over_their_sum(mixed: list[tuple[float, float, float]], seed: int) -> None:
     tokens = torch.tensor(mixed).reshape(-1, 1, 3)
     first, second = torch.randn(2, *tokens.shape, generator=torch.Generator().manual_seed(seed))
-    found = same_place_share(tokens, first, second)
-    assert found.shape == tokens.shape[:-1]
-    for token, one, other, share in zip(tokens[:, 0], first[:, 0], second[:, 0], found[:, 0], strict=True):
+    shares = same_place_share(tokens, first, second)
+    assert shares.shape == tokens.shape[:-1]
+    for token, one, other, share in zip(tokens[:, 0], first[:, 0], second[:, 0], shares[:, 0], strict=True):
         s1, s2 = cosine(token, one), cosine(token, other)
         if float(token.norm()) > 1e-2 and s1 + s2 > 1e-2:
             assert abs(float(share) - s1 / (s1 + s2)) < 1e-3
-    torch.testing.assert_close(found + same_place_share(tokens, second, first), torch.ones_like(found))
+    torch.testing.assert_close(shares + same_place_share(tokens, second, first), torch.ones_like(shares))
 
 
 def test_the_images_themselves_and_their_opposites() -> None:

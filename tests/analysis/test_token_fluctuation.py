@@ -38,7 +38,7 @@ def test_every_layer_of_every_pair(measured: tuple[Any, list[Figures]]) -> None:
 
 
 def test_mixing_ratios_by_hand(measured: tuple[Any, list[Figures]]) -> None:
-    model, found = measured
+    model, fluctuations = measured
     pairs = photo_pairs(PAIRS, (32, 32), seed=5)
     images = [normalised(x, model) for x in (pairs.mixed, pairs.first, pairs.second)]
     start, maps = initial(model, pairs.mask), timm_maps(model, images[0])
@@ -59,7 +59,7 @@ def test_mixing_ratios_by_hand(measured: tuple[Any, list[Figures]]) -> None:
             "moved": moved,
         }
         for name, values in expected.items():
-            figures = [getattr(f, name) for f in found if f.depth == depth]
+            figures = [getattr(f, name) for f in fluctuations if f.depth == depth]
             assert figures == pytest.approx(values.tolist(), abs=1e-5), name
 
 
@@ -73,12 +73,12 @@ def test_the_image_and_the_output(measured: tuple[Any, list[Figures]]) -> None:
 
 
 def test_presence_by_hand(measured: tuple[Any, list[Figures]]) -> None:
-    model, found = measured
+    model, fluctuations = measured
     image = normalised(photo_pairs(1, (32, 32), seed=5).mixed, model)
     start = torch.cat((torch.full((1, 16), 1 / 16), torch.eye(16))).double()
     for depth, matrix in enumerate(mixing_matrices(model, image), 1):
         present = ((matrix[0] @ start).mean(0) * 16).sort().values
-        spread = found[depth].presence
+        spread = fluctuations[depth].presence
         assert spread is not None
         assert (spread.least, spread.most) == pytest.approx((float(present[0]), float(present[-1])), abs=1e-5)
         assert spread.median == pytest.approx(float(present[7:9].mean()), abs=1e-5)
@@ -87,10 +87,10 @@ def test_presence_by_hand(measured: tuple[Any, list[Figures]]) -> None:
 
 
 def test_csv_holds_every_figure(measured: tuple[Any, list[Figures]]) -> None:
-    found = measured[1]
-    rows = list(csv.DictReader(io.StringIO(as_csv(found))))
-    assert len(rows) == len(found)
-    for row, figures in zip(rows, found, strict=True):
+    fluctuations = measured[1]
+    rows = list(csv.DictReader(io.StringIO(as_csv(fluctuations))))
+    assert len(rows) == len(fluctuations)
+    for row, figures in zip(rows, fluctuations, strict=True):
         for name in ("model", "layer"):
             assert row[name] == getattr(figures, name)
         for name in ("pair", "depth", "height", "width", "area", "aligned"):

@@ -381,8 +381,8 @@ def test_regions_of_another_mode(region: Function) -> None:
 def test_regions_do_not_change_labels() -> None:
     for region in (without_autocast, written_in_place):
         source = Net(region), Net(PLAINLY[region])
-        found, expected = (share(tlfx.align(m), pictures(), mixture().mask) for m in source)
-        torch.testing.assert_close(found, expected, **LABEL)
+        computed, expected = (share(tlfx.align(m), pictures(), mixture().mask) for m in source)
+        torch.testing.assert_close(computed, expected, **LABEL)
 
 
 PLAINLY: dict[Function, Function] = {
@@ -566,9 +566,9 @@ def test_in_place_writes_carry_labels(in_place: Function, functional: Function) 
 
 
 def test_labels_that_vary_along_the_channels_of_an_output() -> None:
-    found = labels(lambda net, x: torch.cat((x, x.flip(1)), 2))
+    computed = labels(lambda net, x: torch.cat((x, x.flip(1)), 2))
     tokens = labels(lambda net, x: x)
-    torch.testing.assert_close(found, (tokens + tokens.flip(1)) / 2, **LABEL)
+    torch.testing.assert_close(computed, (tokens + tokens.flip(1)) / 2, **LABEL)
 
 
 # batch sizes

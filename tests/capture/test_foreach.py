@@ -17,7 +17,7 @@ Body = Callable[[Any, Tensor], Tensor]
 Parts = Sequence[Tensor]
 
 
-def joined(function: Callable[[list[Tensor]], Any]) -> Body:
+def on_halves(function: Callable[[list[Tensor]], Any]) -> Body:
     """A forward that calls a function of the halves of its features, each a tensor of its own."""
     return lambda net, x: torch.cat([*function([part.clone() for part in x.chunk(2, 1)])], 1)
 
@@ -49,11 +49,11 @@ FUNCTIONS: dict[str, Callable[[list[Tensor]], Any]] = {
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_outputs_and_gradients_are_those_of_the_plain_model(name: str) -> None:
-    assert_same_training(joined(FUNCTIONS[name]))
+    assert_same_training(on_halves(FUNCTIONS[name]))
 
 
 def test_a_norm_is_one_over_the_batch() -> None:
-    model = tlfx.align(Net(joined(lambda parts: torch._foreach_mul(parts, torch._foreach_norm(parts, 2)[0]))))
+    model = tlfx.align(Net(on_halves(lambda parts: torch._foreach_mul(parts, torch._foreach_norm(parts, 2)[0]))))
     with pytest.raises(tlfx.ProvenanceError, match="over several samples of the batch"):
         model(pictures(2), target(2))
 
@@ -65,5 +65,5 @@ def test_labels_are_those_of_the_operators() -> None:
     def at_once(parts: list[Tensor]) -> Any:
         return torch._foreach_add([part.cumsum(1) for part in parts], parts[::-1])
 
-    labels = [tlfx.align(Net(joined(f)))(pictures(2), target(2))[1] for f in (one_by_one, at_once)]
+    labels = [tlfx.align(Net(on_halves(f)))(pictures(2), target(2))[1] for f in (one_by_one, at_once)]
     assert torch.equal(*labels)

@@ -147,8 +147,8 @@ def test_labels_do_not_depend_on_the_kernel(body: Body, policy: tlfx.Policy | No
     def free(net: Any, x: Tensor) -> Tensor:
         return x + attend(x)
 
-    found, expected = (tlfx.align(Net(b), policy=policy)(pictures(), target(3))[1] for b in (body, free))
-    torch.testing.assert_close(found, expected, **LABEL)
+    soft, expected = (tlfx.align(Net(b), policy=policy)(pictures(), target(3))[1] for b in (body, free))
+    torch.testing.assert_close(soft, expected, **LABEL)
 
 
 def test_an_error_leaves_the_kernels_of_the_caller() -> None:
@@ -181,9 +181,9 @@ def test_a_capture_that_fails_leaves_the_kernels() -> None:
 def test_compiled_models_choose_kernels() -> None:
     model = tlfx.align(Net(nested), example=pictures())
     expected = model(pictures(), target(3))
-    found = torch.compile(model, backend="eager")(pictures(), target(3))
-    assert torch.equal(found[0], expected[0])
-    torch.testing.assert_close(found[1], expected[1], rtol=0, atol=1e-6)
+    outputs = torch.compile(model, backend="eager")(pictures(), target(3))
+    assert torch.equal(outputs[0], expected[0])
+    torch.testing.assert_close(outputs[1], expected[1], rtol=0, atol=1e-6)
 
 
 def test_a_state_is_set_as_it_was() -> None:

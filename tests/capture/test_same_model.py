@@ -49,7 +49,7 @@ def target(batch: int) -> tlfx.MixedTarget:
 
 def state_of(model: nn.Module) -> list[Any]:
     """What modules hold beside torch's own attributes and the body."""
-    hidden = {*vars(nn.Module()), "body", "frequencies", "_tlfx"}
+    hidden = {*vars(nn.Module()), "body", "frequencies"}
     held = [{k: v for k, v in vars(m).items() if k not in hidden and k[0] != "_"} for m in model.modules()]
     return [{k: vars(v) if isinstance(v, SimpleNamespace) else v for k, v in attributes.items()} for attributes in held]
 
@@ -86,8 +86,8 @@ def deepcopy_detached(state: Any) -> Any:
 def assert_same_training(body: Body, make: Callable[..., nn.Module] = Net, **state: Any) -> nn.Module:
     """Both models see the same, bit for bit; the plain one runs first, so that shared caches are filled by it."""
     plain, aligned = make(body, **deepcopy(state)), tlfx.align(make(body, **deepcopy(state)))
-    expected, found = trained(plain, False), trained(aligned, True)
-    assert_same(found, expected)
+    expected, seen = trained(plain, False), trained(aligned, True)
+    assert_same(seen, expected)
     return aligned
 
 
@@ -373,10 +373,10 @@ def test_compiled_calls() -> None:
     plain, aligned = Net(body, features={}), tlfx.align(Net(body, features={}), example=pictures())
     compiled = torch.compile(aligned, backend="eager")
     for _ in range(2):
-        expected, (found, _) = plain(pictures()), compiled(pictures(), target(3))
+        expected, (output, _) = plain(pictures()), compiled(pictures(), target(3))
         expected.sum().backward()
-        found.sum().backward()
-        assert_same(found, expected)
+        output.sum().backward()
+        assert_same(output, expected)
         assert_same(state_of(aligned), state_of(plain))
         assert_same([p.grad for p in aligned.parameters()], [p.grad for p in plain.parameters()])
 

@@ -72,16 +72,16 @@ def test_a_case_of_the_suite() -> None:
     settings = Settings(batch=2, pairs=1, warm_up=0, policy=package.Policy(residual="norm"))
     case = Case("test_vit", settings, {"img_size": 32, "depth": 1}, 32, bar=1.03, call_bar=0.15)
     assert case.title == "test_vit, 32 px, batch 2, residual=norm"
-    found = measure(case, "cpu")
-    plain, captured, aligned = (found.timings[name] for name in ("plain", "captured", "aligned"))
-    assert found.ratio == aligned.ratio
-    assert found.added_call == pytest.approx((aligned.call - captured.call) / plain.call)
-    assert found.compile_ratio is None
-    assert cells(found)[4] == "1.03"
-    assert cells(found)[8] == f"{plain.kernels} → {aligned.kernels}"
-    row = data(found)
+    measured = measure(case, "cpu")
+    plain, captured, aligned = (measured.timings[name] for name in ("plain", "captured", "aligned"))
+    assert measured.ratio == aligned.ratio
+    assert measured.added_call == pytest.approx((aligned.call - captured.call) / plain.call)
+    assert measured.compile_ratio is None
+    assert cells(measured)[4] == "1.03"
+    assert cells(measured)[8] == f"{plain.kernels} → {aligned.kernels}"
+    row = data(measured)
     assert (row["limit"], row["labels_add_limit"], row["compile_ratio"]) == (1.03, 0.15, None)
-    assert row["labels_add"] == round(found.added_call, 4)
+    assert row["labels_add"] == round(measured.added_call, 4)
     assert row["aligned"]["kernels"] == aligned.kernels
 
 
@@ -105,10 +105,10 @@ def test_the_suite(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_happens_before_the_first_step() -> None:
     done = tlfx("bench", "test_vit", *SMALL, "--capture", "--json")
-    found = json.loads(done.stdout)["test_vit"]
+    stages_of_model = json.loads(done.stdout)["test_vit"]
     stages = ("capture", "propagate", "rewrite")
-    assert all(found[stage] > 0 for stage in stages)
-    assert abs(sum(found[stage] for stage in stages) - found["seconds"]) < 1e-6
-    assert found["operators"] > 50
-    assert found["memory"] >= 0
+    assert all(stages_of_model[stage] > 0 for stage in stages)
+    assert abs(sum(stages_of_model[stage] for stage in stages) - stages_of_model["seconds"]) < 1e-6
+    assert stages_of_model["operators"] > 50
+    assert stages_of_model["memory"] >= 0
     assert "analysis memory" in tlfx("bench", "test_resnet", "--input-size", "32", "--capture").stdout

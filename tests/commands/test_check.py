@@ -39,13 +39,13 @@ class Net(nn.Module):
 def test_a_sound_model(tmp_path: Path) -> None:
     source = COUNTING.replace("COUNT", "self.calls += 0", 1).replace('int(os.environ["TLFX_CALLS"])', "self.calls")
     (tmp_path / "shown_model.py").write_text(source)
-    found = tlfx("check", "shown_model:Net", "--path", str(tmp_path), "--input-size", "16")
-    assert found.returncode == 0, found.stderr
-    assert "shown_model:Net: all invariants hold" in found.stdout
-    assert found.stdout.count(" pass ") == len(INVARIANTS) + 1
-    assert SUPPORT.statement in found.stdout
-    assert "Every part of the image that an output depends on is in its label." in found.stdout
-    assert all(i.statement in found.stdout for i in INVARIANTS)
+    done = tlfx("check", "shown_model:Net", "--path", str(tmp_path), "--input-size", "16")
+    assert done.returncode == 0, done.stderr
+    assert "shown_model:Net: all invariants hold" in done.stdout
+    assert done.stdout.count(" pass ") == len(INVARIANTS) + 1
+    assert SUPPORT.statement in done.stdout
+    assert "Every part of the image that an output depends on is in its label." in done.stdout
+    assert all(i.statement in done.stdout for i in INVARIANTS)
 
 
 def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,9 +23,9 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
         f"try: tlfx.commands.cli.main({arguments!r})\n"
         f"finally: print('heavy:', *[m for m in {HEAVY!r} if m in sys.modules])"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert found.returncode == 0, found.stderr
-    assert found.stdout.splitlines()[-1] == "heavy:"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "heavy:"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -49,18 +49,18 @@ def test_version() -> None:
 
 
 def test_an_error_sets_the_exit_status() -> None:
-    found = tlfx_process("inspect", "test_vit", "--depth", "0")
-    assert found.returncode == 2
-    assert found.stdout == ""
-    assert found.stderr == "tlfx inspect: --depth 0: expected 1 or more\n"
+    done = tlfx_process("inspect", "test_vit", "--depth", "0")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "tlfx inspect: --depth 0: expected 1 or more\n"
 
 
 def test_error_is_a_message_without_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "vit_tiny_patch16_22"]) == 2
-    found = capsys.readouterr()
-    assert found.out == ""
-    assert found.err.startswith("tlfx check: unknown timm model 'vit_tiny_patch16_22'; did you mean vit_tiny_")
-    assert "Traceback" not in found.err
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("tlfx check: unknown timm model 'vit_tiny_patch16_22'; did you mean vit_tiny_")
+    assert "Traceback" not in shown.err
 
 
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,10 +122,10 @@ def test_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.slow
 def test_a_reader_that_leaves_is_no_error() -> None:
     command = f"set -o pipefail; {sys.executable} -m tlfx rules --json | head -n 1"
-    found = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300)
-    assert found.returncode == 0, found.stderr
-    assert found.stderr == ""
-    assert found.stdout == "[\n"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout == "[\n"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")

@@ -11,15 +11,15 @@ from tlfx.commands.code import LABEL_STYLE, RELEASED_STYLE, highlighted
 
 
 def test_plain_code_in_a_pipe() -> None:
-    found = tlfx("code", "test_resnet", "--input-size", "32")
-    assert found.returncode == 0, found.stderr
-    assert "\x1b" not in found.stdout
-    function = ast.parse(found.stdout).body[0]
+    done = tlfx("code", "test_resnet", "--input-size", "32")
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout
+    function = ast.parse(done.stdout).body[0]
     assert isinstance(function, ast.FunctionDef)
     assert [a.arg for a in function.args.args] == ["self", "x", "mask"]
-    assert "tlfx_runtime_pixels(mask, x)" in found.stdout
-    assert "torch.ops.aten.conv2d.default(x, getattr(self._m." in found.stdout
-    assert not any(line.partition(" = ")[2].startswith(("self._m.", "getattr(")) for line in found.stdout.splitlines())
+    assert "tlfx_runtime_pixels(mask, x)" in done.stdout
+    assert "torch.ops.aten.conv2d.default(x, getattr(self._m." in done.stdout
+    assert not any(line.partition(" = ")[2].startswith(("self._m.", "getattr(")) for line in done.stdout.splitlines())
 
 
 @pytest.mark.slow

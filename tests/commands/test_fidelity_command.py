@@ -78,8 +78,8 @@ def test_a_model_of_timm_gets_the_images_that_it_expects(folder: Path, capsys: p
     assert [tuple(images.shape) for images, _ in batches] == [(6, 3, 160, 160)] * 2
     assert sorted(torch.cat([labels for _, labels in batches]).tolist()) == sorted([0, 1, 2] * 4)
     np.random.seed(0)
-    found = fidelity(model, batches, policies=[Policy(), Policy(residual="norm")])
-    assert (folder / "f.csv").read_text() == found.csv()
+    result = fidelity(model, batches, policies=[Policy(), Policy(residual="norm")])
+    assert (folder / "f.csv").read_text() == result.csv()
 
 
 def test_images_are_cropped_and_normalised(folder: Path) -> None:
@@ -109,9 +109,9 @@ def test_images_are_cropped_and_normalised(folder: Path) -> None:
 )
 def test_refusals(folder: Path, more: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(folder, *more)) == 2
-    found = capsys.readouterr()
-    assert found.err.startswith("tlfx fidelity: ")
-    assert words in found.err
+    shown = capsys.readouterr()
+    assert shown.err.startswith("tlfx fidelity: ")
+    assert words in shown.err
 
 
 def test_weights_are_needed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,8 +54,9 @@ class Net(nn.Module):
 
 
 @pytest.fixture
-def _registry_restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(REGISTRY, "_rules", {r.operator: r for r in REGISTRY})
+def _registry_restored() -> Iterator[None]:
+    with REGISTRY.restored():
+        yield
 
 
 def test_every_rule_has_its_plugin(capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,8 +79,8 @@ def test_a_rule_without_a_plugin(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rules"]) == 0
     assert main(["rules", "--json"]) == 0
     rows = json.loads("[" + capsys.readouterr().out.partition("\n[")[2])
-    found = next(r for r in rows if r["operator"] == "tlfx_tests.ripple")
-    assert (found["plugin"], found["package"]) == (__file__, None)
+    row = next(r for r in rows if r["operator"] == "tlfx_tests.ripple")
+    assert (row["plugin"], row["package"]) == (__file__, None)
 
 
 def test_operators_without_a_rule() -> None:
@@ -96,8 +98,8 @@ def test_operators_without_a_rule() -> None:
 @pytest.mark.usefixtures("_registry_restored")
 def test_skeletons_work_as_they_are() -> None:
     images = torch.zeros(2, 3, 8, 8)
-    found = missing(Net(), images)
-    exec(compile("\n\n".join([HEADER, *(m.skeleton() for m in found)]), "rules", "exec"), {})
+    operators = missing(Net(), images)
+    exec(compile("\n\n".join([HEADER, *(m.skeleton() for m in operators)]), "rules", "exec"), {})
     assert missing(Net(), images) == []
     align(Net(), example=images)
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from equivalents.spelling import CHANNELS, SIDE, TOKENS, Group, tokens
+from equivalents.spelling import CHANNELS, SIDE, TOKENS, Group, in_heads, joined, tokens
 
 __all__ = ["GROUPS"]
 
@@ -172,18 +172,9 @@ PADDED = Group("attention to padding with a bias").add(
 )
 
 
-def in_heads(x: Tensor) -> Tensor:
-    """(batch, 2, tokens, channels of a head)."""
-    return x.unflatten(-1, (2, -1)).transpose(1, 2)
-
-
 def of_one_query(s: Any, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The query of one token, which is the mean of all, and keys and values of all, in heads."""
     return in_heads(s.q(tokens(z).mean(1, keepdim=True))), in_heads(s.k(tokens(z))), in_heads(s.v(tokens(z)))
-
-
-def joined(x: Tensor) -> Tensor:
-    return x.transpose(1, 2).flatten(2)
 
 
 def by_scores(score: Any) -> Any:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from equivalents.spelling import CHANNELS, SIDE, TOKENS, Group, tokens
+from equivalents.spelling import CHANNELS, SIDE, TOKENS, Group, in_heads, joined, tokens
 
 __all__ = ["GROUPS"]
 
@@ -37,23 +37,19 @@ MIXING = Group("token mixing", {"conv": nn.Conv1d(TOKENS, TOKENS, 1, bias=False)
 )
 
 
-def heads(z: Tensor) -> Tensor:
+def heads_of(z: Tensor) -> Tensor:
     """(batch, 2 heads, tokens, channels)."""
-    return tokens(z).unflatten(2, (2, -1)).transpose(1, 2)
-
-
-def joined(mixed: Tensor) -> Tensor:
-    return mixed.transpose(1, 2).flatten(2)
+    return in_heads(tokens(z))
 
 
 HEADS = Group("token mixing by two heads", {"conv": nn.Conv1d(2 * TOKENS, 2 * TOKENS, 1, groups=2, bias=False)}).add(
-    einsum=lambda s, z: joined(torch.einsum("hnm,bhmd->bhnd", matrix(s).unflatten(0, (2, -1)), heads(z))),
-    matmul=lambda s, z: joined(matrix(s).unflatten(0, (2, -1)) @ heads(z)),
-    groups=lambda s, z: joined(s.conv(heads(z).flatten(1, 2)).unflatten(1, (2, -1))),
+    einsum=lambda s, z: joined(torch.einsum("hnm,bhmd->bhnd", matrix(s).unflatten(0, (2, -1)), heads_of(z))),
+    matmul=lambda s, z: joined(matrix(s).unflatten(0, (2, -1)) @ heads_of(z)),
+    groups=lambda s, z: joined(s.conv(heads_of(z).flatten(1, 2)).unflatten(1, (2, -1))),
     groups_of_images=lambda s, z: joined(
-        F.conv2d(heads(z).flatten(1, 2)[..., None], s.conv.weight[..., None], groups=2)[..., 0].unflatten(1, (2, -1))
+        F.conv2d(heads_of(z).flatten(1, 2)[..., None], s.conv.weight[..., None], groups=2)[..., 0].unflatten(1, (2, -1))
     ),
-    product=lambda s, z: joined((matrix(s).unflatten(0, (2, -1))[None, ..., None] * heads(z)[:, :, None]).sum(3)),
+    product=lambda s, z: joined((matrix(s).unflatten(0, (2, -1))[None, ..., None] * heads_of(z)[:, :, None]).sum(3)),
 )
 
 

@@ -23,6 +23,8 @@ __all__ = [
     "Program",
     "convolved",
     "followed",
+    "in_heads",
+    "joined",
     "label_matrices",
     "of_gates",
     "of_products",
@@ -106,6 +108,16 @@ def of_gates(group: Group) -> Group:
 def tokens(features: Tensor) -> Tensor:
     """(batch, channels, height, width) → (batch, tokens, channels)."""
     return features.flatten(2).transpose(1, 2)
+
+
+def in_heads(x: Tensor) -> Tensor:
+    """(batch, tokens, channels) → (batch, 2 heads, tokens, channels of a head)."""
+    return x.unflatten(-1, (2, -1)).transpose(1, 2)
+
+
+def joined(x: Tensor) -> Tensor:
+    """Heads side by side: (batch, heads, tokens, channels of a head) → (batch, tokens, channels)."""
+    return x.transpose(1, 2).flatten(2)
 
 
 def windows_of_3(features: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from equivalents.spelling import CHANNELS, SIDE, TOKENS, tokens
+from equivalents.spelling import CHANNELS, SIDE, TOKENS, in_heads, joined, tokens
 
 __all__ = ["PARTS", "STEPS", "Step"]
 
@@ -65,15 +65,6 @@ def attention_of_products(s: Any, z: Tensor) -> Tensor:
     return z + torch.einsum("bij,bjc->bic", shifted / shifted.sum(-1, keepdim=True), s.v(z))
 
 
-def heads(z: Tensor) -> Tensor:
-    """(batch, 2 heads, tokens, channels of a head)."""
-    return z.unflatten(2, (2, -1)).transpose(1, 2)
-
-
-def joined(z: Tensor) -> Tensor:
-    return z.transpose(1, 2).flatten(2)
-
-
 def windows(z: Tensor) -> Tensor:
     """(batch × windows, tokens of a window, channels)."""
     parts = z.view(len(z), 2, SIDE // 2, 2, SIDE // 2, CHANNELS)
@@ -126,8 +117,8 @@ STEPS: tuple[Step, ...] = (
     Step(
         "attention of two heads",
         (
-            lambda s, z: joined(F.scaled_dot_product_attention(heads(s.q(z)), heads(s.k(z)), heads(z))),
-            lambda s, z: joined((heads(s.q(z)) @ heads(s.k(z)).mT / 2**0.5).softmax(-1) @ heads(z)),
+            lambda s, z: joined(F.scaled_dot_product_attention(in_heads(s.q(z)), in_heads(s.k(z)), in_heads(z))),
+            lambda s, z: joined((in_heads(s.q(z)) @ in_heads(s.k(z)).mT / 2**0.5).softmax(-1) @ in_heads(z)),
         ),
     ),
     Step(

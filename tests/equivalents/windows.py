@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from equivalents.spelling import CHANNELS, SIDE, Group, tokens
+from equivalents.spelling import CHANNELS, SIDE, Group, tokens, windows_of_3
 
 __all__ = ["GROUPS"]
 
@@ -246,39 +246,34 @@ CONDITIONAL = Group(
 )
 
 
-def near(z: Tensor) -> Tensor:
-    """The 3×3 neighbours of each token with zeros around the image, (batch, channels, 9, tokens)."""
-    return F.unfold(z, 3, padding=1).unflatten(1, (CHANNELS, 9))
-
-
 def kernel_of_tokens(s: Any, z: Tensor) -> Tensor:
     """A kernel for each token, (batch, 9, tokens)."""
     return s.kernel(z).flatten(2)
 
 
 INVOLUTION = Group("a kernel for each token", {"kernel": nn.Conv2d(CHANNELS, 9, 1)}).add(
-    product=lambda s, z: (kernel_of_tokens(s, z)[:, None] * near(z)).sum(2).mT,
-    einsum=lambda s, z: torch.einsum("bkn,bckn->bnc", kernel_of_tokens(s, z), near(z)),
-    matmul=lambda s, z: (near(z).permute(0, 3, 1, 2) @ kernel_of_tokens(s, z).mT[..., None])[..., 0],
+    product=lambda s, z: (kernel_of_tokens(s, z)[:, None] * windows_of_3(z)).sum(2).mT,
+    einsum=lambda s, z: torch.einsum("bkn,bckn->bnc", kernel_of_tokens(s, z), windows_of_3(z)),
+    matmul=lambda s, z: (windows_of_3(z).permute(0, 3, 1, 2) @ kernel_of_tokens(s, z).mT[..., None])[..., 0],
 )
 
 
-def local(s: Any, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def local_attention(s: Any, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries (batch, tokens, 1, channels), keys and values (batch, tokens, 9, channels) of the neighbours."""
     keys = s.k(tokens(z)).mT.unflatten(2, (SIDE, SIDE))
-    return s.q(tokens(z))[:, :, None], near(keys).permute(0, 3, 2, 1), near(z).permute(0, 3, 2, 1)
+    return s.q(tokens(z))[:, :, None], windows_of_3(keys).permute(0, 3, 2, 1), windows_of_3(z).permute(0, 3, 2, 1)
 
 
 def local_weights(s: Any, z: Tensor) -> Tensor:
-    query, key, _ = local(s, z)
+    query, key, _ = local_attention(s, z)
     return (query @ key.mT).softmax(-1)
 
 
 LOCAL = Group("attention to neighbours").add(
-    matmul=lambda s, z: (local_weights(s, z) @ local(s, z)[2])[:, :, 0],
-    fused=lambda s, z: F.scaled_dot_product_attention(*local(s, z), scale=1.0)[:, :, 0],
-    product=lambda s, z: (local_weights(s, z).mT * local(s, z)[2]).sum(2),
-    einsum=lambda s, z: torch.einsum("bnk,bnkc->bnc", local_weights(s, z)[:, :, 0], local(s, z)[2]),
+    matmul=lambda s, z: (local_weights(s, z) @ local_attention(s, z)[2])[:, :, 0],
+    fused=lambda s, z: F.scaled_dot_product_attention(*local_attention(s, z), scale=1.0)[:, :, 0],
+    product=lambda s, z: (local_weights(s, z).mT * local_attention(s, z)[2]).sum(2),
+    einsum=lambda s, z: torch.einsum("bnk,bnkc->bnc", local_weights(s, z)[:, :, 0], local_attention(s, z)[2]),
 )
 
 GROUPS = [DEPTHWISE, CONVOLUTION, PATCHES, ODD, DEFORMABLE, DYNAMIC, CONDITIONAL, INVOLUTION, LOCAL]

@@ -185,7 +185,7 @@ def buffered(write: Callable[[Tensor, Tensor], Any]) -> Any:
     return body
 
 
-def samples(z: Tensor) -> Tensor:
+def sample_column(z: Tensor) -> Tensor:
     """Indices of the samples of a batch, (batch, 1)."""
     return torch.arange(len(z))[:, None]
 
@@ -228,7 +228,7 @@ PRODUCTS = Group(
     slice_scatter=lambda s, z: torch.slice_scatter(s.token.repeat(len(z), LONG, 1), gated(s, z), 1, 1).sum(1),
     index_copy=lambda s, z: s.token.repeat(len(z), LONG, 1).index_copy(1, torch.arange(1, LONG), gated(s, z)).sum(1),
     index_put=lambda s, z: (
-        s.token.repeat(len(z), LONG, 1).index_put((samples(z), torch.arange(1, LONG)), gated(s, z)).sum(1)
+        s.token.repeat(len(z), LONG, 1).index_put((sample_column(z), torch.arange(1, LONG)), gated(s, z)).sum(1)
     ),
     half_of_the_products=changed(lambda s, copy: (copy[:, :8].mul_(s.factor[:8]), copy[:, 8:].mul_(s.factor[8:]))),
     products_in_place=changed(lambda s, copy: copy.mul_(s.factor)),
@@ -240,10 +240,10 @@ INDICES = Group("indices that the image decides").add(
     as_they_are=lambda s, z: gathered(z, best(s, z)),
     cat=lambda s, z: gathered(z, torch.cat((torch.zeros(len(z), 1, dtype=torch.long), best(s, z)), 1))[:, 1:],
     pad=lambda s, z: gathered(z, F.pad(best(s, z), (1, 0)))[:, 1:],
-    set=buffered(lambda index, found: index.__setitem__((slice(None), slice(1, None)), found)),
-    copied=buffered(lambda index, found: index[:, 1:].copy_(found)),
-    added=buffered(lambda index, found: index.narrow(1, 1, 4).add_(found)),
-    set_through_a_view=buffered(lambda index, found: index.view(-1, 5)[:, 1:].__setitem__(..., found)),
+    set=buffered(lambda index, shifted: index.__setitem__((slice(None), slice(1, None)), shifted)),
+    copied=buffered(lambda index, shifted: index[:, 1:].copy_(shifted)),
+    added=buffered(lambda index, shifted: index.narrow(1, 1, 4).add_(shifted)),
+    set_through_a_view=buffered(lambda index, shifted: index.view(-1, 5)[:, 1:].__setitem__(..., shifted)),
     take_along_dim=lambda s, z: torch.take_along_dim(tokens(z), best(s, z)[..., None], 1),
 )
 

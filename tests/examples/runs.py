@@ -43,5 +43,5 @@ def rows(file: Path) -> list[dict[str, str]]:
 
 def weights(folder: Path) -> dict[str, Tensor]:
     """The weights in the last checkpoint of a run."""
-    found: dict[str, Tensor] = torch.load(folder / "last.pth.tar", weights_only=True)["state_dict"]
-    return found
+    state: dict[str, Tensor] = torch.load(folder / "last.pth.tar", weights_only=True)["state_dict"]
+    return state

@@ -168,11 +168,11 @@ def test_the_rows_of_table_2(tmp_path: Path) -> None:
     from architectures import build
     from compare import rows
 
-    found = rows(settings("--table", "2", "--architectures", "vit", "--output", tmp_path))
+    shown = rows(settings("--table", "2", "--architectures", "vit", "--output", tmp_path))
     names = ["Vanilla", "CutMix", "Puzzle-Mix", "SaliencyMix", "Attentive-CutMix", "TransMix", "CutMix + TL-Align"]
-    assert [row[1] for row in found] == names
+    assert [row[1] for row in shown] == names
     own, other = (sum(p.numel() for p in build(name, 0).parameters()) for name in ("vit", "convnext"))
-    assert [row[8] for row in found] == [f"{own + other if 'Attentive' in name else own:,}" for name in names]
+    assert [row[8] for row in shown] == [f"{own + other if 'Attentive' in name else own:,}" for name in names]
 
 
 @pytest.mark.slow
@@ -314,9 +314,9 @@ def test_results_has_the_figures_that_are_committed() -> None:
 
     text = (EXAMPLES / "RESULTS.md").read_text(encoding="utf-8")
     blending = ["--architectures", "vit", "--methods", "plain", "aligned:blend=agreement"]
-    found = [row[:8] for row in (*rows(parse([])), *rows(parse(blending))) if row[2] != "0"]
-    assert found
-    assert [row for row in found if f"| {' | '.join(row)} |" not in text] == []
+    computed = [row[:8] for row in (*rows(parse([])), *rows(parse(blending))) if row[2] != "0"]
+    assert computed
+    assert [row for row in computed if f"| {' | '.join(row)} |" not in text] == []
 
 
 def test_transmix_needs_attention() -> None:
@@ -468,16 +468,16 @@ def test_paired_difference(method: dict[int, float], baseline: dict[int, float])
         with pytest.raises(ValueError, match="no seed in common"):
             paired_difference(method, baseline)
         return
-    found = paired_difference(method, baseline)
+    difference = paired_difference(method, baseline)
     differences = np.array([method[seed] - baseline[seed] for seed in common])
-    assert found.mean == pytest.approx(differences.mean(), abs=1e-12)
+    assert difference.mean == pytest.approx(differences.mean(), abs=1e-12)
     if len(common) == 1:
-        assert (found.low, found.high) == (-np.inf, np.inf)
+        assert (difference.low, difference.high) == (-np.inf, np.inf)
         return
     error = differences.std(ddof=1) / np.sqrt(len(common))
     quantile = stats.t.isf(0.025, len(common) - 1)
     np.testing.assert_allclose(
-        (found.low, found.high),
+        (difference.low, difference.high),
         (differences.mean() - quantile * error, differences.mean() + quantile * error),
         atol=1e-9,
     )
@@ -489,9 +489,9 @@ def test_sign_test() -> None:
 
     darwin = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]
     zero = dict.fromkeys(range(16), 0.0)
-    found = sign_test(dict(enumerate([*darwin, 0])), zero)
-    assert (found.won, found.lost) == (13, 2)
-    assert found.p == pytest.approx(2 * 121 / 2**15)
+    p_value = sign_test(dict(enumerate([*darwin, 0])), zero)
+    assert (p_value.won, p_value.lost) == (13, 2)
+    assert p_value.p == pytest.approx(2 * 121 / 2**15)
     assert sign_test({0: 1.0}, {0: 1.0}) == sign_test({0: 1.0}, {1: 1.0}) == SignTest(0, 0, 1.0)
 
 
@@ -501,8 +501,10 @@ def test_interval_of_published_figures() -> None:
 
     first = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
     second = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
-    found = paired_difference(dict(enumerate(first)), dict(enumerate(second)))
-    assert (found.mean, found.low, found.high) == pytest.approx((-1.58, -2.4598858, -0.7001142), abs=1e-7)
+    difference = paired_difference(dict(enumerate(first)), dict(enumerate(second)))
+    assert (difference.mean, difference.low, difference.high) == pytest.approx(
+        (-1.58, -2.4598858, -0.7001142), abs=1e-7
+    )
 
 
 @pytest.mark.parametrize("name", ["methods", "paired"])

@@ -106,9 +106,9 @@ def test_hugging_face_computes_the_same(family: str, tmp_path: Path) -> None:
     size = 64 if family == "swin" else 32
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        expected, found = model(images), loaded.eval()(images).logits
-    assert found.std() > 0.1
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        expected, logits = model(images), loaded.eval()(images).logits
+    assert logits.std() > 0.1
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", slow_except({"swin", "pvt_v2"}, MODELS))
@@ -130,32 +130,32 @@ def test_swin_in_the_names_of_openmmlab(tmp_path: Path) -> None:
     model = swin()
     torch.save(model.state_dict(), tmp_path / "timm.pth")
     main([str(tmp_path / "timm.pth"), str(tmp_path / "mm.pth"), "--to", "mmdet"])
-    found = torch.load(tmp_path / "mm.pth", weights_only=True)["state_dict"]
-    assert all(key.startswith("backbone.") for key in found)
+    state = torch.load(tmp_path / "mm.pth", weights_only=True)["state_dict"]
+    assert all(key.startswith("backbone.") for key in state)
     own = model.state_dict()
     attention = "backbone.stages.0.blocks.1.attn.w_msa"
-    assert torch.equal(found[f"{attention}.qkv.weight"], own["layers.0.blocks.1.attn.qkv.weight"])
+    assert torch.equal(state[f"{attention}.qkv.weight"], own["layers.0.blocks.1.attn.qkv.weight"])
     assert torch.equal(
-        found[f"{attention}.relative_position_index"], model.layers[0].blocks[1].attn.relative_position_index
+        state[f"{attention}.relative_position_index"], model.layers[0].blocks[1].attn.relative_position_index
     )
-    assert torch.equal(found["backbone.stages.2.blocks.0.ffn.layers.0.0.bias"], own["layers.2.blocks.0.mlp.fc1.bias"])
+    assert torch.equal(state["backbone.stages.2.blocks.0.ffn.layers.0.0.bias"], own["layers.2.blocks.0.mlp.fc1.bias"])
     x = torch.randn(2, 8, 8, 8, generator=torch.Generator().manual_seed(1))  # batch, height, width, channels
     merged = F.unfold(x.movedim(3, 1), 2, stride=2).mT  # as mmdet's PatchMerging
-    norm = {part: found[f"backbone.stages.0.downsample.norm.{part}"] for part in ("weight", "bias")}
-    merged = F.layer_norm(merged, (32,), **norm) @ found["backbone.stages.0.downsample.reduction.weight"].T
+    norm = {part: state[f"backbone.stages.0.downsample.norm.{part}"] for part in ("weight", "bias")}
+    merged = F.layer_norm(merged, (32,), **norm) @ state["backbone.stages.0.downsample.reduction.weight"].T
     torch.testing.assert_close(merged.unflatten(1, (4, 4)), model.layers[1].downsample(x), rtol=1e-4, atol=1e-5)
 
 
 def test_pvt_in_the_names_of_mmdet(tmp_path: Path) -> None:
     own = pvt().state_dict()
-    found, left_out = write(identify(own), "mmdet")
+    state, left_out = write(identify(own), "mmdet")
     assert left_out == ["head.weight", "head.bias"]
     attention = "stages.1.blocks.1.attn"
     joined = torch.cat((own[f"{attention}.q.weight"], own[f"{attention}.kv.weight"]))
-    assert torch.equal(found["layers.1.1.1.attn.attn.in_proj_weight"], joined)
-    assert found["layers.1.1.1.ffn.layers.0.weight"].shape == (128, 16, 1, 1)
-    assert torch.equal(found["layers.3.0.projection.weight"], own["stages.3.downsample.proj.weight"])
-    assert torch.equal(found["layers.3.2.bias"], own["stages.3.norm.bias"])
+    assert torch.equal(state["layers.1.1.1.attn.attn.in_proj_weight"], joined)
+    assert state["layers.1.1.1.ffn.layers.0.weight"].shape == (128, 16, 1, 1)
+    assert torch.equal(state["layers.3.0.projection.weight"], own["stages.3.downsample.proj.weight"])
+    assert torch.equal(state["layers.3.2.bias"], own["stages.3.norm.bias"])
     assert torch.equal(
         write(identify(own), "official")[0]["patch_embed4.proj.weight"], own["stages.3.downsample.proj.weight"]
     )
@@ -163,10 +163,10 @@ def test_pvt_in_the_names_of_mmdet(tmp_path: Path) -> None:
 
 def test_vit_in_the_names_of_mmseg() -> None:
     own = deit().state_dict()
-    found, _ = write(identify(own), "mmseg")
-    assert torch.equal(found["layers.1.attn.attn.in_proj_bias"], own["blocks.1.attn.qkv.bias"])
+    state, _ = write(identify(own), "mmseg")
+    assert torch.equal(state["layers.1.attn.attn.in_proj_bias"], own["blocks.1.attn.qkv.bias"])
     attention = nn.MultiheadAttention(24, 3, batch_first=True)  # as mmcv's
-    names = {key.removeprefix("layers.0.attn.attn.") for key in found if key.startswith("layers.0.attn.")}
+    names = {key.removeprefix("layers.0.attn.attn.") for key in state if key.startswith("layers.0.attn.")}
     assert names == attention.state_dict().keys()
 
 

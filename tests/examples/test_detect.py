@@ -58,9 +58,9 @@ def write_split(root: Path, split: str, count: int) -> None:
         square = [left, top, left + 20, top, left + 20, top + 20, left, top + 20]
         triangle = [36, top, 36, top + 20, 56, top + 20]
         for category, box, polygon in ((3, [left, top, 20, 20], square), (7, [36, top, 20, 20], triangle)):
-            found = {"id": len(annotations) + 1, "image_id": number + 10, "category_id": category, "bbox": box}
+            annotation = {"id": len(annotations) + 1, "image_id": number + 10, "category_id": category, "bbox": box}
             annotations.append(
-                found | {"segmentation": [polygon], "area": 400.0 * (1 if category == 3 else 0.5), "iscrowd": 0}
+                annotation | {"segmentation": [polygon], "area": 400.0 * (1 if category == 3 else 0.5), "iscrowd": 0}
             )
     categories = [{"id": 3, "name": "square"}, {"id": 7, "name": "triangle"}]
     content = {"images": images, "annotations": annotations, "categories": categories}

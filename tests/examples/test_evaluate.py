@@ -115,14 +115,14 @@ def test_imagenet(model: nn.Module, checkpoint: Path, tmp_path: Path) -> None:
     logits = logits_of(model, pictures)
     labels = ranked(logits, RANKS)
     root = save(tmp_path / "val", pictures, [wnids()[label] for label in labels]).parent  # its split is found
-    found = run(tmp_path, *MODEL, "--checkpoint", checkpoint, "--data-dir", root)
-    assert (found["images"], found["classes"], found["folders"]) == (15, 1000, len(set(labels)))
-    assert found["top1"] == pytest.approx(percent(logits, labels, 1)) == pytest.approx(100 * 7 / 15)
-    assert found["top5"] == pytest.approx(percent(logits, labels, 5)) == pytest.approx(100 * 11 / 15)
+    figures = run(tmp_path, *MODEL, "--checkpoint", checkpoint, "--data-dir", root)
+    assert (figures["images"], figures["classes"], figures["folders"]) == (15, 1000, len(set(labels)))
+    assert figures["top1"] == pytest.approx(percent(logits, labels, 1)) == pytest.approx(100 * 7 / 15)
+    assert figures["top5"] == pytest.approx(percent(logits, labels, 5)) == pytest.approx(100 * 11 / 15)
     safe = tmp_path / "vit.safetensors"
     save_file(model.state_dict(), safe)
     again = run(tmp_path, *MODEL, "--checkpoint", safe, "--data-dir", root, "--batch-size", "15")
-    assert (again["top1"], again["top5"]) == (found["top1"], found["top5"])
+    assert (again["top1"], again["top5"]) == (figures["top1"], figures["top5"])
     with torch.autocast("cpu"):
         mixed = percent(logits_of(model, pictures), labels, 5)
     of_amp = run(tmp_path, *MODEL, "--checkpoint", safe, "--data-dir", root, "--amp")["top5"]
@@ -154,11 +154,11 @@ def test_folders_of_imagenet_v2_are_in_numeric_order(model: nn.Module, checkpoin
     names = sorted(str(label) for label in set(labels))
     assert names != sorted(names, key=int)
     root = save(tmp_path / "v2", pictures, [str(label) for label in labels])
-    found = run(tmp_path, *MODEL, "--checkpoint", checkpoint, "--dataset", "imagenet-v2", "--data-dir", root)
-    assert found["top1"] == pytest.approx(percent(logits, labels, 1))
-    assert found["top5"] == pytest.approx(percent(logits, labels, 5))
+    figures = run(tmp_path, *MODEL, "--checkpoint", checkpoint, "--dataset", "imagenet-v2", "--data-dir", root)
+    assert figures["top1"] == pytest.approx(percent(logits, labels, 1))
+    assert figures["top5"] == pytest.approx(percent(logits, labels, 5))
     alphabetical = [names.index(str(label)) for label in labels]
-    assert abs(found["top1"] - percent(logits, alphabetical, 1)) > 20
+    assert abs(figures["top1"] - percent(logits, alphabetical, 1)) > 20
 
 
 @pytest.mark.parametrize("dataset", ["imagenet-a", "imagenet-r"])
@@ -170,12 +170,12 @@ def test_only_logits_of_the_subset_take_part(dataset: str, model: nn.Module, che
     labels = ranked(logits[:, columns], [min(rank, 199) for rank in RANKS])
     root = save(tmp_path / "subset", pictures, [wnids()[columns[label]] for label in labels])
     (root / "README.txt").write_text("as it is published")
-    found = run(tmp_path, *MODEL, "--checkpoint", checkpoint, "--dataset", dataset, "--data-dir", root)
-    assert (found["classes"], found["images"]) == (200, 15)
-    assert found["top1"] == pytest.approx(100 * 7 / 15)
-    assert found["top5"] == pytest.approx(100 * 11 / 15)
+    figures = run(tmp_path, *MODEL, "--checkpoint", checkpoint, "--dataset", dataset, "--data-dir", root)
+    assert (figures["classes"], figures["images"]) == (200, 15)
+    assert figures["top1"] == pytest.approx(100 * 7 / 15)
+    assert figures["top5"] == pytest.approx(100 * 11 / 15)
     of_all = percent(logits, [columns[label] for label in labels], 1)  # what all 1000 logits would give
-    assert of_all < found["top1"] - 20
+    assert of_all < figures["top1"] - 20
 
 
 def test_few_classes_by_name(tmp_path: Path) -> None:
@@ -189,17 +189,17 @@ def test_few_classes_by_name(tmp_path: Path) -> None:
     labels = [number % 3 for number in range(20)]
     root = save(tmp_path / "animals", pictures, [names[label] for label in labels])
     base = [*MODEL, "--checkpoint", file, "--dataset", "folder", "--data-dir", root]
-    found = run(tmp_path, *base)
-    assert found["top1"] == pytest.approx(percent(logits_of(tlfx.unalign(plain), pictures), labels, 1))
-    assert found["top3"] == pytest.approx(100.0)
-    assert "top5" not in found
+    figures = run(tmp_path, *base)
+    assert figures["top1"] == pytest.approx(percent(logits_of(tlfx.unalign(plain), pictures), labels, 1))
+    assert figures["top3"] == pytest.approx(100.0)
+    assert "top5" not in figures
     average_top1 = percent(logits_of(average, pictures), labels, 1)
     assert run(tmp_path, *base, "--use-ema")["top1"] == pytest.approx(average_top1)
 
     (tmp_path / "classes.txt").write_text("cow\nant\nbee\n")
     moved = [["cow", "ant", "bee"].index(names[label]) for label in labels]
-    found = run(tmp_path, *base, "--class-map", tmp_path / "classes.txt")
-    assert found["top1"] == pytest.approx(percent(logits_of(plain, pictures), moved, 1))
+    figures = run(tmp_path, *base, "--class-map", tmp_path / "classes.txt")
+    assert figures["top1"] == pytest.approx(percent(logits_of(plain, pictures), moved, 1))
     some = run(tmp_path, *base, "--images", "5", "--seed", "1")
     assert some["images"] == 5
     assert some == run(tmp_path, *base, "--images", "5", "--seed", "1")
@@ -236,22 +236,22 @@ def test_mce(model: nn.Module, checkpoint: Path, tmp_path: Path, capsys: pytest.
     baseline.write_text(json.dumps({"errors": {"snow": 0.5, "fog": 0.8, "frost": 0.9}, "clean_error": 0.3}))
     base = [*MODEL, "--checkpoint", checkpoint, "--dataset", "imagenet-c", "--data-dir", tmp_path / "c"]
     base += ["--corruptions", "fog", "snow"]
-    found = run(tmp_path, *base, "--baseline", baseline, "--clean-dir", clean)
+    figures = run(tmp_path, *base, "--baseline", baseline, "--clean-dir", clean)
     shown = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert found["by_severity"] == {name: pytest.approx(each) for name, each in errors.items()}
+    assert figures["by_severity"] == {name: pytest.approx(each) for name, each in errors.items()}
     fog, snow = (1 + 2 + 3 + 4 + 5) / 40, (2 + 3 + 4 + 5 + 6) / 40
-    assert found["errors"] == {"fog": pytest.approx(fog), "snow": pytest.approx(snow)}
-    assert found["ce"] == {"fog": pytest.approx(100 * fog / 0.8), "snow": pytest.approx(100 * snow / 0.5)}
-    assert found["mce"] == pytest.approx((100 * fog / 0.8 + 100 * snow / 0.5) / 2)
-    assert found["clean_error"] == pytest.approx(0.1)
+    assert figures["errors"] == {"fog": pytest.approx(fog), "snow": pytest.approx(snow)}
+    assert figures["ce"] == {"fog": pytest.approx(100 * fog / 0.8), "snow": pytest.approx(100 * snow / 0.5)}
+    assert figures["mce"] == pytest.approx((100 * fog / 0.8 + 100 * snow / 0.5) / 2)
+    assert figures["clean_error"] == pytest.approx(0.1)
     relative = 100 * ((fog - 0.1) / (0.8 - 0.3) + (snow - 0.1) / (0.5 - 0.3)) / 2
-    assert found["relative_mce"] == pytest.approx(relative)
+    assert figures["relative_mce"] == pytest.approx(relative)
     assert ["fog", "12.50", "25.00", "37.50", "50.00", "62.50", "37.50", f"{100 * fog / 0.8:.2f}"] in shown
-    assert ["mCE", "of", "2", f"{found['mce']:.2f}"] in shown
+    assert ["mCE", "of", "2", f"{figures['mce']:.2f}"] in shown
     assert ["relative", "mCE", "of", "2", f"{relative:.2f}"] in shown
 
     own = tmp_path / "own.json"
-    own.write_text(json.dumps(found))
+    own.write_text(json.dumps(figures))
     again = run(tmp_path, *base, "--baseline", own)  # what a run wrote is a baseline
     assert again["mce"] == pytest.approx(100.0)
     assert again["relative_mce"] is None  # its own clean error was not measured

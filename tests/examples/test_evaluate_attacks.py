@@ -107,14 +107,14 @@ def run(case: Case, tmp_path: Path, *arguments: str) -> dict[str, Any]:
 def check_margins(case: Case, tmp_path: Path, attack: str, norm: str, eps: float) -> None:
     """Right under attack are the images whose margin is beyond the bound, and no others."""
     slack = case.slack(DUAL[norm])
-    found = run(case, tmp_path, "--attack", attack, "--norm", norm, "--eps", str(eps), "--steps", "40")
-    assert found["top1"] == pytest.approx(100 * float((slack > 0).float().mean()))
-    assert found["attack"]["top1"] == pytest.approx(100 * float((slack > eps).float().mean()))
-    assert found["attack"]["top1"] < found["top1"] < 100
-    assert 0 < found["attack"]["perturbation"] <= eps * (1 + 1e-4)
-    assert found["attack"]["images"] == found["images"] == COUNT
-    assert (found["attack"]["name"], found["attack"]["norm"], found["attack"]["eps"]) == (attack, norm, eps)
-    assert found["attack"].get("steps") == (40 if attack == "pgd" else None)
+    figures = run(case, tmp_path, "--attack", attack, "--norm", norm, "--eps", str(eps), "--steps", "40")
+    assert figures["top1"] == pytest.approx(100 * float((slack > 0).float().mean()))
+    assert figures["attack"]["top1"] == pytest.approx(100 * float((slack > eps).float().mean()))
+    assert figures["attack"]["top1"] < figures["top1"] < 100
+    assert 0 < figures["attack"]["perturbation"] <= eps * (1 + 1e-4)
+    assert figures["attack"]["images"] == figures["images"] == COUNT
+    assert (figures["attack"]["name"], figures["attack"]["norm"], figures["attack"]["eps"]) == (attack, norm, eps)
+    assert figures["attack"].get("steps") == (40 if attack == "pgd" else None)
 
 
 @pytest.mark.parametrize(("attack", "norm"), [("apgd-t", "Linf"), pytest.param("fab-t", "L2", marks=pytest.mark.slow)])
@@ -157,19 +157,19 @@ def test_fgsm_is_one_step_of_the_gradients_sign(case: Case, tmp_path: Path, caps
     step = (probabilities @ weight).sign().view_as(case.images)
     changed = case.logits(case.images + 2 / 255 * step).argmax(1)
     clean = case.logits(case.images).argmax(1) == case.labels
-    found = run(case, tmp_path, "--attack", "fgsm", "--eps", "2/255")
-    assert found["attack"]["top1"] == pytest.approx(100 * float((clean & (changed == case.labels)).float().mean()))
-    assert found["attack"]["perturbation"] == pytest.approx(2 / 255, rel=1e-4)
+    figures = run(case, tmp_path, "--attack", "fgsm", "--eps", "2/255")
+    assert figures["attack"]["top1"] == pytest.approx(100 * float((clean & (changed == case.labels)).float().mean()))
+    assert figures["attack"]["perturbation"] == pytest.approx(2 / 255, rel=1e-4)
     shown = capsys.readouterr().out
     assert "fgsm Linf 2/255" in shown
 
 
 def test_square_stays_in_its_bound(case: Case, tmp_path: Path) -> None:
     slack = case.slack(1.0)
-    found = run(case, tmp_path, "--attack", "square", "--eps", "8/255", "--images", "6")  # all fall at once
-    assert found["attack"]["images"] == 6
-    assert found["attack"]["top1"] <= found["top1"]
-    assert found["attack"]["perturbation"] <= 8 / 255 + 1e-6
+    figures = run(case, tmp_path, "--attack", "square", "--eps", "8/255", "--images", "6")  # all fall at once
+    assert figures["attack"]["images"] == 6
+    assert figures["attack"]["top1"] <= figures["top1"]
+    assert figures["attack"]["perturbation"] <= 8 / 255 + 1e-6
     assert float(slack.max()) < 8 / 255
 
 

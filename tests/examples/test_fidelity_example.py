@@ -62,12 +62,12 @@ def test_finished_runs_are_measured(
         assert int(line["pairs"]) == row.agreement.pairs
         assert float(line["rmse"]) == pytest.approx(row.agreement.rmse, abs=1e-4)  # threads may round otherwise
 
-    found = [float(x["rmse"]) for x in lines if (x["reference"], x["rule"]) == ("exchange", "paper")]
-    half = stats.t.ppf(0.975, 1) * np.std(found, ddof=1) / math.sqrt(2)
+    errors = [float(x["rmse"]) for x in lines if (x["reference"], x["rule"]) == ("exchange", "paper")]
+    half = stats.t.ppf(0.975, 1) * np.std(errors, ddof=1) / math.sqrt(2)
     table = (tmp_path / "table.md").read_text()
     assert table.startswith("- mixer: 2 seeds, ")
     rmse = table.partition("RMSE:")[2]
-    assert f"| {np.mean(found):.3f} ± {half:.3f} |" in next(x for x in rmse.splitlines() if "| paper |" in x)
+    assert f"| {np.mean(errors):.3f} ± {half:.3f} |" in next(x for x in rmse.splitlines() if "| paper |" in x)
     assert (
         "| mixer | heads=norm | as paper | as paper | as paper | as paper | as paper |" in table
     )  # a mixer has no heads
@@ -79,29 +79,29 @@ def test_finished_runs_are_measured(
 def studies(seeds: int, wins: float) -> dict[int, Fidelity]:
     """Made-up shares: that of the paper has an error, residual=skip a larger one by much, residual=norm one that is
     less by ``wins`` in every seed, heads=norm the paper's own."""
-    found = {}
+    fidelities = {}
     for seed in range(seeds):
         draw = torch.Generator().manual_seed(seed)
         truth, error, area = torch.rand(3, 200, generator=draw)
         paper = truth + 0.2 * error
         errors = (area, paper, truth + 0.5 * error, truth + (0.2 - wins) * error, paper.clone())
-        found[seed] = Fidelity(dict(zip(RULES, errors, strict=True)), {"exchange": truth})
-    return found
+        fidelities[seed] = Fidelity(dict(zip(RULES, errors, strict=True)), {"exchange": truth})
+    return fidelities
 
 
-def cells(found: dict[int, Fidelity], statistic: str) -> dict[str, str]:
+def cells(fidelities: dict[int, Fidelity], statistic: str) -> dict[str, str]:
     from fidelity import rows
 
-    return {rule: cell for _, rule, cell in rows({"vit": found}, statistic)}
+    return {rule: cell for _, rule, cell in rows({"vit": fidelities}, statistic)}
 
 
 @pytest.mark.parametrize("statistic", ["correlation", "rmse"])
 def test_arrows_are_intervals_that_leave_out_zero(statistic: str) -> None:
-    found = studies(4, wins=0.1)
-    shown = cells(found, statistic)
+    fidelities = studies(4, wins=0.1)
+    shown = cells(fidelities, statistic)
 
     def figures(rule: str) -> np.ndarray:
-        return np.array([getattr(study.agreement(rule, "exchange"), statistic) for study in found.values()])
+        return np.array([getattr(study.agreement(rule, "exchange"), statistic) for study in fidelities.values()])
 
     for rule in RULES[:4]:
         low, high = stats.t.interval(0.95, 3, figures(rule).mean(), stats.sem(figures(rule)))

@@ -27,15 +27,15 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of a new environment that holds the plugin, and sees what this one has."""
     folder = tmp_path_factory.mktemp("plugin")
     run(sys.executable, "-m", "venv", "--without-pip", str(folder / "venv"))
-    found = folder / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    executable = folder / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
     (site,) = (folder / "venv").glob("**/site-packages")
     own = dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
     lines = [f"import site; site.addsitedir({path!r})" for path in own]
     (site / "beside.pth").write_text("\n".join(lines) + "\n")
     source = shutil.copytree(PLUGIN, folder / "source", ignore=BUILT)  # a build leaves files beside its sources
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--quiet"]
-    run(sys.executable, "-m", "pip", "--python", str(found), "install", *options, str(source))
-    return found
+    run(sys.executable, "-m", "pip", "--python", str(executable), "install", *options, str(source))
+    return executable
 
 
 def run(*command: str, cwd: Path | None = None) -> str:
@@ -65,9 +65,9 @@ def test_rules_name_operator_plugin_and_package(answers: list[Any]) -> None:
 
 @pytest.mark.slow
 def test_its_model_is_aligned_exactly(answers: list[Any]) -> None:
-    found = answers[1]
-    assert found["passed"]
-    assert all(row["figure"] == 0 for row in found["invariants"] if row["name"] in ("logits", "gradients", "buffers"))
+    answer = answers[1]
+    assert answer["passed"]
+    assert all(row["figure"] == 0 for row in answer["invariants"] if row["name"] in ("logits", "gradients", "buffers"))
 
 
 @pytest.mark.slow
@@ -75,9 +75,9 @@ def test_its_operators_mix_tokens(answers: list[Any]) -> None:
     nodes = answers[2]["nodes"]
     attention = [n for n in nodes if n["operator"].startswith(OPERATOR)]
     smoothing = [n for n in nodes if n["module_class"] == "Smoothing" and n["class"] != "constant"]
-    for found in (attention, smoothing):
-        assert [n["class"] for n in found] == ["spatial_mix"] * 2
-        assert {n["why"] for n in found} == {"mixes tokens by weights that its rule computes"}
+    for operation in (attention, smoothing):
+        assert [n["class"] for n in operation] == ["spatial_mix"] * 2
+        assert {n["why"] for n in operation} == {"mixes tokens by weights that its rule computes"}
 
 
 @pytest.mark.slow

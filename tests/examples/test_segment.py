@@ -266,12 +266,12 @@ class Oracle(nn.Module):
 
 
 def test_figures_are_those_by_hand(data: Path) -> None:
-    found, labels = torch.randint(0, 3, (50,)), torch.randint(0, 4, (50,))
+    predicted, labels = torch.randint(0, 3, (50,)), torch.randint(0, 4, (50,))
     labels[labels == 3] = IGNORED
-    counts = confusion(found, labels, 3).double()
+    counts = confusion(predicted, labels, 3).double()
     iou = []
     for c in range(3):
-        a, b = (found == c) & (labels != IGNORED), labels == c
+        a, b = (predicted == c) & (labels != IGNORED), labels == c
         iou.append((a & b).sum().item() / (a | b).sum().item())
     assert figures(counts)["mIoU"] == pytest.approx(100 * sum(iou) / 3)
     one = Processes(0, 1, torch.device("cpu"))

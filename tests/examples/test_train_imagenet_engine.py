@@ -186,14 +186,14 @@ def test_accuracy_is_that_of_a_plain_count(tmp_path: Path) -> None:
     model, config = build_model(options, 9)
     splits = open_splits(options).transformed(*make_transforms(options, config))
     alone = Processes(0, 1, torch.device("cpu"))
-    found = evaluate(model, val_loader(splits, alone, options), 12, alone, torch.no_grad)
+    figures = evaluate(model, val_loader(splits, alone, options), 12, alone, torch.no_grad)
     images, labels = zip(*(splits.val[number] for number in range(12)), strict=True)
     with torch.no_grad():
         logits = model.eval()(torch.stack(images))
     order = logits.argsort(1, descending=True)
     right = [100 * np.mean([label in row[:k] for row, label in zip(order, labels, strict=True)]) for k in (1, 5)]
-    assert [found["top1"], found["top5"]] == pytest.approx(right)
-    assert found["loss"] == pytest.approx(F.cross_entropy(logits, torch.tensor(labels)).item(), rel=1e-5)
+    assert [figures["top1"], figures["top5"]] == pytest.approx(right)
+    assert figures["loss"] == pytest.approx(F.cross_entropy(logits, torch.tensor(labels)).item(), rel=1e-5)
     assert 0 < right[1] < 100
 
 
@@ -233,6 +233,6 @@ def test_posterising_to_no_bits_is_black() -> None:
 
 def test_examples_in_docstrings() -> None:
     for name in ("order", "distributed"):
-        found = doctest.testmod(importlib.import_module(f"imagenet.{name}"))
-        assert found.failed == 0
-    assert found.attempted > 0
+        examples = doctest.testmod(importlib.import_module(f"imagenet.{name}"))
+        assert examples.failed == 0
+    assert examples.attempted > 0

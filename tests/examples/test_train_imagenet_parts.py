@@ -43,9 +43,9 @@ def test_processes_share_the_batches_of_one(
     def batches(rank: int, count: int) -> list[list[Any]]:
         made = Batches(images, size, processes * steps, seed=1, rank=rank, processes=count, repeats=repeats)
         made.epoch = epoch
-        found = list(made)
-        assert len(found) == len(made)
-        return found
+        parts = list(made)
+        assert len(parts) == len(made)
+        return parts
 
     alone = batches(0, 1)
     shared = [batches(rank, processes) for rank in range(processes)]

@@ -339,13 +339,15 @@ def test_tensorboard(data: Path, tmp_path: Path) -> None:
     assert {"summary/top1", "summary/top5", "summary/loss"} <= set(events.Tags()["scalars"])
 
 
-def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_every_flag(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from imagenet.options import make_parser, parse
 
+    monkeypatch.setenv("COLUMNS", "500")  # each description is one line
     with pytest.raises(SystemExit, match="0"):
         parse("what it does", ["--help"])
-    shown = re.sub(r"\s+", " ", capsys.readouterr().out)
+    shown = capsys.readouterr().out
     assert "what it does" in shown
-    for action in make_parser("")._actions:
-        assert action.help
-        assert action.option_strings[-1] in shown
+    entries = dict(re.findall(r"^  (-\S+(?: \S+)*)(?:  +|\n {10,})(\S.*)$", shown, re.MULTILINE))
+    assert len(entries) == len(re.findall(r"^  -", shown, re.MULTILINE))  # each has a description
+    flags = {word.rstrip(",") for entry in entries for word in entry.split()}
+    assert {f"--{name.replace('_', '-')}" for name in vars(make_parser("").parse_args([]))} <= flags

@@ -10,12 +10,10 @@ from helpers import assert_same, vit
 from torch import Tensor, nn
 from torch.fx import Graph
 
-from tlfx.capture.arguments import Call
-from tlfx.capture.export import capture
 from tlfx.graph.liveness import last_reads
-from tlfx.propagate import Options, Propagation, propagate
+from tlfx.propagate import Options
 from tlfx.propagate.values import Value
-from tlfx.rewrite.writer import rewrite
+from tlfx.trace import Trace, trace
 
 
 class Views(nn.Module):
@@ -35,28 +33,29 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def both(model: nn.Module, side: int) -> tuple[Propagation, Propagation]:
+def freed_and_kept(model: nn.Module, side: int) -> tuple[Trace, Trace]:
+    """Traces of one capture, without and with the maps that nothing reads any more."""
     images = torch.rand(2, 3, side, side)
-    captured = capture(model, Call.of(images), any_batch=False)
-    freed, kept = (propagate(captured, Options(keep=keep)) for keep in (False, True))
-    return freed, kept
+    freed = trace(model, images, Options(keep=False), any_batch=False)
+    return freed, trace(model, images, Options(keep=True), captured=freed.captured)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_labels_are_the_same_without_maps(name: str) -> None:
     side = 16 if name == "vit" else 8
-    freed, kept = both(MODELS[name](), side)
-    assert [str(v) for v in freed.operations.values()] == [str(v) for v in kept.operations.values()]
-    one, other = rewrite(freed).graph_module, rewrite(kept).graph_module
+    freed, kept = freed_and_kept(MODELS[name](), side)
+    operations = [[str(v) for v in traced.propagation.operations.values()] for traced in (freed, kept)]
+    assert operations[0] == operations[1]
+    one, other = freed.graph_module, kept.graph_module
     images, mask = torch.rand(2, 3, side, side), torch.rand(2, 1, side, side)
     assert_same(one(images, mask), other(images, mask))
     assert all(map(torch.equal, one.buffers(), other.buffers()))
 
 
 def test_maps_are_held_where_something_still_reads_them() -> None:
-    freed, kept = both(nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.ReLU(), nn.Flatten()), 8)
+    traces = freed_and_kept(nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.ReLU(), nn.Flatten()), 8)
     with_maps = [
-        [n.name for n, v in found.values.items() if isinstance(v, Value) and v.maps] for found in (freed, kept)
+        [n.name for n, v in traced.propagation.values.items() if isinstance(v, Value) and v.maps] for traced in traces
     ]
     assert with_maps == [["flatten"], ["input_1", "conv2d", "relu", "flatten"]]
 

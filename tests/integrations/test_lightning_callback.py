@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import hooks_of
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
@@ -77,7 +78,7 @@ def test_each_epoch_logs_the_mean_over_its_pairs(tmp_path: Path) -> None:
     rows = csv.DictReader((Path(trainer.log_dir) / "metrics.csv").open())
     logged = [float(row["lambda_gap"]) for row in rows if row["lambda_gap"]]
     assert logged == pytest.approx(expected, rel=1e-4)
-    assert not module.model._forward_hooks
+    assert not hooks_of(module.model)
 
 
 def test_a_model_that_is_not_aligned_or_has_several_outputs_is_refused(tmp_path: Path) -> None:
@@ -97,7 +98,7 @@ def test_a_model_that_is_not_aligned_or_has_several_outputs_is_refused(tmp_path:
         InputError, match="returns its soft targets as a tuple, expected a single one; remove LambdaGap"
     ):
         fit(module, tmp_path, LambdaGap())
-    assert not module.model._forward_hooks
+    assert not hooks_of(module.model)
 
 
 def test_a_model_is_not_captured_again_because_lightning_notes_that_it_was_compiled() -> None:

@@ -24,7 +24,7 @@ from tlfx.mix import Collate, CutMix, GridMix
 META = torch.device("meta")
 
 
-def batch(mixer: Any = None) -> tuple[Tensor, tlfx.MixedTarget]:
+def cutmix_batch(mixer: Any = None) -> tuple[Tensor, tlfx.MixedTarget]:
     mixer = mixer or CutMix(num_classes=3, generator=torch.Generator().manual_seed(0))
     return mixer(torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 0]))
 
@@ -44,7 +44,7 @@ def by_distributed(target: Any) -> Any:
 @pytest.mark.parametrize("mixer", [None, GridMix(num_classes=3, images=3)], ids=["two", "three"])
 @pytest.mark.parametrize("move", [by_accelerate, by_lightning, by_distributed])
 def test_labels_and_mask_move_and_numbers_stay(move: Callable[[Any], Any], mixer: Any) -> None:
-    _, target = batch(mixer)
+    _, target = cutmix_batch(mixer)
     moved = move(target)
     assert type(moved) is tlfx.MixedTarget
     assert moved.keys() == target.keys()
@@ -55,7 +55,7 @@ def test_labels_and_mask_move_and_numbers_stay(move: Callable[[Any], Any], mixer
 
 def test_hugging_face_keeps_the_type(tmp_path: Path) -> None:
     arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
-    _, target = batch()
+    _, target = cutmix_batch()
     kept = Trainer(torch.nn.Linear(1, 1), arguments)._prepare_inputs({"labels": target})["labels"]
     assert type(kept) is tlfx.MixedTarget
     assert torch.equal(kept.area(), target.area())
@@ -63,11 +63,11 @@ def test_hugging_face_keeps_the_type(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:Trying to infer the `batch_size`")  # Lightning's, of any number beside tensors
 def test_lightning_finds_the_batch_size() -> None:
-    assert extract_batch_size(batch()) == 4
+    assert extract_batch_size(cutmix_batch()) == 4
 
 
 def test_accelerate_slices_a_batch_for_its_processes() -> None:
-    images, target = batch()
+    images, target = cutmix_batch()
     assert find_batch_size((images, target)) == 4
     _, half = slice_tensors((images, target), slice(2, 4))
     half.check(2, (8, 8))
@@ -87,6 +87,6 @@ def test_loaders_of_accelerate_give_whole_targets(dispatch: bool) -> None:
 
 
 def test_trees_keep_a_target_whole() -> None:
-    _, target = batch()
+    _, target = cutmix_batch()
     kept = tree_map_only(tlfx.MixedTarget, lambda t: t.area(), {"labels": target})
     assert torch.equal(kept["labels"], target.area())

@@ -28,14 +28,14 @@ def aligned() -> VisionTransformer:
     return ALIGNED
 
 
-def batch() -> tuple[Tensor, Tensor]:
+def plain_batch() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     return torch.rand(4, 3, 16, 16, generator=generator), torch.tensor([0, 1, 2, 0])
 
 
 def test_the_criterion_gets_the_target_that_reaches_the_output() -> None:
     task = ClassificationTask(aligned(), criterion_kwargs={"soft_targets": True}, verbose=False)
-    images, target = CutMix(num_classes=3, generator=torch.Generator().manual_seed(1))(*batch())
+    images, target = CutMix(num_classes=3, generator=torch.Generator().manual_seed(1))(*plain_batch())
     result = task(images, target)
     logits, soft = aligned()(images, target)
     assert torch.equal(result["output"], logits)
@@ -44,7 +44,7 @@ def test_the_criterion_gets_the_target_that_reaches_the_output() -> None:
 
 
 def test_unmixed_labels_are_those_of_timm() -> None:
-    images, labels = batch()
+    images, labels = plain_batch()
     ours = ClassificationTask(aligned(), verbose=False)(images, labels)
     theirs = timm.task.ClassificationTask(vit(), verbose=False)(images, labels)
     assert ours.keys() == theirs.keys()
@@ -53,7 +53,7 @@ def test_unmixed_labels_are_those_of_timm() -> None:
 
 def test_many_labels_take_the_binary_loss_of_the_aligned_target() -> None:
     labels = F.one_hot(torch.tensor([[0, 1], [1, 1], [2, 0], [2, 1]]), 3).amax(1).float()
-    images, target = Mixup(mixup_alpha=0, cutmix_alpha=1, num_classes=3, multi_label=True)(batch()[0], labels)
+    images, target = Mixup(mixup_alpha=0, cutmix_alpha=1, num_classes=3, multi_label=True)(plain_batch()[0], labels)
     task = MultiLabelClassificationTask(
         aligned(), criterion_kwargs={"soft_targets": True, "loss_type": "bce"}, verbose=False
     )
@@ -66,7 +66,7 @@ def test_many_labels_take_the_binary_loss_of_the_aligned_target() -> None:
 def test_checkpoints_and_ema_are_those_of_timm() -> None:
     task = ClassificationTask(aligned(), criterion_kwargs={"soft_targets": True}, verbose=False)
     task.setup_ema(decay=0.5)
-    task(*CutMix(num_classes=3)(*batch()))["loss"].backward()
+    task(*CutMix(num_classes=3)(*plain_batch()))["loss"].backward()
     torch.optim.SGD(task.get_clip_parameters(), lr=1.0).step()
     task.update_ema()
     state, ema = task.get_checkpoint_state(), task.get_checkpoint_state(ema=True)

@@ -41,13 +41,13 @@ def mixed(patches: bool = False) -> tuple[Tensor, MixedTarget]:
 
 def last_attention(model: VisionTransformer, images: Tensor) -> Tensor:
     """Weights of the last block averaged over heads, (batch, queries, keys), computed from its own parameters."""
-    found: list[Tensor] = []
+    inputs_of_attention: list[Tensor] = []
     attention = model.blocks[-1].attn
-    hook = attention.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+    hook = attention.register_forward_pre_hook(lambda _, inputs: inputs_of_attention.append(inputs[0]))
     with torch.no_grad():
         model(images)
     hook.remove()
-    tokens = found[0]
+    tokens = inputs_of_attention[0]
     query, key, _ = attention.qkv(tokens).unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
     return (query @ key.transpose(-2, -1) * attention.scale).softmax(-1).mean(1).detach()
 
@@ -207,8 +207,8 @@ def test_blending_of_targets_of_positions(shape: tuple[int, ...], blend: Any) ->
     blended = TargetAssigner(blend=blend)(Given(), torch.rand(5, 3, 4, 4), target)[1]
     assert blended["none"] is None
     axis = {1: None, 3: 2, 4: 1}[len(shape)]
-    given, found = (x.unsqueeze(-1) if axis is None else x.movedim(axis, -1) for x in (soft, blended["dense"]))
-    for one, other in zip(*(x.reshape(5, -1, classes).unbind(1) for x in (given, found)), strict=True):
+    given, mixed_labels = (x.unsqueeze(-1) if axis is None else x.movedim(axis, -1) for x in (soft, blended["dense"]))
+    for one, other in zip(*(x.reshape(5, -1, classes).unbind(1) for x in (given, mixed_labels)), strict=True):
         share = nn.functional.cosine_similarity(one, target.area())[:, None] if blend == "agreement" else blend
         torch.testing.assert_close(other, share * one + (1 - share) * target.area())
 

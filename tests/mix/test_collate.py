@@ -47,12 +47,12 @@ def test_images_draws_and_area_are_those_of_timm(
     alphas: tuple[float, float], minmax: Any, kind: str, count: int, seed: int, **arguments: Any
 ) -> None:
     arguments |= {"mixup_alpha": alphas[0], "cutmix_alpha": alphas[1], "cutmix_minmax": minmax, "num_classes": CLASSES}
-    found = []
+    results = []
     for kind_of_mixup in (FastCollateMixup, timm.data.FastCollateMixup):
         np.random.seed(seed)
         images, target = kind_of_mixup(**arguments)(samples(count, kind, seed=seed % 999))
-        found.append((images, target, np.random.rand()))
-    (ours, target, our_next), (theirs, soft, their_next) = found
+        results.append((images, target, np.random.rand()))
+    (ours, target, our_next), (theirs, soft, their_next) = results
     assert ours.dtype == torch.uint8
     assert torch.equal(ours, theirs)
     assert our_next == their_next

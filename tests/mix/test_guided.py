@@ -43,8 +43,8 @@ def peak(image: Tensor) -> tuple[int, int]:
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16])
 def test_what_stands_out_is_salient(channels: int, dtype: torch.dtype) -> None:
     images, places = spots(6, channels, dtype=dtype)
-    found = torch.stack(SaliencyMix().centres(images), 1)
-    assert (found - places).abs().max() <= 12
+    centres = torch.stack(SaliencyMix().centres(images), 1)
+    assert (centres - places).abs().max() <= 12
 
 
 def test_where_nothing_stands_out_the_first_pixel_is_taken() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import timm.data
 import torch
+from batches import CLASSES, batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,14 +17,7 @@ import tlfx.mix.mixup
 from tlfx.errors import InputError, TargetError
 from tlfx.mix import MixedTarget, Mixup
 
-CLASSES = 7
 EITHER: dict[str, Any] = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}
-
-
-def batch(count: int = 8, height: int = 12, width: int = 10, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(count, 3, height, width, generator=generator)
-    return images, torch.randint(CLASSES, (count,), generator=generator)
 
 
 def run(mixer: Any, images: torch.Tensor, labels: torch.Tensor, seed: int) -> tuple[torch.Tensor, Any, float]:
@@ -129,7 +123,7 @@ def test_mixup_is_a_constant_mask() -> None:
     np.random.seed(3)
     np.random.rand()
     lam = np.random.beta(1.0, 1.0)
-    assert target.mask.shape == (8, 1, 12, 10)
+    assert target.mask.shape == (8, 1, 12, 8)
     torch.testing.assert_close(target.mask, torch.full_like(target.mask, lam))
 
 

@@ -50,8 +50,8 @@ def test_no_choice_costs_less_than_the_cut(rows: int, columns: int, seed: int, s
         beside = sum(right[choice[r, c], choice[r, c + 1], r, c] for r in range(rows) for c in range(columns - 1))
         return float(cells + below + beside)
 
-    found = minimum_cut(unary, down, right)
-    assert total(1 - found.astype(int)) == pytest.approx(min(map(total, choices(rows, columns))), abs=1e-6)
+    cut = minimum_cut(unary, down, right)
+    assert total(1 - cut.astype(int)) == pytest.approx(min(map(total, choices(rows, columns))), abs=1e-6)
 
 
 def puzzle_cost(
@@ -102,11 +102,11 @@ def test_blocks_are_chosen_at_the_least_cost(blocks: int, weights: dict[str, Any
     for i, lam in enumerate(lams):
         pair = [i, (i - 1) % 4]
         assert torch.equal(mixed[i], torch.where(target.mask[i].bool(), images[i], images[pair[1]]))
-        found = 1 - target.mask[i, 0, :: 6 // blocks, :: 12 // blocks].int().numpy()
-        whole = np.repeat(np.repeat(1 - found, 6 // blocks, 0), 12 // blocks, 1)
+        choice = 1 - target.mask[i, 0, :: 6 // blocks, :: 12 // blocks].int().numpy()
+        whole = np.repeat(np.repeat(1 - choice, 6 // blocks, 0), 12 // blocks, 1)
         assert np.array_equal(target.mask[i, 0].numpy(), whole)
         costs = [puzzle_cost(z, salient[pair], pixels[pair], lam, **weights) for z in choices(blocks, blocks)]
-        assert puzzle_cost(found, salient[pair], pixels[pair], lam, **weights) == pytest.approx(min(costs), abs=1e-6)
+        assert puzzle_cost(choice, salient[pair], pixels[pair], lam, **weights) == pytest.approx(min(costs), abs=1e-6)
 
 
 @pytest.mark.parametrize("move", [0.0, 0.05, 0.8])
@@ -169,10 +169,10 @@ def test_gradients_are_salient_and_an_aligned_model_learns() -> None:
     torch.manual_seed(0)
     model = timm.create_model("test_vit", img_size=32, num_classes=CLASSES)
     images, labels = batch(4, 32, 32)
-    found = gradient_saliency(model)(images, labels)
+    saliency = gradient_saliency(model)(images, labels)
     image = images.clone().requires_grad_()
     torch.nn.functional.cross_entropy(model(image), labels).backward()
-    torch.testing.assert_close(found, (image.grad**2).mean(1).sqrt())
+    torch.testing.assert_close(saliency, (image.grad**2).mean(1).sqrt())
     model.zero_grad()
     model = tlfx.align(model)
     with torch.no_grad():  # gradients are taken all the same

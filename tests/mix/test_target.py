@@ -161,17 +161,17 @@ def test_many_images_are_collated_and_moved(soft: bool) -> None:
     def rows(index: Any) -> MixedTarget:
         return MixedTarget(target, labels=target["labels"][index], mask=target["mask"][index])
 
-    for found in (
+    for moved in (
         default_collate([rows(i) for i in range(6)]),
         default_collate([rows(slice(3)), rows(slice(3, 6))]),
         pickle.loads(pickle.dumps(target)),
         target.to("cpu"),
     ):
-        assert type(found) is MixedTarget
-        assert torch.equal(found.labels, target.labels)
-        assert torch.equal(found.mask, target.mask)
-        assert torch.equal(found.area(), target.area())
-        found.check(6, (HEIGHT, WIDTH))
+        assert type(moved) is MixedTarget
+        assert torch.equal(moved.labels, target.labels)
+        assert torch.equal(moved.mask, target.mask)
+        assert torch.equal(moved.area(), target.area())
+        moved.check(6, (HEIGHT, WIDTH))
     assert target.to("meta")["labels"].device.type == "meta"
     assert rows(2).labels.shape == ((1, 3, CLASSES) if soft else (1, 3))
     rows(2).check(1, (HEIGHT, WIDTH))

@@ -69,5 +69,5 @@ def test_only_known_models_may_differ_by_rounding() -> None:
 def test_the_table_has_every_model() -> None:
     section = README.read_text(encoding="utf-8").partition("## Models beyond")[2]
     rows = [line.split(" | ")[:3] for line in section.splitlines() if line.startswith("| ")]
-    found = {f"{source}: {name.removeprefix('| ')}": status for name, source, status in rows[1:]}
-    assert found == {name: entry.status for name, entry in CATALOGUE.items()}
+    statuses = {f"{source}: {name.removeprefix('| ')}": status for name, source, status in rows[1:]}
+    assert statuses == {name: entry.status for name, entry in CATALOGUE.items()}

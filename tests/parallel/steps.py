@@ -76,7 +76,7 @@ class Transformer(nn.Module):
         return self.head(x[:, 0])
 
 
-def batch(seed: int = 1) -> tuple[Tensor, tlfx.MixedTarget]:
+def mixed_batch(seed: int = 1) -> tuple[Tensor, tlfx.MixedTarget]:
     """Images (4, 3, 16, 16) and their target: each with a square of another."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(BATCH, 3, SIDE, SIDE, generator=generator)
@@ -103,8 +103,8 @@ def step(model: Any, images: Tensor, target: tlfx.MixedTarget) -> Result:
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
     """The whole gradient of every parameter."""
-    found = {name.removeprefix("module."): p.grad for name, p in model.named_parameters()}
-    return {name: g.full_tensor() if isinstance(g, DTensor) else g.clone() for name, g in found.items()}
+    of_parameters = {name.removeprefix("module."): p.grad for name, p in model.named_parameters()}
+    return {name: g.full_tensor() if isinstance(g, DTensor) else g.clone() for name, g in of_parameters.items()}
 
 
 def sharded(model: nn.Module, mesh: DeviceMesh, per_block: bool = True, **options: Any) -> nn.Module:
@@ -119,7 +119,7 @@ def two_steps(model: nn.Module, rank: int) -> Result:
     """The second of two steps, so that what the first leaves behind is seen too."""
     for _ in range(2):
         model.zero_grad()
-        result = step(model, *part(*batch(), rank))
+        result = step(model, *part(*mixed_batch(), rank))
     return result | {"gradients": gradients(model)}
 
 
@@ -130,8 +130,8 @@ def under_ddp(mesh: DeviceMesh, rank: int) -> Result:
 def accumulating_under_ddp(mesh: DeviceMesh, rank: int) -> Result:
     model = DistributedDataParallel(tlfx.align(Transformer()))
     with model.no_sync():
-        step(model, *part(*batch(2), rank))
-    result = step(model, *part(*batch(1), rank))
+        step(model, *part(*mixed_batch(2), rank))
+    result = step(model, *part(*mixed_batch(1), rank))
     return result | {"gradients": gradients(model)}
 
 
@@ -155,7 +155,7 @@ def in_mixed_precision(mesh: DeviceMesh, rank: int) -> Result:
     """Beside the plain model under the same policy, which rounds as it does."""
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     plain = sharded(Transformer(), mesh, mp_policy=policy)
-    images, _ = part(*batch(), rank)
+    images, _ = part(*mixed_batch(), rank)
     result = two_steps(tlfx.align(sharded(Transformer(), mesh, mp_policy=policy)), rank)
     logits = plain(images)
     F.cross_entropy(logits, result["soft"]).backward()
@@ -168,7 +168,7 @@ def collectives(mesh: DeviceMesh, rank: int) -> Result:
         "ddp": DistributedDataParallel,
         "fully_shard": lambda model: sharded(model, mesh),
     }
-    part_of_batch = part(*batch(), rank)
+    part_of_batch = part(*mixed_batch(), rank)
     return {
         name: [
             counted(wrap(Transformer(depth=1)), *part_of_batch, aligned=False),
@@ -190,7 +190,7 @@ def counted(model: nn.Module, images: Tensor, target: tlfx.MixedTarget, aligned:
 def unaligned_under_fully_shard(mesh: DeviceMesh, rank: int) -> Result:
     """Alignment taken away and put back, below and above fully_shard, and code of a graph without any step."""
     model = sharded(tlfx.align(Transformer()), mesh)
-    images, target = batch()
+    images, target = mixed_batch()
     code = tlfx.aligned_code(model, example=images)
     tlfx.unalign(model)
     plain = type(model).__name__, isinstance(model, FSDPModule), isinstance(model, tlfx.Aligned)
@@ -204,7 +204,7 @@ def sharded_by_hand(mesh: DeviceMesh, rank: int) -> Result:
     weight = nn.Parameter(distribute_tensor(model.blocks[0].qkv.weight.detach(), mesh, [Shard(0)]))
     model.blocks[0].qkv.weight = weight
     try:
-        model(*batch())
+        model(*mixed_batch())
     except tlfx.TlfxError as error:
         return {"message": str(error), "kept": model.blocks[0].qkv.weight is weight}
     return {}

@@ -21,7 +21,7 @@ EVERY_RUN = ["under_ddp", "per_block_with_checkpoints", "collectives"]
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> list[dict[str, Result]]:
+def results(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> list[dict[str, Result]]:
     """Results by name, for each process: of all scenes if slow tests are asked for, else of :data:`EVERY_RUN`."""
     folder: Path = tmp_path_factory.mktemp("processes")
     scenes = EVERY_RUN if "not slow" in request.config.option.markexpr else list(steps.SCENES)
@@ -37,7 +37,7 @@ def scenes(*names: str) -> list[Any]:
 def alone(seed: int = 1) -> Result:
     """The same step in this process, of the whole batch."""
     model = tlfx.align(Transformer())
-    result = steps.step(model, *steps.batch(seed))
+    result = steps.step(model, *steps.mixed_batch(seed))
     return result | {"gradients": steps.gradients(model)}
 
 
@@ -46,10 +46,10 @@ def whole() -> Result:
     return alone()
 
 
-def assert_parts(found: list[dict[str, Result]], scene: str, whole: Result) -> None:
+def assert_parts(results: list[dict[str, Result]], scene: str, whole: Result) -> None:
     """Outputs and soft targets of the processes are the rows of the whole batch, bit for bit."""
     for name in ("logits", "soft"):
-        assert torch.equal(torch.cat([process[scene][name] for process in found]), whole[name])
+        assert torch.equal(torch.cat([process[scene][name] for process in results]), whole[name])
 
 
 def assert_gradients(gradients: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -63,58 +63,58 @@ def assert_gradients(gradients: dict[str, Tensor], expected: dict[str, Tensor]) 
     "scene",
     scenes("under_ddp", "at_root", "per_block", "per_block_before_aligning", "per_block_with_checkpoints"),
 )
-def test_a_step_is_that_of_one_process(found: list[dict[str, Result]], whole: Result, scene: str) -> None:
-    assert_parts(found, scene, whole)
-    for process in found:
+def test_a_step_is_that_of_one_process(results: list[dict[str, Result]], whole: Result, scene: str) -> None:
+    assert_parts(results, scene, whole)
+    for process in results:
         assert_gradients(process[scene]["gradients"], whole["gradients"])
 
 
 @pytest.mark.slow
-def test_accumulated_gradients_under_ddp(found: list[dict[str, Result]], whole: Result) -> None:
-    assert_parts(found, "accumulating_under_ddp", whole)
+def test_accumulated_gradients_under_ddp(results: list[dict[str, Result]], whole: Result) -> None:
+    assert_parts(results, "accumulating_under_ddp", whole)
     before = alone(seed=2)["gradients"]
     expected = {name: gradient + before[name] for name, gradient in whole["gradients"].items()}
-    for process in found:
+    for process in results:
         assert_gradients(process["accumulating_under_ddp"]["gradients"], expected)
 
 
 @pytest.mark.parametrize("scene", scenes("per_block", "per_block_before_aligning", "per_block_with_checkpoints"))
-def test_blocks_are_freed_after_their_forward(found: list[dict[str, Result]], scene: str) -> None:
+def test_blocks_are_freed_after_their_forward(results: list[dict[str, Result]], scene: str) -> None:
     """Between forward and backward the parameters of blocks lie in parts, and those of the root whole."""
     names = [name for name, _ in Transformer().named_parameters()]
-    for process in found:
+    for process in results:
         assert process[scene]["sharded"] == [name for name in names if name.startswith("blocks")]
 
 
 @pytest.mark.slow
-def test_a_root_is_not_freed(found: list[dict[str, Result]]) -> None:
-    assert [process["at_root"]["sharded"] for process in found] == [[]] * PROCESSES
+def test_a_root_is_not_freed(results: list[dict[str, Result]]) -> None:
+    assert [process["at_root"]["sharded"] for process in results] == [[]] * PROCESSES
 
 
 @pytest.mark.slow
-def test_mixed_precision_of_fully_shard(found: list[dict[str, Result]], whole: Result) -> None:
-    for process in found:
+def test_mixed_precision_of_fully_shard(results: list[dict[str, Result]], whole: Result) -> None:
+    for process in results:
         result = process["in_mixed_precision"]
         assert result["logits"].dtype == torch.bfloat16
         assert torch.equal(result["logits"], result["plain"]["logits"])
         assert_gradients(result["gradients"], result["plain"]["gradients"])
         assert result["soft"].dtype == torch.float32
-    soft = torch.cat([process["in_mixed_precision"]["soft"] for process in found])
+    soft = torch.cat([process["in_mixed_precision"]["soft"] for process in results])
     torch.testing.assert_close(soft, whole["soft"], rtol=0, atol=2e-2)
     torch.testing.assert_close(soft.sum(1), torch.ones(len(soft)))
 
 
 @pytest.mark.parametrize("way", ["ddp", "fully_shard"])
-def test_an_aligned_step_adds_no_collective(found: list[dict[str, Result]], way: str) -> None:
-    for process in found:
+def test_an_aligned_step_adds_no_collective(results: list[dict[str, Result]], way: str) -> None:
+    for process in results:
         plain, aligned = process["collectives"][way]
         assert sum(plain.values()) > 0
         assert aligned == plain
 
 
 @pytest.mark.slow
-def test_alignment_taken_away_below_fully_shard(found: list[dict[str, Result]], whole: Result) -> None:
-    for process in found:
+def test_alignment_taken_away_below_fully_shard(results: list[dict[str, Result]], whole: Result) -> None:
+    for process in results:
         result = process["unaligned_under_fully_shard"]
         assert result["plain"] == ("FSDPTransformer", True, False)
         assert torch.equal(result["logits"], whole["logits"])
@@ -123,8 +123,8 @@ def test_alignment_taken_away_below_fully_shard(found: list[dict[str, Result]], 
 
 
 @pytest.mark.slow
-def test_parameters_sharded_by_hand_are_refused(found: list[dict[str, Result]]) -> None:
-    for process in found:
+def test_parameters_sharded_by_hand_are_refused(results: list[dict[str, Result]]) -> None:
+    for process in results:
         assert process["sharded_by_hand"] == {
             "kept": True,
             "message": "the parameter blocks.0.qkv.weight is a DTensor that torch.distributed.fsdp.fully_shard does "

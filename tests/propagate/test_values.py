@@ -60,9 +60,9 @@ def test_compact_does_not_depend_on_strides(full: Tensor) -> None:
 def test_a_batch_merged_is_found_and_split_off_again(drawn: tuple[Tensor, int, BatchAxis]) -> None:
     rows, batch, where = drawn
     merged = compact(map_of_ids(rows, batch, where))
-    found = find_batch_axis(merged, batch)
-    assert found == where
-    assert torch.equal(ids_of_sample(merged, batch, found).expand(rows.shape), rows)
+    batch_axis = find_batch_axis(merged, batch)
+    assert batch_axis == where
+    assert torch.equal(ids_of_sample(merged, batch, batch_axis).expand(rows.shape), rows)
 
 
 @given(layouts(low=-1))
@@ -76,9 +76,9 @@ def test_elements_without_content_stay_without(drawn: tuple[Tensor, int, BatchAx
     assert torch.equal(split == NONE, (rows == NONE).unsqueeze(where.axis + 1).expand(shape))
     assume(bool((rows != NONE).any()))
     assume(bool((rows != NONE).movedim((where.axis, where.axis + 1), (0, 1)).unsqueeze(2).flatten(2).any(2).all()))
-    found = find_batch_axis(merged, batch)
-    assert found == where
-    assert torch.equal(ids_of_sample(merged, batch, found).expand(rows.shape), rows)
+    batch_axis = find_batch_axis(merged, batch)
+    assert batch_axis == where
+    assert torch.equal(ids_of_sample(merged, batch, batch_axis).expand(rows.shape), rows)
 
 
 @given(layouts())

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from equivalents.spelling import tokens
 from torch import Tensor, nn
 
 from tlfx.report import inspect
@@ -23,11 +24,6 @@ class Calls(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(x, self.weight)
-
-
-def tokens(x: Tensor) -> Tensor:
-    """(batch, 3, 4, 4) as (batch, 16, 3)."""
-    return x.flatten(2).transpose(1, 2)
 
 
 @pytest.mark.parametrize(

@@ -57,8 +57,8 @@ def deit(report_of: ReportOf) -> Report:
 
 def one(report: Report, **wanted: Any) -> Any:
     """The only node with these attributes."""
-    (found,) = [n for n in report.nodes if all(getattr(n, k) == v for k, v in wanted.items())]
-    return found
+    (node,) = [n for n in report.nodes if all(getattr(n, k) == v for k, v in wanted.items())]
+    return node
 
 
 def test_every_node_has_one_entry_in_order(report_of: ReportOf) -> None:
@@ -99,13 +99,13 @@ def test_a_linear_layer_says_what_it_contracts() -> None:
             return self.head(self.tokens(x.transpose(1, 2)).flatten(1))
 
     report = inspect(Mixer(), input_size=SIZE)
-    found = {m: one(report, module=m, short="linear") for m in ("channels", "tokens", "head")}
-    assert {m: (n.operation.value, n.why) for m, n in found.items()} == {
+    linears = {m: one(report, module=m, short="linear") for m in ("channels", "tokens", "head")}
+    assert {m: (n.operation.value, n.why) for m, n in linears.items()} == {
         "channels": ("channel_mix", "contracts channels of one token"),
         "tokens": ("spatial_mix", "contracts tokens, with weights"),
         "head": ("aggregation", "contracts an axis that holds several tokens"),
     }
-    assert (found["head"].before, found["head"].after) == ("(16 tokens × 8)", "1 token × 5")
+    assert (linears["head"].before, linears["head"].after) == ("(16 tokens × 8)", "1 token × 5")
 
 
 def test_layouts_of_windows_grids_and_weights(report_of: ReportOf) -> None:

@@ -106,10 +106,10 @@ def test_unchanged_labels_need_no_code() -> None:
 
 def test_names_and_order_of_the_graph(aligned_vit: tuple[Propagation, GraphModule, Tensor, Tensor]) -> None:
     """Images and mask in, labels next to what they follow, outputs and their labels out; the model's nodes in order."""
-    found, graph_module, _, _ = aligned_vit
+    propagation, graph_module, _, _ = aligned_vit
     nodes = list(graph_module.graph.nodes)
     assert [n.name for n in nodes if n.op == "placeholder"] == ["x", "mask"]
-    own = [n.name for n in found.graph_module.graph.nodes if n.op != "output"]
+    own = [n.name for n in propagation.graph_module.graph.nodes if n.op != "output"]
     assert [n.name for n in nodes if n.name in own] == own
     for node in calls(graph_module, runtime.attention):
         before = nodes[: nodes.index(node)]
@@ -126,9 +126,9 @@ def test_code_reads_like_the_model(aligned_vit: tuple[Propagation, GraphModule, 
 
 
 def test_the_captured_graph_stays_as_it_was(aligned_vit: tuple[Propagation, GraphModule, Tensor, Tensor]) -> None:
-    found, _, images, _ = aligned_vit
-    assert "mask" not in [n.name for n in found.graph_module.graph.nodes]
-    plain = found.graph_module(images)
+    propagation, _, images, _ = aligned_vit
+    assert "mask" not in [n.name for n in propagation.graph_module.graph.nodes]
+    plain = propagation.graph_module(images)
     assert torch.equal(plain[0], small_vit()(images))
 
 
@@ -174,11 +174,11 @@ def test_labels_of_outputs_are_the_mean_over_their_classes() -> None:
 def test_labels_ride_on_the_model_s_own_attention() -> None:
     """In its place, under its name, and with the same bits; the last block still keeps one query."""
     images, mask = torch.randn(BATCH, 3, 16, 16), random_mask((3, 16, 16), seed=1)
-    found, joint = align(small_vit(), images, "reuse")
+    propagation, joint = align(small_vit(), images, "reuse")
     _, fused = align(small_vit(), images)
     assert len(calls(joint, runtime.attention_with_labels)) == 3
     assert not calls(joint, torch.ops.aten.scaled_dot_product_attention.default)
-    own = [n.name for n in found.graph_module.graph.nodes if n.op != "output"]
+    own = [n.name for n in propagation.graph_module.graph.nodes if n.op != "output"]
     assert [n.name for n in joint.graph.nodes if n.name in own] == own
     assert calls(joint, runtime.attention_with_labels)[-1].kwargs["queries"] == (0,)
     (output, label), (expected, other) = joint(images, mask), fused(images, mask)
@@ -295,9 +295,9 @@ def test_labels_of_the_mask_are_one_stretch() -> None:
 
 def test_labels_of_a_kernel_that_is_written_to_are_those_of_the_kernel_that_was_read() -> None:
     images, mask = torch.randn(BATCH, 3, 16, 16), random_mask((3, 16, 16), seed=1)
-    found = []
+    label = []
     for writes in (False, True):
         torch.manual_seed(0)
         _, graph_module = align(Convolved(writes), images)
-        found.append(graph_module(images, mask)[1][0])
-    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+        label.append(graph_module(images, mask)[1][0])
+    torch.testing.assert_close(label[1], label[0], rtol=0, atol=0)

@@ -31,13 +31,13 @@ CHOICE = "what decides a choice, a place or an order has no label"
 DENOMINATOR = "a quotient has the label of its numerator, a power that of its base"
 
 
-def sizes(draw: Draw, letters: str) -> list[int]:
-    return [2 if letter == "b" else draw(st.integers(2, 4)) for letter in letters]
+def sizes(draw: Draw, subscripts: str) -> list[int]:
+    return [2 if axis == "b" else draw(st.integers(2, 4)) for axis in subscripts]
 
 
-def any_layout(draw: Draw, letters: str = "btc") -> tuple[str, list[int]]:
-    """The letters in any order but for those before a bar, with sizes."""
-    first, _, others = letters.rpartition("|")
+def any_layout(draw: Draw, subscripts: str = "btc") -> tuple[str, list[int]]:
+    """The subscripts in any order but for those before a bar, with sizes."""
+    first, _, others = subscripts.rpartition("|")
     layout = first + "".join(draw(st.permutations(others)))
     return layout, sizes(draw, layout)
 
@@ -46,22 +46,22 @@ def content(layout: str, size: Sequence[int]) -> Content:
     return Content(torch.randn(*size), layout)
 
 
-def on(function: Callable[..., Any], letters: str = "btc", **settings: Any) -> Callable[[Draw], Case]:
+def on(function: Callable[..., Any], subscripts: str = "btc", **settings: Any) -> Callable[[Draw], Case]:
     """A function of one value in any layout; settings that are callable are given the layout and its sizes."""
 
     def case(draw: Draw) -> Case:
-        layout, size = any_layout(draw, letters)
+        layout, size = any_layout(draw, subscripts)
         given = {k: v(layout, size) if callable(v) else v for k, v in settings.items()}
         return lambda x: function(x, **given), lambda: content(layout, size)
 
     return case
 
 
-def on_both(function: Callable[..., Any], letters: str = "btc") -> Callable[[Draw], Case]:
+def on_both(function: Callable[..., Any], subscripts: str = "btc") -> Callable[[Draw], Case]:
     """A function of two values in the same layout."""
 
     def case(draw: Draw) -> Case:
-        layout, size = any_layout(draw, letters)
+        layout, size = any_layout(draw, subscripts)
         return function, lambda: (content(layout, size), content(layout, size))
 
     return case

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from equivalents.spelling import joined
 from helpers import slow_except
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,22 +33,17 @@ def heads(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return query, key, value
 
 
-def joined(x: Tensor) -> Tensor:
-    """Heads side by side: (batch, heads, tokens, depth) to (batch, tokens, channels)."""
-    return x.transpose(1, 2).flatten(2)
-
-
 def weights(query: Tensor, key: Tensor, scale: float = DEPTH**-0.5, bias: Tensor | float = 0.0) -> Tensor:
     """Eq. 7, head by head and query by query: softmax(q·kᵀ·scale + bias) averaged over heads, (batch, n, m)."""
     batch, count, n, _ = query.shape
-    found = torch.zeros(batch, n, key.shape[2], dtype=torch.float64)
+    weight = torch.zeros(batch, n, key.shape[2], dtype=torch.float64)
     bias = torch.as_tensor(bias, dtype=torch.float64).expand(batch, count, n, key.shape[2])
     for b in range(batch):
         for h in range(count):
             for i in range(n):
                 scores = torch.stack([(query[b, h, i] * k).sum() for k in key[b, h]]) * scale + bias[b, h, i]
-                found[b, i] += scores.double().softmax(0) / count
-    return found
+                weight[b, i] += scores.double().softmax(0) / count
+    return weight
 
 
 def mixed(weight: Tensor, rows: Tensor, channels: int = HEADS * DEPTH) -> Tensor:
@@ -235,8 +231,8 @@ def test_a_class_token_as_the_only_query(fused: bool) -> None:
 
     def parts(x: Tensor, token: Tensor) -> tuple[Tensor, ...]:
         sequence = torch.cat((token.expand(x.shape[0], -1, -1), tokens(x)), 1)
-        found = sequence.view(x.shape[0], -1, 3, HEADS, DEPTH).permute(2, 0, 3, 1, 4).unbind(0)
-        return found[0][:, :, :1], found[1], found[2]
+        projected = sequence.view(x.shape[0], -1, 3, HEADS, DEPTH).permute(2, 0, 3, 1, 4).unbind(0)
+        return projected[0][:, :, :1], projected[1], projected[2]
 
     def function(x: Tensor, token: Tensor) -> Tensor:
         query, key, value = parts(x, token)
@@ -259,11 +255,11 @@ def test_attention_pooling_by_a_learned_query(kind: str) -> None:
     def function(x: Tensor, latent: Tensor) -> Tensor:
         _, key, value = heads(x)
         query = latent.expand(x.shape[0], -1, -1, -1)
-        found = {
+        pooled = {
             "fused": F.scaled_dot_product_attention(query, key, value),
             "matmul": (query @ key.mT * 0.5).softmax(-1) @ value,
         }
-        return joined(found[kind] if kind in found else found["fused"] + found["matmul"])
+        return joined(pooled[kind] if kind in pooled else pooled["fused"] + pooled["matmul"])
 
     def twin(y: Tensor, x: Tensor) -> Tensor:
         _, key, _ = heads(x)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from rule_harness import Probe, check, label_rows, normalised, several, tokens
+from rule_harness import Probe, check, label_rows, normalised, several, spread, tokens
 from torch import Tensor, nn
 
 from tlfx import Operation, RuleError
@@ -18,11 +18,6 @@ from tlfx.propagate.values import Role
 
 SIZE = (4, 4, 6)
 TOKENS = 24
-
-
-def spread(rows: Tensor, channels: int) -> Tensor:
-    """One label for all channels of a token."""
-    return rows.unsqueeze(-1).expand(*rows.shape, channels)
 
 
 # linear layers
@@ -249,12 +244,12 @@ def test_products_that_add() -> None:
 @st.composite
 def einsums(draw: st.DrawFn) -> tuple[str, str, str, bool, dict[int, str]]:
     """Images (b, c, h, w) in any order, a parameter over some of their axes and another axis, d, and an output."""
-    letters = dict(zip("bchwd", draw(st.permutations(ascii_lowercase))[:5], strict=True))
+    subscripts = dict(zip("bchwd", draw(st.permutations(ascii_lowercase))[:5], strict=True))
     of_x = "".join(draw(st.permutations("bchw")))
     of_w = "".join(draw(st.permutations([*draw(st.lists(st.sampled_from("chw"), unique=True, min_size=1)), "d"])))
     kept = draw(st.lists(st.sampled_from("chw"), unique=True))
     out = "".join(draw(st.permutations(["b", "d", *kept])))
-    rename = str.maketrans(letters)
+    rename = str.maketrans(subscripts)
     return of_x, of_w, out, draw(st.booleans()), rename
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from helpers import slow_except
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from rule_harness import Probe, check, label_rows, normalised, several, tokens
+from rule_harness import Probe, check, label_rows, normalised, several, squeezed, tokens
 from torch import Tensor, nn
 
 from tlfx import Operation, ProvenanceError
@@ -31,15 +31,15 @@ def windows(
         (n + b + a - dilation * (k - 1) - 1) // stride + 1
         for n, k, b, a in zip(size, kernel, before, after, strict=True)
     ]
-    found = []
+    places = []
     for out in product(*map(range, counts)):
         pairs = []
         for tap in product(*map(range, kernel)):
             place = tuple(o * stride - b + t * dilation for o, t, b in zip(out, tap, before, strict=True))
             if all(0 <= p < n for p, n in zip(place, size, strict=True)):
                 pairs.append((tap, place))
-        found.append((out, pairs))
-    return found
+        places.append((out, pairs))
+    return places
 
 
 def of_all(place: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -79,11 +79,6 @@ def magnitude(weight: Tensor) -> Tensor:
 def channels(y: Tensor, count: int) -> Tensor:
     """One label for all channels: (batch, *size) to (batch, count, *size)."""
     return y.unsqueeze(1).expand(-1, count, *y.shape[1:])
-
-
-def squeezed(x: Tensor, spatial: int) -> Tensor:
-    """Images with as many axes as are slid over."""
-    return x.squeeze(2) if spatial == 1 else x
 
 
 @st.composite

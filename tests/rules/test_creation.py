@@ -73,6 +73,21 @@ def test_chance_and_constants_leave_labels_alone(name: str) -> None:
     check(CHANCE[name], unchanged, SIZE)
 
 
+DRAWN: dict[str, Callable[[Tensor], Tensor]] = {
+    "bernoulli": lambda x: torch.bernoulli(x.sigmoid()),
+    "bernoulli_": lambda x: torch.zeros_like(x).bernoulli_(x.sigmoid()),
+    "normal": lambda x: torch.normal(x, 0.1),
+    "normal_of_deviations": lambda x: torch.normal(1.0, x.abs()),
+    "normal_of_both": lambda x: torch.normal(x, x.abs()),
+    "poisson": lambda x: torch.poisson(x.abs()),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_chance_with_parameters_of_the_image_is_content(name: str) -> None:
+    check(DRAWN[name], unchanged, SIZE)
+
+
 def test_tokens_made_in_the_forward_have_the_share_of_the_image() -> None:
     """Positions joined as tokens are tokens without content: λ (eq. 5); zeros are padding."""
 

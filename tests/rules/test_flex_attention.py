@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from models.attention_ways import local
 from rule_harness import Probe, check, label_rows, tokens
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
@@ -22,12 +23,8 @@ def heads(x: Tensor) -> Tensor:
     return tokens(x).unflatten(-1, (2, 4)).transpose(1, 2)
 
 
-def near(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+def by_distance(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
     return score - 0.3 * (h + 1) * (q - k).abs()
-
-
-def local(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    return (q - k).abs() < 4
 
 
 def everything(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -50,7 +47,7 @@ def twin(y: Tensor, x: Tensor) -> Tensor:
 def test_flex_attention() -> None:
     mask = create_block_mask(local, None, None, TOKENS, TOKENS, device="cpu")
     check(
-        lambda x: flex_attention(heads(x), heads(x), heads(x), score_mod=near, block_mask=mask),
+        lambda x: flex_attention(heads(x), heads(x), heads(x), score_mod=by_distance, block_mask=mask),
         twin,
         SIZE,
         {"flex_attention": Operation.SPATIAL_MIX},

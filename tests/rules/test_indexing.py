@@ -44,12 +44,54 @@ def test_known_indices_are_a_movement(name: str) -> None:
     check_moves(KNOWN[name], SIZE, where=torch.tensor([2, 0]))
 
 
-def test_a_mask_that_never_changes_is_to_be_made_indices() -> None:
-    """Export knows no size for what a mask chooses, even of a buffer."""
-    mask = torch.tensor([True, False, True, True])
-    with pytest.raises(CaptureError, match=r"A mask that never changes can be indices, mask.nonzero\(\), made once"):
-        Probe(lambda x, mask: x[..., mask], SIZE, mask=mask)
-    check_moves(lambda x, where: x[..., where], SIZE, where=mask.nonzero()[:, 0])
+MASK = torch.tensor([True, False, True, True])
+MASKED: dict[str, Callable[..., Any]] = {
+    "index": lambda x, mask: x[..., mask],
+    "index_of_channels": lambda x, mask: x[:, mask],
+    "index_of_two_axes": lambda x, mask: x.movedim(2, 1)[:, :, torch.tensor([[True, False, True, True]] * 4)],
+    "nonzero": lambda x, mask: x[..., mask.nonzero()[:, 0]],
+    "nonzero_as_tuple": lambda x, mask: x[..., torch.nonzero(mask, as_tuple=True)[0]],
+    "argwhere": lambda x, mask: x.index_select(3, torch.argwhere(mask)[:, 0]),
+    "where": lambda x, mask: x[..., torch.where(mask)[0]],
+    "literal": lambda x, mask: x[..., torch.tensor([True, False, True, True])],
+}
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_what_a_known_mask_chooses_is_a_movement(name: str) -> None:
+    check_moves(MASKED[name], SIZE, mask=MASK)
+
+
+def test_repeats_that_are_known() -> None:
+    repeats = torch.tensor([1, 0, 3, 2])
+    check_moves(lambda x, repeats: x.repeat_interleave(repeats, 3), SIZE, repeats=repeats)
+    check_moves(lambda x: torch.repeat_interleave(x, torch.tensor([1, 0, 3, 2]), dim=3), SIZE)
+
+
+def test_a_mask_or_repeats_that_are_not_known() -> None:
+    """Export knows no size for what they choose, if the forward computes or changes them."""
+    message = "A mask that never changes can be a buffer that the forward uses as it is"
+
+    def written(x: Tensor, mask: Tensor) -> Tensor:
+        mask[1] = True
+        return x[..., mask]
+
+    for function in (written, lambda x, mask: x[..., ~mask], lambda x, mask: x[..., x.mean((0, 1, 2)) > 0]):
+        with pytest.raises(CaptureError, match=message):
+            Probe(function, SIZE, mask=MASK.clone())
+    with pytest.raises(CaptureError, match="Pass output_size=, the sum of the repeats, or keep them in a buffer"):
+        Probe(lambda x, mask: x.repeat_interleave(mask.long(), 3), SIZE, mask=MASK)
+
+
+def test_a_mask_of_the_image_whose_count_is_forced() -> None:
+    """A view tells how many tokens the mask chooses in all; which these are is not known."""
+
+    def largest(x: Tensor) -> Tensor:
+        score = scores(x)
+        return tokens(x)[score > score.sort(1)[0][:, :1]].view(len(x), TOKENS - 1, 4)
+
+    with pytest.raises(ProvenanceError, match="depends on the image or on chance, so it is not known at capture"):
+        Probe(largest, SIZE)
 
 
 @several(8)
@@ -204,7 +246,7 @@ def test_moving_across_samples_is_an_error(name: str) -> None:
         Probe(ACROSS[name], SIZE)
 
 
-def nearest(x: Tensor) -> Tensor:
+def three_nearest(x: Tensor) -> Tensor:
     """Indices (batch, tokens, 3) of the tokens (batch, tokens, channels) most like each."""
     return (x @ x.mT).topk(3, -1)[1]
 
@@ -214,14 +256,14 @@ def starts(x: Tensor, step: int) -> Tensor:
 
 
 LEAVING: dict[str, Callable[[Tensor], Tensor]] = {
-    "no_offset": nearest,
-    "half_an_offset": lambda x: nearest(x) + starts(x, x.shape[1] // 2),
-    "one_less": lambda x: nearest(x) + starts(x, x.shape[1]) - 1,
-    "next_sample": lambda x: nearest(x) + starts(x, x.shape[1]).flip(0),
-    "unknown_offset": lambda x: nearest(x) + starts(x, x.shape[1]) + torch.randint(2, (1,)),
-    "doubled": lambda x: nearest(x) * 2 + starts(x, x.shape[1]),
-    "remainder_of_all": lambda x: (nearest(x) + starts(x, x.shape[1])) % (x.shape[1] + 1),
-    "negative_remainder": lambda x: torch.fmod(nearest(x) - 1, x.shape[1]) + starts(x, x.shape[1]),
+    "no_offset": three_nearest,
+    "half_an_offset": lambda x: three_nearest(x) + starts(x, x.shape[1] // 2),
+    "one_less": lambda x: three_nearest(x) + starts(x, x.shape[1]) - 1,
+    "next_sample": lambda x: three_nearest(x) + starts(x, x.shape[1]).flip(0),
+    "unknown_offset": lambda x: three_nearest(x) + starts(x, x.shape[1]) + torch.randint(2, (1,)),
+    "doubled": lambda x: three_nearest(x) * 2 + starts(x, x.shape[1]),
+    "remainder_of_all": lambda x: (three_nearest(x) + starts(x, x.shape[1])) % (x.shape[1] + 1),
+    "negative_remainder": lambda x: torch.fmod(three_nearest(x) - 1, x.shape[1]) + starts(x, x.shape[1]),
 }
 """Indices among the tokens of all samples; spellings that stay in their samples are in tests/equivalents/indices.py."""
 

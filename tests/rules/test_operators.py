@@ -88,9 +88,9 @@ def test_operators_of_timm_have_a_rule(name: str) -> None:
 def test_operators_beyond_timm_have_a_rule(name: str) -> None:
     packet = getattr(aten, name)
     overloads = [getattr(packet, o) for o in packet.overloads() if "out" not in o and "dimname" not in o.lower()]
-    found = [REGISTRY.find(o) for o in overloads if takes_tensors(o)]
-    assert found
-    assert None not in found
+    rules = [REGISTRY.find(o) for o in overloads if takes_tensors(o)]
+    assert rules
+    assert None not in rules
 
 
 def test_exceptions_are_needed() -> None:

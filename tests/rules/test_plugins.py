@@ -55,6 +55,7 @@ def _(x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
+OVERLOADS = torch.ops.tlfx_plugins.turned
 turned.register_autograd(lambda ctx, grad: grad.roll(-1, 2), setup_context=lambda ctx, inputs, output: None)
 
 
@@ -105,7 +106,13 @@ def test_a_file(file: Path) -> None:
 
 @pytest.mark.parametrize(
     "operator",
-    ["tlfx_plugins::turned", "tlfx_plugins.turned", turned, torch.ops.tlfx_plugins.turned, turned._opoverload],
+    [
+        "tlfx_plugins::turned",
+        "tlfx_plugins.turned",
+        turned,
+        torch.ops.tlfx_plugins.turned,
+        torch.ops.tlfx_plugins.turned.default,
+    ],
     ids=["name", "dotted", "custom_op", "packet", "overload"],
 )
 def test_a_mapping(operator: Any) -> None:
@@ -149,7 +156,7 @@ def test_conflicts_name_both_owners(file: Path) -> None:
     with pytest.raises(RuleConflictError, match=r"my_rules\.turned and my_rules\.turned"), use_rules(file, file):
         pass
     assert len(REGISTRY) == count
-    assert REGISTRY.find(turned._opoverload) is None
+    assert REGISTRY.find(OVERLOADS.default) is None
 
 
 def test_override() -> None:
@@ -209,9 +216,9 @@ def test_what_is_no_rule(operator: Any, function: Any, words: str) -> None:
 def test_a_rule_that_is_no_plain_function() -> None:
     with REGISTRY.restored():
         rule("tlfx_plugins::partly")(functools.partial(moving))
-        found = REGISTRY.find("tlfx_plugins.partly")
-        assert found is not None
-        assert (found.origin, found.file) == ("functools.partial", None)
+        entry = REGISTRY.find("tlfx_plugins.partly")
+        assert entry is not None
+        assert (entry.origin, entry.file) == ("functools.partial", None)
 
 
 PLUGINS: Mapping[str, str] = {

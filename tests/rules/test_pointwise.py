@@ -60,9 +60,9 @@ def test_activations(operators: Sequence[Any]) -> None:
 def test_in_place_activation_has_the_same_rule(operator: Any) -> None:
     in_place = getattr(aten, f"{operator.__name__}_")
     for name in in_place.overloads():
-        found = REGISTRY.find(getattr(in_place, name))
-        assert found is not None
-        assert found.name == str(operator)
+        in_place_rule = REGISTRY.find(getattr(in_place, name))
+        assert in_place_rule is not None
+        assert in_place_rule.name == str(operator)
 
 
 def test_in_place_activations_follow_each_other() -> None:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from rule_harness import Probe, check, several
+from rule_harness import Probe, check, several, squeezed
 from torch import Tensor, nn
 
 from tlfx import Operation
@@ -22,11 +22,6 @@ SIZES = {1: (1, 11), 2: (6, 7), 3: (3, 4, 5)}
 """Images of the sizes that are slid over; a sequence is an image of one row."""
 AVERAGE = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 LARGEST = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
-
-
-def squeezed(x: Tensor, spatial: int) -> Tensor:
-    """Images with as many axes as are slid over."""
-    return x.squeeze(2) if spatial == 1 else x
 
 
 def span(extent: int, count: int, kernel: int, stride: int, padding: int, dilation: int) -> list[list[int]]:

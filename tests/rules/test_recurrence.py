@@ -11,7 +11,7 @@ import torch
 from helpers import slow_except
 from hypothesis import given
 from hypothesis import strategies as st
-from rule_harness import Probe, check, label_rows, several, tokens
+from rule_harness import Probe, check, label_rows, several, spread, tokens
 from torch import Tensor, nn
 
 from tlfx import Operation
@@ -26,11 +26,6 @@ def so_far(rows: Tensor, axis: int = 1) -> Tensor:
     """The mean of all labels up to each step."""
     count = torch.arange(1, rows.shape[axis] + 1).view([-1 if a == axis else 1 for a in range(rows.dim())])
     return rows.cumsum(axis) / count
-
-
-def spread(rows: Tensor, channels: int) -> Tensor:
-    """One label for all channels."""
-    return rows.unsqueeze(-1).expand(*rows.shape, channels)
 
 
 @several(4)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import slow_except
-from rule_harness import Probe, check, check_moves, label_rows, tokens
+from rule_harness import Probe, check, check_moves, label_rows, spread, tokens
 from torch import Tensor, nn
 
 from tlfx import Operation, ProvenanceError, RuleError
@@ -17,11 +17,6 @@ from tlfx.rules.registry import REGISTRY
 
 SIZE = (4, 3, 4)
 TOKENS = 12
-
-
-def spread(rows: Tensor, channels: int) -> Tensor:
-    """One label for all channels of a token."""
-    return rows.unsqueeze(-1).expand(*rows.shape, channels)
 
 
 PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

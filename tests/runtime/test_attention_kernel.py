@@ -28,9 +28,9 @@ ONE, EQUATION = BatchAxis(0), Equation("abhqm", "abm", "abq")
 
 def call(case: Case) -> Tensor:
     args, options = case.given()
-    found = attention_by_kernel(*args, **options)
-    assert found is not None
-    return found
+    attended = attention_by_kernel(*args, **options)
+    assert attended is not None
+    return attended
 
 
 @compiled

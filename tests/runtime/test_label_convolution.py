@@ -21,13 +21,13 @@ def test_a_convolution_of_labels_over_that_of_ones(side: int, channels: int, pad
     lead = 2 if padded else 1
     labels, kernel = torch.rand(2, lead, side, side, channels), torch.rand(1, 1, 3, 3)
     valid = (torch.rand(lead, side, side) > 0.2).float() if padded else None
-    found = runtime.convolve(CONV, labels, kernel, [2, 2], [1, 1], [1, 1], valid=valid)
+    convolved = runtime.convolve(CONV, labels, kernel, [2, 2], [1, 1], [1, 1], valid=valid)
     seen = torch.ones(lead, side, side) if valid is None else valid
     maps = (labels * seen[..., None]).movedim(-1, 1).flatten(0, 2)[:, None].double()
     over = F.conv2d(maps, kernel.double(), None, 2, 1).view(2, channels, lead, -1)
     under = F.conv2d(seen[:, None].double(), kernel.double(), None, 2, 1).view(lead, -1)
     expected = (over / under.clamp_min(1e-20)).flatten(2).transpose(1, 2)
-    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(convolved.double(), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 3, 3), (300, 300, 3, 3), (1, 1, 7, 7)])
@@ -35,8 +35,8 @@ def test_a_convolution_of_labels_over_that_of_ones(side: int, channels: int, pad
 def test_kernel_weights_in_parts(shape: tuple[int, ...], signed: bool) -> None:
     kernel = torch.randn(shape)
     size = kernel.double().clamp_min(0) if signed else kernel.double().abs()
-    found = runtime.kernel_weights(kernel, signed)
-    torch.testing.assert_close(found.double(), size.sum((0, 1), keepdim=True), rtol=1e-5, atol=1e-7)
+    weights = runtime.kernel_weights(kernel, signed)
+    torch.testing.assert_close(weights.double(), size.sum((0, 1), keepdim=True), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -23,17 +23,17 @@ compiled = pytest.mark.skipif(INTERPRETED, reason="Triton interprets here")
 @settings(max_examples=40)
 @given(mixings())
 def test_labels_are_those_of_plain_arithmetic(case: Mixing) -> None:
-    found = case.found()
-    assert found is not None
-    torch.testing.assert_close(found.double(), case.expected(), rtol=0, atol=1e-6)
+    mixed = case.by_kernel()
+    assert mixed is not None
+    torch.testing.assert_close(mixed.double(), case.expected(), rtol=0, atol=1e-6)
 
 
 @interpreted
 def test_weights_that_are_all_zero_are_uniform() -> None:
     weight, labels = torch.zeros(1, 3, 200), torch.rand(2, 200, 1)
-    found = mix_by_kernel(weight, labels, Equation("qm", "m", "q"))
-    assert found is not None
-    torch.testing.assert_close(found, labels.mean(1, keepdim=True).expand(-1, 3, -1))
+    mixed = mix_by_kernel(weight, labels, Equation("qm", "m", "q"))
+    assert mixed is not None
+    torch.testing.assert_close(mixed, labels.mean(1, keepdim=True).expand(-1, 3, -1))
 
 
 @compiled

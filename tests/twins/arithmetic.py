@@ -63,11 +63,11 @@ def slide(labels: Tensor, kernel: Tensor, stride: Any, padding: Any) -> Tensor:
 
 def spans(extent: int, kernel: int, stride: int, padding: int) -> list[tuple[slice, slice]]:
     """The places of each window on one axis, and the kernel's taps that fall there."""
-    found = []
+    places = []
     for first in range(-padding, extent + padding - kernel + 1, stride):
         low, high = max(first, 0), min(first + kernel, extent)
-        found.append((slice(low, high), slice(low - first, high - first)))
-    return found
+        places.append((slice(low, high), slice(low - first, high - first)))
+    return places
 
 
 def uniform(labels: Tensor, size: Any, stride: Any, padding: Any) -> Tensor:

@@ -25,11 +25,11 @@ def test_rows_come_back_in_order(tmp_path: Path) -> None:
     assert read(path) == {}
     write(path, [row("b"), row("a", reason='a "quoted", long one')])
     append(path, row("Z"))
-    found = read(path)
-    assert list(found) == ["a", "b", "Z"]
-    assert found["a"]["reason"] == 'a "quoted", long one'
-    assert found["b"]["nodes"] == ""
-    write(path, found.values())
+    rows = read(path)
+    assert list(rows) == ["a", "b", "Z"]
+    assert rows["a"]["reason"] == 'a "quoted", long one'
+    assert rows["b"]["nodes"] == ""
+    write(path, rows.values())
     assert list(read(path)) == ["Z", "a", "b"]
     assert list(path.parent.iterdir()) == [path]
 

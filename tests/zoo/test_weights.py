@@ -98,7 +98,7 @@ def test_names_of_the_authors_of_swin(tmp_path: Path) -> None:
     model, other = build(), build()
     state = {}
     for name, value in model.state_dict().items():
-        old = re.sub(r"layers\.(\d)\.downsample", lambda found: f"layers.{int(found[1]) - 1}.downsample", name)
+        old = re.sub(r"layers\.(\d)\.downsample", lambda match: f"layers.{int(match[1]) - 1}.downsample", name)
         state[old.replace("head.fc.", "head.")] = value
     state["layers.0.blocks.1.attn_mask"] = torch.zeros(4, 49, 49)
     torch.save({"model": state, "epoch": 299}, tmp_path / "swin.pth")

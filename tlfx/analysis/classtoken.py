@@ -46,6 +46,7 @@ def class_attention(table: LabelTable, class_ids: Tensor, places: Tensor, images
     for label in table.tensors:
         if label.elementwise:
             mixed[label.first : label.first + label.size] = False
+    # what is left are not means: the last of them is the last mixing that feeds the class tokens
     latest = int(mixed.nonzero().max())
     label = table.tensors[int(table.owners(torch.tensor([latest])))]
     queries = mixed[label.first : label.first + label.size].nonzero().flatten()
@@ -89,4 +90,5 @@ def fixed_labels(mask: Tensor, cell: Tensor, size: tuple[int, int]) -> Tensor:
              [0.5000]]])
     """
     cells = F.adaptive_avg_pool2d(mask.float(), size).flatten(2).transpose(1, 2)
+    # the zeros behind the cells are for tokens without a cell
     return F.pad(cells, (0, 0, 0, 1))[:, cell]

@@ -180,6 +180,7 @@ def _largest(a: Any, b: Any) -> float:
     if a.shape != b.shape:
         return float("inf")
     a, b = a.detach(), b.detach()
+    # equal infinities, whose difference is NaN, count as equal
     same = (a == b) | (a.isnan() & b.isnan())
     difference = (a.double() - b.double()).abs().nan_to_num(float("inf"))
     return float(difference.masked_fill(same, 0.0).max()) if a.numel() else 0.0

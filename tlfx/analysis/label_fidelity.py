@@ -140,6 +140,7 @@ def _read(batch: Any, model: nn.Module) -> tuple[Tensor, Tensor]:
         raise InputError(f"the loader yielded {a_type(batch)}, expected two tensors (images, labels)")
     device = next((p.device for p in model.parameters()), batch[0].device)
     images, labels = (x.to(device) for x in batch[:2])
+    # raises InputError for anything but floating-point images
     Call.of(images)
     if labels.is_floating_point() or labels.dim() != 1:
         raise TargetError(

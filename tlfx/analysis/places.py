@@ -82,6 +82,7 @@ def _corners(places: Tensor) -> Tensor:
         return torch.full((2, 2), torch.nan, dtype=torch.float64)
     first, last = known.aminmax(dim=0)
     counts = torch.tensor(places.shape[:2], dtype=torch.float64)
+    # a grid of one row or column reaches to the nearer border of the image
     half = torch.where(counts > 1, (last - first) / (counts - 1) / 2, torch.minimum(first, 1 - last))
     return torch.stack((first - half, last + half))
 

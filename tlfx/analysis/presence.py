@@ -95,6 +95,7 @@ def spatial_presence(model: nn.Module, image: Tensor) -> list[TokenPresence]:
     counts = [len(_tokens(label)) for label in mixings]
     parts: list[list[Tensor]] = [[] for _ in mixings]
     for numbers in chunks(max(counts)):
+        # each channel of the mask holds the number of a token everywhere, which chosen_tokens compares
         _, labels = graph(images, numbers[..., None, None].to(image).expand(-1, -1, *image.shape[1:]))
         for part, label, count in zip(parts, labels[-len(mixings) :], counts, strict=True):
             part.append(label.sum(1).flatten()[: max(0, count - int(numbers[0, 0]))])

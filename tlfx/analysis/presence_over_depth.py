@@ -44,6 +44,7 @@ def presence_over_depth(probe: Probe, image: Tensor) -> list[Tensor]:
     areas = torch.outer(_shares(rows, size[0]), _shares(columns, size[1])).flatten()
     columns_of_m: list[list[Tensor]] = []
     for cells in chunks(areas.numel()):
+        # (images, channels, height, width): the mask of one cell in each channel
         inside = (rows == cells[..., None] // size[1])[..., :, None] & (columns == cells[..., None] % size[1])[
             ..., None, :
         ]

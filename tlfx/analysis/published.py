@@ -38,6 +38,7 @@ def published(model: nn.Module, images: Tensor, target: MixedTarget) -> Callable
     >>> soft.shape, round(float(soft.sum()), 3)
     (torch.Size([2, 10]), 2.0)
     """
+    # during the capture only: the graph then computes the weights itself
     with patch.object(F, "scaled_dot_product_attention", explicit_attention):
         plan = planner_of(align(model)).plan(model, Call.of(images))
     graph_module = copy.copy(plan.graph_module)

@@ -85,13 +85,14 @@ def references(classifier: Classifier, tokens: LastTokens, batch: Mixture) -> di
         mean = batch.images.mean(0, keepdim=True).expand_as(batch.images)
         hidden_first, _ = classifier(batch.blend(mean, batch.images.flip(0)))
         hidden_second, _ = classifier(batch.blend(batch.images, mean))
+    # f_a − f_b, (batch,) each
     margin, first, second, without_first, without_second = (
-        -_of_classes(x, batch.labels).diff(dim=1)[:, 0]
-        for x in (logits.detach(), own, other, hidden_first, hidden_second)
+        _margin(x, batch.labels) for x in (logits.detach(), own, other, hidden_first, hidden_second)
     )
     return {
         "similarity": similarity_share(read, unmixed, unmixed.flip(0)).mean(1),
         "same_place": same_place_share(*(x.detach().flatten(1) for x in (feature, own_feature, other_feature))),
+        # a mixture whose one image is replaced by the other is that other image
         "exchange": replacement_share(margin, second, first),
         "occlusion": replacement_share(margin, without_first, without_second),
         "gradient": gradient_share(batch.mixed, gradient, batch.mask),

@@ -251,6 +251,7 @@ def _peak_memory(step: Callable[[], None], device: str) -> int:
         before = torch.cuda.memory_allocated()
         step()
         return int(torch.cuda.max_memory_allocated() - before)
+    # torch counts no peak memory of the CPU: it follows from the allocations that the profiler records
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]

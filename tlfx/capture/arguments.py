@@ -88,6 +88,7 @@ class Call:
     def key(self) -> Hashable:
         """The part of a call that a capture depends on: all but the batch size and the values of tensors; autocast, and
         the default type."""
+        # in the dictionary, since the dataclass is frozen
         known: Hashable = self.__dict__.get("_key")
         if known is None:
             known = self.__dict__["_key"] = self._make_key()
@@ -132,6 +133,7 @@ def _key_of(x: Any, batch: int) -> Hashable:
     if not isinstance(x, Tensor):
         described: Hashable = describe(x)
         return (type(x), id(x)) if described is IGNORED else described
+    # a first axis of this length is taken for the batch, and may have another length in the next call
     batched = x.dim() > 0 and x.shape[0] == batch
     return batched, tuple(x.shape[1:] if batched else x.shape), x.dtype, x.device, is_channels_last(x)
 

@@ -40,6 +40,7 @@ class FunctionRecorder:
         """Record calls of a function through ``apply``, until :meth:`restore`."""
         if function in self._kept:  # reached before through another base
             return
+        # None for a forward that is inherited
         self._kept[function] = vars(function).get("forward")
         function.forward = staticmethod(self._recorded(function, function.forward))  # type: ignore[method-assign]
 
@@ -52,6 +53,7 @@ class FunctionRecorder:
                 function.forward = forward  # type: ignore[method-assign]
 
     def _recorded(self, function: type[Function], forward: Callable[..., Any]) -> Callable[..., Any]:
+        # forward(ctx, ...) is the form without a setup_context
         with_context = function.setup_context is Function.setup_context
 
         @functools.wraps(forward)  # apply binds arguments by its signature

@@ -106,10 +106,10 @@ def check_sizes(kind: str, graph: Graph) -> None:
     node = unknown_size(graph)
     if node is not None:
         repeats = getattr(node.target, "overloadpacket", None) is torch.ops.aten.repeat_interleave
-        remedy = f"{_REMEDY} A mask that never changes can be indices, mask.nonzero(), made once."
+        remedy = f"{_REMEDY} A mask that never changes can be a buffer that the forward uses as it is."
         raise CaptureError(
             f"{kind} has a tensor whose size depends on the data, so that labels have no fixed rows\n{describe(node)}\n"
-            + ("Pass output_size=, the sum of the repeats, to repeat_interleave." if repeats else remedy)
+            + ("Pass output_size=, the sum of the repeats, or keep them in a buffer." if repeats else remedy)
         )
 
 

@@ -94,7 +94,9 @@ def cleaned(
 def _flat_graph(program: GraphModule, record: ForwardRecord) -> tuple[Graph, dict[str, Any]]:
     """The graph with flat outputs, calls on tensors and changes of state as nodes of it; and what its nodes hold."""
     graph = Graph()
+    # graph_copy returns the outputs, and adds no output node
     outputs = tree_leaves(graph.graph_copy(program.graph, {}), is_leaf=lambda x: x is None)
+    # Entry returns the outputs of the model first, then what it computes for the places that change
     split = len(outputs) - sum(len(change.outputs) for change in record.changes)
     graph.output(tuple(outputs[:split]))
     held = {str(n.target): _attribute(program, str(n.target)) for n in graph.nodes if n.op == "get_attr"}
@@ -115,6 +117,7 @@ def _name_inputs(graph: Graph, model: nn.Module, call: Call) -> list[Node]:
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     for node, name in zip(placeholders, names_of(call, model), strict=False):
         rename(node, name.partition(".")[0])
+        # the target of a placeholder is the name of the parameter in the code
         node.target = node.name
     return placeholders
 

@@ -99,6 +99,7 @@ class _Description:
         if id(value) in self._known:
             described, is_data = self._known[id(value)]
             self.is_data &= is_data
+            # two references to one object differ from two equal objects
             return described if described is IGNORED else ("again", self._order[id(value)])
         if id(value) in self._order or len(self._order) > _MANY:  # in a circle, or too large to be compared by content
             return self._identity(value)
@@ -115,6 +116,7 @@ class _Description:
         if isinstance(value, list | tuple):
             return self._of_items(value, enumerate(value))
         if isinstance(value, set | frozenset):
+            # equal sets may iterate in different orders
             return self._of_items(value, ((x, x) for x in sorted(value, key=hash)))
         if _may_be_data(value):
             return self._of_object(value)

@@ -14,6 +14,7 @@ from tlfx._torch import TreeSpec, tree_flatten, tree_unflatten
 from tlfx.capture.arguments import Call
 from tlfx.capture.foreach import recorded_for_each
 from tlfx.capture.kernels import recorded_kernels
+from tlfx.capture.known_sizes import KnownSizes
 from tlfx.capture.model_class import class_name, own_forward
 from tlfx.capture.modes import ModeRecorder
 from tlfx.capture.refused_calls import refused_calls
@@ -45,12 +46,13 @@ class ForwardRecord:
         self.modes = ModeRecorder(entry.caches, entry.inference, entry.traced)
         self.values = ValueRecorder()
         self.attributes = TensorAttributes(entry.model)
+        self.sizes = KnownSizes(self.values, entry.tensors_of_model, dict(_named_tensors(entry.model)))
 
     @contextlib.contextmanager
     def recorded(self) -> Iterator[None]:
         """Record what a forward does in the context. Raises CaptureError where a graph cannot repeat it."""
         with contextlib.ExitStack() as stack:
-            for recorder in (self.modes, self.tensor_calls, self.values, self.attributes):
+            for recorder in (self.modes, self.tensor_calls, self.values, self.attributes, self.sizes):
                 stack.enter_context(recorder.recorded())
             stack.enter_context(recorded_kernels())
             stack.enter_context(recorded_for_each())
@@ -87,6 +89,7 @@ class Entry(nn.Module):
         args, kwargs = tree_unflatten(leaves, self.call.spec)
         model, record = self.model, self.record
         record.begin(self)
+        # torch.export puts tensors without data in the places of parameters and buffers while it traces
         stand_ins = list(_named_tensors(model))
         copy_attributes(self.tensors_of_model, stand_ins)
         state, objects = Snapshot(model.named_modules()), Snapshot(self.call.objects)
@@ -96,6 +99,7 @@ class Entry(nn.Module):
                 refused_calls(model, record.modes.note_read),
                 rebound(state.reach.containers),
             ):
+                # without hooks of the model itself, which run around its aligned call
                 outputs, record.out_spec = _flatten(own_forward(model)(model, *args, **kwargs))
             changes = state.changes(self._parameters_by(stand_ins))
             check_arguments(model, (args, kwargs), (leaves, self.call.spec), objects, changes)
@@ -135,4 +139,5 @@ def _flatten(output: Any) -> tuple[list[Any], TreeSpec]:
     unknown = {type(x) for x in leaves if dataclasses.is_dataclass(x) and not isinstance(x, type)}
     for kind in unknown:
         torch.export.register_dataclass(kind)
+    # once more, with the fields of dataclasses as leaves
     return _flatten(output) if unknown else (leaves, spec)

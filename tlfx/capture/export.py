@@ -137,6 +137,7 @@ def _export(entry: Entry, any_batch: bool, gradients: bool = True) -> _Program:
     """Export a forward, for any batch size if it can be, with gradients if they are visible. Raises CaptureError."""
     call, model = entry.call, entry.model
     batched = [x.dim() > 0 and x.shape[0] == call.batch for x in call.tensors]
+    # for any batch size, then for that of the call
     attempts = [(batched, None), (None, call.batch)] if any_batch else [(None, call.batch)]
     for attempt in attempts:
         recording = Recording()
@@ -171,8 +172,10 @@ def _export_for(entry: Entry, dynamic: list[bool] | None, recording: Recording, 
         for x, requires_grad in zip(example, entry.requires_grad, strict=True):
             x.requires_grad_(requires_grad)
         context = copy_context()  # context variables that the forward sets end with it
+        # not strict: the forward runs as Python code, in which functions of torch can be replaced
         program = context.run(torch.export.export, entry, example, dynamic_shapes=shapes, strict=False)
         changed = changed_random_state()
+        # newer versions of torch add checks of guards to the module
         unchecked = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
         exported = program.module(**unchecked)
     if changed is not None:  # the graph would repeat the same numbers at every call
@@ -182,6 +185,7 @@ def _export_for(entry: Entry, dynamic: list[bool] | None, recording: Recording, 
 
 def _example(x: Tensor, batched: bool) -> Tensor:
     """The shape, type and layout of a tensor, at batch 2 if its batch size is free."""
+    # torch.export takes sizes of 0 and 1 for constants
     shape = (2, *x.shape[1:]) if batched else x.shape
     example = torch.zeros(shape, dtype=x.dtype, device=x.device)
     return example.contiguous(memory_format=torch.channels_last) if is_channels_last(x) else example

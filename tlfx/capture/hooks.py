@@ -91,8 +91,10 @@ def _recorded_hooks_of(module: nn.Module, hooks: _HookRecorder) -> Iterator[None
     for kind in FORWARD_HOOKS:
         for number, hook in kept[kind].items():
             vars(module)[kind][number] = _idle(module, kind) if _is_distributed(hook) else hooks.recorded(number, hook)
+    # for these, a call of the module puts an autograd function of torch around its inputs and outputs
     for kind in _BACKWARD_HOOKS:
         vars(module)[kind].clear()
+    # around all other hooks: the first one in, the last one out
     first = module.register_forward_pre_hook(hooks.enter, with_kwargs=True, prepend=True)
     last = module.register_forward_hook(hooks.leave)
     try:
@@ -113,6 +115,7 @@ def _idle(module: nn.Module, kind: str) -> Callable[..., Any]:
     """A hook that casts as a hook of torch.distributed does, without touching parameters."""
     given, made = casts_of(module)
     if kind == "_forward_pre_hooks":
+        # a hook that takes keyword arguments returns them too
         return lambda module, args, kwargs=None: given(args) if kwargs is None else (given(args), given(kwargs))
     return lambda *given: made(given[-1])
 

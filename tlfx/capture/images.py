@@ -86,6 +86,7 @@ def _named(call: Call, model: nn.Module, wanted: Sequence[str | int]) -> Call:
     places: list[int] = []
     for one in wanted:
         argument = _argument_at(call, model, one) if isinstance(one, int) else one
+        # "batch.image" goes by its full name, by its argument and by its key
         of_one = [
             i for i, name in enumerate(names) if argument in (name, name.partition(".")[0], name.rpartition(".")[2])
         ]
@@ -131,6 +132,7 @@ def _fits(x: Tensor, first: Tensor, mask: Tensor | None) -> bool:
     if mask is None:
         return x is first or (x.is_floating_point() and (x.shape[0], x.shape[2:]) == (first.shape[0], first.shape[2:]))
     batch = len(mask) in (1, len(x)) if mask.dim() else False
+    # of video, a mask for all frames, or one that has the frames behind or before the channels
     sizes = [x.shape[2:], *([x.shape[3:], positions(x.shape, frames_first=True)] if x.dim() == 5 else [])]
     return batch and x.is_floating_point() and mask.shape[2:] in sizes
 

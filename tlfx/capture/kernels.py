@@ -33,6 +33,7 @@ class _Before(list[Any]):
 def recorded_kernels() -> Iterator[None]:
     """Mark in the context where sdpa_kernel reads, chooses and restores kernels."""
     numbers = itertools.count()
+    # sdpa_kernel looks both up in its module
     read, choose = (getattr(attention, name) for name in ATTENTION_KERNELS)
 
     def marked_read(with_priority: bool = False) -> list[Any]:
@@ -77,5 +78,6 @@ def choose_kernels(kernels: Sequence[int], by_priority: bool) -> None:
     set_attention_kernels(kernels, by_priority)
 
 
+# otherwise eliminate_dead_code would erase them, which have no users
 for _function in (read_kernels, choose_kernels):
     torch.fx.node.has_side_effect(_function)

@@ -37,6 +37,7 @@ def _(values: Sequence[Tensor], sizes: Sequence[int], kind: str, number: int, da
     return None
 
 
+# otherwise eliminate_dead_code would erase marks, which have no users
 torch.fx.node.has_side_effect(torch.ops.tlfx.mark.default)
 
 

@@ -145,12 +145,14 @@ class ModeRecorder:
 
         def decorate(manager: Any, function: Any) -> Any:
             self.leave(manager)
+            # its __init__ has set the mode: as a decorator, torch too restores it before it wraps the function
             return torch.set_grad_enabled.__mro__[1].__call__(manager, function)
 
         yield torch.no_grad, "__enter__", lambda manager: self.enter(manager, False)
         yield torch.enable_grad, "__enter__", lambda manager: self.enter(manager, True)
         yield torch.inference_mode, "__enter__", lambda manager: self.enter_inference(manager)
         yield torch.set_grad_enabled, "__init__", init
+        # its __init__ has entered and marked the mode
         yield torch.set_grad_enabled, "__enter__", lambda manager: set_grad_mode(manager.mode)
         yield torch.set_grad_enabled, "__call__", decorate
         for kind in (torch.no_grad, torch.enable_grad, torch.inference_mode, torch.set_grad_enabled):
@@ -237,5 +239,6 @@ def reset_gradients(before: bool) -> None:
     torch.set_grad_enabled(before)
 
 
+# otherwise eliminate_dead_code would erase those without users
 for _function in (set_gradients, reset_gradients, set_grad_mode, enter_autocast, exit_autocast):
     torch.fx.node.has_side_effect(_function)

@@ -60,6 +60,7 @@ def build_tree(graph: Graph, recording: Recording) -> RegionTree:
             graph.erase_node(node)
     kept = {x for r in tree.regions if _runs(r) for x in (*r.inputs, *r.outputs) if isinstance(x, Node)}
     graph.eliminate_dead_code(lambda node: bool(node.is_impure()) or node in kept)
+    # the same regions, of the nodes that are left
     tree = tree.without(graph, ())
     moved = hoist_sizes(tree)
     if moved:

@@ -28,6 +28,7 @@ def recurrent_shapes() -> Iterator[None]:
 
 
 def _lstm(x: Tensor, hx: Sequence[Tensor], params: Sequence[Tensor], *settings: Any) -> tuple[Tensor, ...]:
+    # (has_biases, num_layers, dropout, train, bidirectional, batch_first)
     bidirectional = settings[-2]
     return _results(x, hx, params, bidirectional)
 

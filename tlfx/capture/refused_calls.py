@@ -92,6 +92,7 @@ def _watched(refuse: Refuse, note_gradients: Callable[[], None]) -> Iterator[tup
         yield nn.Module, name, unless_in_torch(refuse, getattr(nn.Module, name), _BACKWARD_HOOKS.format(name))
     hooks = torch.autograd.graph.saved_tensors_hooks
     yield hooks, "__enter__", _saved(refuse, hooks.__enter__)
+    # handles are numbered: those below the next number were registered before the forward
     yield RemovableHandle, "remove", _removing(refuse, RemovableHandle.next_id)
 
 

@@ -57,6 +57,7 @@ def _whole(parameter: Tensor, owner: nn.Module) -> nn.Parameter:
     kind = parameter.device_mesh.device_type  # type: ignore[attr-defined]
     device = parameter.device if parameter.device.type == kind else kind
     made = torch.empty_strided(parameter.shape, parameter.stride(), dtype=dtype or parameter.dtype, device=device)
+    # no memory: the parameters of the whole model may not fit one device
     made.untyped_storage().resize_(0)
     return nn.Parameter(made, requires_grad=parameter.requires_grad)
 

@@ -93,6 +93,7 @@ class TensorCallRecorder:
         with contextlib.ExitStack() as stack:
             for name in _NAMES:
                 stack.enter_context(replaced(Tensor, name, self._recorded(name, getattr(Tensor, name))))
+            # reads stay those of ModeRecorder, which has replaced the attribute before
             reads: Any = getattr(Tensor, "requires_grad")  # noqa: B009
             stack.enter_context(replaced(Tensor, "requires_grad", property(reads.__get__, self._require)))
             stack.enter_context(replaced(Tensor, "data", property(self._data, _DATA.__set__)))

@@ -66,4 +66,5 @@ class ReadValues:
 def _are_equal(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
+    # NaN counts as equal to NaN
     return bool(((one == other) | ((one != one) & (other != other))).all())

@@ -48,4 +48,5 @@ def element_offsets(node: Node) -> Tensor:
     """Offset of each element of a node's value in its storage: int64, in the shape of the value."""
     example = node.meta["val"]
     size, stride = [int(s) for s in example.shape], [int(s) for s in example.stride()]
+    # the same view, of the numbers of the elements
     return torch.arange(storage_length(node)).as_strided(size, stride, int(example.storage_offset()))

@@ -32,6 +32,7 @@ class BranchScales:
                 node, factor, layout = self._factors[node]
                 yield factor, layout
                 continue
+            # data movement, such as a transpose between LayerScale and the sum
             sources = [n for n in node.all_input_nodes if self._is_content(n)]
             if self._operations.get(node) is not Operation.LAYOUT or len(sources) != 1:
                 return

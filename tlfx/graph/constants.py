@@ -94,11 +94,11 @@ class Constants:
         number = self._number_of(node)
         if number is not None:
             return number
+        if node.op not in ("get_attr", "call_function") or is_random(node) or not self._is_constant(node):
+            return None
         if node.op == "get_attr":
             held = operator.attrgetter(str(node.target))(self._graph_module)
             return _data_of(held) if isinstance(held, Tensor) and not (held.is_meta or is_sharded(held)) else None
-        if node.op != "call_function" or is_random(node) or not self._is_constant(node):
-            return None
         if any(self.evaluate(n) is None for n in node.all_input_nodes):
             return None
         return _computed(node, self._known)
@@ -150,6 +150,7 @@ def _computed(node: Node, known: Mapping[Node, Any]) -> Any:
     """The result of an operator on known values."""
     args, kwargs = tree_map(lambda a: known[a] if isinstance(a, Node) else a, (tuple(node.args), dict(node.kwargs)))
     if kwargs.get("device") is not None:
+        # known values are copies on the CPU, wherever the model is
         kwargs["device"] = torch.device("cpu")
     with torch.no_grad():
         return node.target(*args, **kwargs)  # type: ignore[operator]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import SymBool, SymFloat, SymInt, Tensor
@@ -11,7 +12,7 @@ from tlfx._torch import tree_leaves
 from tlfx.graph.aliasing import storage_of, written_storages
 from tlfx.graph.constants import is_random
 
-__all__ = ["computes_same", "describe", "hint", "module_path", "module_stack", "shapes", "sizes"]
+__all__ = ["computes_same", "describe", "hint", "is_inside", "module_path", "module_stack", "shapes", "sizes"]
 
 
 def shapes(node: Node) -> list[tuple[int, ...]]:
@@ -26,8 +27,10 @@ def sizes(node: Node) -> list[tuple[Any, ...]]:
 
 
 def hint(size: Any) -> Any:
-    """A size at the batch size of the example."""
-    return size.node.hint if isinstance(size, SymInt | SymFloat | SymBool) else size
+    """A size at the batch size of the example; None if it depends on the data."""
+    if not isinstance(size, SymInt | SymFloat | SymBool):
+        return size
+    return size.node.maybe_as_int() if size.node.hint is None else size.node.hint  # a symbol that became a number
 
 
 def module_stack(node: Node) -> list[tuple[str, Any]]:
@@ -44,6 +47,15 @@ def module_path(node: Node) -> str:
     return stack[-1][0] if stack else ""
 
 
+def is_inside(path: str, pattern: str) -> bool:
+    """Whether a module is one that a glob pattern matches, or is inside of one.
+
+    >>> [is_inside(path, "blocks.*") for path in ("blocks.0.attn", "blocks.0", "head")]
+    [True, True, False]
+    """
+    return fnmatchcase(path, pattern) or fnmatchcase(path, f"{pattern}.*")
+
+
 def describe(node: Node) -> str:
     """The origin of a node: its name, module, source line, and the shapes of its inputs and outputs."""
     stack = module_stack(node)
@@ -56,6 +68,7 @@ def describe(node: Node) -> str:
 def _line(node: Node) -> str:
     """The innermost source line outside torch."""
     lines = [line.strip() for line in (node.meta.get("stack_trace") or "").strip().splitlines()]
+    # two lines for each frame: the place, then the code
     frames = [" ".join(pair) for pair in zip(lines[::2], lines[1::2], strict=False)]
     own = [frame for frame in frames if "/torch/" not in frame]
     return (own or frames or ["unknown"])[-1]

@@ -40,8 +40,10 @@ def minimum_cut(unary: Array, down: Array, right: Array) -> NDArray[np.bool_]:
     one, other, unlike = np.concatenate(links, 1)
     source, sink = rows * columns, rows * columns + 1
     every, low = number.ravel(), unary.min(0).ravel()
+    # links in both directions, then from the source to each cell, and from each cell to the sink
     ends = np.concatenate((one, other, np.full_like(every, source), every)).astype(np.int64)
     heads = np.concatenate((other, one, every, np.full_like(every, sink))).astype(np.int64)
+    # what both labels of a cell cost alike does not change the minimum
     capacity = np.concatenate((unlike, unlike, unary[1].ravel() - low, unary[0].ravel() - low))
     return _reached_from(source, ends, heads, capacity)[: rows * columns].reshape(rows, columns)
 
@@ -50,6 +52,7 @@ def _reached_from(source: int, ends: NDArray[Any], heads: NDArray[Any], capacity
     """Nodes on the source's side of a minimum cut between source and sink, the last two nodes of a graph."""
     graphs, sparse = scipy_module("sparse.csgraph"), scipy_module("sparse")
     # SciPy's maximum_flow takes integer capacities only.
+    # their sum stays below the largest int32
     units = np.round(capacity * (2**30 / max(capacity.sum(), 1e-12))).astype(np.int32)
     graph = sparse.csr_matrix((units, (ends, heads)), shape=(source + 2, source + 2))
     left = graph - graphs.maximum_flow(graph, source, source + 1).flow

@@ -60,6 +60,7 @@ class GridMix(MaskMixer):
             )
         shares = self.draws.shares(self.alpha, count, self.images)
         cells = on_device(self.draws.choice(shares, self.grid**2), device).view(count, self.grid, self.grid)
+        # the cell of each row and of each column of pixels
         rows, columns = (torch.arange(n, device=device) * self.grid // n for n in (height, width))
         owner = F.one_hot(cells[:, rows[:, None], columns], self.images).movedim(-1, 1).float()
         return owner if self.images > 2 else owner[:, :1]

@@ -102,6 +102,7 @@ class AttentiveCutMix(MaskMixer):
         top = maps.flatten(1).topk(self.patches, 1).indices
         grid = torch.ones_like(maps.flatten(1)).scatter_(1, top, 0.0).view(-1, rows, columns)
         height, width = others.shape[-2:]
+        # the patch of each row and of each column of pixels
         y, x = (torch.arange(n, device=grid.device) * cells // n for n, cells in ((height, rows), (width, columns)))
         return grid[:, None, y[:, None], x]
 

@@ -53,14 +53,17 @@ class MaskMixer(Mixer):
         if not self.mixup_enabled:
             mask = torch.ones(batch, 1 if len(sources) == 2 else len(sources), height, width, device=images.device)
             return images.clone(), self._unmixed(mask)
+        # one pasted image for each mask that is drawn
         others = images[sources[1, : self._draws_for(batch)]]
         mixes = self.draws.uniform(len(others), 1, 1, 1) < self.mix_prob
         mask = self.masks(others)
         mask = torch.where(on_device(mixes, images.device), mask, self._unmixed(mask))
         if self.mode == "pair":
+            # images i and B − 1 − i have one mask
             mask = torch.cat((mask, mask.flip(0)))
         mixed = images
         for k, partners in enumerate(sources[1:], 1):
+            # for K images, channel k is 1 in the pixels of image k
             stays = mask if len(sources) == 2 else 1.0 - mask[:, k : k + 1]
             mixed = self.blend(mixed, images[partners], stays)
         return mixed, mask.expand(batch, -1, height, width)

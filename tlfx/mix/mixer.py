@@ -121,6 +121,7 @@ class Mixer(ABC):
         if self.pairing == "mirror":
             return torch.stack((own, own.flip(0)))
         order = self.draws.permutation(batch) if self.pairing == "shuffle" else own
+        # image order[i] is mixed with image order[i − k]
         return torch.stack([torch.empty_like(own).scatter_(0, order, order.roll(k)) for k in range(self.images)])
 
     def _target(self, labels: Tensor, sources: Tensor, mask: Tensor) -> MixedTarget:

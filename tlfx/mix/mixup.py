@@ -111,6 +111,7 @@ class Mixup(Mixer):
             blends[0].mask_(mask)
             return mixed, mask
         if self.mode == "pair":
+            # image B − 1 − i has the blend of image i
             blends += blends[::-1]
         for i, blend in enumerate(blends):
             blend.mix_(mixed[i], others[i])

@@ -75,6 +75,7 @@ class RandomPatchMix(_PatchMixer):
     """
 
     def _kept(self, replaced: Tensor, rows: int, columns: int) -> Tensor:
+        # the place of each patch in a random order
         rank = self.draws.uniform(len(replaced), rows * columns).argsort(1).argsort(1)
         kept: Tensor = rank >= replaced[:, None]
         return kept.reshape(-1, rows, columns)

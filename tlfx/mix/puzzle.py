@@ -183,6 +183,7 @@ def _borders(pair: Tensor, n: int) -> tuple[Array, Array]:
     for lines in (pair, pair.transpose(-2, -1)):
         size = lines.shape[-2] // n
         last, first = lines[..., size - 1 : -1 : size, :], lines[..., size::size, :]
+        # (2, 2, channels, n − 1, pixels of a line) before the mean over channels
         differences = (last[:, None] - first[None]).abs().mean(2)
         both.append(differences.unflatten(-1, (n, -1)).mean(-1))
     return both[0].numpy(), both[1].transpose(-2, -1).numpy()

@@ -76,6 +76,7 @@ def _boxes(mask: Tensor) -> list[list[int]]:
     inside = mask[:, 0] == 0.0
     bounds = []
     for along in (inside.any(2), inside.any(1)):
+        # the first True; a box is one interval along each axis
         start = along.int().argmax(1)
         bounds += [start, start + along.sum(1)]
     boxes: list[list[int]] = torch.stack(bounds, 1).tolist()

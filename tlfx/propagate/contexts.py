@@ -32,6 +32,7 @@ class LinearContexts:
 
     def finalize(self, ids: Tensor, finalized: Tensor) -> None:
         """Register the ids (out, heads) of a context and the ids (out,) that it has as content."""
+        # a context is one label tensor, whose ids are consecutive
         first = int(ids.min())
         by_id = torch.empty(ids.numel(), dtype=torch.int64)
         by_id[ids - first] = finalized[:, None].expand_as(ids)
@@ -43,6 +44,7 @@ class LinearContexts:
         for first, by_id in self._finalized:
             inside = (ids >= first) & (ids < first + len(by_id))
             if bool(inside.any()):
+                # the clamp keeps ids of other labels in range; torch.where drops them
                 new = by_id[(ids - first).clamp(0, len(by_id) - 1)] * self._batch + content % self._batch
                 content = torch.where(inside, new, content)
         return content
@@ -60,5 +62,6 @@ class LinearContexts:
             value = values.get(node)
             if node not in weights and isinstance(value, Value) and value.role is Role.CONTEXT:
                 weights[node] = Operation.WEIGHT
+                # the product kᵀv was recorded as spatial mixing, before the softmax was known
                 waiting.extend(node.all_input_nodes)
         return weights

@@ -106,6 +106,7 @@ class LabelTensor:
 
     def _with_queries(self, needed: Tensor) -> LabelTensor:
         assert self.query_axis is not None
+        # (queries): whether any label of a query is needed
         by_query = needed.view(self.shape).movedim(self.query_axis, 0).reshape(self.shape[self.query_axis], -1).any(1)
         if bool(by_query.all()):
             return self
@@ -159,6 +160,7 @@ class LabelTable:
             owners = self.owners(new)
             read = [self._read_by(self.tensors[int(p)], new[owners == p]) for p in owners.unique()]
             new = torch.cat(read).unique()
+            # labels are computed from labels with lower ids: below the first that is asked for, none is found
             new = new[(new >= first) & ~torch.isin(new, reached)]
             reached = torch.cat((reached, new))
         return reached
@@ -172,6 +174,7 @@ class LabelTable:
             operands = [operand.ids for operand in tensor.restricted(needed).operands]
         elif tensor.same_places:
             operands = [read[needed.view(tensor.shape).expand(read.shape)] for read in operands]
+        # labels of the mask have no operands, and torch.cat takes no empty list
         return torch.cat([*(read.flatten() for read in operands), ids[:0]])
 
 

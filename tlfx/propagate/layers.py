@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 
 from torch.fx import Node
 
 from tlfx.errors import InputError
-from tlfx.graph.nodes import module_path
+from tlfx.graph.nodes import is_inside, module_path
 
 __all__ = ["LayerSelection", "count_from_first"]
 
@@ -35,7 +34,7 @@ class LayerSelection:
         if self._layers is None:
             return True
         path = module_path(node)
-        matched = {x for x in self._layers if (number == x if isinstance(x, int) else _is_inside(path, x))}
+        matched = {x for x in self._layers if (number == x if isinstance(x, int) else is_inside(path, x))}
         self._matched |= matched
         return bool(matched)
 
@@ -76,7 +75,3 @@ def count_from_first(layers: Sequence[str | int], count: int) -> Layers:
 def _counted(count: int) -> str:
     expected = f"numbers from {-count} to {count - 1}" if count else "no numbers, as there is no layer to choose"
     return f"{count} token-mixing attention layers: expected {expected}"
-
-
-def _is_inside(path: str, pattern: str) -> bool:
-    return fnmatchcase(path, pattern) or fnmatchcase(path, f"{pattern}.*")

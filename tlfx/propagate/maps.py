@@ -40,6 +40,7 @@ def compact(full: Tensor) -> Tensor:
     torch.Size([2, 1])
     """
     for axis, size in enumerate(full.shape):
+        # an axis that was expanded has stride 0: constant without a look at its elements
         if size > 1 and (full.stride(axis) == 0 or _is_constant(full, axis)):
             full = full.narrow(axis, 0, 1)
     return full
@@ -55,6 +56,7 @@ def find_batch_axis(content: Tensor, batch: int) -> BatchAxis:
     sample = torch.where(content == NONE, NONE, content % batch)
     for axis in range(content.dim()):
         along = sample.movedim(axis, 0).reshape(content.shape[axis], -1)
+        # the sample at each place of the axis: NONE is less than any sample
         here = along.amax(1)
         if not bool((torch.where(along == NONE, here[:, None], along) == here[:, None]).all()):
             continue
@@ -73,6 +75,7 @@ def _split_of(here: Tensor, batch: int, axis: int) -> BatchAxis | None:
     for inner in range(1, length // batch + 1):
         if length % (inner * batch):
             continue
+        # the samples along an axis outer · batch · inner
         pattern = torch.arange(length) // inner % batch
         if bool((here[known] == pattern[known]).all()) and len(pattern[known].unique()) == batch:
             return BatchAxis(axis, length // (inner * batch), inner)
@@ -117,6 +120,7 @@ def fill_none(ids: Tensor, axes: Sequence[int]) -> Tensor:
     """Ids in which elements without content take the one id that they meet along ``axes``, if there is just one."""
     if not axes or not bool((ids == NONE).any()):
         return ids
+    # a single id is the greatest, since NONE is -1
     filled = torch.where(ids == NONE, ids.amax(tuple(axes), keepdim=True), ids)
     constant = all(filled.shape[a] == 1 or _is_constant(filled, a) for a in axes)
     return compact(filled) if constant else ids
@@ -131,6 +135,7 @@ def fill_tokens(content: Tensor, batch: int) -> Tensor:
     empty = content == NONE
     if not bool(empty.any()):
         return content
+    # a token is without content only if all of its channels are
     for axis in channels:
         empty = empty.all(axis, keepdim=True)
     where = find_batch_axis(content, batch)

@@ -67,6 +67,7 @@ class Observer:
         for value in _content([node], values):
             self.nodes[node.name] = value
         for path, given in self._ends.get(node, ()):
+            # of several outputs of a module, the one that was computed last
             for value in list(_content(given, values))[:1]:
                 self.modules[path] = value
 
@@ -128,6 +129,7 @@ def _channel_axis(value: Value) -> int:
     free = [a for a in axes if value.shape[a] > 1] or axes
     constant = [a for a in free if value.map.shape[a] == 1]
     if len(constant) == len(free):
+        # labels vary nowhere: (batch, tokens, channels) has its channels last, (batch, channels, *size) first
         return free[-1] if len(value.shape) == 3 else free[0]
     return constant[-1] if constant else max(free, key=lambda a: _repeats(value.map, a))
 

@@ -95,4 +95,5 @@ def _class_axis(value: Value) -> int:
     free = [a for a in range(len(value.shape)) if a != where]
     constant = [a for a in free if value.map.shape[a] == 1 and value.shape[a] > 1] or free
     tokens = len(constant) < len(free) or len(free) == 1
+    # labels vary nowhere: (batch, tokens, classes) has its classes last, (batch, classes, *size) first
     return constant[0] if tokens or len(value.shape) != 3 else constant[-1]

@@ -81,6 +81,7 @@ def propagate(captured: Captured, options: Options | None = None) -> Propagation
         options = replace(options, layers=count_from_first(options.layers or (), every.state.layers.count))
     propagator = Propagator(captured, options)
     propagation = propagator.run()
+    # a token that was read before it was joined passed for a constant until then
     while tokens := propagator.state.tokens.for_next_pass():
         propagator = Propagator(captured, options, tokens)
         propagation = propagator.run()
@@ -139,6 +140,7 @@ class Propagator:
         recorded = observer.choose(self.options.record, op) if observer else ObservedLabels()
         self.operations.update(self.state.contexts.reclassified(self.values))
         self.values.update(self.state.tokens.joined(self.values))
+        # an output may be a context kᵀv that no query reads
         self.values.update({n: op.resolve(v) for n, v in self._outputs() if isinstance(v, Value)})
         return Propagation(
             self.graph_module,
@@ -165,7 +167,8 @@ class Propagator:
         """Drop the maps of a value that nothing reads any more."""
 
         def without_maps(value: Any) -> Any:
-            return replace(value.with_maps(), spectrum=None) if isinstance(value, Value) else value
+            # a spectrum holds the value before the transform, with its maps
+            return replace(value.with_maps(), spectrum=None, factors=None) if isinstance(value, Value) else value
 
         self.values[node] = tree_map(without_maps, self.values[node])
         self._writes.remove(node)
@@ -211,8 +214,10 @@ class Propagator:
         size = runtime.positions(shape, self._frames_first)
         if self._pixels is None:  # other images have been mixed by the same mask
             layout = {"frames_first": True} if self._frames_first else {}
+            # the first label has the id 0, which maps call IMAGE
             self.state.labels.add(runtime.share, MASK, node, shape=(1,), kwargs=layout, after=node)
             self._pixels = self.state.labels.add(runtime.pixels, MASK, node, shape=size, kwargs=layout, after=node)
+        # (channels, *size), or (frames, channels, height, width) of video
         ids = self._pixels.unsqueeze(1 if self._frames_first else 0)
         content = map_of_ids(ids.view(1, 1, *ids.shape), self.batch, BatchAxis(0))
         return Value(node, shape, self.batch, Role.CONTENT, (content,))
@@ -220,11 +225,13 @@ class Propagator:
     def _call(self, node: Node) -> Any:
         args, kwargs = tree_map(self._look_up, (tuple(node.args), dict(node.kwargs)))
         operands = [v for v in tree_leaves((args, kwargs)) if isinstance(v, Value)]
+        # arithmetic of sizes, such as height // 2
         if not operands and not shapes(node):
             return _size_arithmetic(node, args, kwargs)
         written = written_argument(node)
         if all(v.is_constant for v in operands):
             self._writes.note(node)
+            # a constant that is written into content takes labels away, which its rule must tell
             if written is None or not self._writes.reaches_content(written):
                 return self._of_constants(node)
         try:

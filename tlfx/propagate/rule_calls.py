@@ -58,6 +58,7 @@ def call_rule(rule: Rule, op: OpContext, *args: Any, **kwargs: Any) -> Any:
 
 def _resolved(op: OpContext, arguments: Any) -> Any:
     """Arguments with contexts as content, each value once."""
+    # by identity: an operand that occurs twice, as in x * x, stays one object
     known: dict[int, Value] = {}
 
     def resolve(value: Any) -> Any:

@@ -55,6 +55,7 @@ class RuledCalls:
             )
         self._write_back(op, values)
         for node, value in zip(call.results, values, strict=True):
+            # an output may also be an argument that the call returns unchanged
             if node in call.nodes:
                 self._values[node] = op.output(value, node)
                 self._operations[node] = operation_of(op, value)

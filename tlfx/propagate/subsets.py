@@ -51,6 +51,7 @@ class SampleSubsets:
 
         Raises ProvenanceError for operands of different samples, unless the node adds some to all.
         """
+        # no operand depends on the image where a constant is written into content
         subsets = {self.of(operand) for operand in operands} or {None}
         if len(subsets) == 1:
             (only,) = subsets

@@ -27,6 +27,7 @@ class LearnedTokens:
 
     def note(self, x: Value, content: Tensor) -> None:
         """Note a constant that joins tokens, and the map that it has as one of them."""
+        # stack joins a constant with one axis more than its node has, so that the map does not fit the node
         if shapes(x.node) == [x.shape]:
             self._joined[x.node] = content
 
@@ -42,5 +43,6 @@ class LearnedTokens:
 
     def for_next_pass(self) -> dict[Node, Tensor]:
         """The tokens that another pass has to know; empty if this pass read none of them as a constant."""
+        # a constant with one user is read by the concatenation alone
         new = {node: content for node, content in self._joined.items() if len(node.users) > 1}
         return {} if new.keys() <= self._known.keys() else {**self._known, **new}

@@ -169,6 +169,7 @@ class Value:
             self,
             maps=maps,
             role=role or self.role,
+            # masses belong to the labels of the old maps
             pending=None,
             mass=None,
             by_element=None,

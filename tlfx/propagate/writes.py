@@ -80,8 +80,10 @@ class InPlaceWrites:
 
         Raises ProvenanceError where a part of a context kᵀv is overwritten.
         """
+        # an in-place activation, say: all views hold these labels already
         if not value.is_constant and _same(self._values[written], value):
             return
+        # the element of the written value at each offset of the storage, -1 outside of it
         place = torch.full((storage_length(written),), -1)
         offsets = element_offsets(written)
         place[offsets] = torch.arange(offsets.numel()).view(offsets.shape)

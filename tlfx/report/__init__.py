@@ -38,6 +38,7 @@ def inspect(
         raise InputError("both example and input_size were given: give one of them")
     call = call_for(_example(model, input_size) if example is None else example, model, images)
     options = Options(on_unknown=on_unknown, keep=True)
+    # two images, the default: a capture for this batch size alone takes half the time
     traced = trace(model, call, options, any_batch=call.batch != 2)
     propagation = _propagated(model, traced)
     batch = int(traced.captured.batch or propagation.images.meta["val"].shape[0].node.hint)

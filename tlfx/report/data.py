@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
 from tlfx.errors import InputError
+from tlfx.graph.nodes import is_inside
 from tlfx.operations import Operation
 
 __all__ = ["SCHEMA", "ModelReport", "NodeReport", "OutputReport", "Summary", "parse_classes", "short"]
@@ -62,7 +62,7 @@ class NodeReport:
 
     def is_inside(self, pattern: str) -> bool:
         """Whether the node is in a module that matches a glob pattern, or in a submodule of one."""
-        return fnmatchcase(self.module, pattern) or fnmatchcase(self.module, f"{pattern}.*")
+        return is_inside(self.module, pattern)
 
     def to_dict(self) -> dict[str, Any]:
         """The node as JSON-compatible data, keys in a fixed order."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from tlfx.errors import ProvenanceError
 from tlfx.propagate.maps import NONE
 from tlfx.propagate.values import Role, Value
+from tlfx.propagate.verbs.base import axis_of_ids
 
 __all__ = ["layout", "tokens"]
 
@@ -60,8 +61,9 @@ def _parts(value: Value) -> tuple[str, str]:
     """Texts for the tokens and for the channels of a value with image content."""
     ids, where = value.ids, value.batch_axis
     windows = prod(ids.shape[where.axis : where.axis + 2])
+    # heads or channels that are merged into the batch, along which labels are equal
     merged = where.outer * where.inner // windows
-    axes = [(_place(a, where.axis), size) for a, size in enumerate(value.shape) if a != where.axis]
+    axes = [(axis_of_ids(where, a), size) for a, size in enumerate(value.shape) if a != where.axis]
     varying = [(a, size) for a, size in axes if ids.shape[a] > 1]
     channels = [merged, *(size for a, size in axes if ids.shape[a] == 1)]
     side = _side_by_side(ids, *varying[-1]) if varying else 0
@@ -71,11 +73,6 @@ def _parts(value: Value) -> tuple[str, str]:
         others = [s for _, s in varying]
         return (_tokens(windows, others), merged_text) if varying or windows > 1 else (merged_text, "")
     return _tokens(windows, [s for _, s in varying]), "·".join(str(c) for c in channels if c > 1)
-
-
-def _place(axis: int, batch_axis: int) -> int:
-    """The axis of ``value.ids``, whose batch axis is split in three, for an axis of the value."""
-    return axis if axis < batch_axis else axis + 1
 
 
 def _side_by_side(ids: Tensor, axis: int, size: int) -> int:

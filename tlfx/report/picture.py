@@ -104,6 +104,7 @@ def _height(card: Card) -> float:
 def _place(held: Sequence[Card]) -> list[_Placed]:
     """Arrange the cards in columns of about equal height."""
     total = sum(_height(c) + GAP for c in held)
+    # about 1.3 times as wide as high
     columns = max(2, round(sqrt(1.3 * total / WIDTH)))
     tallest = max([total / columns, *(_height(c) for c in held)])
     placed: list[_Placed] = []

@@ -52,8 +52,10 @@ class FunctionCalls:
 
     def _write(self, call: FunctionCall) -> list[Node]:
         """Replace the inside of the call by one node for the call, and one for each tensor that it returns."""
+        # without copies, nodes inside cannot be read by labels
         inside = {node: self.copies.pop(node) for node in call.nodes}
         inputs = tuple(self.copies[x] for x in call.inputs if isinstance(x, Node))
+        # other outputs are numbers or None
         places = [i for i, x in enumerate(call.outputs) if isinstance(x, Node)]
         with self.graph.inserting_after(inside[call.last]):
             applied = self.graph.create_node("call_function", _applied(call, places), (inputs,), name=call.name.lower())
@@ -68,6 +70,7 @@ class FunctionCalls:
         for copy in reversed(inside.values()):
             self.graph.erase_node(copy)
         for node, name in zip(call.results, names, strict=True):
+            # the name is free as soon as the node inside the call is erased
             self.copies[node].name = name
         return written
 

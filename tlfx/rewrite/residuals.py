@@ -24,6 +24,7 @@ def fuse_residuals(graph: Graph, innermost: Mapping[Node, Region]) -> None:
         if node.target is not runtime.average:
             continue
         for residual, mixed in (node.args, node.args[::-1]):
+            # a kernel takes one residual, and keeps no labels from before it
             is_last = mixed.target in MIXING and len(mixed.users) == 1 and "residual" not in mixed.kwargs
             known = max(place[n] for n in (residual.all_input_nodes or [residual])) < place[mixed]
             if is_last and known and len({innermost.get(n) for n in (node, mixed, residual)}) == 1:

@@ -152,6 +152,7 @@ def _running(region: HookedCall, forward: Callable[..., Any]) -> Iterator[None]:
     kept = {k: own[k] for k in ("forward", *FORWARD_HOOKS) if k in own}
     for kind in FORWARD_HOOKS:
         fire = ((n, h) for n, h in kept[kind].items() if n not in region.computed)
+        # another dictionary: handles that remove hooks refer to the original one, which is put back
         own[kind] = OrderedDict((n, _watched(h, region.failed[n]) if n in region.failed else h) for n, h in fire)
     own["forward"] = forward
     try:
@@ -220,4 +221,5 @@ class _Checkpointed(nn.Module):
                 yield
         finally:
             for buffer, value in zip(buffers, before, strict=True):
+                # .data keeps the version, by which backward tells that a saved tensor was modified
                 buffer.data.copy_(value)

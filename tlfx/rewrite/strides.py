@@ -40,6 +40,7 @@ def _strides_of(offsets: list[int]) -> list[tuple[int, int]] | None:
     stride = offsets[1]
     if stride < 0:  # PyTorch has no views with negative strides
         return None
+    # the innermost axis ends where the offset breaks the stride
     size = next((n for n in range(2, count) if offsets[n] != n * stride), count)
     if size == count:
         return [(count, stride)]

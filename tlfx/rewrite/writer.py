@@ -168,6 +168,7 @@ class _Writer:
     def _add_mask(self) -> Node:
         inputs = [n for n in self.graph.nodes if n.op == "placeholder"]
         with self.graph.inserting_after(inputs[-1]):
+            # behind the inputs of the model, so that they keep their positions
             mask = self.graph.placeholder(MASK)
         for node in inputs:
             self.last[node] = mask
@@ -210,6 +211,7 @@ class _Writer:
         self.copies[original] = value
         self.innermost.pop(node, None)
         self.graph.erase_node(node)
+        # free as soon as the original is erased
         value.name = name
         return label
 
@@ -226,6 +228,7 @@ class _Writer:
 
     def _of_node(self, value: NodeFunction, after: Node) -> Node:
         """A function of a node, computed where it is read first."""
+        # a parameter may have several get_attr nodes: one for each read
         key = (
             value.function,
             value.node.target if value.node.op == "get_attr" else value.node,
@@ -250,9 +253,11 @@ class _Writer:
         self._write_waiting(places, after)
         offset = torch.zeros(len(self.propagation.labels.tensors), dtype=torch.int64)
         offset[places] = torch.tensor([0, *itertools.accumulate(self.live[p].count for p in places[:-1])])
+        # places in the concatenation of the label tensors
         index = self.position[ids] + offset[owners]
         labels = [self._of_samples(p, after, for_each, samples) for p in places]
         strided = find_strides(index)
+        # all labels in order: no index
         if torch.equal(index.flatten(), torch.arange(sum(self.live[p].count for p in places))):
             if len(labels) == 1 and ids.dim() == 1:
                 return labels[0]

@@ -15,6 +15,7 @@ __all__ = ["TINY", "averaged", "by_mass", "label_arithmetic", "magnitude", "with
 
 
 P = ParamSpec("P")
+# negligible next to any mass in float32, whose least normal number is 1.2e-38
 TINY = 1e-20
 
 
@@ -24,6 +25,7 @@ def label_arithmetic(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
     @functools.wraps(function)
     def outside(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         device = _device_type(args)
+        # torch.compile traces context managers, not the switches
         if torch.compiler.is_compiling():
             with torch.no_grad(), torch.autocast(device, enabled=False):
                 return function(*args, **kwargs)
@@ -69,5 +71,6 @@ def with_mass(labels: Tensor) -> Tensor:
 def by_mass(labels: Tensor, own: Tensor | None = None) -> Tensor:
     """Labels divided by their mass, the last channel; ``own`` (without mass) where there is none."""
     if own is not None:
+        # ``own`` decides only where labels have no mass
         labels = torch.add(labels, with_mass(own), alpha=TINY)
     return labels[..., :-1] / labels[..., -1:]

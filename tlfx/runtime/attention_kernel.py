@@ -38,6 +38,7 @@ def attention_labels_kernel(
 ):  # fmt: skip
     """Labels of a block of queries at one place (batch, group, inner); pointers, sizes, strides, then what is compiled
     in. ``MASK`` is 0 for none, 1 for a boolean and 2 for an additive mask; ``WIDEN`` multiplies in float32."""
+    # programs count blocks of queries first, then places
     blocks = tl.cdiv(count, ROWS)
     place = (tl.program_id(0) // blocks).to(tl.int64)
     batch, group, within = place // inner // groups, place // inner % groups, place % inner
@@ -53,12 +54,14 @@ def attention_labels_kernel(
     mask += batch * m_batch + group * m_group + within * m_inner
     end = keys
     if CAUSAL:
+        # the last query of the block sees no key after itself, and so no other query does
         end = tl.minimum(keys, tl.max(at, 0).to(tl.int32) + 1)
 
     total = tl.zeros((ROWS, CHANNEL_BLOCK), tl.float32)
     alive = tl.zeros((ROWS,), tl.float32)
     for head in range(HEADS):
         of_head = tl.cast(head, tl.int64)
+        # (ROWS, WIDTH_BLOCK)
         q = tl.load(
             query + of_head * q_head + at[:, None] * q_row + dim[None, :] * q_column,
             mask=in_rows[:, None] & in_width[None, :],
@@ -70,6 +73,7 @@ def attention_labels_kernel(
         for start in range(0, end, COLUMNS):
             to = (start + column).to(tl.int64)
             in_keys = to < keys
+            # (WIDTH_BLOCK, COLUMNS)
             k = tl.load(
                 key + of_head // PER_KEY * k_head + to[None, :] * k_row + dim[:, None] * k_column,
                 mask=in_keys[None, :] & in_width[:, None],
@@ -77,9 +81,11 @@ def attention_labels_kernel(
             )
             if WIDEN:
                 q, k = q.to(tl.float32), k.to(tl.float32)
+            # not in TF32, the default for float32, which keeps 10 bits; the scale has a factor log2(e) for exp2
             score = tl.dot(q, k, input_precision="ieee") * scale
             seen = in_keys[None, :]
             if MASK > 0:
+                # (ROWS, COLUMNS)
                 given = tl.load(
                     mask + of_head * m_head + at[:, None] * m_row + to[None, :] * m_column,
                     mask=in_rows[:, None] & in_keys[None, :],
@@ -93,12 +99,15 @@ def attention_labels_kernel(
                 seen = seen & (at[:, None] >= to[None, :])
             score = tl.where(seen, score, float("-inf"))
             larger = tl.maximum(largest, tl.max(score, 1))
+            # a row that saw no key so far: -inf - -inf is NaN
             shift = tl.where(larger == float("-inf"), 0.0, larger)
             weight = tl.exp2(score - shift[:, None])
             decay = tl.exp2(largest - shift)
             largest = larger
             mass = mass * decay + tl.sum(weight, 1)
+            # what was summed so far, under the new maximum
             mixed = mixed * decay[:, None]
+            # tl.dot multiplies at least 16 columns, more than labels have channels
             for c in tl.static_range(CHANNELS):
                 label = tl.load(labels + to * y_row + c * y_channel, mask=in_keys, other=0.0)
                 mixed += tl.where((channel == c)[None, :], tl.sum(weight * label[None, :], 1)[:, None], 0.0)
@@ -114,6 +123,7 @@ def attention_labels_kernel(
         kept = tl.load(of_own + at[:, None] * o_row + channel[None, :] * o_channel, mask=written, other=0.0)
         total = tl.where((alive > 0.0)[:, None], total / tl.maximum(alive, 1.0)[:, None], kept)
     else:
+        # the mean over heads (eq. 7)
         total = total / HEADS
     if RESIDUAL:
         skip = residual + batch * r_batch + group * r_group + within * r_inner
@@ -157,11 +167,13 @@ def attention_labels(
     keys, channels = key.shape[-2], labels.shape[-1]
     out = labels.new_empty(batch, groups, inner, count, channels)
     widen = query.dtype != key.dtype or not _IS_COMPILED
+    # tl.dot takes blocks of 16 or more
     wide = max(16, triton.next_power_of_2(width))
     most = most_rows(wide, 4 if widen else query.element_size())
     rows, columns = (max(16, min(most, triton.next_power_of_2(n))) for n in (count, keys))
     with device_of(labels):
         _KERNEL[(batch * groups * inner * triton.cdiv(count, rows),)](
+            # a pointer for every operand: those of the labels are not read
             query, key, labels, *(labels if x is None else x for x in (own, mask, index, residual)), out,
             groups, inner, count, keys, width, scale * _LOG2E.value,
             *query.stride(), *key.stride(), *labels.stride(), *strides(own, 5),

@@ -49,6 +49,7 @@ def mix(
     if queries is not None:
         weight = select(weight, query_axis(equation), queries)
         own = own if own is None else select(own, equation.out.index(QUERY) + 1, queries)
+    # the kernel takes neither labels with a mass nor padding
     if weight.is_cuda and not mass and valid is None:
         given: dict[str, Any] = {"is_softmax": is_softmax, "signed": signed, "residual": residual}
         mixed = mix_by_kernel(weight, labels, equation, own, **given)
@@ -91,6 +92,7 @@ def contract(weight: Tensor, labels: Tensor, equation: Equation, average: bool =
     The heads are contracted last: as one batched product, the sum costs no pass over the weights.
     """
     heads, out = equation.heads, equation.out
+    # B is the batch, K the channels of labels: no equation uses these letters
     total = torch.einsum(f"B{equation.weight},B{equation.labels}K->B{heads}{out}K", weight, labels)
     if not heads:
         return total

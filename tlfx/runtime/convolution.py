@@ -51,6 +51,7 @@ def _convolved(operator: Callable[..., Tensor], maps: Tensor, kernel: Tensor, *a
     if maps.numel() < _MANY:
         return _convolved_by_product(operator, maps, kernel, *args)
     count = maps.shape[0]
+    # (1, count, *size) under a depthwise kernel: one convolution of one image
     together: Tensor = operator(maps.transpose(0, 1), kernel.expand(count, -1, -1, -1), None, *args, groups=count)
     return together.transpose(0, 1)
 
@@ -132,9 +133,11 @@ def filtered(
     spectrum = torch.ones((), dtype=torch.complex128, device=labels.device)
     for factor in filters:
         spectrum = spectrum * factor
+    # fft_ifft takes a length and an axis, fft_ifft2 lists of them
     sizes, dims = (list(lengths), list(axes)) if len(axes) > 1 else (lengths[0], axes[0])
     kernel = operator(spectrum.expand(*shape), sizes, dims)
     kernel = (kernel.real.clamp_min(0) if signed else kernel.abs()) + TINY
+    # |K| averaged over channels, then its transform: a product of transforms is a circular convolution
     kernel = kernel.mean([a for a in range(len(shape)) if a not in axes])
     kernel = torch.fft.fftn(kernel.permute([sorted(axes).index(a) for a in axes]))
     places = list(range(-len(axes), 0))
@@ -178,6 +181,7 @@ def convolve_at(
         return operator(maps.expand(-1, copies, -1, -1).contiguous(), weight, places, modulation, bias, *args)
 
     maps = merge_batch(labels, where).movedim(-1, 1)
+    # the kernel has one channel for each group of offsets, so that each label channel runs by itself
     over = torch.cat([run(channel) for channel in maps.split(1, 1)], 1)
     return _over_seen(maps, over, run(torch.ones_like(maps[:, :1])), where)
 
@@ -208,6 +212,7 @@ def _over_ones(
     else:
         maps = maps * (valid[..., None] if k == 1 else valid)
         ones = valid.to(labels.dtype).reshape(shape)
+    # one run for labels and ones, (batch · channels · lead + ones, 1, *size)
     both, count = run(torch.cat((maps.reshape(shape), ones))), ones.shape[0]
     over, under = both.tensor_split((-count,))
     if count > 1:

@@ -112,11 +112,13 @@ def _fit(query: Tensor, key: Tensor, value: Tensor, columns: Tensor, options: di
     """The number of columns to add so that the kernel gives the same bits as without, 0 if there is none; tried once
     for each combination of shapes."""
     tensors = [t for t in (query, key, value, columns, options["attn_mask"]) if t is not None]
+    # the order of sums, and so rounding, follows the memory layout and the number of threads
     layout = tuple((t.shape, t.stride(), t.data_ptr() % 64) for t in tensors[:3])
     rest = tuple(t.shape for t in tensors[3:])
     place = (layout, rest, options["is_causal"], options["scale"], torch.get_num_threads())
     if place not in _fitting:
         channels = columns.shape[-1]
+        # no added zeros, then zeros up to a multiple of 16 bytes
         tried = (channels, -(-channels // _VECTOR) * _VECTOR)
         if len(_fitting) >= _MOST_SHAPES:
             del _fitting[next(iter(_fitting))]
@@ -141,6 +143,7 @@ def _forward(
     values; zeros widen them without changing their products."""
     width = value.shape[-1]
     options = {**options, "scale": query.shape[-1] ** -0.5 if options["scale"] is None else options["scale"]}
+    # zeros change no product of query and key; the columns of labels follow those of the value
     wide = (_widened(query, added), _widened(key, added), _widened(value, added, columns))
     both, weight = _flash(*wide, 0.0, **options)
     output = both[..., :width].transpose(1, 2).contiguous().transpose(1, 2)  # the layout of the kernel's output
@@ -188,6 +191,8 @@ class _Joint(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output, weight = ctx.saved_tensors
+        # the backward takes causality by position
         options = {k: v for k, v in ctx.options.items() if k != "is_causal"}
         own = _flash_backward(gradients[0], query, key, value, output, weight, 0.0, ctx.options["is_causal"], **options)
+        # none for columns, added and options: labels have no gradient (eq. 12)
         return (*own, None, None, None)

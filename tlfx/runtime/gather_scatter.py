@@ -30,6 +30,7 @@ def gather_labels(
     ``once``, one place is computed for all. The batch of the output is at ``where_out``, by default ``where``.
     """
     args = narrow(args, once)
+    # indices have the axes of values, which have no label channels
     out = [operator(channel, *args) for channel in merge_batch(labels, where).unbind(-1)]
     return split_batch(torch.stack(out, -1), where_out or where).flatten(1, -2)
 
@@ -75,6 +76,7 @@ def scatter_labels(
     channels = zip(over.unbind(-1), under.unbind(-1), strict=True)
     out = torch.stack([operator(one, *before, other, *after, **options) for one, other in channels], -1)
     if massed:
+        # a place that nothing is written to has the label of the image, with a negligible mass
         return split_batch(out, where).flatten(1, -2) + TINY * with_mass(image)
     mass = out[..., -1:]
     merged = split_batch(torch.cat((out[..., :-1] / mass.clamp_min(TINY), mass), -1), where).flatten(1, -2)

@@ -40,8 +40,10 @@ def attention_by_kernel(
         return None
     query, key, labels = axes.of_query(query), axes.of_key(key), axes.of_labels(labels)
     own = own if own is None else axes.of_labels(own)
+    # scaled_dot_product_attention takes a mask or causality, not both
     mask = axes.of_mask(mask, query.shape[-2], key.shape[-2]) if mask is not None and not causal else None
     index = None
+    # a causal kernel compares positions, which a view of some queries would lose
     if isinstance(queries, Tensor) or (queries is not None and (causal or not is_range(queries))):
         index = torch.as_tensor(queries, device=query.device)
     elif queries is not None:
@@ -91,6 +93,7 @@ class _Axes(NamedTuple):
             or (grouped and heads != [subscripts[-1]])
         ):
             return None
+        # the axes of the kernel that are called groups and inner
         first, second = [None] * (2 - len(varying)) + [kept.index(c) + 1 for c in varying]
         of_weight = [None if i is None else subscripts.index(kept[i - 1]) + 1 for i in (first, second)]
         head = subscripts.index(heads[0]) + 1 if heads else None

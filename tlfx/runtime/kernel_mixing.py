@@ -44,6 +44,7 @@ def mix_by_kernel(
     of_labels = view(labels, equation.labels, (*groups, key), channels=True)
     of_own = None if own is None else view(own, equation.out, (*groups, QUERY), channels=True)
     if residual is not None:
+        # (groups, inner, queries)
         residual = residual.unflatten(1, of_weight.shape[1:3] + of_weight.shape[4:5]).expand(batch, -1, -1, -1, -1)
     size = 0 if is_softmax else 2 if signed else 1
     return mixed(of_weight, of_labels, of_own, residual, size).flatten(1, -2)
@@ -63,6 +64,7 @@ def _axes(equation: Equation, length: Mapping[str, int]) -> _Axes | None:
         return None
     if len(heads) > 1 or len(varying) > 2:
         return None
+    # the axes of the kernel that are called groups and inner
     first, second = [None] * (2 - len(varying)) + varying
     return (first, second), heads[0] if heads else None, keys[0]
 

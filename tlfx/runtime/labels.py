@@ -21,6 +21,7 @@ def pixels(mask: Tensor, images: Tensor, frames_first: bool = False) -> Tensor:
     """Start (eq. 5): one label for each pixel, from a mask (batch or 1, channels, *size) of shares; one for all samples
     if they share a mask. With ``frames_first``, images are video (batch, frames, channels, height, width)."""
     missing = images.dim() - mask.dim()
+    # axes that the mask lacks, such as that of frames, come before height and width: all frames share the mask
     mask = mask.float().reshape(*mask.shape[:2], *[1] * missing, *mask.shape[2:])
     return mask.expand(-1, -1, *positions(images.shape, frames_first)).flatten(2).transpose(1, 2)
 
@@ -50,6 +51,7 @@ def view(label: Tensor, sizes: Sequence[int], strides: Sequence[int], first: int
     or a copy without an index where axes of windows are merged."""
     batch, step, channel = label.stride()
     steps = (batch, *(stride * step for stride in strides), channel)
+    # without a given offset, as_strided starts where the sliced tensor starts
     strided = (label[:, first:] if first else label).as_strided((len(label), *sizes, label.shape[-1]), steps)
     return strided.reshape(len(label), *shape, label.shape[-1])
 

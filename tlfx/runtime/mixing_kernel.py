@@ -36,6 +36,7 @@ def mix_labels_kernel(
 ):  # fmt: skip
     """Labels of a block of queries at one place (batch, group, inner); pointers, sizes, strides, then what is compiled
     in. ``SIZE`` is 0 for weights whose rows sum to 1, 1 for |W| and 2 for max(W, 0), which are divided by their sum."""
+    # programs count blocks of queries first, then places
     blocks = tl.cdiv(count, ROWS)
     place = (tl.program_id(0) // blocks).to(tl.int64)
     batch, group, within = place // inner // groups, place // inner % groups, place % inner
@@ -62,7 +63,9 @@ def mix_labels_kernel(
             if SIZE > 0 and not OWN:  # uniform where all are zero
                 w = tl.where(inside, w + _TINY, 0.0)
             total += w
+        # total: |W| summed over heads, (ROWS, COLUMNS)
         mass += tl.sum(total, 1)
+        # tl.dot multiplies at least 16 columns, more than labels have channels
         for c in tl.static_range(CHANNELS):
             label = tl.load(labels + to * y_row + c * y_channel, mask=in_keys, other=0.0)
             mixed += tl.where((channel == c)[None, :], tl.sum(total * label[None, :], 1)[:, None], 0.0)
@@ -72,6 +75,7 @@ def mix_labels_kernel(
     elif OWN:
         of_own = own + batch * o_batch + group * o_group + within * o_inner
         kept = tl.load(of_own + at[:, None] * o_row + channel[None, :] * o_channel, mask=written, other=0.0)
+        # ``own`` decides only where all weights are zero
         mixed = (mixed + kept * _TINY) / (mass + _TINY)[:, None]
     else:
         mixed = mixed / tl.where(in_rows, mass, 1.0)[:, None]
@@ -104,6 +108,7 @@ def mix_labels(weight: Tensor, labels: Tensor, own: Tensor | None, residual: Ten
     rows, columns = (min(most, triton.next_power_of_2(n)) for most, n in ((_ROWS, count), (_COLUMNS, keys)))
     with device_of(labels):
         _KERNEL[(batch * groups * inner * triton.cdiv(count, rows),)](
+            # a pointer for every operand: those of the labels are not read
             weight, labels, *(labels if x is None else x for x in (own, residual)), out, groups, inner, count, keys,
             *weight.stride(), *labels.stride(), *strides(own, 5), *strides(residual, 5),
             HEADS=heads, CHANNELS=channels, CHANNEL_BLOCK=triton.next_power_of_2(channels), ROWS=rows, COLUMNS=columns,

@@ -55,6 +55,7 @@ def attention(
         own = select(own, equation.out.index(QUERY) + 1, queries)
     key = repeat_groups(key, query)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
+    # (batch, heads, tokens, channels): a few samples at a time, so that weights stay in the cache
     if where == BatchAxis(0) and query.dim() == key.dim() == 4:
         return averaged(_attention_in_parts(query, key, scale, bias, labels, equation, own), residual)
     scores = (query * scale) @ key.mT
@@ -113,6 +114,7 @@ def _attention_of_part(
     samples, heads, count, _ = query.shape
     scores, weight = buffers.unbind()
     key = key if key.shape[1] == heads else key.expand(-1, heads, -1, -1)
+    # beta=0 ignores what the buffer holds, NaN as well
     scores.baddbmm_(query.flatten(0, 1), key.flatten(0, 1).mT, beta=0, alpha=scale)
     if bias is not None:
         scores.unflatten(0, (-1, heads)).add_(bias)
@@ -134,6 +136,7 @@ def attend_by_operator(
 ) -> Tensor:
     """Spatial mixing by an attention operator that does not expose its weights: it runs with labels as its value
     (batch, heads, tokens, channels), summed over heads; a query that sees no key has its ``own`` label."""
+    # (batch, heads, tokens, label channels + mass)
     value = merge_batch(with_mass(labels), where).unsqueeze(1).expand(-1, key.shape[1], -1, -1)
     out = operator(query.float(), key.float(), value, *settings)[0]
     return by_mass(split_batch(out.nan_to_num(0.0).sum(1), where), own).flatten(1, -2)

@@ -131,6 +131,7 @@ def attention_by_norm(
     """
     value = _centred(value, [-2]) if deviation else value
     norms = value.abs().float().norm(dim=-1, keepdim=True) + TINY
+    # labels and mass times ‖v‖: one run gives W·‖v‖·Y and W·‖v‖
     labels = merge_batch(with_mass(labels), where) * norms
     query, key, labels = query.float(), repeat_groups(key.float(), query), repeat_groups(labels, query)
     bias = attention_bias(query, key, mask, causal)
@@ -165,6 +166,7 @@ def weighted(
     """
     weight = magnitude(weight, signed).movedim(tuple(axes), tuple(range(len(axes))))
     by_place = weight.flatten(len(axes)).mean(-1) if weight.dim() > len(axes) else weight
+    # the weights of the elements of one token are added
     by_row = by_place.new_zeros(labels.shape[2]).index_add(0, groups, by_place.flatten())
     if valid is None:
         return torch.einsum("i,BoiK->BoK", by_row / by_row.sum(), labels)
@@ -227,8 +229,10 @@ def weigh(
     shape = [1] * (labels.dim() - 3)
     for i in order:
         shape[at[i]] = weight.shape[i]
+    # axes in the order of the product, of size 1 where the factor has none
     weight = weight.permute(order).reshape(shape)
     weight = split_batch(weight, where) if shape[where.axis] > 1 else weight.unsqueeze(where.axis)[None]
+    # channels: along these, labels are equal
     constant = [
         a for a in range(1, weight.dim()) if weight.shape[a] > 1 and (labels.shape[a] == 1 or a - 1 in averaged)
     ]
@@ -276,6 +280,7 @@ def _strength(factors: Sequence[BranchScale], strength: Tensor) -> Tensor:
     for factor, rank, where in factors:
         size = torch.as_tensor(factor, device=strength.device).abs().float()
         size = size.reshape(*[1] * (rank - size.dim()), *size.shape)
+        # LayerScale is the same for all samples, stochastic depth is not
         by_sample = split_batch(size, where) if size.shape[where.axis] > 1 else size[None]
         strength = strength * by_sample.flatten(1).mean(1)
     return strength

@@ -82,6 +82,7 @@ class Mapping(Container):
 
     def put(self, key: Any, value: Any) -> None:
         """Set or delete an entry."""
+        # not through a subclass; and dict's own method would not update the order that an OrderedDict keeps
         kind: type[dict[Any, Any]] = OrderedDict if isinstance(self.held, OrderedDict) else dict
         if value is not ABSENT:
             kind.__setitem__(self.held, key, value)

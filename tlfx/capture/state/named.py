@@ -61,6 +61,7 @@ class NamedReach(Reach):
     def _walk(self) -> None:
         self._names |= dict.fromkeys(("forward", CHOSEN))
         known: tuple[int, ...] = ()
+        # code that is found later may name attributes of containers that are open already
         while known != (known := (len(self._names), len(self._parts), len(self._constructed), len(self.named))):
             for container, keys in self.named:
                 self._open_named(container, keys)

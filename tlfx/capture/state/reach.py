@@ -50,6 +50,7 @@ _HOLDERS = frozenset({"argparse", "collections", "queue", "types", "weakref", "_
 _WHOLE = frozenset({"collections", "queue", "weakref"})
 """Those of them whose attributes are not named by users, such as ``data`` of a UserDict."""
 _KEYED: tuple[type, ...] = (dict, list, deque, set, tuple, frozenset)
+# the base of all numbers of ctypes, and the type of what lru_cache returns: neither has a public name
 _CNumber: Any = ctypes.c_int.__mro__[1]
 _CACHE = type(functools.lru_cache(lambda: None))
 
@@ -99,6 +100,7 @@ class Reach:
         for kind, visit in self._VISITS:
             if isinstance(value, kind):
                 getattr(self, visit)(name, value)
+                # subclasses of containers may have attributes besides their contents
                 if not isinstance(value, _KEYED):
                     return
                 break

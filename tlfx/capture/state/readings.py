@@ -103,6 +103,7 @@ class Readings:
         """Whether all places hold the same objects."""
         try:
             return (
+                # loops of map alone: this runs before every call
                 list(map(len, self._sized)) == self._sizes
                 and all(map(operator.is_, map(operator.getitem, self._holders, self._keys), self._values))
                 and all(map(operator.is_, chain.from_iterable(self._lists), self._items))

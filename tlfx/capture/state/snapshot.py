@@ -182,6 +182,7 @@ def _progress(iterator: Iterator[Any]) -> Any:
     """What changes when a value is taken from a generator, a counter or an iterator of a list."""
     if isinstance(iterator, GeneratorType):
         frame = iterator.gi_frame
+        # the instruction at which a generator waits, and its variables
         return frame and (frame.f_lasti, repr(frame.f_locals))
     return repr(iterator), length_hint(iterator, -1)
 

@@ -16,6 +16,7 @@ from tlfx.operations import Operation
 from tlfx.propagate.labels import Operand
 from tlfx.propagate.maps import IMAGE
 from tlfx.propagate.values import Value
+from tlfx.propagate.verbs.base import axis_of_ids
 from tlfx.propagate.verbs.movement import with_image
 from tlfx.propagate.verbs.subscripts import ContractionAxes, SubscriptedIds, equation
 from tlfx.propagate.verbs.window import Window
@@ -87,7 +88,9 @@ class Attention(Window):
             return self._of_constants(query, key)
         lead = [f"lead{i}" for i in range(len(self.shape) - 2)]
         out = (*lead, "n", "e")
+        # n counts queries, m keys, e channels of the value
         axes = self._axes(value, [*lead, "m", "e"], (*lead, "n", "m"), out)
+        # labels are the same for all keys: weights that sum to 1 keep them
         if not axes.tokens:
             self.record(Operation.CHANNEL_MIX)
             return self._from_axes(axes.content.ids, axes.content.subscripts, axes, out)
@@ -114,12 +117,14 @@ class Attention(Window):
         known = self.concrete(mask) if self.is_known(mask) else None
         if known is None:
             return True
+        # a softmax over -inf alone is NaN
         hidden = ~known if known.dtype == torch.bool else known == float("-inf")
         return bool(hidden.all(-1).any())
 
     def _check_heads(self, call: _FusedAttention) -> None:
         """Raise RuleError where keys of one head meet queries of several heads with different labels."""
         lengths = zip(call.lead, call.query.shape, call.value.shape, strict=False)
+        # grouped queries: several heads of queries read one head of keys
         grouped = [c for c, n, m in lengths if n != m and c in call.axes.varying]
         if grouped or not (call.query.is_content or call.query.is_constant):
             raise RuleError(f"attention whose heads {grouped} carry different labels")
@@ -135,6 +140,7 @@ class Attention(Window):
         kept = call.kept(labels)
         own = call.own(kept)
         if own is not None and massed:
+            # the labels of queries need the channel of masses too
             own = Operand(self._massed(own.ids))
         new = self.label(
             runtime.attention,
@@ -157,6 +163,7 @@ class Attention(Window):
         given = {k: v for k, v in replaced.items() if v}
         if self._state.options.attention == "reuse":
             given["any_size"] = True
+        # (outer, inner, keys): merged into the batch, they are columns of the value
         ids = with_image(content.pick(labels)).expand([content.size_of(c) for c in labels[:-1]] + [-1])
         new = self.label(
             runtime.attention_with_labels,
@@ -197,6 +204,7 @@ class Attention(Window):
             call.key.node,
             call.value.node,
             Operand(with_image(content.pick(of_value)).expand(full)),
+            # the heads, among the axes of the labels behind the batch
             [i + 1 for i, c in enumerate(of_value) if c not in kept and c != "m"],
             content.where_in(call.lead),
             *([own] if (own := call.own(kept)) else []),
@@ -212,6 +220,7 @@ class Attention(Window):
         if not value.is_content:
             return self._of_constants(query, key)
         where, ids = value.batch_axis, value.ids
+        # ids are (outer, inner, heads, tokens, channels)
         if where.axis != 0 or ids.shape[2] > 1 or ids.shape[-1] > 1:
             raise RuleError("attention whose heads or channels carry different labels")
         if ids.shape[3] == 1:
@@ -260,5 +269,8 @@ class Attention(Window):
         if not query.is_content:
             raise RuleError(f"{self.node.name} cannot be left out of the alignment: its queries have no label")
         self.record(Operation.SPATIAL_MIX)
-        content = query.map
-        return self.content(content if content.shape[-1] == 1 else content[..., :1])
+        if query.map.shape[-1] in (1, self.shape[-1]):
+            return self.content(query.map)
+        # the output has other channels than the query: each has the mean of the labels of the query's
+        ids = self.uniform_over(query.ids, [axis_of_ids(query.batch_axis, len(query.shape) - 1)])
+        return self.from_ids(ids, query.batch_axis)

@@ -24,6 +24,7 @@ __all__ = ["Verbs"]
 
 V = TypeVar("V", bound="Verbs")
 
+# from the operation that changes labels least to the one that changes them most
 _PRECEDENCE = (
     Operation.LAYOUT,
     Operation.POINTWISE,
@@ -143,8 +144,10 @@ class Verbs:
         if x.maps:
             return any(_changes_sample(m, x.batch, a) for m in x.maps for a in gone)
         sizes = getattr(x.node.meta.get("val"), "shape", ())
+        # a weight without maps: capture leaves the size of the batch symbolic
         if len(sizes) == len(x.shape) and any(isinstance(s, SymInt) for s in sizes):
             return any(isinstance(sizes[a], SymInt) for a in gone)
+        # a fixed size of the batch: an axis in front that may hold it
         return not x.is_constant and 0 in gone and x.shape[0] % x.batch == 0
 
     def from_ids(self, ids: Tensor, where: BatchAxis, shape: Sequence[int] | None = None) -> Value:
@@ -185,12 +188,14 @@ class Verbs:
 
     def is_known(self, x: Any) -> bool:
         """Whether :meth:`concrete` can evaluate a value."""
+        # evaluate, not decide: labels do not depend on a constant that is only asked for
         return not isinstance(x, Value) or (x.is_constant and self._state.constants.evaluate(x.node) is not None)
 
 
 def _changes_sample(content: Tensor, batch: int, axis: int) -> bool:
     """Whether elements of a map along an axis belong to several samples."""
     sample, known = content % batch, content != NONE
+    # elements without content count as neither extreme
     first, last = torch.where(known, sample, batch).amin(axis), torch.where(known, sample, -1).amax(axis)
     return bool((first < last).any())
 

@@ -39,6 +39,7 @@ class Bounded(Verbs):
         bounded = [v for v in values if v.bounds is not None]
         if not 0 < len(bounded) <= _MOST_BOUNDED or not all(v.bounds is not None or self.is_fixed(v) for v in values):
             return out
+        # a function that is monotone in each argument has its extremes at the corners
         corners = [self._run_at(dict(zip(bounded, ends, strict=True))) for ends in product((0, 1), repeat=len(bounded))]
         return replace(out, bounds=_enclosing(torch.stack(corners)))
 
@@ -62,6 +63,7 @@ class Bounded(Verbs):
         ):
             return replace(out, bounds=None)
         lower, upper = (b.div(divisor, rounding_mode="floor") for b in x.bounds)
+        # between two multiples of the divisor, a remainder may be any number below it
         wraps = lower != upper
         ends = out.bounds[0].masked_fill(wraps, 0), out.bounds[1].masked_fill(wraps, divisor - 1)
         return replace(out, bounds=ends)

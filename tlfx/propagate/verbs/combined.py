@@ -56,9 +56,11 @@ class Combined(Written):
         if Role.CONTEXT in (a.role, b.role):
             return self._beside_context(a, b)
         if a.role is b.role:
+            # a decision has no sides: those of the other weight stay
             return self.pointwise(a if a.maps else b) if a.role is Role.WEIGHT else None
         weight, content = (a, b) if a.role is Role.WEIGHT else (b, a)
         full = self._is_full(weight), self._is_full(content)
+        # the operand that has all elements of the output decides, else what the operator keeps
         as_weight = full == (True, False) or (keep is Role.WEIGHT and full != (False, True))
         return self.pointwise(weight if weight.maps and as_weight else content)
 
@@ -84,6 +86,7 @@ class Combined(Written):
     def _check_samples(self, a: Value, b: Value) -> None:
         """Raise ProvenanceError where two values with content have their samples at different places."""
         if a.is_content and b.is_content and self.batch > 1:
+            # axes are counted from the end, as broadcasting aligns them
             places = {(v.batch_axis.axis - len(v.shape), *v.batch_axis[1:]) for v in (a, b)}
             if len(places) > 1:
                 raise ProvenanceError(
@@ -139,6 +142,7 @@ class Combined(Written):
             return merged
         one, other = a[differ], b[differ]
         pairs, place = torch.stack((one, other)).unique(dim=1, return_inverse=True)
+        # in the order in which elements read them, so that labels in order need no index
         order = by_first_occurrence(place, pairs.shape[1])
         ids = [Operand(ids) for ids in pairs[:, order]]
         new = self.label(function, *ids, *args, shape=(len(order),), elementwise=True, kwargs=options or {})

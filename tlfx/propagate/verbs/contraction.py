@@ -34,6 +34,7 @@ class Contraction(WeightedSums):
         subscripts = [str(i) for i in range(len(x.shape))]
         contracted = subscripts[axis]
         out = ["out" if c == contracted else c for c in subscripts]
+        # the window of a 1x1 kernel (out, in, 1, 1)
         ones = [f"one{i}" for i in range(len(weight.shape) - 2)]
         mixed = self.multiply(x, subscripts, weight, ["out", contracted, *ones], out)
         return mixed if bias is None else with_bias(mixed)
@@ -49,6 +50,7 @@ class Contraction(WeightedSums):
                     return mixed
             a, b = self.resolve_all(a, b)
         if a.is_content and b.is_content:
+            # two contents: kᵀv, q·kᵀ, or products of the same tokens
             product = self._multiply_contents(_of_one_label(a), of_a, _of_one_label(b), of_b, out)
             is_outer = product.is_content and self._broadcast((a, of_a), (b, of_b), out) == [True, True]
             return replace(product, factors=((a, places(of_a, out)), (b, places(of_b, out)))) if is_outer else product
@@ -61,6 +63,7 @@ class Contraction(WeightedSums):
         axes_a, axes_b = self._axes(a, of_a, of_b, out), self._axes(b, of_b, of_a, out)
         if axes_a.tokens and axes_b.tokens:
             return self._multiply_tokens((a, of_a), (b, of_b), out)
+        # the one whose tokens are contracted is mixed, the other is the weight
         if axes_a.tokens or axes_b.tokens:
             return self._multiply_by_weight(*((b, of_b, a, of_a) if axes_a.tokens else (a, of_a, b, of_b)), out)
         maps = [map_of_ids(s.content.pick(s.out), self.batch, s.content.where_in(out)) for s in (axes_a, axes_b)]
@@ -70,6 +73,7 @@ class Contraction(WeightedSums):
         if elementwise and of_a == of_b == out:
             return self.product(a, b)
         terms = [(a, of_a), (b, of_b)]
+        # x * softmax(x): the softmax is the gate, even if neither is broadcast
         if a.weighs != b.weighs and is_product((a, of_a), (b, of_b), out):
             gate = int(b.weighs)
         if elementwise and a.weighs == b.weighs:
@@ -91,11 +95,13 @@ class Contraction(WeightedSums):
             return self._averaged(*(self.content(m) for m in maps))
         weighted = (a.softmax_of is None) != (b.softmax_of is None)  # branches by a softmax, such as split attention
         tokens = self._mixed_by_matrix(axes_a, axes_b, out, maps, weighted)
+        # what is left has a map for each side, as q·kᵀ has: a weight
         return tokens or self._token_by_token(of_a, of_b, out, maps) or self.weight(*maps)
 
     def _multiply_tokens(self, a: Term, b: Term, out: Subscripts) -> Value:
         """Two contents whose tokens are contracted: a context kᵀv if both have further axes, else one under the other,
         or an element-wise product that is summed."""
+        # whether each has axes that the output keeps and the other lacks
         own = [
             any(n > 1 and c in out and c not in other for c, n in zip(of, x.shape, strict=True))
             for (x, of), (_, other) in ((a, b), (b, a))
@@ -172,6 +178,7 @@ class Contraction(WeightedSums):
             for v, subscripts in ((a, of_a), (b, of_b))
         ]
         maps = [m for side in pairs for m in side]
+        # the keys are summed over: attention to learned values belongs to the query
         if len(maps) == 1:
             self.record(Operation.SPATIAL_MIX)
             return self.content(maps[0])
@@ -189,12 +196,14 @@ class Contraction(WeightedSums):
         sides = [arrange(m, of_w, out) for m in w.maps if all(m.shape[of_w.index(c)] == 1 for c in gone)]
         if not sides or len(w.maps) < 2:
             return None
+        # elements of a map below the batch size have the id IMAGE, as those of learned keys
         if len(sides) < 2 or not any(bool((m < self.batch).all()) for m in sides):
             return self.weight()
         where = find_batch_axis(sides[0], self.batch)
         batch = out[where.axis]
         sizes = {batch: 1, **dict(zip(of_x, x.shape, strict=True))} | {batch: self.shape[where.axis]}
         place = BatchAxis(list(sizes).index(batch), where.outer, where.inner)
+        # the constant with an axis for the batch, as content with the label of the image
         tokens = replace(x, role=Role.CONTENT, shape=tuple(sizes.values()), number=None)
         tokens = replace(tokens, maps=(image_map(tokens.shape, self.batch, place),))
         axes = self._axes(tokens, tuple(sizes), of_w, out)

@@ -69,6 +69,7 @@ class Einsum(Outer):
 def _parsed(formula: str, operands: Sequence[Value]) -> tuple[list[Term], Subscripts]:
     """The operands with their subscripts, and those of the output: an ellipsis stands for the last of several axes, and
     a formula without output has the subscripts that occur once, in order."""
+    # an ellipsis counts as one letter below
     inputs, arrow, out = formula.replace(" ", "").partition("->")
     written = [tuple(part) for part in inputs.replace("...", ".").split(",")]
     spare = [len(x.shape) - len(part) + 1 if "." in part else 0 for x, part in zip(operands, written, strict=True)]

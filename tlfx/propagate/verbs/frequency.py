@@ -23,6 +23,7 @@ class Frequency(Window):
         axes = [a % len(x.shape) for a in axes]
         out = self.spread(x, axes)
         sizes = [x.shape[a] for a in axes] if lengths is None else list(lengths)
+        # a transform that is shorter than its axis cuts positions off
         if not x.is_content or any(n < x.shape[a] for n, a in zip(sizes, axes, strict=True)):
             return out
         return replace(out, spectrum=Spectrum(x, tuple(axes), tuple(sizes)))
@@ -39,6 +40,7 @@ class Frequency(Window):
         self.record(Operation.SPATIAL_MIX)
         # ids (lead, *grid), where the grid is the transformed axes
         rest = [a for a in range(len(source.shape)) if a not in (where.axis, *axes)]
+        # nothing but the batch on its axis (see _fits): outer and inner have size 1
         ids = source.ids.squeeze(where.axis).movedim(where.axis, 0).squeeze(0)
         order = [a - (a > where.axis) for a in (*rest, *axes)]
         ids = ids.permute(order)
@@ -48,6 +50,7 @@ class Frequency(Window):
             runtime.filtered,
             ids,
             len(axes),
+            # a circular convolution sees every position: one with content is enough for all
             lambda ones: ones.flatten(1).sum(1).view(-1, *[1] * (len(axes) + 1)).expand(-1, 1, *spectrum.lengths),
             (),
             (self.target, [f.node for f in spectrum.filters], shape, spectrum.lengths, tuple(axes)),

@@ -35,7 +35,7 @@ class Indexed(Movement):
         ``aligned`` means that the indices have the axes of ``x`` (gather), so that indices that are expanded along
         channels need not be followed channel by channel.
         """
-        if all(self.is_fixed(a) for a in tree_leaves(args)):
+        if all(self.is_fixed(a) or (_is_mask(a) and self.is_known(a)) for a in tree_leaves(args)):
             return self.remap(x, lambda m: function(m, *tree_map(self.concrete, args)))
         return self._taken(x, function, args, axes, aligned, (runtime.gather_labels, function), nodes_of(args))
 
@@ -43,6 +43,7 @@ class Indexed(Movement):
         """Elements of ``x`` in an order that the operator computes along an axis (sort, topk), and their indices."""
         if not x.is_content and self.is_over_batch(x, [axis]):
             return [self.of_batch(), self.of_batch(self.shapes[1])]
+        # stands for the indices, the second output of the operator
         places = Value(self.node, self.shapes[1], self.batch)
         values = self._taken(
             x, torch.gather, (axis, places), [axis], True, (runtime.gather_by_output,), (axis, self.node)
@@ -77,6 +78,7 @@ class Indexed(Movement):
         anywhere = self._anywhere(x, function, args) if where.axis in axes else tree_map(self._at_zero, args)
         moved = function(x.expanded()[0], *anywhere)
         place = self._place_of(moved)
+        # labels are equal along the indexed axes, whatever the indices are
         if not varying(x.ids, _indexed_ids(where, axes)):
             return self.content(moved)
         once = self._once([x], axes, args if aligned else ())
@@ -99,8 +101,13 @@ class Indexed(Movement):
         return replace(out, pending=self._taken(massed, function, args, axes, aligned, call, nodes).map)
 
     def _at_zero(self, arg: Any) -> Any:
-        """An argument, or zeros as indices if it is not fixed: enough for shapes and for the order of samples."""
-        return self.concrete(arg) if self.is_fixed(arg) else torch.zeros(arg.shape, dtype=torch.int64)
+        """An argument, or zeros as indices if it is not fixed: enough for shapes and for the order of samples.
+
+        Raises ProvenanceError for a mask that is not known.
+        """
+        if self.is_fixed(arg) or _is_mask(arg):  # how many elements a mask selects is a part of the graph
+            return self.concrete(arg)
+        return torch.zeros(arg.shape, dtype=torch.int64)
 
     def _anywhere(self, x: Value, function: Callable[..., Tensor], args: tuple[Any, ...]) -> Any:
         """Arguments, with indices along the axis of the batch at the lower end of their bounds.
@@ -110,6 +117,7 @@ class Indexed(Movement):
         least, greatest = (tree_map(partial(self._at_end, end=end), args) for end in (0, 1))
         samples = blocks_of(x.shape, x.batch_axis)
         try:
+            # samples follow one another: if both ends of an index are in one of them, all between are
             stays = torch.equal(function(samples, *least), function(samples, *greatest))
         except (IndexError, RuntimeError):  # bounds that are too wide
             stays = False
@@ -156,6 +164,11 @@ def blocks_of(shape: Sequence[int], where: BatchAxis) -> Tensor:
     """The block of the batch axis, of the elements of one sample, that each element of a value belongs to."""
     blocks = torch.arange(shape[where.axis]) // where.inner
     return blocks.view([-1 if a == where.axis else 1 for a in range(len(shape))]).expand(tuple(shape))
+
+
+def _is_mask(arg: Any) -> bool:
+    example = arg.node.meta.get("val") if isinstance(arg, Value) else None
+    return isinstance(example, Tensor) and example.dtype == torch.bool
 
 
 def _indexed_ids(where: BatchAxis, axes: Sequence[int]) -> list[int]:

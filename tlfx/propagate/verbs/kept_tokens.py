@@ -53,6 +53,7 @@ class KeptTokens(Mixing):
         weight; none if it has not, or if tokens or channels are not contracted."""
         sizes = self._sizes(w, of_w, axes)
         gone, new = ([c for c in axes.weight if c in part] for part in (axes.contracted, axes.queries))
+        # a proper subset: channels are contracted as well
         if [sizes[c] for c in gone] != [sizes[c] for c in new] or not set(axes.tokens) < set(gone):
             return []
         return [q for q, c in zip(new, gone, strict=True) if c in axes.tokens]
@@ -69,6 +70,7 @@ class KeptTokens(Mixing):
         layout = _layout(axes.content.ids.movedim(axes.content.subscripts.index(old), 0))
         if sizes[old] != sizes[new] or layout is None or not self._is_split(out.index(new), layout):
             return None
+        # such as "out" → ("out.token", "out.channel")
         names = {c: tuple(f"{c}.{part}" for part in layout) for c in (old, new)}
         lengths = tuple(layout.values())
         of_parts = _renamed(of_w, names)
@@ -97,12 +99,14 @@ class KeptTokens(Mixing):
 def _layout(ids: Tensor) -> dict[str, int] | None:
     """The layout of tokens and their channels along the first axis of ids: lengths, the outer part first. None if
     tokens do not all have as many channels in one layout."""
+    # (axis, others)
     rows = ids.flatten(1)
     count = len(rows.unique(dim=0))
     if not 1 < count < len(rows) or len(rows) % count:
         return None
     for outer, inner in (("token", "channel"), ("channel", "token")):
         lengths = {"token": count, "channel": len(rows) // count}
+        # (outer, inner, others)
         parts = rows.unflatten(0, (lengths[outer], lengths[inner]))
         if bool((parts == parts.select(int(inner == "channel"), 0).unsqueeze(int(inner == "channel"))).all()):
             return {outer: lengths[outer], inner: lengths[inner]}

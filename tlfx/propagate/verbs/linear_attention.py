@@ -26,8 +26,10 @@ class LinearAttention(Mixing):
         """Tokens contracted between two values, kᵀv: a value that waits for its query (linear attention). Without one,
         what is computed later weights the tokens of the other, in whatever order the two are multiplied."""
         sides = [(a, of_a, b, of_b), (b, of_b, a, of_a)]
+        # nodes compare by their order in the graph
         if (b.weighs, b.source) > (a.weighs, a.source):
             sides.reverse()
+        # a softmax over the contracted tokens is the side of the keys
         fixed = [s for s in sides if s[0].softmax_dim is not None and s[1][s[0].softmax_dim] not in out]
         self.record(Operation.SPATIAL_MIX)
         maps = [self._context_map(*side, out) for side in (fixed or sides)[: 1 if len(fixed) == 1 else 2]]
@@ -39,6 +41,7 @@ class LinearAttention(Mixing):
         axes = self._axes(self._filled_product(x) if massed else x, of_x, of_w, out)
         axes = axes if massed else with_image_labels(axes)
         heads = axes.heads
+        # heads last: as content by itself, a context is the sum over them
         kept = [c for c in axes.out if (c in axes.weight or c in axes.varying) and c not in heads] + heads
         ids = self._mixed(runtime.context, w, of_w, axes, kept, {"mass": massed, **self.signed})
         self._finalize(ids.reshape(-1, ids.shape[len(kept) - len(heads) :].numel()))
@@ -88,6 +91,7 @@ class LinearAttention(Mixing):
         if not self._state.layers.is_aligned(self.node):
             self.record(Operation.SPATIAL_MIX)
             return self._from_axes(query.content.ids, query.content.subscripts, query, out)
+        # the labels of a context differ along the channels of its weight, which its query contracts
         for content in context.maps:
             axes = self._axes(context.with_maps(content, role=Role.CONTENT), of_c, of_q, out)
             if axes.tokens:

@@ -57,6 +57,7 @@ class Mixing(Pointwise, Reduction):
         self.record(Operation.SPATIAL_MIX if axes.windows_overlap else Operation.AGGREGATION)
         self._check_weight(w)
         kept, table = axes.rows
+        # equal columns are elements of one token: their weights are added
         columns, groups = table.unique(dim=1, return_inverse=True)
         along = [of_w.index(c) for c in axes.tokens]
         shape = axes.content.pick([*kept, *axes.tokens]).shape[: len(kept)]
@@ -85,6 +86,7 @@ class Mixing(Pointwise, Reduction):
     ) -> Value:
         """Spatial mixing; if ``value`` is given, its norms weight the heads. Labels may have a mass (``massed``)."""
         self.record(Operation.SPATIAL_MIX)
+        # rows over the tokens sum to 1: no division by a mass (eq. 9)
         is_softmax = w.softmax_dim is not None and [of_w[w.softmax_dim]] == axes.tokens
         if massed or (value is None and bool((axes.content.ids == NONE).any())):
             mixed = self._mix_valid(w, of_w, axes, out, massed)
@@ -113,6 +115,7 @@ class Mixing(Pointwise, Reduction):
             filled = replace(axes.content, ids=self._filled_masses(ids if massed else self._massed(ids)))
             of_all, sizes = replace(axes, content=filled), self._sizes(w, of_w, axes)
             sums = self._mixed(runtime.context, w, of_w, of_all, axes.kept, {"mass": True, **self.signed})
+            # a context is summed over heads, where weights of attention are averaged
             heads = [sizes[c] for c in axes.heads if c not in axes.kept]
             return self._from_axes(self._sum_of_masses(sums, [], 1 / math.prod(heads)), axes.kept, axes, out).map
 
@@ -126,6 +129,7 @@ class Mixing(Pointwise, Reduction):
         filled = replace(axes, content=replace(axes.content, ids=fill_any(axes.content.ids)))
         own = self._label_of_queries(w, of_w, axes)
         ids = self._mixed(runtime.mix, w, of_w, filled, axes.kept, {**options, **self.signed}, own=own)
+        # what mixes padding alone has no content
         seen = valid.any([i for i, c in enumerate(axes.varying) if c in axes.tokens], keepdim=True)
         seen = arrange(seen, axes.varying, axes.kept)
         return self._from_axes(torch.where(seen, ids, NONE), axes.kept, axes, out)
@@ -134,6 +138,7 @@ class Mixing(Pointwise, Reduction):
         """The labels that queries keep whose weights are all zero; None for weights whose queries have none."""
         for content in w.maps if w.role is Role.WEIGHT else ():
             side = SubscriptedIds.of(w.with_maps(content, role=Role.CONTENT), of_w)
+            # the side of the weight that varies along axes of the output only
             if side.batch == axes.content.batch and set(side.varying(side.subscripts)) <= set(axes.kept):
                 sizes = self._sizes(w, of_w, axes)
                 return Operand(with_image(side.pick(axes.kept)).expand([sizes[c] for c in axes.kept]))
@@ -173,6 +178,7 @@ class Mixing(Pointwise, Reduction):
             *args,
             shape=[sizes[c] for c in kept],
             kwargs=options,
+            # runtime.context computes all labels: its queries are not known yet
             query_axis=kept.index(queries[0]) if len(queries) == 1 and function is not runtime.context else None,
         )
 

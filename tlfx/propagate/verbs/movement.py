@@ -79,6 +79,7 @@ class Movement(Written):
         if not _keeps_order(x, out):
             return out
         out = replace(out, statistic=x.statistic, sum_of=x.sum_of, log_sum_of=x.log_sum_of)
+        # a part of a value is not a function of all its elements
         keeps_all = torch.Size(out.shape).numel() >= torch.Size(x.shape).numel()
         return replace(out, function_of=x.subject, factored=x.factored) if keeps_all else out
 
@@ -99,6 +100,7 @@ class Movement(Written):
         if x.softmax_dim is None or move is None:
             return out
         dim, rank = x.softmax_dim, len(x.shape)
+        # a softmax whose axis is moved as a whole stays one
         along = torch.arange(x.shape[dim]).view([-1 if a == dim else 1 for a in range(rank)])
         left = compact(_run(move, along.expand(x.shape)))
         axes = [a for a, size in enumerate(left.shape) if size == x.shape[dim] > 1]
@@ -107,6 +109,7 @@ class Movement(Written):
     def join(self, values: Sequence[Value], axis: int) -> Value:
         """Concatenate along an axis. A value without content gets the image-level label if it joins as tokens (eq. 5),
         and stays without label if it joins as channels of the same tokens, or is padding."""
+        # torch.cat ignores empty tensors
         values = [v for v in values if 0 not in v.shape] or values
         axis = axis % len(self.shape)
         known = next((v for v in values if v.is_content), None)
@@ -144,6 +147,7 @@ class Movement(Written):
         """
         weights = [v for v in values if v.role is Role.WEIGHT]
         for queries in weights[0].maps if weights and all(len(v.maps) == 2 for v in weights) else ():
+            # all parts have these queries: as one side of a weight, or as the labels of scores for learned keys
             is_query = [[_are_equal(m, queries) for m in v.maps] for v in values]
             fits = all(sum(of_value) == 1 or v.is_constant for v, of_value in zip(values, is_query, strict=True))
             if not fits or queries.shape[axis] > 1:
@@ -192,6 +196,7 @@ class Movement(Written):
         )
         if x.pending is not None:
             one = replace(one, pending=compact(x.pending.expand(x.shape).chunk(2, axis)[0]))
+        # aten.glu computes the sigmoid itself, so that no node holds it
         gate = NodeFunction(runtime.glu_gate, x.node, {"axis": axis})
         return one, replace(other, read_as=gate, function_of=x.node)
 
@@ -213,6 +218,7 @@ class Movement(Written):
         where = known.batch_axis
         if axis == where.axis or known.map.shape[axis] > 1:
             return False
+        # on an axis of length 1, a value with a single label is one token, and other values are joined to it as tokens
         return known.shape[axis] > 1 or known.ids.numel() > 1
 
     def _map_beside(self, x: Value, known: Value, blank: int) -> Tensor:

@@ -31,8 +31,10 @@ class Outer(Contraction):
         rank = len(x.shape)
         gone = [a % rank for a in ([axes] if isinstance(axes, int) else axes or range(rank))]
         lengths = [dict(zip(at, v.shape, strict=True)) for v, at in factors]
+        # a sum over an axis that one factor lacks is a sum of the other factor alone
         if any(x.shape[a] > 1 and 1 in (n.get(a, 1) for n in lengths) for a in gone):
             return None
+        # labels are equal along what is summed: channels
         if all(m.shape[a] == 1 for m in x.maps for a in gone):
             return None
         (a, of_a), (b, of_b) = ((v[0], _subscripts_of(v, name)) for v, name in zip(factors, "ab", strict=True))

@@ -40,6 +40,7 @@ class OwnWeights(Movement):
             return self.weight()
         where, rank = x.batch_axis, len(x.shape)
         axes = sorted(a % rank for a in axes)
+        # axis a of the value is axis a + 1 of its ids, whose batch axis is split in two
         others = [a for a in range(1, rank) if a not in axes and x.ids.shape[a + 1] > 1]
         if where.axis != 0 or others:
             varies = f"vary along {others} too" if others else f"have their batch along {where.axis}"
@@ -74,10 +75,12 @@ def _mixed_by(
                 f"{name}, the weights of a rule, have shape {tuple(weight.shape)}, expected (batch or 1, out "
                 f"tokens, tokens): ({batch} or 1, {size[0]}, {size[1]})"
             )
+        # outer, inner, out tokens (q), tokens (m)
         equation = Equation("oiqm", "oim", "oiq")
         return runtime.mix(
             weight.expand(batch, *size), labels, equation, where=BatchAxis(0, outer, inner), signed=signed
         )
 
+    # the name that the code of the aligned graph shows
     mixed.__qualname__ = mixed.__name__ = f"{OWN_WEIGHTS}{name}"
     return mixed

@@ -142,12 +142,14 @@ class Pending(Weighing):
     def _as_sum_of_parts(self, out: Value, a: Value, b: Value, scales: Sequence[float]) -> Value:
         """A sum of two values, marked as a statistic of their source if both are parts or statistics of it: such sums,
         one after another, make a mean."""
+        # a value that is not a statistic stands for itself, with the sign of its factor
         one, other = (
             {n: s * scale for n, s in (v.statistic or {v.measured: 1}).items()}
             for v, scale in zip((a, b), scales, strict=True)
         )
 
         def is_larger(node: Node) -> bool:
+            # a statistic has fewer elements than what it is a statistic of
             return all(torch.Size(out.shape).numel() < torch.Size(shape).numel() for shape in shapes(node)[:1])
 
         both = [n for n, sign in one.items() if sign * other.get(n, 0) > 0 and is_larger(n)]
@@ -161,6 +163,7 @@ class Pending(Weighing):
 
     def _total_mass(self, table: Tensor, scale: float | Tensor = 1) -> Tensor:
         """Ids (out,) of the sums of the rows of a table (out, in) of ids of labels with a mass, times ``scale``."""
+        # equal rows have one sum
         rows, place = table.unique(dim=0, return_inverse=True)
         known = (rows != NONE).any(1)
         weights = ((rows != NONE) * scale)[known].float()
@@ -174,6 +177,7 @@ class Pending(Weighing):
         distinct, place = ids.unique(return_inverse=True)
         known = distinct != NONE
         shape = (int(known.sum()),)
+        # (labels, 1): finalize sums over an axis of heads
         new = self.label(runtime.finalize, Operand(distinct[known][:, None]), shape=shape, elementwise=True)
         plain: Tensor = distinct.masked_scatter(known, new)[place]
         return plain
@@ -182,6 +186,7 @@ class Pending(Weighing):
         """The map of labels with a mass of a sum of two products; ``plain`` is the sum without them."""
         where, rank = plain.batch_axis, len(plain.shape)
         maps = [to_rank(self._pending_of(v), rank) for v in (a, b)]
+        # (*shape, 2), the ids of both summands
         ids = torch.stack(torch.broadcast_tensors(*(ids_of_sample(m, self.batch, where) for m in maps)), -1)
         new = self._total_mass(ids.flatten(0, -2), torch.tensor([abs(s) for s in scales])).view(ids.shape[:-1])
         return compact(map_of_ids(new, self.batch, where))

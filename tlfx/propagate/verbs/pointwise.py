@@ -48,6 +48,7 @@ class Pointwise(Residual):
         out = self.linear(x)
         if x.softmax_dim is None:
             return out
+        # dropout_ overwrites the weights, so that those before it cannot be read
         in_place = schema(self.target).is_mutable
         return out if in_place else replace(out, node=x.node, softmax_dim=x.softmax_dim, softmax_of=x.softmax_of)
 
@@ -56,10 +57,12 @@ class Pointwise(Residual):
         axis = axis % len(x.shape)
         if self.is_over_batch(x, [axis]):
             return self.of_batch()
+        # channel attention, such as that of XCiT: the softmax of kᵀq mixes channels
         if x.role is Role.CONTEXT:
             self._state.contexts.reclassify(x.node)
             return replace(self.weight(), softmax_dim=axis)
         scores = self._state.scores.get(x.subject)
+        # the softmax is over the keys of scores that were joined with those of learned keys
         if scores and x.shape == self.shape and scores[0].shape[axis] == 1:
             x = x.with_maps(*scores, role=Role.WEIGHT)
         out = self.pointwise(x)
@@ -103,7 +106,7 @@ class Pointwise(Residual):
 
     def masked(self, x: Value, mask: Value, hides: bool = False) -> Value:
         """Zero where a mask that is not known at capture does not hold, or where it does (``hides``): a product."""
-        if not x.is_content or mask.is_constant:
+        if not x.is_content:
             return self.pointwise(x)
         shown = NodeFunction(torch.logical_not, mask.node) if hides else mask.read
         return self.product(x, replace(mask, read_as=shown))
@@ -133,8 +136,10 @@ class Pointwise(Residual):
             return None
         one, other = (to_rank(v.map, len(self.shape)) for v in (a, b))
         over_tokens = one.numel() > other.numel()
+        # exp(x) / Σ exp(x)
         if over_tokens and a.sum_of is None and computes_same(b.sum_of, a.summand):
             return replace(out, weighs=True, function_of=None)
+        # Σ x·w / Σ w: by the masses that w gives
         factors = [masses for node, masses in a.by_factor.items() if computes_same(b.sum_of, node)]
         if not factors:
             return None
@@ -213,6 +218,7 @@ class Pointwise(Residual):
         if not isinstance(share, Value) or share.is_constant:
             known = self.number(share)
             return self.residual(a, b, None if known is None else (1 - known, known))
+        # no node of the graph holds 1 - share
         rest = replace(share, read_as=NodeFunction(torch.rsub, share.node, {"other": 1}))
         return self.residual(self.product(a, rest), self.product(b, share))
 

@@ -33,6 +33,7 @@ class Reduction(Movement):
         is spatial mixing, Y ← Norm(|w|)·Y.
         """
         rank = len(x.shape)
+        # x.mean([]) is the mean over all axes
         chosen = range(rank) if axes is None or axes == [] else [axes] if isinstance(axes, int) else axes
         gone = sorted(a % rank for a in chosen)
         x = self.resolve(x)
@@ -69,6 +70,7 @@ class Reduction(Movement):
             ids = self._without_mass(pending[1])
         else:
             ids = self.uniform_over(x.ids, over)
+        # the axis of the batch moves by the axes before it that are gone
         place = where if keepdim else BatchAxis(where.axis - sum(a < where.axis for a in gone), *where[1:])
         out = self.from_ids(ids if keepdim else ids.squeeze(over), place)
         out = self._as_statistic(out, x)
@@ -117,11 +119,13 @@ class Reduction(Movement):
 
     def _mean_of(self, table: Tensor) -> Tensor:
         """Ids (out,) of new labels, each the mean over the elements with content in one row of ``table`` (out, in)."""
+        # equal columns are computed once, and count as often as they occur
         table, counts = table.unique(dim=1, return_counts=True)
         weights = counts * (table != NONE)
         known = weights.sum(1) > 0
         even = bool((weights == weights[0, 0]).all())
         args = () if even else (weights[known].float(),)
+        # any id in the place of NONE, whose weight is 0
         new = self.label(
             runtime.uniform, Operand(table[known].clamp_min(0)), *args, shape=(int(known.sum()),), elementwise=True
         )
@@ -157,6 +161,7 @@ class Reduction(Movement):
         known = ids != NONE
         valid = () if bool(known.all()) else (known.float().flatten(0, -2),)
         new = self.label(runtime.scan, Operand(ids.clamp_min(0).flatten(0, -2)), *valid, shape=ids.shape)
+        # positions before the first one with content see none
         new = torch.where(known.cumsum(-1) > 0, new, NONE)
         out = self.from_ids(new.movedim(-1, axis), where)
         return replace(out, running=x.source) if linear else out

@@ -39,6 +39,7 @@ class Residual(Combined):
         return replace(out, function_of=a.subject) if self._have_one_subject(a, b) else out
 
     def _residual(self, a: Value, b: Value, scales: Sequence[float] | None) -> Value:
+        # add(x, y, alpha=0) is x
         counted = [v for v, scale in zip((a, b), scales or (1, 1), strict=True) if self.number(scale) != 0]
         if len(counted) < 2:
             return self.linear(counted[0]) if counted else self.constant(number=0)
@@ -51,13 +52,16 @@ class Residual(Combined):
             out = self._scaled_mass(x, pair, 1)
             return out if self.number(bias) == 0 else with_bias(out)
         self._check_running(a, b, scales)
+        # x - log Σ exp(x), or x - mean(x)
         for x, statistic, signs in ((a, b, scales), (b, a, scales[::-1])) if scales is not None else ():
             log_softmax = signs[0] * signs[1] < 0 and self._is_log_softmax(x, statistic)
             if log_softmax or self._is_centred(x, statistic, signs):
                 self.record(Operation.POINTWISE)
                 return replace(self._shaped(x), weighs=log_softmax)
+        # attention to some keys plus attention to the others, under one softmax
         if scales is not None and self._are_parts_of_one_mixing(a, b):
             return replace(self._sum_of_products(a, b, scales), origin=None, mixed_by=a.mixed_by)
+        # a contraction written as a sum, such as a depthwise convolution by shifted maps
         if scales is not None and (a.source is b.source or (a.pending is not None and b.pending is not None)):
             return self._as_sum_of_parts(self._sum_of_products(a, b, scales), a, b, scales)
         self.record(Operation.RESIDUAL)
@@ -95,6 +99,7 @@ class Residual(Combined):
         of other elements of the same value, such as those of its other tokens, is another summand."""
         if scales[0] * scales[1] * self._sign_of_statistic(statistic, x) >= 0:
             return False
+        # the mean of a product is computed from its labels with a mass
         massed = () if x.pending is None else (x.with_maps(x.pending),)
         return any(self._is_computed_from(statistic, v) for v in (x, *massed))
 
@@ -118,6 +123,7 @@ class Residual(Combined):
         _, differ = merge(*self._side_by_side(a, b)[1:])
         if residual == "average" or not bool(differ.any()):
             return self._averaged(a, b)
+        # addmm computes a summand itself, which no node holds
         if scales is None or self.node in (a.node, b.node):
             raise self._without_summands()
         sizes = tuple(map(abs, scales))

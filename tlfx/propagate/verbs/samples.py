@@ -61,6 +61,7 @@ class Samples(Residual):
         step._state = self._state.on(subset)
         total = step.residual(self._of_samples(x, subset.batch), part, (1, scale))
         before, after = torch.broadcast_tensors(x.ids, total.ids)
+        # (pairs, 2): the label of a place in all samples, and in those of the branch
         pairs, place = torch.stack((before, after), -1).flatten(0, -2).unique(dim=0, return_inverse=True)
         new = self.label(
             runtime.put_samples,

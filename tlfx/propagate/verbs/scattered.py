@@ -56,6 +56,7 @@ class Scattered(Indexed):
             return self.weight()
         where = self._where_written(x, source, write, settings, axes)
         into_zeros = source.is_content and self.number(x) == 0
+        # zeros.scatter(-1, experts, weights), as a mixture of experts has it: channels stay in their token
         if into_zeros and aligned and self._stays_in_tokens(source, axes):
             self.record(Operation.CHANNEL_MIX)
             return replace(carry_masses(self.content(source.map), source, lambda m: m), weighs=source.weighs)
@@ -136,6 +137,7 @@ class Scattered(Indexed):
         if not source.is_content or (in_sample and source.batch_axis == where):
             return where
         if not x.is_content and where.axis < len(x.shape) and x.shape[where.axis] % self.batch == 0:
+            # zeros (batch · tokens, channels) that the tokens of all samples are written to
             where = BatchAxis(where.axis, 1, x.shape[where.axis] // self.batch)
         samples = blocks_of(source.shape, source.batch_axis) % self.batch
         ends = (tree_map(partial(self._at_end, end=end), settings) for end in (0, 1))
@@ -165,4 +167,5 @@ def _blocks_written(write: Write, x: Value, source: Value, where: BatchAxis, bef
         out = write(torch.zeros(x.shape, dtype=torch.float64), *before, given, *after)
         blocks = blocks_of(x.shape, where).to(out)
         read, count = (torch.autograd.grad(out, given, b, retain_graph=True)[0] for b in (blocks, torch.ones_like(out)))
+    # a mean scales all gradients of an element alike, which cancels
     return (read / count).round().long()

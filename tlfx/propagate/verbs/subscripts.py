@@ -117,6 +117,7 @@ class ContractionAxes:
         row = torch.arange(len(table))[:, None].expand(table.shape)
         tokens = (table != NONE) & (table != IMAGE)
         pairs = (table[tokens] * len(table) + row[tokens]).unique()  # one number for each: unique(dim=1) is slow
+        # fewer tokens than pairs: some token is in several rows
         return len((pairs // len(table)).unique()) < len(pairs)
 
     @cached_property
@@ -138,6 +139,7 @@ def arrange(ids: Tensor, subscripts: Sequence[str], out: Sequence[str]) -> Tenso
 def symbols_of(subscripts: Iterable[str], queries: Sequence[str]) -> dict[str, str]:
     """A letter for each distinct subscript, as einsum wants them; a single query axis has the letter of queries."""
     symbols = {queries[0]: QUERY} if len(queries) == 1 else {}
+    # in this order, equations of attention read "nhqm"; B and K are left for the batch and the channels of labels
     unused = iter("mnhabcdefgijklopqrstuvwxyzACDEFGHIJLMNOPQRSTUVWXYZ".replace(QUERY, ""))
     for c in subscripts:
         if c not in symbols:

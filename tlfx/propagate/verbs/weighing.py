@@ -100,10 +100,12 @@ class Weighing(Bounded):
             x = replace(x, mass=None)
         out = replace(out, origin=x.source, factored=x.base, is_product=True, mixed_by=factor.softmax_of or x.mixed_by)
         out = out if factor.is_constant else replace(out, function_of=None)
+        # under weights that the image decides, padding with a bias counts as tokens (eq. 5)
         summed = (out, x) if factor.is_constant or not x.biased else (_with_tokens(out), _with_tokens(x))
         product = self._product(*summed, factor, of_x, of_factor, inverse)
         if product.by_channel or x.by_element is not None:
             out = replace(out, by_element=lambda: self._masses(product, by_element=True))
+        # a gate: all tokens count alike, unless several such products are summed, as branches of split attention are
         if not product.by_token:
             return replace(out, mass=lambda: self._masses(product))
         return replace(out, pending=self._masses(product), function_of=None)

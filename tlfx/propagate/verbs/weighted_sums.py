@@ -64,8 +64,10 @@ class WeightedSums(KeptTokens, LinearAttention):
                 return kept_tokens
             if self._aggregates_by_weight(of_w, axes):
                 return self._aggregate(w, of_w, axes, out)
+            # patch merging, or a linear layer on a flattened map: aggregation
             kept = self.uniform_over(axes.content.ids, [axes.content.subscripts.index(c) for c in axes.contracted])
             return self._from_axes(kept, axes.content.subscripts, axes, out)
+        # an attention that layers= leaves out
         if w.role is Role.WEIGHT and not self._state.layers.is_aligned(self.node):
             return self.in_place(w, of_w, axes.tokens, out)
         value = (x, of_x) if w.role is Role.WEIGHT and self._by_norm_of_values else None

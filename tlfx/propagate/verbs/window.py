@@ -35,6 +35,7 @@ class Window(Einsum):
         """
         if not x.is_content:
             return self.weight()
+        # ids (outer, inner, channels, *size): the kernel slides over equal labels
         if weight.is_constant and not varying(x.ids, range(3, x.ids.dim())):
             return self._by_group(x, weight, groups)
         by_group = self._channels(x, groups)
@@ -48,6 +49,7 @@ class Window(Einsum):
     def has_samples_in_groups(self, x: Value, groups: int) -> bool:
         """Whether a convolution of ``x`` has the samples of the batch in its groups, x (1, batch · in, *size), so that
         each sample has its own kernel."""
+        # as timm's CondConv2d calls it, (1, batch · channels, height, width): the batch on axis 1, nothing before it
         return x.is_content and x.shape[0] == 1 and x.batch_axis[:2] == (1, 1) and groups % self.batch == 0
 
     def convolve_samples(
@@ -60,6 +62,7 @@ class Window(Einsum):
             raise ProvenanceError(f"{self.node.name} convolves a sample of the batch by a kernel of another sample")
         of_samples = NodeFunction(runtime.kernel_weights, weight.node, {"count": count, **self.signed})
         kernel = Value(weight.node, (count, *weight.shape[1:]), self.batch, Role.WEIGHT, read_as=of_samples)
+        # (1, batch · in, *size) → (batch, in, *size)
         view = self.remap(x, lambda m: m.squeeze(0).unflatten(0, (self.batch, -1)))
         out = self.step((self.batch, self.shape[1] // self.batch, *self.shape[2:]))
         by_sample = rule(out, view, kernel, groups=groups // self.batch, **settings)
@@ -88,6 +91,7 @@ class Window(Einsum):
         return self.content(mixed.map.expand(shape).flatten(1, 2)) if mixed.is_content else self.constant()
 
     def _by_kernel(self, by_group: Tensor, weight: Value, *args: Any, spatial: int) -> Tensor:
+        # tells which positions see content, whatever the weights are
         kernel = torch.ones(1, 1, *weight.shape[2:])
         return self._slide(
             runtime.convolve,
@@ -137,6 +141,7 @@ class Window(Einsum):
         aggregation otherwise."""
         if not x.is_content:
             return self.pointwise_like(x)
+        # factors do not weight a maximum
         x = x if linear else replace(x, pending=None)
         same_grid = self.shape[-spatial:] == x.shape[-spatial:]
         operation = Operation.SPATIAL_MIX if same_grid else Operation.AGGREGATION
@@ -150,6 +155,7 @@ class Window(Einsum):
                 return map_of_ids(self._resampled(ids, spatial, operator, *args), self.batch, x.batch_axis)
 
             out = replace(out, sum_of=x.summand, by_factor=moved_factors(x, pooled, summed=True))
+        # the mean of a whole map is a statistic, as squeeze-and-excitation takes one
         is_global = torch.Size(self.shape[-spatial:]).numel() == 1
         return self._as_statistic(out, x) if is_global else out
 
@@ -211,6 +217,7 @@ class Window(Einsum):
         overlap."""
         size = int(torch.Size(kernel).numel())
         where = x.batch_axis
+        # (outer, inner, channels, kernel, patches)
         by_kernel = x.ids.expand(*x.ids.shape[:2], x.shape[1], x.shape[2]).unflatten(2, (-1, size))
         if not bool((by_kernel == by_kernel[:, :, :1]).all()):
             raise ProvenanceError("a fold of patches whose channels carry different labels is not supported")
@@ -269,6 +276,7 @@ class Window(Einsum):
         seen, kwargs = mass > 0, dict(options or {})
         if not bool(valid.all()):
             kwargs["valid"] = valid
+        # pooling without padding: nothing to divide at run time
         elif function is runtime.resample and bool((mass == 1).all()):
             kwargs["keeps_ones"] = True
         new = self.label(
@@ -288,6 +296,7 @@ class Window(Einsum):
             raise ProvenanceError(f"{self.node.name} takes its batch on axis {x.batch_axis.axis}, not 0")
         if x.ids.shape[2] == 1:
             return x.ids
+        # (outer, inner, groups, channels of a group, *size)
         by_group = x.ids.unflatten(2, (groups, -1))
         return compact(self.uniform_over(by_group, [3]).squeeze(3))
 

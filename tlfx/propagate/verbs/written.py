@@ -63,6 +63,7 @@ class Written(Pending):
             return after
         one, other = (self._pending_of(v) if v.is_content else None for v in (before, value))
         pending = _merged(before.shape, one, other, value.shape, source)
+        # learned tokens among products that are written into a buffer have mass 1
         unwritten = self._pending_of(after).expand(before.shape)
         return replace(after, pending=compact(torch.where(pending == NONE, unwritten, pending)))
 
@@ -98,6 +99,7 @@ def _replaced(before: Value, value: Value, source: Tensor) -> Value:
 
 def _sides(before: Value, value: Value, source: Tensor) -> list[Tensor]:
     """The maps of a mixing weight of which a part was written: none where two weights do not have the same sides."""
+    # weights[..., 8:] = 0 leaves the sides of the weights
     if value.is_constant:
         return list(before.maps)
     if before.role is Role.WEIGHT and len(before.maps) != len(value.maps):

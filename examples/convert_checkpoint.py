@@ -38,7 +38,7 @@ from torch import Tensor
 from weights import read_weights
 
 from tlfx.errors import InputError, TlfxError, named
-from tlfx.files import check_writable, write_atomically
+from tlfx.system.files import check_writable, write_atomically
 
 CONTAINERS = {"official": "model", "mmseg": "state_dict", "mmdet": "state_dict"}
 """The name under which a file of a layout holds the state_dict; those of other layouts are bare."""

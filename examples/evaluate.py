@@ -47,7 +47,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from tlfx.errors import InputError, TlfxError
-from tlfx.files import write_atomically
+from tlfx.system.files import write_atomically
 
 IMAGENET_C_CROP = 1.0  # its images are cropped already
 

@@ -17,7 +17,7 @@ from torch import nn
 from training import SIZE, DigitTrainer, Recipe, accuracy
 
 import tlfx
-from tlfx.files import write_atomically
+from tlfx.system.files import write_atomically
 
 __all__ = ["UNCHANGED", "Result", "Run", "SettingsError", "execute", "finished"]
 

@@ -14,7 +14,7 @@ from experiment import Result, Run, SettingsError
 from methods import Method
 from training import Recipe
 
-from tlfx.files import write_atomically
+from tlfx.system.files import write_atomically
 
 __all__ = ["FIGURES", "add_figures", "read_figures"]
 

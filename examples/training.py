@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from trainer import Mixing, Trainer
 
 import tlfx
-from tlfx.devices import choose_device
 from tlfx.errors import InputError
+from tlfx.system.devices import choose_device
 
 __all__ = ["SIZE", "DigitMeter", "DigitTrainer", "Recipe", "accuracy", "add_recipe", "read_recipe"]
 

@@ -17,7 +17,8 @@ import tlfx
 
 ROOT = Path(__file__).parents[1] / "tlfx"
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "devices", "files", "operations", "policy"),
+    ("errors", "operations", "policy"),
+    ("system",),
     ("_torch",),
     ("mix",),
     ("runtime",),
@@ -27,8 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("propagate",),
     ("rewrite",),
     ("trace",),
-    ("positional", "targets"),
-    ("plans",),
+    ("calls",),
     ("aligned",),
     ("recording",),
     ("assign", "losses"),

@@ -11,6 +11,8 @@ from weakref import WeakValueDictionary
 import torch
 from torch import nn
 
+from tlfx.calls.plans import Planner
+from tlfx.calls.positional import plain_call, split_labels
 from tlfx.capture.alignable import check_alignable
 from tlfx.capture.arguments import Call
 from tlfx.capture.images import check_names
@@ -18,9 +20,7 @@ from tlfx.capture.model_class import CHOSEN, own_parameters
 from tlfx.capture.sharding import casts_arguments
 from tlfx.errors import InputError, TargetError
 from tlfx.mix.target import MixedTarget
-from tlfx.plans import Planner
 from tlfx.policy import Policy, check_policy
-from tlfx.positional import plain_call, split_labels
 from tlfx.propagate.options import Options
 
 __all__ = ["Aligned", "align", "aligned_code", "opened", "planner_of", "unalign"]

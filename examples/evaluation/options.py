@@ -16,8 +16,8 @@ import torch
 from evaluation.attacks import ATTACKS, NORMS, Threat
 from evaluation.corruption import ALEXNET, CORRUPTIONS
 from evaluation.folders import DATASETS
-from tlfx.devices import choose_device
 from tlfx.errors import InputError
+from tlfx.system.devices import choose_device
 
 __all__ = ["EPS", "Settings", "parse"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tlfx.errors import InputError
-from tlfx.files import write_atomically
+from tlfx.system.files import write_atomically
 
 __all__ = ["BEST", "LAST", "NEWEST", "find", "read", "write"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from tlfx.errors import InputError
-from tlfx.files import write_atomically
+from tlfx.system.files import write_atomically
 
 __all__ = ["check_settings", "parse_with_config", "read_config", "settings_of", "write_config"]
 

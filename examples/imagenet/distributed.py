@@ -15,7 +15,7 @@ from torch.distributed.checkpoint import state_dict as sharded
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from tlfx.devices import choose_device
+from tlfx.system.devices import choose_device
 
 __all__ = ["Processes", "blocks_of", "last_step", "load_state", "load_states", "shard", "start", "state", "states"]
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tlfx.errors import InputError
-from tlfx.files import write_atomically
+from tlfx.system.files import write_atomically
 
 __all__ = ["Logs", "Table", "show_progress"]
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 import tlfx
 from tlfx.aligned import planner_of
+from tlfx.calls.plans import MOST_PLANS
 from tlfx.capture.arguments import Call
 from tlfx.capture.settings import ModelSettings
-from tlfx.plans import MOST_PLANS
 
 
 @dataclass

@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from tlfx.errors import InputError
-from tlfx.files import write_atomically
+from tlfx.system.files import write_atomically
 
 RECIPES = sorted((EXAMPLES / "recipes").glob("*.yaml"))
 

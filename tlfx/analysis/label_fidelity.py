@@ -17,11 +17,11 @@ from tlfx.analysis.fidelity_table import AREA, Fidelity
 from tlfx.analysis.invariants import share
 from tlfx.analysis.last_tokens import LastTokens
 from tlfx.analysis.reference import Mixture, references
+from tlfx.calls.plans import Capture
 from tlfx.capture.arguments import Call
 from tlfx.errors import InputError, TargetError, a_type
 from tlfx.mix import MixedTarget, Mixup
 from tlfx.mix.labels import check_labels
-from tlfx.plans import Capture
 from tlfx.policy import DEFAULT, OPTIONS, Policy, check_policy, policy_name
 
 __all__ = ["POLICIES", "fidelity"]

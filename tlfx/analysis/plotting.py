@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tlfx.errors import InputError
-from tlfx.files import check_writable, write_atomically
+from tlfx.system.files import check_writable, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap

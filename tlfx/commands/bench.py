@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from tlfx.commands import arguments, output
 from tlfx.commands.suite import figures, suite
 from tlfx.errors import InputError
-from tlfx.files import check_writable
 from tlfx.policy import parse_policy
+from tlfx.system.files import check_writable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -134,7 +134,7 @@ def _settings(args: argparse.Namespace) -> Settings:
     import torch
 
     from tlfx.analysis.speed import Settings
-    from tlfx.devices import choose_device
+    from tlfx.system.devices import choose_device
 
     device = str(choose_device(args.device))
     return Settings(

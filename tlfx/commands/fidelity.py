@@ -80,8 +80,8 @@ def _measure(args: argparse.Namespace) -> tuple[Fidelity, float]:
     from tlfx.analysis import fidelity
     from tlfx.analysis.class_images import ClassImages
     from tlfx.analysis.label_fidelity import POLICIES
-    from tlfx.devices import choose_device
     from tlfx.policy import DEFAULT, parse_policy
+    from tlfx.system.devices import choose_device
 
     policies = [DEFAULT, *(POLICIES if args.policies is None else map(parse_policy, args.policies))]
     device = choose_device(args.device)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from tlfx.commands import arguments, output
 from tlfx.errors import InputError
-from tlfx.files import check_writable, write_atomically
+from tlfx.system.files import check_writable, write_atomically
 
 if TYPE_CHECKING:
     from tlfx.report import NodeReport, Report

@@ -113,7 +113,7 @@ def _write_maps(readings: Sequence[Reading], mask: Tensor, file: str) -> None:
     """Write shares of the first image: "mask" (height, width), and an array (rows, columns) for each layer."""
     import numpy as np
 
-    from tlfx.files import write_atomically
+    from tlfx.system.files import write_atomically
 
     maps: dict[str, Any] = {reading.layer.path: reading.map[0, ..., 0].numpy() for reading in readings}
     write_atomically(file, lambda raw: np.savez(raw, mask=mask[0, 0].numpy(), **maps))

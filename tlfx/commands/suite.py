@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tlfx.commands import output
-from tlfx.files import write_atomically
 from tlfx.policy import DEFAULT, Policy, policy_name
+from tlfx.system.files import write_atomically
 from tlfx.zoo.models import load
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def suite(args: argparse.Namespace) -> tuple[list[dict[str, Any]], Table]:
     """Figures of all cases, as data and as a table, which is also written as Markdown if that was asked for."""
     from rich.table import Table
 
-    from tlfx.devices import choose_device
+    from tlfx.system.devices import choose_device
 
     device = str(choose_device(args.device))
     measured = []

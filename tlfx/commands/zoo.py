@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tlfx.commands import arguments, output
 from tlfx.errors import InputError
-from tlfx.files import check_writable
+from tlfx.system.files import check_writable
 from tlfx.zoo import models, table
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tlfx.analysis.figures import INVARIANTS
 from tlfx.errors import InputError
-from tlfx.files import write_atomically
 from tlfx.operations import Operation
+from tlfx.system.files import write_atomically
 
 __all__ = ["COLUMNS", "FIGURES", "OPERATIONS", "Row", "append", "read", "write"]
 

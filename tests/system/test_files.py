@@ -7,7 +7,7 @@ from typing import IO
 
 import pytest
 
-from tlfx.files import write_atomically
+from tlfx.system.files import write_atomically
 
 
 def test_a_failed_write_leaves_the_previous_file_alone(tmp_path: Path) -> None:

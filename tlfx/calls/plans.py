@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from tlfx._torch import disable_dynamo, outside_transforms, tree_flatten, tree_unflatten
+from tlfx.calls.targets import check_classes, check_mixed, check_plain, soft_mixed, soft_plain
 from tlfx.capture.arguments import Call
 from tlfx.capture.export import Captured
 from tlfx.capture.images import call_for, choose_images
@@ -28,7 +29,6 @@ from tlfx.propagate.options import Options
 from tlfx.propagate.outputs import OutputLabel
 from tlfx.rewrite.segments import segmented
 from tlfx.rules.registry import REGISTRY
-from tlfx.targets import check_classes, check_mixed, check_plain, soft_mixed, soft_plain
 from tlfx.trace import trace
 
 __all__ = ["MOST_PLANS", "Capture", "Plan", "Planner"]

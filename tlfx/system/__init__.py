@@ -1,0 +1,1 @@
+"""Files and devices: what commands and examples read, write and run on."""

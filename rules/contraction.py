@@ -99,18 +99,12 @@ def kron(op: OpContext, a: Value, b: Value) -> Value:
     return op.product(op.remap(a, lambda m: torch.kron(m, other)), op.remap(b, lambda m: torch.kron(one, m)))
 
 
-@rule(aten.linalg_cross)
-def cross(op: OpContext, a: Value, b: Value, dim: int = -1) -> Value:
-    """Vectors of three along an axis: a product of the two."""
-    return op.product(*(op.spread(v, [dim]) if v.is_content else v for v in (a, b)))
-
-
-@rule(aten.cross)
-def cross_by_default(op: OpContext, a: Value, b: Value, dim: int | None = None) -> Value:
-    """The same with an axis. Raises ProvenanceError without one: torch takes the first of length three."""
-    if dim is None:
+@rule(aten.linalg_cross, aten.cross)
+def cross(op: OpContext, a: Value, b: Value, dim: int | None = None) -> Value:
+    """Vectors of three along an axis: a product of the two. Raises ProvenanceError for torch.cross without an axis."""
+    if dim is None and op.target is aten.cross.default:
         raise ProvenanceError("torch.cross takes the first axis of length 3, which may be that of the batch: pass dim")
-    return cross(op, a, b, dim)
+    return op.product(*(op.spread(v, [-1 if dim is None else dim]) if v.is_content else v for v in (a, b)))
 
 
 @rule(aten.linalg_matrix_power, aten.matrix_power, aten.linalg_inv, aten.inverse, aten.linalg_pinv, aten.matrix_exp)

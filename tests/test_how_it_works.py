@@ -118,6 +118,6 @@ def test_its_folders_exist() -> None:
     assert len(places) > 8
     assert all((ROOT / place).exists() for place in places)
     packages = {path.parent.name for path in (ROOT / "tlfx").glob("*/__init__.py")}
-    steps = {"capture", "graph", "propagate", "rules", "rewrite", "runtime"}
+    steps = {"capture", "graph", "propagate", "rules", "rewrite", "runtime", "calls"}
     assert steps <= packages
     assert steps == {place.split("/")[1] for place in places if place.endswith("/") and place.startswith("tlfx/")}

@@ -326,6 +326,7 @@ CASES: dict[str, tuple[Callable[[Draw], Case], str]] = {
     "contraction.tensordot": (fixed(lambda x, w: torch.tensordot(x, w, dims=1), "btc", (2, 5)), ""),
     "convolution.conv": (convolution, ""),
     "convolution.conv_transpose": (transposed_convolution, ""),
+    "creation.draw": (on(lambda x: torch.normal(x, 0.1)), ""),
     "difference.cumulative_trapezoid": (tokens_axis(torch.cumulative_trapezoid), ""),
     "difference.diff": (tokens_axis(torch.diff), ""),
     "difference.gradient": (tokens_axis(lambda x, dim: torch.gradient(x, dim=dim)), ""),

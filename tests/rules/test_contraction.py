@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from string import ascii_lowercase
 
@@ -453,3 +454,21 @@ def test_contexts_of_unlike_parts_are_refused() -> None:
 
     with pytest.raises(RuleError, match=r"adds two products kᵀv of linear attention .* concatenate their keys"):
         Probe(function, SIZE)
+
+
+def test_a_bias_makes_padding_tokens_without_content() -> None:
+    """Padding that bilinear layers with and without a bias come after, under weights that the image decides."""
+    torch.manual_seed(0)
+    parts = {"weight": nn.Parameter(torch.rand(4, 4, 4)), "bias": nn.Parameter(torch.rand(4))}
+
+    def attended(values: Callable[..., Tensor]) -> Tensor:
+        def function(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            t = F.pad(x.flatten(2).mT, (0, 0, 0, 3))
+            return (t @ t.mT).softmax(-1) @ values(t, weight, bias)
+
+        return Probe(function, (4, 2, 3), **parts).shares(torch.rand(3, 1, 2, 3, generator=torch.Generator()))[0]
+
+    by_einsum = attended(lambda t, weight, bias: torch.einsum("bni,oij,bnj->bno", t, weight, t) + bias)
+    torch.testing.assert_close(attended(lambda t, weight, bias: F.bilinear(t, t, weight, bias)), by_einsum)
+    without = attended(lambda t, weight, bias: F.bilinear(t, t, weight))
+    assert not torch.allclose(without, by_einsum, atol=1e-3)

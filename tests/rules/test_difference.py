@@ -70,3 +70,8 @@ def test_a_difference_is_a_residual_connection() -> None:
 def test_differences_of_running_sums_are_refused(function: Callable[[Tensor], Tensor]) -> None:
     with pytest.raises(ProvenanceError, match=r"subtracts content from its running sum .* by avg_pool, unfold"):
         Probe(function, (4, 4, 6))
+
+
+def test_a_gradient_of_second_order_at_the_ends_is_refused() -> None:
+    with pytest.raises(ProvenanceError, match="edge_order=2 reads three elements at each end"):
+        Probe(lambda x: torch.gradient(x, dim=3, edge_order=2)[0], SIZE)

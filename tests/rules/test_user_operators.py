@@ -64,7 +64,10 @@ def test_kron() -> None:
 
 
 def test_cross() -> None:
-    check(lambda x: torch.linalg.cross(x[:, :3], x[:, 1:], dim=1), lambda y, x: y[:, :3], SIZE)
+    for function in (torch.linalg.cross, torch.cross):
+        check(lambda x, f=function: f(x[:, :3], x[:, 1:], dim=1), lambda y, x: y[:, :3], SIZE)
+    with pytest.raises(ProvenanceError, match="first axis of length 3, which may be that of the batch: pass dim"):
+        Probe(lambda x: torch.cross(x[:, :3], x[:, 1:]), SIZE)
 
 
 def test_a_power_of_a_mixing_weight_is_a_mixing_weight() -> None:

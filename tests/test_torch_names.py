@@ -404,7 +404,55 @@ def tracing_questions() -> None:
     assert Asks.answers == [True] * len(questions)
 
 
+class OfUnknownSize(nn.Module):
+    """A size that the data decide, and a check of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = x[x > 0]
+        torch._check(chosen.shape[0] <= 4)
+        return chosen
+
+
+def checks_of_sizes() -> None:
+    graph = torch.export.export(OfUnknownSize(), (torch.ones(4),), strict=False).graph
+    checks = [n for n in graph.nodes if n.op == "call_function" and _torch.is_check_of_sizes(n.target)]
+    assert checks
+    assert not any(node.users for node in checks)
+
+
+class OfVmap(nn.Module):
+    """A call of torch.vmap."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.vmap(lambda row: row * row.sum())(x)
+
+
+def vmap() -> None:
+    graph = torch.export.export(OfVmap(), (torch.ones(2, 3),), strict=False).graph
+    assert any(_torch.is_vmap(node.target) for node in graph.nodes)
+    assert not _torch.is_vmap(LINEAR)
+
+
+def compiled_model() -> None:
+    module = nn.Linear(1, 1)
+    assert _torch.is_compiled(torch.compile(module))
+    assert not _torch.is_compiled(module)
+
+
+def dispatch_modes() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        assert _torch.is_fake(torch.ones(2))
+        with _torch.without_dispatch_modes():
+            assert torch.ones(2).sum().item() == 2
+
+
 NAMES: dict[str, Callable[[], None]] = {
+    "aten._assert_scalar": checks_of_sizes,
+    "torch._functorch.predispatch": vmap,
+    "torch._dynamo.OptimizedModule": compiled_model,
+    "torch.utils._python_dispatch._disable_current_modes": dispatch_modes,
     "Module._forward_pre_hooks, _forward_hooks, _backward_pre_hooks, _backward_hooks": hooks,
     "Module._is_torch_compile, _compiled_call_impl": compiled,
     "Module._parameters, _buffers, _modules": module_dictionaries,

@@ -498,7 +498,7 @@ REFUSED: list[tuple[Body, dict[str, Any], str]] = [
     (own_generator, {"generator": random.Random(0)}, r"draws from the random generator of Python or NumPy"),
     (own_generator, {"generator": np.random.default_rng(0)}, r"draws from the random generator of Python or NumPy"),
     (own_generator, {"generator": random.Random(0)}, r"(?s)Python or NumPy.*test_left_behind.py:\d+ in own_generator"),
-    (generator_made_in_forward, {}, r"makes a torch.Generator.*in __init__"),
+    (generator_made_in_forward, {}, r"creates a torch.Generator.*in __init__"),
     (generator_seeded_in_forward, {"generator": torch.Generator().manual_seed(3)},
         r"seeds a torch.Generator.*test_left_behind.py:\d+ in generator_seeded_in_forward"),
     (reference_to_a_value, {}, r"changes reference to an object of class"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from tlfx.rules import rule
 aten = torch.ops.aten
 
 
-@rule(aten.mean)
+@rule(aten.mean, aten.nanmean)
 def mean(op: OpContext, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
     """Y ← Norm(Σ Yᵢ) over the reduced axes; of a product with a factor, Y ← Norm(|w|)·Y."""
     return op.reduce(x, dim, keepdim, linear="mean")
@@ -29,7 +30,6 @@ def total(op: OpContext, x: Value, dim: Any = None, keepdim: bool = False, dtype
     aten.prod,
     aten.amax,
     aten.amin,
-    aten.nanmean,
     aten.all,
     aten.any,
 )
@@ -123,7 +123,21 @@ def decide(op: OpContext, x: Value, dim: int | None = None, keepdim: bool = Fals
     return op.decide(x, dim, keepdim)
 
 
-@rule(aten.count_nonzero, aten.nonzero, aten.nonzero_static, aten.histc, aten.dist)
-def count(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value:
-    """Counts and places, or one number of two values: decisions without label."""
+@rule(aten.nonzero, aten.nonzero_static)
+def places(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value:
+    """Places: decisions without label."""
     return op.weight()
+
+
+@rule(aten.count_nonzero)
+def count(op: OpContext, x: Value, dim: Any = None) -> Value:
+    """A number without label, of some axes or of all."""
+    axes = range(len(x.shape)) if dim is None else dim if isinstance(dim, Sequence) else [dim]
+    return op.of_batch() if not x.is_constant and op.is_over_batch(x, list(axes)) else op.weight()
+
+
+@rule(aten.histc, aten.dist)
+def number(op: OpContext, *given: Any, **options: Any) -> Value:
+    """Numbers without label, of all elements of one value or of two."""
+    values = [v for v in given if isinstance(v, Value) and not v.is_constant]
+    return op.of_batch() if any(op.is_over_batch(v, range(len(v.shape))) for v in values) else op.weight()

@@ -513,6 +513,8 @@ WITHOUT_CONTENT = {
     "creation.sym_size": "gives a size",
     "creation.zero": "makes constants",
     "creation.zeros": "makes constants",
+    "reduction.number": "gives numbers of the whole batch",
+    "reduction.places": "gives indices",
 }
 
 ALIKE = {

@@ -11,7 +11,7 @@ from helpers import slow_except
 from hypothesis import given
 from hypothesis import strategies as st
 from rule_harness import Probe, check, several, tokens
-from torch import Tensor
+from torch import Tensor, nn
 
 from tlfx import Operation
 from tlfx.propagate.values import Role
@@ -187,3 +187,11 @@ def test_one_number_for_each_sample() -> None:
         SIZE,
         {"add": Operation.RESIDUAL},
     )
+
+
+def test_a_mean_without_nan_weights_by_factors() -> None:
+    """Of a product with a factor, as mean does (Norm(|w|)·Y)."""
+    factor, mask = nn.Parameter(torch.rand(5)), torch.rand(3, 1, 3, 5)
+    means = (lambda x, w: (x * w).mean(3), lambda x, w: (x * w).nanmean(3))
+    one, other = (Probe(mean, SIZE, w=factor).shares(mask)[0] for mean in means)
+    torch.testing.assert_close(one, other)

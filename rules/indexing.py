@@ -9,6 +9,7 @@ import torch
 
 from tlfx.propagate.values import Value
 from tlfx.propagate.verbs import OpContext
+from tlfx.propagate.verbs.indexed import is_mask
 from tlfx.rules import rule
 
 aten = torch.ops.aten
@@ -211,7 +212,7 @@ def indexed_axes(indices: Sequence[Value | None]) -> list[int]:
     axes: list[int] = []
     axis = 0
     for i in indices:
-        count = len(i.shape) if i is not None and i.node.meta["val"].dtype == torch.bool else 1
+        count = len(i.shape) if i is not None and is_mask(i) else 1
         axes += range(axis, axis + count) if i is not None else ()
         axis += count
     return axes

@@ -74,6 +74,7 @@ __all__ = [
     "set_attention_kernels",
     "set_attention_state",
     "set_grad_mode",
+    "set_size",
     "storage_key",
     "tracing_questions",
     "tree_flatten",
@@ -233,6 +234,11 @@ def is_check_of_sizes(operator: Any) -> bool:
     """Whether an operator of a graph checks sizes or the range of a number (``aten._assert_scalar``), which
     torch.export adds; it gives no public list of these operators."""
     return "_assert_" in str(operator)
+
+
+def set_size(size: Any, number: int) -> None:
+    """Tell torch.export that a size is a number, which then stands in place of the symbol; no public name."""
+    torch._check(size == number)
 
 
 def is_vmap(function: Any) -> bool:

@@ -203,13 +203,15 @@ def test_a_capture_changes_nothing() -> None:
 
     model: Any = Net(body, plain=torch.zeros(8), listed=[])
     model.register_buffer("buffer", torch.ones(8))
-    tlfx.align(model)
-    plain, listed = model.plain, model.listed
     names = list(vars(model))
+    tlfx.align(model)
+    aligned = list(vars(model))
+    plain, listed = model.plain, model.listed
     torch.manual_seed(3)
     state = torch.get_rng_state()
     tlfx.align(model, example=pictures())
-    assert list(vars(model)) == names
+    assert list(vars(model)) == aligned
+    assert list(vars(tlfx.unalign(model))) == names
     assert model.plain is plain
     assert model.listed is listed
     assert (plain.sum(), listed, model.buffer.sum()) == (0, [], 8)

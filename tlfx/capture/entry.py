@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,15 +38,15 @@ class ForwardRecord:
     changes: list[Change]
 
     def __init__(self, entry: Entry) -> None:
-        self.begin(entry)
+        self.begin(entry, {})
 
-    def begin(self, entry: Entry) -> None:
+    def begin(self, entry: Entry, stand_ins: Mapping[str, Tensor]) -> None:
         """Forget an earlier call; torch.export would undo the assignment of another record to the entry."""
         self.tensor_calls = TensorCallRecorder()
         self.modes = ModeRecorder(entry.caches, entry.inference, entry.traced)
         self.values = ValueRecorder()
         self.attributes = TensorAttributes(entry.model)
-        self.sizes = KnownSizes(self.values, entry.tensors_of_model, dict(_named_tensors(entry.model)))
+        self.sizes = KnownSizes(self.values, entry.tensors_of_model, stand_ins)
 
     @contextlib.contextmanager
     def recorded(self) -> Iterator[None]:
@@ -88,9 +88,9 @@ class Entry(nn.Module):
         leaves = [next(given) if isinstance(x, Tensor) else x for x in self.call.leaves]
         args, kwargs = tree_unflatten(leaves, self.call.spec)
         model, record = self.model, self.record
-        record.begin(self)
         # torch.export puts tensors without data in the places of parameters and buffers while it traces
         stand_ins = list(_named_tensors(model))
+        record.begin(self, dict(stand_ins))
         copy_attributes(self.tensors_of_model, stand_ins)
         state, objects = Snapshot(model.named_modules()), Snapshot(self.call.objects)
         try:

@@ -19,7 +19,7 @@ from tlfx.capture.surroundings import replaced
 __all__ = ["place_kernels", "recorded_kernels"]
 
 
-_READ, _CHOOSE, _RESTORE = KINDS = ("kernels read", "kernels chosen", "kernels restored")
+_READ, _CHOOSE, _RESTORE = _KINDS = ("kernels read", "kernels chosen", "kernels restored")
 """Kinds of marks; their data are whether priorities count, and the kernels that are chosen."""
 
 
@@ -56,7 +56,7 @@ def recorded_kernels() -> Iterator[None]:
 def place_kernels(graph: Graph) -> None:
     """Replace marks by nodes that read, choose and restore kernels."""
     before: dict[int, Node] = {}
-    for node, (_, _, kind, number, (by_priority, *kernels)) in marks_of(graph, *KINDS).items():
+    for node, (_, _, kind, number, (by_priority, *kernels)) in marks_of(graph, *_KINDS).items():
         with graph.inserting_before(node):
             if kind == _READ:
                 before[number] = graph.call_function(read_kernels, (bool(by_priority),))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tlfx._torch import is_fake, tree_leaves, version, without_dispatch_modes
+from tlfx._torch import is_fake, set_size, tree_leaves, version, without_dispatch_modes
 from tlfx.capture.surroundings import package_of_caller, replaced
 from tlfx.capture.value_reads import ValueRecorder
 from tlfx.graph.nodes import hint
@@ -66,19 +66,23 @@ class KnownSizes:
         with without_dispatch_modes():
             known = self._known(given[-1]) if unknown else None
             number = None if known is None else count(known)
-        for size in () if number is None else unknown:
-            torch._check(size == number)  # also makes torch put the number in place of the symbol
+        if number is not None:
+            for size in unknown:
+                set_size(size, number)
 
     def _known(self, x: Tensor) -> Tensor | None:
         """The data of a tensor that the forward has not written to; None if they are not known."""
         if id(x) in self._literals:
             _, before, data = self._literals[id(x)]
             return torch.asarray(data) if version(x) == before else None
-        real, before = (x, version(x)) if not is_fake(x) else self._own.get(id(x), (None, 0))
-        if real is None or version(x) != before:
-            return None
-        self._values.tensors[id(real)] = real
+        real = x if not is_fake(x) else self._unwritten(x)
+        if real is not None:
+            self._values.tensors[id(real)] = real
         return real
+
+    def _unwritten(self, stand_in: Tensor) -> Tensor | None:
+        real, before = self._own.get(id(stand_in), (None, 0))
+        return real if version(stand_in) == before else None
 
     def _literal(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
@@ -91,7 +95,7 @@ class KnownSizes:
         return tensor
 
 
-def _count_of_mask(mask: Tensor) -> int | None:
+def _count_of_mask(mask: Tensor) -> int:
     """How many elements a mask selects."""
     return int(mask.count_nonzero())
 

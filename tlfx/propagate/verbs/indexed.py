@@ -21,7 +21,7 @@ from tlfx.propagate.verbs.base import axis_of_ids, varying
 from tlfx.propagate.verbs.movement import Movement, with_image
 from tlfx.runtime import BatchAxis
 
-__all__ = ["ACROSS", "Indexed", "blocks_of", "nodes_of", "without"]
+__all__ = ["ACROSS", "Indexed", "blocks_of", "is_mask", "nodes_of", "without"]
 
 
 class Indexed(Movement):
@@ -35,7 +35,7 @@ class Indexed(Movement):
         ``aligned`` means that the indices have the axes of ``x`` (gather), so that indices that are expanded along
         channels need not be followed channel by channel.
         """
-        if all(self.is_fixed(a) or (_is_mask(a) and self.is_known(a)) for a in tree_leaves(args)):
+        if all(self.is_fixed(a) or (is_mask(a) and self.is_known(a)) for a in tree_leaves(args)):
             return self.remap(x, lambda m: function(m, *tree_map(self.concrete, args)))
         return self._taken(x, function, args, axes, aligned, (runtime.gather_labels, function), nodes_of(args))
 
@@ -105,7 +105,7 @@ class Indexed(Movement):
 
         Raises ProvenanceError for a mask that is not known.
         """
-        if self.is_fixed(arg) or _is_mask(arg):  # how many elements a mask selects is a part of the graph
+        if self.is_fixed(arg) or is_mask(arg):  # how many elements a mask selects is a part of the graph
             return self.concrete(arg)
         return torch.zeros(arg.shape, dtype=torch.int64)
 
@@ -166,7 +166,8 @@ def blocks_of(shape: Sequence[int], where: BatchAxis) -> Tensor:
     return blocks.view([-1 if a == where.axis else 1 for a in range(len(shape))]).expand(tuple(shape))
 
 
-def _is_mask(arg: Any) -> bool:
+def is_mask(arg: Any) -> bool:
+    """Whether an index is a mask, which has an axis for each that it indexes."""
     example = arg.node.meta.get("val") if isinstance(arg, Value) else None
     return isinstance(example, Tensor) and example.dtype == torch.bool
 

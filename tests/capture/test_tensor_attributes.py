@@ -70,12 +70,18 @@ def in_a_list(net: Any, x: Tensor) -> Tensor:
     return y
 
 
+def twice(net: Any, x: Tensor) -> Tensor:
+    y: Tensor = x * net.hidden[0] * net.hidden[0]
+    return y
+
+
 def in_a_closure(outer: nn.Parameter) -> Body:
     return lambda net, x: x * outer
 
 
 OUTSIDE: dict[str, Callable[[], tuple[Body, list[nn.Parameter], dict[str, Any]]]] = {
     "a list": lambda: (lambda layer: (in_a_list, list(layer.parameters()), {"hidden": [layer]}))(nn.Linear(8, 8)),
+    "a list, read twice": lambda: (lambda p: (twice, [p], {"hidden": [p]}))(nn.Parameter(torch.ones(8))),
     "a global variable": lambda: (lambda net, x: x * SCALE, [SCALE], {}),
     "a closure": lambda: (lambda p: (in_a_closure(p), [p], {}))(nn.Parameter(torch.ones(8))),
 }

@@ -95,7 +95,7 @@ class _Program:
         """Whether two programs have equal graphs and equal constants."""
         if str(self.graph_module.graph) != str(other.graph_module.graph):
             return False
-        ours, theirs = (dict(p.graph_module.named_buffers()) for p in (self, other))
+        ours, theirs = (dict(p.graph_module.named_buffers(remove_duplicate=False)) for p in (self, other))
         return ours.keys() == theirs.keys() and all(x is theirs[k] or _are_equal(x, theirs[k]) for k, x in ours.items())
 
 

@@ -162,7 +162,7 @@ class _Writer:
 
     def _module(self) -> GraphModule:
         source = self.propagation.graph_module
-        buffers = {**dict(source.named_buffers(recurse=False)), **self.buffers}
+        buffers = {**source._buffers, **self.buffers}
         return graph_module_of(self.graph, source._modules, buffers, f"Aligned{type(source).__name__}")
 
     def _add_mask(self) -> Node:

@@ -27,10 +27,10 @@ aten = torch.ops.aten
 )
 def loss(op: OpContext, x: Value, goal: Value, *settings: Any, **options: Any) -> Value:
     """x and its target, element by element, or the sum or mean of all."""
-    return op.numerator(x, goal) if op.shape == x.shape else op.weight()
+    return op.numerator(x, goal) if op.shape == x.shape else op.number_of(x, goal)
 
 
 @rule(aten.cross_entropy_loss, aten.nll_loss, aten.nll_loss2d, aten.nll_loss_nd)
 def class_loss(op: OpContext, x: Value, goal: Value, *settings: Any, **options: Any) -> Value:
     """x (batch, classes, *size): a loss for each position, or the sum or mean of all."""
-    return op.reduce(x, 1) if len(op.shape) == len(x.shape) - 1 and op.shape else op.weight()
+    return op.reduce(x, 1) if len(op.shape) == len(x.shape) - 1 and op.shape else op.number_of(x, goal)

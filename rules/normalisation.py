@@ -26,16 +26,30 @@ def native_layer_norm(op: OpContext, x: Value, size: Sequence[int], *settings: A
     return [op.normalise(x, range(-len(size), 0)), *(op.weight(shape=shape) for shape in op.shapes[1:])]
 
 
-@rule(aten.group_norm, aten.instance_norm)
-def group_norm(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value:
-    """x (batch, channels, *size): statistics over all axes but the batch, for groups of channels."""
+@rule(aten.instance_norm)
+def instance_norm(op: OpContext, x: Value, *settings: Any, **options: Any) -> Value:
+    """x (batch, channels, *size): statistics over all axes but the first two."""
     return op.normalise(x, range(2, len(x.shape)))
 
 
+@rule(aten.renorm)
+def renorm(op: OpContext, x: Value, p: float, dim: int, maxnorm: float) -> Value:
+    """Norms over all axes but one."""
+    return op.normalise(x, [a for a in range(len(x.shape)) if a != dim % len(x.shape)])
+
+
+@rule(aten.group_norm)
+def group_norm(op: OpContext, x: Value, groups: int, *settings: Any, **options: Any) -> Value:
+    """x (batch, channels, *size): statistics over all axes but the first, for groups of channels."""
+    return op.normalise_groups(x, groups)
+
+
 @rule(aten.native_group_norm)
-def native_group_norm(op: OpContext, x: Value, *settings: Any) -> list[Value]:
+def native_group_norm(
+    op: OpContext, x: Value, weight: Any, bias: Any, batch: int, channels: int, size: int, groups: int, eps: float
+) -> list[Value]:
     """The same, with the statistics as further outputs."""
-    return [op.normalise(x, range(2, len(x.shape))), *(op.weight(shape=shape) for shape in op.shapes[1:])]
+    return [op.normalise_groups(x, groups), *(op.weight(shape=shape) for shape in op.shapes[1:])]
 
 
 @rule(aten.batch_norm)

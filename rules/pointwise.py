@@ -22,7 +22,7 @@ ACTIVATIONS = (
     aten.asin, aten.acos, aten.atan, aten.sinh, aten.cosh, aten.frac, aten.nan_to_num, aten.logit, aten.angle,
     aten.asinh, aten.acosh, aten.atanh, aten.sinc, aten.erfinv, aten.absolute, aten.deg2rad, aten.rad2deg, aten.arcsin,
     aten.arccos, aten.arctan, aten.special_expit, aten.signbit, aten.heaviside, aten.logical_not, aten.bitwise_not,
-    aten.isnan, aten.isinf, aten.isfinite, aten.renorm, aten.isin, aten.bucketize, aten.lgamma, aten.digamma,
+    aten.isnan, aten.isinf, aten.isfinite, aten.bucketize, aten.lgamma, aten.digamma,
     aten.mvlgamma, aten.i0, aten.special_gammaln, aten.special_i0, aten.special_i0e, aten.special_i1,
     aten.special_i1e, aten.special_ndtr, aten.special_ndtri, aten.special_log_ndtr, aten.special_entr,
     aten.special_erfcx,

@@ -139,5 +139,4 @@ def count(op: OpContext, x: Value, dim: Any = None) -> Value:
 @rule(aten.histc, aten.dist)
 def number(op: OpContext, *given: Any, **options: Any) -> Value:
     """Numbers without label, of all elements of one value or of two."""
-    values = [v for v in given if isinstance(v, Value) and not v.is_constant]
-    return op.of_batch() if any(op.is_over_batch(v, range(len(v.shape))) for v in values) else op.weight()
+    return op.number_of(*given)

@@ -43,3 +43,10 @@ def pairwise_distance(op: OpContext, a: Value, b: Value, p: Any = 2, eps: float 
     """The length of a difference, which is a residual connection."""
     difference = op.step(torch.broadcast_shapes(a.shape, b.shape)).residual(a, b, (1, -1))
     return op.reduce(difference, -1, keepdim)
+
+
+@rule(aten.isin)
+def isin(op: OpContext, x: Any, others: Any, **options: Any) -> Value:
+    """Element-wise; among elements that depend on the image, a decision by all of them."""
+    fixed = not isinstance(others, Value) or others.is_constant
+    return op.pointwise(x) if fixed else op.number_of(x, others)

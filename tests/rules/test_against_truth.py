@@ -404,7 +404,9 @@ CASES: dict[str, tuple[Callable[[Draw], Case], str]] = {
         normalised(lambda x: aten.native_layer_norm(x, [3], None, None, 1e-5)),
         STATISTIC,
     ),
-    "normalisation.group_norm": (normalised(nn.GroupNorm(2, 4), nn.InstanceNorm1d(4)), STATISTIC),
+    "normalisation.group_norm": (normalised(nn.GroupNorm(2, 4)), STATISTIC),
+    "normalisation.instance_norm": (normalised(nn.InstanceNorm1d(4)), STATISTIC),
+    "normalisation.renorm": (normalised(lambda x: x.renorm(2, 0, 1.0)), STATISTIC),
     "normalisation.native_group_norm": (
         normalised(lambda x: aten.native_group_norm(x, None, None, 2, 4, 3, 2, 1e-5)),
         STATISTIC,
@@ -493,6 +495,7 @@ CASES: dict[str, tuple[Callable[[Draw], Case], str]] = {
     "resampling.upsample_bicubic": (resized("bicubic"), "bicubic weights are taken as bilinear, which reach less far"),
     "similarity.cdist": (fixed(torch.cdist, "btc", (5, 2)), ""),
     "similarity.cosine_similarity": (on_both(lambda a, b: F.cosine_similarity(a, b, 2), "bt|c"), ""),
+    "similarity.isin": (on(lambda x: torch.isin(x.round(), torch.tensor([0.0, 1.0])).float()), CHOICE),
     "similarity.pairwise_distance": (on_both(F.pairwise_distance, "bt|c"), ""),
     "similarity.vecdot": (on_both(torch.linalg.vecdot, "bt|c"), ""),
 }

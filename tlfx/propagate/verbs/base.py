@@ -150,6 +150,11 @@ class Verbs:
         # a fixed size of the batch: an axis in front that may hold it
         return not x.is_constant and 0 in gone and x.shape[0] % x.batch == 0
 
+    def number_of(self, *values: Any) -> Value:
+        """A value without label that is computed from all elements of values, such as a loss or a histogram."""
+        given = [v for v in values if isinstance(v, Value) and not v.is_constant]
+        return self.of_batch() if any(self.is_over_batch(v, range(len(v.shape))) for v in given) else self.weight()
+
     def from_ids(self, ids: Tensor, where: BatchAxis, shape: Sequence[int] | None = None) -> Value:
         """Content from the label ids of one sample and the place of the batch in the output."""
         return self.content(map_of_ids(ids, self.batch, where), shape=shape)

@@ -42,8 +42,7 @@ class Combined(Written):
         if any(v is not x for v in others) or (x.elements is None and x.shape == self.shape):
             return None
         elements = torch.arange(torch.Size(x.shape).numel()).view(x.shape) if x.elements is None else x.elements
-        elements = to_rank(elements, len(self.shape))
-        return None if elements.shape == self.shape else elements
+        return to_rank(elements, len(self.shape))
 
     def linear(self, x: Value, scale: float | None = 1) -> Value:
         """The same by a linear function, such as a sum with a constant, or a product with the number ``scale``."""
@@ -86,6 +85,8 @@ class Combined(Written):
     def _check_samples(self, a: Value, b: Value) -> None:
         """Raise ProvenanceError where two values with content have their samples at different places."""
         if a.is_content and b.is_content and self.batch > 1:
+            for v in (a, b):
+                _ = v.ids  # raises where samples are laid out differently, as on a diagonal of batch and tokens
             # axes are counted from the end, as broadcasting aligns them
             places = {(v.batch_axis.axis - len(v.shape), *v.batch_axis[1:]) for v in (a, b)}
             if len(places) > 1:
@@ -110,8 +111,10 @@ class Combined(Written):
         return torch.equal(*torch.broadcast_tensors(*(self._shaped(v).map for v in (a, b))))
 
     def _is_full(self, x: Value) -> bool:
-        """Whether a value has the shape of the output and is not repeated along any of its axes."""
-        return x.shape == self.shape and all(n == 1 or own for n, own in zip(x.shape, self._own_axes(x), strict=True))
+        """Whether a value has the shape of the output and is not repeated along any of its axes, or a part of one."""
+        if x.shape != self.shape or (x.elements is not None and not x.by_place):
+            return False
+        return all(n == 1 or own for n, own in zip(x.shape, self._own_axes(x), strict=True))
 
     def _is_full_of_content(self, x: Value) -> bool:
         """The same for the content that its elements hold."""

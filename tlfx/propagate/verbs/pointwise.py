@@ -38,6 +38,16 @@ class Pointwise(Residual):
         """Point-wise transformation, Y ← Y, by statistics over ``axes`` (Table 10)."""
         return self.of_batch() if self.is_over_batch(x, axes) else with_bias(self.pointwise(x))
 
+    def normalise_groups(self, x: Value, groups: int) -> Value:
+        """The same by statistics over all axes but the first, for groups along the second."""
+        if x.is_content and x.batch_axis.axis == 1:
+            # samples of which each is some channels, as those of a fast layer norm
+            shape = (x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
+            grouped = replace(x.with_maps(compact(x.expanded()[0].reshape(shape))), shape=shape)
+            if self.is_over_batch(grouped, range(2, len(shape))):
+                return self.of_batch()
+        return self.normalise(x, range(2, len(x.shape)))
+
     def logarithm(self, x: Value) -> Value:
         """Point-wise; of a sum of exponentials, what turns these into those of a softmax when it is subtracted."""
         exp = x.sum_of if x.sum_of is not None and x.sum_of.target is torch.ops.aten.exp.default else None
@@ -249,7 +259,7 @@ class Pointwise(Residual):
         def shown(content: Tensor) -> Tensor:
             return compact(torch.where(out.map == NONE, NONE, to_rank(content, len(out.shape))))
 
-        return out if x.mass is None else replace(carry_masses(out, x, shown), origin=x.source)
+        return replace(out if x.mass is None else carry_masses(out, x, shown), origin=x.source)
 
     def _content_and_mask(self, a: Value, b: Value) -> tuple[Value, Value] | None:
         """Content and the constant that it is multiplied by; None for any other product, and for a parameter."""

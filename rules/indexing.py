@@ -147,9 +147,10 @@ def index_add(op: OpContext, x: Value, dim: int, chosen: Value, source: Value, *
 def index_reduce(
     op: OpContext, x: Value, dim: int, chosen: Value, source: Value, reduce: str, *, include_self: bool = True
 ) -> Value:
-    """Whole slices of x reduced with those of the source; all tokens at one place count alike."""
+    """Whole slices of x reduced with those of the source; all tokens at one place count alike, but for a mean of
+    products with a factor."""
     # "mean" for every reduction: a maximum or a product of labels is not a mixture of them
-    kind = {"adds": True, "include_self": include_self}
+    kind = {"adds": True, "include_self": include_self, "linear": reduce == "mean"}
     return op.put(x, source, aten.index_reduce.default, [dim, chosen], ["mean"], axes=[dim], **kind)
 
 
@@ -171,10 +172,12 @@ def scatter_add(op: OpContext, x: Value, dim: int, chosen: Value, source: Value,
 def scatter_reduce(
     op: OpContext, x: Value, dim: int, chosen: Value, source: Value, reduce: str, *, include_self: bool = True
 ) -> Value:
-    """The same by any reduction; all tokens at one place count alike."""
-    # "sum" for every reduction, for the same reason: labels are divided by their mass afterwards
+    """The same by any reduction; all tokens at one place count alike, but for a sum or mean of products with a
+    factor."""
+    # "sum" for any other reduction, for the same reason: labels are divided by their mass afterwards
+    of_labels = "mean" if reduce == "mean" else "sum"
     kind = {"aligned": True, "adds": True, "include_self": include_self, "linear": reduce in ("sum", "mean")}
-    return op.put(x, source, aten.scatter_reduce.two, [dim, chosen], ["sum"], axes=[dim], **kind)
+    return op.put(x, source, aten.scatter_reduce.two, [dim, chosen], [of_labels], axes=[dim], **kind)
 
 
 @rule(aten.scatter.value, aten.index_fill)

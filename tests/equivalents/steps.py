@@ -35,6 +35,11 @@ def weights(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))))
 
 
+def recurrent() -> nn.GRU:
+    torch.manual_seed(7)
+    return nn.GRU(CHANNELS, CHANNELS, batch_first=True)
+
+
 PARTS: dict[str, Any] = {
     "mixer": weights(TOKENS, TOKENS),
     "kernels": weights(CHANNELS, 1, 3, 3),
@@ -46,6 +51,8 @@ PARTS: dict[str, Any] = {
     "mask": torch.arange(TOKENS).fmod(3).gt(0)[:, None].float(),
     "kept": torch.arange(TOKENS)[torch.arange(TOKENS).fmod(3).gt(0)],
     "lower": torch.ones(TOKENS, TOKENS).tril(),
+    "goals": torch.randint(TOKENS // 2, (TOKENS // 2,), generator=torch.Generator().manual_seed(5)),
+    "recurrent": recurrent(),
 }
 
 
@@ -103,6 +110,69 @@ def written(s: Any, z: Tensor) -> Tensor:
 
 def gate(z: Tensor) -> Tensor:
     return z.mean(1, keepdim=True).sigmoid()
+
+
+HALF = TOKENS // 2
+
+
+def after_gelu(*spellings: Spelling) -> tuple[Spelling, ...]:
+    """The spellings of tokens after a function that is not linear, whose factors do not count any more."""
+
+    def then(spelling: Spelling) -> Spelling:
+        return lambda s, z: spelling(s, F.gelu(z))
+
+    return tuple(map(then, spellings))
+
+
+def changed(write: Callable[[Any, Tensor, Tensor], Any]) -> Spelling:
+    """A copy of the tokens that ``write(parts, copy, tokens)`` changes in place."""
+
+    def body(s: Any, z: Tensor) -> Tensor:
+        copy = z.clone()
+        write(s, copy, z)
+        return copy
+
+    return body
+
+
+def swapped(z: Tensor) -> Tensor:
+    return z.roll(HALF, 1)
+
+
+def set_halves(s: Any, copy: Tensor, z: Tensor) -> None:
+    copy[:, :HALF], copy[:, HALF:] = F.gelu(z[:, HALF:]), z[:, :HALF]
+
+
+def add_half(s: Any, copy: Tensor, z: Tensor) -> None:
+    copy[:, :HALF] += F.gelu(z[:, HALF:])
+
+
+def sample_column(z: Tensor) -> Tensor:
+    return torch.arange(len(z))[:, None]
+
+
+def by_channel(index: Tensor) -> Tensor:
+    return index[..., None].expand(-1, -1, CHANNELS)
+
+
+def merged(merge: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Spelling:
+    """``merge(odd tokens, even tokens, goals)`` to as many as the odd ones, which the even ones then read.
+
+    Goals do not depend on tokens, which may be alike but for rounding.
+    """
+
+    def body(s: Any, z: Tensor) -> Tensor:
+        goal = s.goals.expand(len(z), -1)
+        means = merge(z[:, 1::2], z[:, ::2], goal)
+        return torch.stack((means.gather(1, by_channel(goal)), means), 2).flatten(1, 2)
+
+    return body
+
+
+def merged_by_matrix(odd: Tensor, even: Tensor, goal: Tensor) -> Tensor:
+    pairs = torch.eye(HALF, dtype=odd.dtype)
+    arrived = torch.cat((pairs.expand(len(odd), -1, -1), pairs[goal].mT), 2)
+    return arrived / arrived.sum(2, keepdim=True) @ torch.cat((odd, even), 1)
 
 
 STEPS: tuple[Step, ...] = (
@@ -230,6 +300,62 @@ STEPS: tuple[Step, ...] = (
             lambda s, z: z + (z * s.mask).sum(1, keepdim=True) / s.mask.sum(),
             lambda s, z: z + ((s.mask / s.mask.sum()).T @ z),
             lambda s, z: z + z[:, s.kept].mean(1, keepdim=True),
+        ),
+    ),
+    Step(
+        "tokens that are set",
+        after_gelu(
+            lambda s, z: torch.cat((F.gelu(z[:, HALF:]), z[:, :HALF]), 1),
+            changed(set_halves),
+            changed(lambda s, copy, z: copy.copy_(swapped(z)).narrow(1, 0, HALF).copy_(F.gelu(z[:, HALF:]))),
+            changed(lambda s, copy, z: copy.copy_(swapped(z)).unflatten(1, (2, -1))[:, 0].copy_(F.gelu(z[:, HALF:]))),
+            lambda s, z: swapped(z).index_copy_(1, torch.arange(HALF), F.gelu(z[:, HALF:])),
+            lambda s, z: swapped(z).slice_scatter(F.gelu(z[:, HALF:]), 1, 0, HALF),
+            lambda s, z: swapped(z).index_put((sample_column(z), torch.arange(HALF)), F.gelu(z[:, HALF:])),
+        ),
+    ),
+    Step(
+        "tokens that are changed",
+        after_gelu(
+            lambda s, z: torch.where(s.mask > 0, F.gelu(z), z),
+            changed(lambda s, copy, z: copy.index_put_((sample_column(z), s.kept), F.gelu(z[:, s.kept]))),
+            lambda s, z: z.index_copy(1, s.kept, F.gelu(z[:, s.kept])),
+            lambda s, z: F.gelu(z) * s.mask + z * (1 - s.mask),
+        ),
+    ),
+    Step(
+        "tokens that are added",
+        after_gelu(
+            lambda s, z: torch.cat((z[:, :HALF] + F.gelu(z[:, HALF:]), z[:, HALF:]), 1),
+            changed(add_half),
+            changed(lambda s, copy, z: copy[:, :HALF].add_(F.gelu(z[:, HALF:]))),
+            changed(lambda s, copy, z: copy.index_add_(1, torch.arange(HALF), F.gelu(z[:, HALF:]))),
+            lambda s, z: z.index_put((sample_column(z), torch.arange(HALF)), F.gelu(z[:, HALF:]), accumulate=True),
+        ),
+    ),
+    Step(
+        "recurrence",
+        (
+            lambda s, z: s.recurrent(z)[0],
+            lambda s, z: s.recurrent(z, z.new_zeros(1, len(z), CHANNELS))[0],
+            lambda s, z: torch.gru(
+                z.transpose(0, 1),
+                z.new_zeros(1, len(z), CHANNELS),
+                s.recurrent._flat_weights,
+                True,
+                1,
+                0.0,
+                False,
+                False,
+                False,
+            )[0].transpose(0, 1),
+        ),
+    ),
+    Step(
+        "merging of tokens",
+        (
+            merged(merged_by_matrix),
+            merged(lambda odd, even, goal: odd.scatter_reduce(1, by_channel(goal), even, "mean")),
         ),
     ),
 )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from equivalents import (
     attention,
+    beside,
     differences,
     factors,
     gates,
@@ -19,6 +20,7 @@ from equivalents import (
     outer,
     products,
     published,
+    repeated,
     scattered,
     softmax,
     sums,
@@ -29,6 +31,7 @@ from equivalents.spelling import Group, label_matrices, of_gates, of_products
 
 MODULES = (
     attention,
+    beside,
     differences,
     factors,
     gates,
@@ -39,6 +42,7 @@ MODULES = (
     outer,
     products,
     published,
+    repeated,
     scattered,
     softmax,
     sums,
@@ -48,9 +52,11 @@ MODULES = (
 GROUPS: list[Group] = [group for module in MODULES for group in module.GROUPS]
 NOT_LINEAR = {
     *("maximum", "alpha", "instance_of_tokens", "cumsum", "joined_as_channels", "diagonal", "diagonal_by_einsum"),
+    *("mean_of_stack", "written_mean_of_stack", "index_add_by_size", "scatter_add_by_size"),
 }
 """Spellings that are another function of products with a factor, which sums weight by it, or whose channels then have
-different labels, or that are normalised by a matrix."""
+different labels, or that are normalised by a matrix; sums of a stack, in which summands count by the factor, and sums
+that are divided by the numbers of summands."""
 PRODUCTS = [of_products(group, *NOT_LINEAR) for group in GROUPS if "factor" not in group.parts]
 GATED = [group for group in GROUPS if group is not factors.LENGTH]  # one that differs: docs/limits.md
 FEW = [group for group in PRODUCTS if group.name.startswith(("attention with", "padding"))]

@@ -19,6 +19,7 @@ __all__ = [
     "IMAGE",
     "NONE",
     "compact",
+    "distinct",
     "fill_none",
     "fill_tokens",
     "find_batch_axis",
@@ -49,6 +50,39 @@ def compact(full: Tensor) -> Tensor:
 def _is_constant(full: Tensor, axis: int) -> bool:
     line = full[tuple(slice(None) if a == axis else slice(1) for a in range(full.dim()))]  # decides for most axes
     return all(bool((part == part.narrow(axis, 0, 1)).all()) for part in (line, full))
+
+
+def distinct(full: Tensor) -> Tensor | None:
+    """A map of which each element occurs once, if ``full`` repeats that along axes or parts of axes, as ``expand``,
+    ``repeat`` and interpolation to a multiple of the size do; None for any other map.
+
+    >>> distinct(torch.tensor([[1, 1, 2, 2], [1, 1, 2, 2]]))
+    tensor([[1, 2]])
+    """
+    counts = full.flatten().bincount() if bool((full >= 0).all()) else full.new_zeros(1)
+    # most other maps, such as those of windows that overlap, repeat some elements more often than others
+    if full.numel() == len(counts) or not bool(((counts == 0) | (counts == counts.amax())).all()):
+        return None
+    axis = 0
+    while axis < full.dim():
+        part = _without_repeats(full, axis)
+        if part is None:
+            axis += 1
+        else:
+            full = part
+    return full if full.numel() == int((counts > 0).sum()) else None
+
+
+def _without_repeats(full: Tensor, axis: int) -> Tensor | None:
+    """A map without one part of an axis along which it is constant; None if there is no such part."""
+    size = full.shape[axis]
+    for times in (n for n in range(2, size + 1) if size % n == 0):
+        for inner in (n for n in range(1, size // times + 1) if size // times % n == 0):
+            split: Tensor = full.unflatten(axis, (-1, times, inner))
+            once = split.narrow(axis + 1, 0, 1)
+            if bool((split == once).all()):
+                return once.flatten(axis, axis + 2)
+    return None
 
 
 def find_batch_axis(content: Tensor, batch: int) -> BatchAxis:
@@ -102,7 +136,8 @@ def ids_of_sample(content: Tensor, batch: int, where: BatchAxis) -> Tensor:
     ids = torch.where(by_sample == NONE, NONE, by_sample.div(batch, rounding_mode="floor"))
     if not bool((ids == ids[:1]).all()):
         raise ProvenanceError(
-            "the samples of a batch are laid out differently, so that a label would depend on its place in the batch"
+            "the samples of a batch are laid out differently, so that a label would depend on its place in the batch; "
+            "labels belong to one sample each. Align the part of the model before it instead."
         )
     return compact(ids[0])
 

@@ -130,8 +130,8 @@ class Value:
 
     @property
     def measured(self) -> Node:
-        """The node that the value is to its statistics: a product itself, not the content that is multiplied."""
-        return self.moved if self.is_product else self.source
+        """The node that the value is to its statistics: a product or a sum itself, not the content that it is of."""
+        return self.source if self.mass is None and not self.is_product else self.moved
 
     @property
     def moved(self) -> Node:

@@ -12,9 +12,10 @@ from torch.fx import Node
 
 from tlfx import runtime
 from tlfx._torch import tree_map
+from tlfx.graph.nodes import computes_same
 from tlfx.operations import Operation
 from tlfx.propagate.labels import NodeFunction
-from tlfx.propagate.maps import IMAGE, NONE, compact, find_batch_axis, image_map
+from tlfx.propagate.maps import IMAGE, NONE, compact, distinct, find_batch_axis, image_map
 from tlfx.propagate.values import Role, Value
 from tlfx.propagate.verbs.pending import carry_masses
 from tlfx.propagate.verbs.written import Written
@@ -88,9 +89,9 @@ class Movement(Written):
         size = torch.Size(x.shape)
         if x.elements is None and size.numel() >= torch.Size(self.shape).numel():
             return None
-        elements = torch.arange(size.numel()).view(size) if x.elements is None else x.elements.expand(x.shape)
-        moved = compact(_run(move, elements))
-        return moved if moved.dim() == len(self.shape) and moved.shape != self.shape else None
+        moved = compact(_run(move, _elements_of(x)))
+        is_repeated = moved.dim() == len(self.shape) and (moved.shape != self.shape or distinct(moved) is not None)
+        return moved if is_repeated else None
 
     def _moved(
         self, x: Value, maps: Sequence[Tensor], move: Callable[[Tensor], Tensor] | None, shape: Sequence[int]
@@ -120,25 +121,16 @@ class Movement(Written):
             self._state.scores[self.node] = sides
         blank = NONE if self._joins_channels(known, axis) else IMAGE
         maps = [self._map_beside(v, known, blank) for v in values]
-        out = self._joined_parts(self.content(torch.cat(maps, axis)), values)
-        contents = [v for v in values if v.is_content]
-        of_one = all(v.source is known.source or self._are_parts_of_one_mixing(v, known) for v in contents)
-        if all(v.pending is None and (v.mass is None or not of_one) for v in values):
-            return out
-        pending = [
-            self._pending_of(v) if v.is_content else self._with_mass(m, known.batch_axis)
-            for v, m in zip(values, maps, strict=True)
-        ]
-        is_sum = all(v.is_sum for v in contents)
-        out = replace(out, pending=self._joined(pending, values, axis), is_sum=is_sum)
-        if all(v.by_element is None for v in values):
-            return out
+        out = self._joined_parts(self.content(torch.cat(maps, axis)), values, axis)
 
-        def by_element() -> Tensor:
-            parts = [self._by_element_of(v) if v.is_content else p for v, p in zip(values, pending, strict=True)]
+        def joined(masses: Callable[[Value], Tensor]) -> Tensor:
+            parts = [
+                masses(v) if v.is_content else self._with_mass(m, known.batch_axis)
+                for v, m in zip(values, maps, strict=True)
+            ]
             return self._joined(parts, values, axis)
 
-        return replace(out, by_element=by_element)
+        return self._beside(out, values, joined)
 
     def _joined_sides(self, values: Sequence[Value], axis: int) -> tuple[Tensor, ...]:
         """The maps of queries and of keys of scores that are joined along the axis of keys; none for other values.
@@ -160,7 +152,7 @@ class Movement(Written):
             return queries, self._joined(keys, values, axis)
         return ()
 
-    def _joined_parts(self, out: Value, parts: Sequence[Value]) -> Value:
+    def _joined_parts(self, out: Value, parts: Sequence[Value], axis: int) -> Value:
         """A concatenation, as moved elements if all parts are those of one value."""
         first = parts[0]
         out = replace(out, weighs=all(v.weighs for v in parts), is_product=all(v.is_product for v in parts))
@@ -168,6 +160,8 @@ class Movement(Written):
             return out
         alike = all(v.statistic == first.statistic for v in parts)
         out = replace(out, origin=first.source, statistic=first.statistic if alike else {})
+        if all(computes_same(v.node, first.node) and v.shape == first.shape for v in parts):
+            out = replace(out, elements=torch.cat([_elements_of(first)] * len(parts), axis))
         return out if any(v.moved is not first.moved for v in parts) else replace(out, part_of=first.moved)
 
     def _joined(self, maps: Sequence[Tensor], values: Sequence[Value], axis: int) -> Tensor:
@@ -204,7 +198,7 @@ class Movement(Written):
         """The content of another value, broadcast to the shape of the output."""
         full = self._in_full(source)
         out = Value(self.node, self.shape, self.batch, source.role, full.maps, number=self.number(source))
-        return replace(out, pending=full.pending, is_sum=full.is_sum, mass=full.mass)
+        return replace(carry_masses(out, full, lambda m: m), origin=source.source, weighs=source.weighs)
 
     def erase(self, x: Value, gone: Tensor) -> Value:
         """Point-wise, except that constant elements (``gone``, bool) are overwritten by numbers: those hold no
@@ -229,6 +223,11 @@ class Movement(Written):
         content = image_map(x.shape, self.batch, known.batch_axis)
         self._state.tokens.note(x, content)
         return content.expand(x.shape)
+
+
+def _elements_of(x: Value) -> Tensor:
+    """A number for each element of a value, the same for those that hold equal content."""
+    return torch.arange(torch.Size(x.shape).numel()).view(x.shape) if x.elements is None else x.elements.expand(x.shape)
 
 
 def _are_equal(one: Tensor, other: Tensor) -> bool:

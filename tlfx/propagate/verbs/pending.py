@@ -7,7 +7,7 @@ averages over channels; those of each element are computed where a further facto
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -23,7 +23,16 @@ from tlfx.propagate.verbs.weighing import Weighing, fill_any
 from tlfx.runtime import BatchAxis
 from tlfx.runtime.arithmetic import TINY
 
-__all__ = ["Pending", "carry_masses", "mixed_before", "moved_factors", "to_rank", "with_bias", "with_pending_labels"]
+__all__ = [
+    "Pending",
+    "are_of_one_measure",
+    "carry_masses",
+    "mixed_before",
+    "moved_factors",
+    "to_rank",
+    "with_bias",
+    "with_pending_labels",
+]
 
 
 class Pending(Weighing):
@@ -106,6 +115,34 @@ class Pending(Weighing):
         """Whether two values are mixed by parts of one softmax."""
         return a.mixed_by is not None and b.mixed_by is not None and computes_same(a.mixed_by, b.mixed_by)
 
+    def _are_of_one_value(self, parts: Sequence[Value]) -> bool:
+        """Whether all parts with content are data movement of one value, or products of it, or mixed by parts of one
+        softmax."""
+        first, *others = (v for v in parts if v.is_content)
+        return all(v.source is first.source or self._are_parts_of_one_mixing(v, first) for v in others)
+
+    def _count_by_masses(self, parts: Sequence[Value]) -> bool:
+        """Whether parts that are put side by side count by their factors: by those that differ from token to token, and
+        by those that are the same for all tokens of a part if the parts are different products of one value."""
+        if any(v.pending is not None for v in parts):
+            return True
+        are_different = len({v.moved for v in parts if v.is_content}) > 1
+        return are_different and any(v.mass is not None for v in parts) and self._are_of_one_value(parts)
+
+    def _beside(
+        self, out: Value, parts: Sequence[Value], joined: Callable[[Callable[[Value], Tensor]], Tensor]
+    ) -> Value:
+        """A value ``out`` of parts that are put side by side, with their labels with a mass: ``joined`` puts the maps
+        side by side that a function gives of the parts."""
+        contents = [v for v in parts if v.is_content]
+        if any(v.by_element is not None for v in contents):
+            out = replace(out, by_element=lambda: joined(self._by_element_of))
+        if self._count_by_masses(parts):
+            return replace(out, pending=joined(self._pending_of), is_sum=all(v.is_sum for v in contents))
+        if len({v.moved for v in contents}) == 1 and contents[0].mass is not None:
+            return replace(out, mass=lambda: joined(self._pending_of))
+        return replace(out, by_element=None)
+
     def _scaled_mass(self, x: Value, out: Value, scale: float | None) -> Value:
         """A value ``x`` times a number: its labels with a mass have as much more; none if the number is not known."""
         if not out.is_content or scale is None:
@@ -134,19 +171,13 @@ class Pending(Weighing):
     def _as_statistic(self, out: Value, x: Value, scale: float = 1) -> Value:
         """A reduction of ``x``, times a number, marked as a statistic of it: of a product, not of the content that is
         multiplied."""
-        if x.mass is not None and not x.is_product:
-            return out
         of = {**x.statistic, x.measured: 1}
         return replace(out, statistic={n: s if scale > 0 else -s for n, s in of.items()}, function_of=x.subject)
 
     def _as_sum_of_parts(self, out: Value, a: Value, b: Value, scales: Sequence[float]) -> Value:
         """A sum of two values, marked as a statistic of their source if both are parts or statistics of it: such sums,
         one after another, make a mean."""
-        # a value that is not a statistic stands for itself, with the sign of its factor
-        one, other = (
-            {n: s * scale for n, s in (v.statistic or {v.measured: 1}).items()}
-            for v, scale in zip((a, b), scales, strict=True)
-        )
+        one, other = ({n: s * scale for n, s in _measures(v).items()} for v, scale in zip((a, b), scales, strict=True))
 
         def is_larger(node: Node) -> bool:
             # a statistic has fewer elements than what it is a statistic of
@@ -190,6 +221,16 @@ class Pending(Weighing):
         ids = torch.stack(torch.broadcast_tensors(*(ids_of_sample(m, self.batch, where) for m in maps)), -1)
         new = self._total_mass(ids.flatten(0, -2), torch.tensor([abs(s) for s in scales])).view(ids.shape[:-1])
         return compact(map_of_ids(new, self.batch, where))
+
+
+def _measures(x: Value) -> Mapping[Node, int]:
+    """The nodes that a value is a statistic of, with signs; a value that is not a statistic stands for itself."""
+    return x.statistic or {x.measured: 1}
+
+
+def are_of_one_measure(a: Value, b: Value) -> bool:
+    """Whether two values are parts or statistics of one value, the sum of which is a contraction of that."""
+    return not _measures(a).keys().isdisjoint(_measures(b))
 
 
 def to_rank(content: Tensor, rank: int) -> Tensor:

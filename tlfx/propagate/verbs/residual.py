@@ -17,7 +17,7 @@ from tlfx.propagate.labels import Operand
 from tlfx.propagate.maps import NONE, compact, ids_of_sample
 from tlfx.propagate.values import Role, Value
 from tlfx.propagate.verbs.combined import Combined, merge
-from tlfx.propagate.verbs.pending import to_rank, with_bias
+from tlfx.propagate.verbs.pending import are_of_one_measure, to_rank, with_bias
 from tlfx.runtime.weighted import BranchScale
 
 __all__ = ["Residual"]
@@ -62,7 +62,10 @@ class Residual(Combined):
         if scales is not None and self._are_parts_of_one_mixing(a, b):
             return replace(self._sum_of_products(a, b, scales), origin=None, mixed_by=a.mixed_by)
         # a contraction written as a sum, such as a depthwise convolution by shifted maps
-        if scales is not None and (a.source is b.source or (a.pending is not None and b.pending is not None)):
+        are_products = all(v.pending is not None for v in (a, b))
+        # sums of products, as a matrix product makes them, are branches (eq. 11) unless of the same tokens as the other
+        are_products = are_products and (not (a.is_sum or b.is_sum) or are_of_one_measure(a, b))
+        if scales is not None and (a.source is b.source or are_products or self._are_disjoint_products(a, b)):
             return self._as_sum_of_parts(self._sum_of_products(a, b, scales), a, b, scales)
         self.record(Operation.RESIDUAL)
         out = self._summed(a, b, scales)
@@ -74,14 +77,26 @@ class Residual(Combined):
         merged, differ = merge(ids_a, ids_b)
         plain = self.from_ids(compact(merged), where)
         products = any(v.pending is not None or v.mass is not None for v in (a, b)) or tuple(map(abs, scales)) != (1, 1)
+        origin = a.source if a.source is b.source else None
+        if products and self._are_disjoint(a, b):
+            self.record(Operation.POINTWISE)
+            return replace(plain, origin=origin, pending=self._mass_of_sum(a, b, plain, scales))
         if not bool(differ.any()) or not products:
             self.record(Operation.RESIDUAL)
             out = self._averaged(a, b) if bool(differ.any()) else plain
-            return replace(out, origin=a.source, mass=lambda: self._mass_of_sum(a, b, plain, scales))
+            return replace(out, origin=origin, mass=lambda: self._mass_of_sum(a, b, plain, scales))
         self.record(Operation.SPATIAL_MIX)
         pending = self._mass_of_sum(a, b, plain, scales)
         ids = self._without_mass(ids_of_sample(pending, self.batch, where))
-        return replace(self.from_ids(compact(ids), where), origin=a.source, pending=pending)
+        return replace(self.from_ids(compact(ids), where), origin=origin, pending=pending)
+
+    def _are_disjoint(self, a: Value, b: Value) -> bool:
+        """Whether each element of a sum has the content of one of two values at most, the other being zero there."""
+        _, ids_a, ids_b = self._side_by_side(a, b)
+        return not bool(((ids_a != NONE) & (ids_b != NONE)).any())
+
+    def _are_disjoint_products(self, a: Value, b: Value) -> bool:
+        return self._count_by_masses([a, b]) and self._are_disjoint(a, b)
 
     def _check_running(self, a: Value, b: Value, scales: Sequence[float] | None) -> None:
         """Raise ProvenanceError for a difference of running sums, or of one and what it is a sum of."""

@@ -72,7 +72,7 @@ class Scattered(Indexed):
         once = [a for a in once if all(v.map.shape[a] == 1 for v in (x, source) if v.is_content)]
         new = self._scattered(x, source, function, settings, where, once, {**options, "massed": True})
         out = self.from_ids(self._without_mass(new), where)
-        return replace(out, pending=map_of_ids(new, self.batch, where))
+        return replace(out, pending=map_of_ids(new, self.batch, where), is_sum=adds)
 
     def _once_written(
         self, x: Value, source: Value, axes: Sequence[int], settings: tuple[Any, Any], aligned: bool

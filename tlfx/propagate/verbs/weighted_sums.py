@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -125,14 +126,26 @@ class WeightedSums(KeptTokens, LinearAttention):
         return self._weighted_product(mixed, x, w, places(of_x, out), places(of_w, out))
 
     def _mixes_tokens(self, x: Value, of_x: Subscripts, axes: ContractionAxes) -> bool:
-        """Whether a parameter mixes whole tokens: each occurs once on the contracted axis, its channels on another."""
+        """Whether a parameter mixes whole tokens: their channels are on another axis, and not on the contracted one,
+        where all tokens would occur as often as they have channels."""
         lengths = dict(zip(of_x, x.shape, strict=True)) | {axes.content.batch: 1}
         lengths |= dict(zip(axes.content.split([axes.content.batch]), axes.content.where[1:], strict=True))
         constant = [c for c in axes.content.subscripts if c not in axes.varying and lengths[c] > 1]
-        ids = axes.content.pick(axes.tokens).flatten()
+        ids = _ids_of_elements(x, of_x, axes)
         ids = ids[(ids != NONE) & (ids != IMAGE)]  # padding and tokens without content may occur more than once
-        whole = all(c in axes.out for c in constant) and len(ids.unique()) == len(ids)
+        counts = ids.unique(return_counts=True)[1]
+        whole = all(c in axes.out for c in constant) and math.gcd(*counts.tolist()) <= 1
         return whole and len(constant) > 0
+
+
+def _ids_of_elements(x: Value, of_x: Subscripts, axes: ContractionAxes) -> Tensor:
+    """The id of each element of content along the contracted axes of tokens, of elements that are repeated once."""
+    if x.elements is None or not set(axes.tokens) <= set(of_x):
+        return axes.content.pick(axes.tokens).flatten()
+    contracted = tuple(slice(None) if c in axes.tokens else 0 for c in of_x)
+    pairs = [m.expand(x.shape)[contracted].flatten() for m in (x.map, x.elements)]
+    ids = torch.stack(pairs).unique(dim=1)[0]
+    return torch.where(ids == NONE, NONE, ids // x.batch)
 
 
 def _once_for_queries(w: Value, of_w: Subscripts, x: Value, of_x: Subscripts, out: Subscripts) -> Term:

@@ -163,7 +163,11 @@ class Window(Einsum):
         """Resampling of the last ``spatial`` axes: the operator itself on the labels, over itself on ones."""
         if not x.is_content:
             return self.pointwise_like(x)
-        return self._resample(Operation.SPATIAL_MIX, x, spatial, operator or self.target, *args)
+        operator = operator or self.target
+        if "nearest" in str(operator):  # moves elements
+            self.record(Operation.SPATIAL_MIX)
+            return self.remap(x, lambda full: operator(full, *args))
+        return self._resample(Operation.SPATIAL_MIX, x, spatial, operator, *args)
 
     def resample_by_data(
         self, x: Value, operator: Callable[..., Tensor], where: Value, *args: Any, spatial: int

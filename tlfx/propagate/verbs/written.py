@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -59,13 +60,17 @@ class Written(Pending):
         if bool((content == NONE).all()):
             return after
         after = replace(after.with_maps(content, role=Role.CONTENT), weighs=before.weighs or value.weighs)
-        if all(v.pending is None and v.mass is None for v in (before, value)):
-            return after
-        one, other = (self._pending_of(v) if v.is_content else None for v in (before, value))
-        pending = _merged(before.shape, one, other, value.shape, source)
-        # learned tokens among products that are written into a buffer have mass 1
-        unwritten = self._pending_of(after).expand(before.shape)
-        return replace(after, pending=compact(torch.where(pending == NONE, unwritten, pending)))
+        contents = [v for v in (before, value) if v.is_content]
+        if self._are_of_one_value(contents):
+            after = replace(after, origin=contents[0].source)
+
+        def merged(masses: Callable[[Value], Tensor]) -> Tensor:
+            one, other = (masses(v) if v.is_content else None for v in (before, value))
+            pending = _merged(before.shape, one, other, value.shape, source)
+            # learned tokens among products that are written into a buffer have mass 1
+            return compact(torch.where(pending == NONE, self._with_mass(content, after.batch_axis), pending))
+
+        return self._beside(after, contents, merged)
 
     def _content(self, before: Value, value: Value, source: Tensor) -> Tensor:
         """The map of content of which a part was written. Constants in it are padding, or tokens with the label of the

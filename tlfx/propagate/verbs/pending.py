@@ -19,7 +19,7 @@ from tlfx.graph.nodes import computes_same, shapes
 from tlfx.propagate.labels import Operand
 from tlfx.propagate.maps import IMAGE, NONE, compact, ids_of_sample, map_of_ids
 from tlfx.propagate.values import Value
-from tlfx.propagate.verbs.weighing import Weighing, fill_any
+from tlfx.propagate.verbs.weighing import Weighing, fill_any, mixed_before
 from tlfx.runtime import BatchAxis
 from tlfx.runtime.arithmetic import TINY
 
@@ -123,11 +123,12 @@ class Pending(Weighing):
 
     def _count_by_masses(self, parts: Sequence[Value]) -> bool:
         """Whether parts that are put side by side count by their factors: by those that differ from token to token, and
-        by those that are the same for all tokens of a part if the parts are different products of one value."""
+        by those that are the same for all tokens of a part if the other parts are of the same value or learned."""
         if any(v.pending is not None for v in parts):
             return True
-        are_different = len({v.moved for v in parts if v.is_content}) > 1
-        return are_different and any(v.mass is not None for v in parts) and self._are_of_one_value(parts)
+        is_padding = [not v.is_content and self.number(v) is not None for v in parts]
+        are_several = is_padding.count(False) > 1
+        return are_several and any(v.mass is not None for v in parts) and self._are_of_one_value(parts)
 
     def _beside(
         self, out: Value, parts: Sequence[Value], joined: Callable[[Callable[[Value], Tensor]], Tensor]
@@ -135,11 +136,18 @@ class Pending(Weighing):
         """A value ``out`` of parts that are put side by side, with their labels with a mass: ``joined`` puts the maps
         side by side that a function gives of the parts."""
         contents = [v for v in parts if v.is_content]
+        is_sum = all(v.is_sum for v in contents)
+        # a sum of products among other tokens counts as one that a matrix product makes
+        is_kept = is_sum or all(are_of_one_measure(v, contents[0]) for v in contents)
+
+        def of(masses: Callable[[Value], Tensor]) -> Callable[[], Tensor]:
+            return lambda: joined(lambda v: masses(v if is_kept else mixed_before(v)))
+
         if any(v.by_element is not None for v in contents):
-            out = replace(out, by_element=lambda: joined(self._by_element_of))
-        if self._count_by_masses(parts):
-            return replace(out, pending=joined(self._pending_of), is_sum=all(v.is_sum for v in contents))
-        if len({v.moved for v in contents}) == 1 and contents[0].mass is not None:
+            out = replace(out, by_element=of(self._by_element_of))
+        if self._count_by_masses([v if is_kept else mixed_before(v) for v in parts]):
+            return replace(out, pending=of(self._pending_of)(), is_sum=is_sum)
+        if len(contents) == 1 and contents[0].mass is not None:
             return replace(out, mass=lambda: joined(self._pending_of))
         return replace(out, by_element=None)
 
@@ -230,7 +238,7 @@ def _measures(x: Value) -> Mapping[Node, int]:
 
 def are_of_one_measure(a: Value, b: Value) -> bool:
     """Whether two values are parts or statistics of one value, the sum of which is a contraction of that."""
-    return not _measures(a).keys().isdisjoint(_measures(b))
+    return any(computes_same(one, other) for one in _measures(a) for other in _measures(b))
 
 
 def to_rank(content: Tensor, rank: int) -> Tensor:
@@ -271,12 +279,6 @@ def moved_factors(
 def with_bias(x: Value) -> Value:
     """A value after a bias was added to it, which its elements without content, if any, now hold."""
     return replace(x, biased=x.biased or (x.is_content and bool((x.map == NONE).any())))
-
-
-def mixed_before(x: Value) -> Value:
-    """A value for the next weights: a sum of products over tokens as a matrix product would have made it, whose labels
-    have no mass."""
-    return x.with_maps(*x.maps) if x.is_sum and x.pending is not None else x
 
 
 def with_pending_labels(x: Value) -> Value:

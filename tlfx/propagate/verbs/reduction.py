@@ -15,7 +15,8 @@ from tlfx.propagate.maps import NONE, fill_none, ids_of_sample, map_of_ids
 from tlfx.propagate.values import Role, Value
 from tlfx.propagate.verbs.base import axis_of_ids, varying
 from tlfx.propagate.verbs.movement import Movement
-from tlfx.propagate.verbs.pending import mixed_before, moved_factors
+from tlfx.propagate.verbs.pending import moved_factors
+from tlfx.propagate.verbs.weighing import mixed_before
 from tlfx.runtime import BatchAxis
 
 __all__ = ["Reduction"]

@@ -59,8 +59,8 @@ class Residual(Combined):
                 self.record(Operation.POINTWISE)
                 return replace(self._shaped(x), weighs=log_softmax)
         # attention to some keys plus attention to the others, under one softmax
-        if scales is not None and self._are_parts_of_one_mixing(a, b):
-            return replace(self._sum_of_products(a, b, scales), origin=None, mixed_by=a.mixed_by)
+        if scales is not None and a.source is not b.source and self._are_parts_of_one_mixing(a, b):
+            return replace(self._sum_of_products(a, b, scales), origin=None, mixed_by=a.mixed_by, is_sum=True)
         # a contraction written as a sum, such as a depthwise convolution by shifted maps
         are_products = all(v.pending is not None for v in (a, b))
         # sums of products, as a matrix product makes them, are branches (eq. 11) unless of the same tokens as the other
@@ -88,7 +88,8 @@ class Residual(Combined):
         self.record(Operation.SPATIAL_MIX)
         pending = self._mass_of_sum(a, b, plain, scales)
         ids = self._without_mass(ids_of_sample(pending, self.batch, where))
-        return replace(self.from_ids(compact(ids), where), origin=origin, pending=pending)
+        is_sum = origin is not None or are_of_one_measure(a, b)  # one matrix over the tokens of one value
+        return replace(self.from_ids(compact(ids), where), origin=origin, pending=pending, is_sum=is_sum)
 
     def _are_disjoint(self, a: Value, b: Value) -> bool:
         """Whether each element of a sum has the content of one of two values at most, the other being zero there."""

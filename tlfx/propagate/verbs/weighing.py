@@ -17,7 +17,7 @@ from tlfx.propagate.values import Value
 from tlfx.propagate.verbs.bounds import Bounded
 from tlfx.runtime import BatchAxis
 
-__all__ = ["Weighing", "fill_any"]
+__all__ = ["Weighing", "fill_any", "mixed_before"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +103,9 @@ class Weighing(Bounded):
         # under weights that the image decides, padding with a bias counts as tokens (eq. 5)
         summed = (out, x) if factor.is_constant or not x.biased else (_with_tokens(out), _with_tokens(x))
         product = self._product(*summed, factor, of_x, of_factor, inverse)
+        if x.is_sum and not inverse:  # the next weights, unless the factor is the same for all tokens
+            of_mixed = replace(product, x=mixed_before(product.x))
+            product = of_mixed if of_mixed.by_token else product
         if product.by_channel or x.by_element is not None:
             out = replace(out, by_element=lambda: self._masses(product, by_element=True))
         # a gate: all tokens count alike, unless several such products are summed, as branches of split attention are
@@ -190,6 +193,12 @@ def _with_tokens(x: Value) -> Value:
     """Content in which a bias made tokens of the elements without content: they have the image-level label (eq. 5)."""
     ids = torch.where(x.ids == NONE, IMAGE, x.ids)
     return replace(x, maps=(compact(map_of_ids(ids, x.batch, x.batch_axis)),))
+
+
+def mixed_before(x: Value) -> Value:
+    """A value for the next weights: a sum of products over tokens as a matrix product would have made it, whose labels
+    have no mass."""
+    return x.with_maps(*x.maps) if x.is_sum and x.pending is not None else x
 
 
 def fill_any(ids: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ from tlfx.propagate.values import Role, Value
 from tlfx.propagate.verbs.kept_tokens import KeptTokens
 from tlfx.propagate.verbs.linear_attention import LinearAttention
 from tlfx.propagate.verbs.mixing import Term, with_image_labels
-from tlfx.propagate.verbs.pending import mixed_before, with_pending_labels
+from tlfx.propagate.verbs.pending import with_pending_labels
 from tlfx.propagate.verbs.subscripts import ContractionAxes, Subscripts, arrange
+from tlfx.propagate.verbs.weighing import mixed_before
 
 __all__ = ["WeightedSums", "is_product", "places"]
 

@@ -18,7 +18,8 @@ from tlfx.propagate.values import Role, Value
 from tlfx.propagate.verbs.base import varying
 from tlfx.propagate.verbs.einsum import Einsum
 from tlfx.propagate.verbs.movement import with_image
-from tlfx.propagate.verbs.pending import mixed_before, moved_factors, with_pending_labels
+from tlfx.propagate.verbs.pending import moved_factors, with_pending_labels
+from tlfx.propagate.verbs.weighing import mixed_before
 from tlfx.runtime import BatchAxis
 
 __all__ = ["Window"]

@@ -70,7 +70,7 @@ class Written(Pending):
             # learned tokens among products that are written into a buffer have mass 1
             return compact(torch.where(pending == NONE, self._with_mass(content, after.batch_axis), pending))
 
-        return self._beside(after, contents, merged)
+        return self._beside(after, [before, value], merged)
 
     def _content(self, before: Value, value: Value, source: Tensor) -> Tensor:
         """The map of content of which a part was written. Constants in it are padding, or tokens with the label of the

@@ -78,8 +78,7 @@ class Contraction(WeightedSums):
             gate = int(b.weighs)
         if elementwise and a.weighs == b.weighs:
             self.record(Operation.POINTWISE)
-            factors = [replace(v, pending=arrange(v.pending, of, out)) for v, of in terms if v.pending is not None]
-            return self._with_masses_of(self.content(one), factors)
+            return self._with_masses_of(self.content(one), _of_output(terms, out))
         if gate is not None:
             self.record(Operation.POINTWISE)
             (x, of_x), (w, of_w) = terms if gate != 0 else reversed(terms)
@@ -95,8 +94,9 @@ class Contraction(WeightedSums):
             return self._averaged(*(self.content(m) for m in maps))
         weighted = (a.softmax_of is None) != (b.softmax_of is None)  # branches by a softmax, such as split attention
         tokens = self._mixed_by_matrix(axes_a, axes_b, out, maps, weighted)
+        tokens = tokens or self._token_by_token(of_a, of_b, out, maps)
         # what is left has a map for each side, as q·kᵀ has: a weight
-        return tokens or self._token_by_token(of_a, of_b, out, maps) or self.weight(*maps)
+        return self.weight(*maps) if tokens is None else self._with_masses_of(tokens, _of_output(terms, out))
 
     def _multiply_tokens(self, a: Term, b: Term, out: Subscripts) -> Value:
         """Two contents whose tokens are contracted: a context kᵀv if both have further axes, else one under the other,
@@ -209,6 +209,17 @@ class Contraction(WeightedSums):
         axes = self._axes(tokens, tuple(sizes), of_w, out)
         self.record(Operation.SPATIAL_MIX)
         return self._as_part(self._from_axes(axes.content.ids, axes.content.subscripts, axes, out), w, of_w, axes, out)
+
+
+def _of_output(terms: Sequence[Term], out: Subscripts) -> list[Value]:
+    """The products among factors, their labels with a mass on the axes of the output; without those of axes that are
+    summed over."""
+    products = [(v, v.pending, of) for v, of in terms if v.pending is not None]
+
+    def is_kept(pending: Tensor, of: Subscripts) -> bool:
+        return all(c in out or n == 1 for c, n in zip(of, pending.shape, strict=True))
+
+    return [replace(v, pending=arrange(p, of, out)) for v, p, of in products if is_kept(p, of)]
 
 
 def _of_one_label(x: Value) -> Value:

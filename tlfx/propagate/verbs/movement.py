@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,12 +46,19 @@ class Movement(Written):
         x = self._moving
         parts = [self._run_on(full) for full in x.expanded()]
         by_output = zip(*parts, strict=True) if parts else [()] * len(self.shapes)
-        values = [self._moved(x, maps, None, shape) for maps, shape in zip(by_output, self.shapes, strict=True)]
+        values = [
+            self._moved(x, maps, partial(self._part_of, i), shape)
+            for i, (maps, shape) in enumerate(zip(by_output, self.shapes, strict=True))
+        ]
 
         def part(value: Value, i: int) -> Value:
-            return carry_masses(value, x, lambda m: compact(self._run_on(m.expand(x.shape))[i]))
+            return carry_masses(value, x, lambda m: compact(self._part_of(i, m.expand(x.shape))))
 
         return [replace(part(v, i), origin=x.source, part_of=x.moved) for i, v in enumerate(values)]
+
+    def _part_of(self, i: int, full: Tensor) -> Tensor:
+        part: Tensor = self._run_on(full)[i]
+        return part
 
     @property
     def _moving(self) -> Value:
@@ -93,12 +101,10 @@ class Movement(Written):
         is_repeated = moved.dim() == len(self.shape) and (moved.shape != self.shape or distinct(moved) is not None)
         return moved if is_repeated else None
 
-    def _moved(
-        self, x: Value, maps: Sequence[Tensor], move: Callable[[Tensor], Tensor] | None, shape: Sequence[int]
-    ) -> Value:
+    def _moved(self, x: Value, maps: Sequence[Tensor], move: Callable[[Tensor], Tensor], shape: Sequence[int]) -> Value:
         out = self.content(*maps, role=x.role, shape=shape) if maps else self.weight(shape=shape)
         out = replace(out, weighs=x.weighs, softmax_of=x.softmax_of)
-        if x.softmax_dim is None or move is None:
+        if x.softmax_dim is None:
             return out
         dim, rank = x.softmax_dim, len(x.shape)
         # a softmax whose axis is moved as a whole stays one

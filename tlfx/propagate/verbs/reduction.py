@@ -75,19 +75,19 @@ class Reduction(Movement):
         place = where if keepdim else BatchAxis(where.axis - sum(a < where.axis for a in gone), *where[1:])
         out = self.from_ids(ids if keepdim else ids.squeeze(over), place)
         out = self._as_statistic(out, x)
+        over_tokens = bool(varying(x.ids, over))
         if linear:
 
             def summed(content: Tensor) -> Tensor:
                 masses = self._sum_of_masses(ids_of_sample(content, self.batch, where), over, scale)
                 return map_of_ids(masses if keepdim else masses.squeeze(over), self.batch, place)
 
-            over_tokens = bool(varying(x.ids, over))
             out = replace(out, sum_of=x.summand, by_factor=moved_factors(x, summed, over_tokens))
         if pending is None or not out.is_content:
             return out
         massed = pending[1] if keepdim else pending[1].squeeze(over)
         massed = map_of_ids(massed, self.batch, place)
-        return replace(out, pending=massed, is_sum=pending[0] or x.is_sum, mixed_by=x.mixed_by)
+        return replace(out, pending=massed, is_sum=(pending[0] and over_tokens) or x.is_sum, mixed_by=x.mixed_by)
 
     def _reduce_pending(self, x: Value, over: Sequence[int], scale: float) -> tuple[bool, Tensor]:
         """Whether labels with a mass vary along axes of the ids of a value, and the ids of their sums."""

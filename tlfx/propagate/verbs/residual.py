@@ -60,7 +60,7 @@ class Residual(Combined):
                 return replace(self._shaped(x), weighs=log_softmax)
         # attention to some keys plus attention to the others, under one softmax
         if scales is not None and a.source is not b.source and self._are_parts_of_one_mixing(a, b):
-            return replace(self._sum_of_products(a, b, scales), origin=None, mixed_by=a.mixed_by, is_sum=True)
+            return replace(self._sum_of_products(a, b, scales), origin=None, mixed_by=a.mixed_by)
         # a contraction written as a sum, such as a depthwise convolution by shifted maps
         are_products = all(v.pending is not None for v in (a, b))
         # sums of products, as a matrix product makes them, are branches (eq. 11) unless of the same tokens as the other
@@ -78,9 +78,11 @@ class Residual(Combined):
         plain = self.from_ids(compact(merged), where)
         products = any(v.pending is not None or v.mass is not None for v in (a, b)) or tuple(map(abs, scales)) != (1, 1)
         origin = a.source if a.source is b.source else None
-        if products and self._are_disjoint(a, b):
+        of_same_tokens = not bool(differ.any()) and a.pending is not None and b.pending is not None
+        if of_same_tokens or (products and self._are_disjoint(a, b)):
             self.record(Operation.POINTWISE)
-            return replace(plain, origin=origin, pending=self._mass_of_sum(a, b, plain, scales))
+            is_sum = a.is_sum and b.is_sum
+            return replace(plain, origin=origin, pending=self._mass_of_sum(a, b, plain, scales), is_sum=is_sum)
         if not bool(differ.any()) or not products:
             self.record(Operation.RESIDUAL)
             out = self._averaged(a, b) if bool(differ.any()) else plain
@@ -88,7 +90,8 @@ class Residual(Combined):
         self.record(Operation.SPATIAL_MIX)
         pending = self._mass_of_sum(a, b, plain, scales)
         ids = self._without_mass(ids_of_sample(pending, self.batch, where))
-        is_sum = origin is not None or are_of_one_measure(a, b)  # one matrix over the tokens of one value
+        # one matrix over the tokens of one value
+        is_sum = origin is not None or are_of_one_measure(a, b) or self._are_parts_of_one_mixing(a, b)
         return replace(self.from_ids(compact(ids), where), origin=origin, pending=pending, is_sum=is_sum)
 
     def _are_disjoint(self, a: Value, b: Value) -> bool:

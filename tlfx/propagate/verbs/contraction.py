@@ -78,14 +78,15 @@ class Contraction(WeightedSums):
             gate = int(b.weighs)
         if elementwise and a.weighs == b.weighs:
             self.record(Operation.POINTWISE)
-            return self._with_masses_of(self.content(one), _of_output(terms, out))
+            factors = [replace(v, pending=arrange(v.pending, of, out)) for v, of in terms if v.pending is not None]
+            return self._with_masses_of(self.content(one), factors)
         if gate is not None:
             self.record(Operation.POINTWISE)
             (x, of_x), (w, of_w) = terms if gate != 0 else reversed(terms)
             return self._weighted_product(self.content(maps[gate == 0]), x, w, places(of_x, out), places(of_w, out))
+        are_products = any(v.pending is not None for v in (a, b)) and not {*of_a, *of_b} <= {*out}
         if alike:
-            is_sum = not {*of_a, *of_b} <= {*out}
-            if is_sum and (a.pending is not None or b.pending is not None):
+            if are_products:
                 return self._summed_product((a, of_a), (b, of_b), out)
             self.record(Operation.CHANNEL_MIX)
             return self.content(one)
@@ -93,10 +94,14 @@ class Contraction(WeightedSums):
             self.record(Operation.POINTWISE)  # a vector of the image times a gate of tokens: both are content
             return self._averaged(*(self.content(m) for m in maps))
         weighted = (a.softmax_of is None) != (b.softmax_of is None)  # branches by a softmax, such as split attention
-        tokens = self._mixed_by_matrix(axes_a, axes_b, out, maps, weighted)
-        tokens = tokens or self._token_by_token(of_a, of_b, out, maps)
+        mixed = self._mixed_by_matrix(axes_a, axes_b, out, maps, weighted)
+        if mixed is not None:
+            return mixed
+        tokens = self._token_by_token(of_a, of_b, out, maps)
+        if tokens is not None and are_products:
+            return self._summed_product((a, of_a), (b, of_b), out)
         # what is left has a map for each side, as q·kᵀ has: a weight
-        return self.weight(*maps) if tokens is None else self._with_masses_of(tokens, _of_output(terms, out))
+        return tokens or self.weight(*maps)
 
     def _multiply_tokens(self, a: Term, b: Term, out: Subscripts) -> Value:
         """Two contents whose tokens are contracted: a context kᵀv if both have further axes, else one under the other,
@@ -209,17 +214,6 @@ class Contraction(WeightedSums):
         axes = self._axes(tokens, tuple(sizes), of_w, out)
         self.record(Operation.SPATIAL_MIX)
         return self._as_part(self._from_axes(axes.content.ids, axes.content.subscripts, axes, out), w, of_w, axes, out)
-
-
-def _of_output(terms: Sequence[Term], out: Subscripts) -> list[Value]:
-    """The products among factors, their labels with a mass on the axes of the output; without those of axes that are
-    summed over."""
-    products = [(v, v.pending, of) for v, of in terms if v.pending is not None]
-
-    def is_kept(pending: Tensor, of: Subscripts) -> bool:
-        return all(c in out or n == 1 for c, n in zip(of, pending.shape, strict=True))
-
-    return [replace(v, pending=arrange(p, of, out)) for v, p, of in products if is_kept(p, of)]
 
 
 def _of_one_label(x: Value) -> Value:

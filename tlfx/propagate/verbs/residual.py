@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tlfx import runtime
 from tlfx.errors import InputError, ProvenanceError
@@ -78,11 +79,10 @@ class Residual(Combined):
         plain = self.from_ids(compact(merged), where)
         products = any(v.pending is not None or v.mass is not None for v in (a, b)) or tuple(map(abs, scales)) != (1, 1)
         origin = a.source if a.source is b.source else None
-        of_same_tokens = not bool(differ.any()) and a.pending is not None and b.pending is not None
-        if of_same_tokens or (products and self._are_disjoint(a, b)):
-            self.record(Operation.POINTWISE)
-            is_sum = a.is_sum and b.is_sum
-            return replace(plain, origin=origin, pending=self._mass_of_sum(a, b, plain, scales), is_sum=is_sum)
+        if self._keeps_factors(a, b, differ) or (products and self._are_disjoint(a, b)):
+            self.record(Operation.RESIDUAL)
+            plain = replace(plain, is_sum=a.is_sum and b.is_sum, is_product=a.is_product and b.is_product)
+            return replace(plain, origin=origin, pending=self._mass_of_sum(a, b, plain, scales))
         if not bool(differ.any()) or not products:
             self.record(Operation.RESIDUAL)
             out = self._averaged(a, b) if bool(differ.any()) else plain
@@ -90,9 +90,19 @@ class Residual(Combined):
         self.record(Operation.SPATIAL_MIX)
         pending = self._mass_of_sum(a, b, plain, scales)
         ids = self._without_mass(ids_of_sample(pending, self.batch, where))
-        # one matrix over the tokens of one value
-        is_sum = origin is not None or are_of_one_measure(a, b) or self._are_parts_of_one_mixing(a, b)
+        is_sum = self._are_of_one_matrix(a, b)
         return replace(self.from_ids(compact(ids), where), origin=origin, pending=pending, is_sum=is_sum)
+
+    def _are_of_one_matrix(self, a: Value, b: Value) -> bool:
+        """Whether the sum of two products is one matrix over the tokens of one value."""
+        return a.source is b.source or are_of_one_measure(a, b) or self._are_parts_of_one_mixing(a, b)
+
+    def _keeps_factors(self, a: Value, b: Value, differ: Tensor) -> bool:
+        """Whether a sum of two products of the same tokens is another product of these; ``differ`` tells where their
+        tokens are others."""
+        if bool(differ.any()) or a.pending is None or b.pending is None:
+            return False
+        return (a.is_product and b.is_product) or self._are_of_one_matrix(a, b)
 
     def _are_disjoint(self, a: Value, b: Value) -> bool:
         """Whether each element of a sum has the content of one of two values at most, the other being zero there."""

@@ -38,6 +38,12 @@ def copied(x: Tensor, y: Tensor) -> Tensor:
     return out
 
 
+def hidden(y: Tensor) -> Tensor:
+    out = y.clone()
+    out[:, :HALF] = 0.0
+    return out
+
+
 def both(x: Tensor) -> Tensor:
     return torch.cat((x, x), 1)
 
@@ -168,4 +174,11 @@ MEANS = Group("attention to means of groups").add(
     ),
 )
 
-GROUPS = [*SIDES, SKIP, SKIP_OF_MATRIX, NORM, MEANS]
+HIDDEN = Group("masked tokens less the mean of all", PARTS).add(
+    product=lambda s, z: tokens(z) * ~FIRST - tokens(z).mean(1, keepdim=True),
+    where=lambda s, z: torch.where(FIRST, 0.0, tokens(z)) - tokens(z).mean(1, keepdim=True),
+    cat=lambda s, z: torch.cat((z.new_zeros(len(z), HALF, CHANNELS), tokens(z)[:, HALF:]), 1) - tokens(z).mean(1, True),
+    written=lambda s, z: hidden(tokens(z)) - tokens(z).mean(1, keepdim=True),
+)
+
+GROUPS = [HIDDEN, *SIDES, SKIP, SKIP_OF_MATRIX, NORM, MEANS]

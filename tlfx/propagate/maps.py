@@ -59,9 +59,11 @@ def distinct(full: Tensor) -> Tensor | None:
     >>> distinct(torch.tensor([[1, 1, 2, 2], [1, 1, 2, 2]]))
     tensor([[1, 2]])
     """
-    counts = full.flatten().bincount() if bool((full >= 0).all()) else full.new_zeros(1)
+    if bool((full == NONE).any()):
+        return None
+    counts = full.unique(return_counts=True)[1]
     # most other maps, such as those of windows that overlap, repeat some elements more often than others
-    if full.numel() == len(counts) or not bool(((counts == 0) | (counts == counts.amax())).all()):
+    if len(counts) == full.numel() or not bool((counts == counts[0]).all()):
         return None
     axis = 0
     while axis < full.dim():
@@ -70,7 +72,7 @@ def distinct(full: Tensor) -> Tensor | None:
             axis += 1
         else:
             full = part
-    return full if full.numel() == int((counts > 0).sum()) else None
+    return full if full.numel() == len(counts) else None
 
 
 def _without_repeats(full: Tensor, axis: int) -> Tensor | None:

@@ -8,6 +8,7 @@ from enum import Enum
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 
@@ -158,6 +159,12 @@ class Value:
         """The one map of a content value."""
         (only,) = self.maps
         return only
+
+    @property
+    def numbered(self) -> Tensor:
+        """A number for each element, the same for those that hold equal content."""
+        numbers = torch.arange(torch.Size(self.shape).numel()).view(self.shape)
+        return numbers if self.elements is None else self.elements.expand(self.shape)
 
     def expanded(self) -> tuple[Tensor, ...]:
         """The maps in the full shape of the value, without a copy."""

@@ -41,8 +41,7 @@ class Combined(Written):
         others = [v for v in tree_leaves((self.args, self.kwargs)) if isinstance(v, Value) and not v.is_constant]
         if any(v is not x for v in others) or (x.elements is None and x.shape == self.shape):
             return None
-        elements = torch.arange(torch.Size(x.shape).numel()).view(x.shape) if x.elements is None else x.elements
-        return to_rank(elements, len(self.shape))
+        return to_rank(x.numbered if x.elements is None else x.elements, len(self.shape))
 
     def linear(self, x: Value, scale: float | None = 1) -> Value:
         """The same by a linear function, such as a sum with a constant, or a product with the number ``scale``."""

@@ -97,7 +97,7 @@ class Movement(Written):
         size = torch.Size(x.shape)
         if x.elements is None and size.numel() >= torch.Size(self.shape).numel():
             return None
-        moved = compact(_run(move, _elements_of(x)))
+        moved = compact(_run(move, x.numbered))
         is_repeated = moved.dim() == len(self.shape) and (moved.shape != self.shape or distinct(moved) is not None)
         return moved if is_repeated else None
 
@@ -159,15 +159,15 @@ class Movement(Written):
         return ()
 
     def _joined_parts(self, out: Value, parts: Sequence[Value], axis: int) -> Value:
-        """A concatenation, as moved elements if all parts are those of one value."""
-        first = parts[0]
+        """A concatenation, as moved elements if all parts are those of one value, or padding."""
+        first = next(v for v in parts if v.is_content)
         out = replace(out, weighs=all(v.weighs for v in parts), is_product=all(v.is_product for v in parts))
-        if any(v.source is not first.source for v in parts):
+        if any(v.source is not first.source and (not v.is_constant or self.number(v) is None) for v in parts):
             return out
         alike = all(v.statistic == first.statistic for v in parts)
         out = replace(out, origin=first.source, statistic=first.statistic if alike else {})
         if all(computes_same(v.node, first.node) and v.shape == first.shape for v in parts):
-            out = replace(out, elements=torch.cat([_elements_of(first)] * len(parts), axis))
+            out = replace(out, elements=torch.cat([first.numbered] * len(parts), axis))
         return out if any(v.moved is not first.moved for v in parts) else replace(out, part_of=first.moved)
 
     def _joined(self, maps: Sequence[Tensor], values: Sequence[Value], axis: int) -> Tensor:
@@ -229,11 +229,6 @@ class Movement(Written):
         content = image_map(x.shape, self.batch, known.batch_axis)
         self._state.tokens.note(x, content)
         return content.expand(x.shape)
-
-
-def _elements_of(x: Value) -> Tensor:
-    """A number for each element of a value, the same for those that hold equal content."""
-    return torch.arange(torch.Size(x.shape).numel()).view(x.shape) if x.elements is None else x.elements.expand(x.shape)
 
 
 def _are_equal(one: Tensor, other: Tensor) -> bool:

@@ -27,7 +27,6 @@ __all__ = [
     "Pending",
     "are_of_one_measure",
     "carry_masses",
-    "mixed_before",
     "moved_factors",
     "to_rank",
     "with_bias",

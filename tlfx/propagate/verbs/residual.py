@@ -58,7 +58,10 @@ class Residual(Combined):
             log_softmax = signs[0] * signs[1] < 0 and self._is_log_softmax(x, statistic)
             if log_softmax or self._is_centred(x, statistic, signs):
                 self.record(Operation.POINTWISE)
-                return replace(self._shaped(x), weighs=log_softmax)
+                where, ids, of_statistic = self._side_by_side(x, statistic)
+                # padding is what is subtracted there
+                centred = torch.where(ids == NONE, of_statistic, ids)
+                return replace(self.from_ids(compact(centred), where), weighs=log_softmax)
         # attention to some keys plus attention to the others, under one softmax
         if scales is not None and a.source is not b.source and self._are_parts_of_one_mixing(a, b):
             return replace(self._sum_of_products(a, b, scales), origin=None, mixed_by=a.mixed_by)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from equivalents.spelling import CHANNELS, SIDE, TOKENS, Group, in_heads, joined, tokens
+from equivalents.spelling import CHANNELS, SIDE, TOKENS, Group, by_channel, in_heads, joined, tokens
 
 __all__ = ["GROUPS"]
 
@@ -81,10 +81,6 @@ def chosen(s: Any, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The other tokens, how much each is looked at, and the places of those that are looked at least."""
     weights = looked_at(s, z)
     return tokens(z)[:, 1:], weights, weights.topk(TOKENS - 1 - KEPT, 1, largest=False)[1]
-
-
-def by_channel(index: Tensor) -> Tensor:
-    return index[..., None].expand(-1, -1, CHANNELS)
 
 
 def evit(fuse: Any) -> Any:

@@ -21,6 +21,7 @@ __all__ = [
     "TOKENS",
     "Group",
     "Program",
+    "by_channel",
     "convolved",
     "followed",
     "in_heads",
@@ -108,6 +109,11 @@ def of_gates(group: Group) -> Group:
 def tokens(features: Tensor) -> Tensor:
     """(batch, channels, height, width) → (batch, tokens, channels)."""
     return features.flatten(2).transpose(1, 2)
+
+
+def by_channel(index: Tensor) -> Tensor:
+    """An index of tokens (batch, k) for each of their channels, (batch, k, channels)."""
+    return index[..., None].expand(-1, -1, CHANNELS)
 
 
 def in_heads(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from equivalents.spelling import CHANNELS, SIDE, TOKENS, in_heads, joined, tokens
+from equivalents.spelling import CHANNELS, SIDE, TOKENS, by_channel, in_heads, joined, tokens
 
 __all__ = ["PARTS", "STEPS", "Step"]
 
@@ -149,10 +149,6 @@ def add_half(s: Any, copy: Tensor, z: Tensor) -> None:
 
 def sample_column(z: Tensor) -> Tensor:
     return torch.arange(len(z))[:, None]
-
-
-def by_channel(index: Tensor) -> Tensor:
-    return index[..., None].expand(-1, -1, CHANNELS)
 
 
 def merged(merge: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Spelling:

@@ -60,21 +60,21 @@ class Contraction(WeightedSums):
         return self._combine_weights(a, of_a, b, of_b, out)
 
     def _multiply_contents(self, a: Value, of_a: Subscripts, b: Value, of_b: Subscripts, out: Subscripts) -> Value:
+        terms = ((a, of_a), (b, of_b))
         axes_a, axes_b = self._axes(a, of_a, of_b, out), self._axes(b, of_b, of_a, out)
         if axes_a.tokens and axes_b.tokens:
-            return self._multiply_tokens((a, of_a), (b, of_b), out)
+            return self._multiply_tokens(*terms, out)
         # the one whose tokens are contracted is mixed, the other is the weight
         if axes_a.tokens or axes_b.tokens:
             return self._multiply_by_weight(*((b, of_b, a, of_a) if axes_a.tokens else (a, of_a, b, of_b)), out)
         maps = [map_of_ids(s.content.pick(s.out), self.batch, s.content.where_in(out)) for s in (axes_a, axes_b)]
         one, other = torch.broadcast_tensors(*maps)
-        alike, gate = torch.equal(one, other), self._gate_of((a, of_a), (b, of_b), out)
+        alike, gate = torch.equal(one, other), self._gate_of(*terms, out)
         elementwise = gate is None and alike and set(of_a) == set(of_b) == set(out)
         if elementwise and of_a == of_b == out:
             return self.product(a, b)
-        terms = [(a, of_a), (b, of_b)]
         # x * softmax(x): the softmax is the gate, even if neither is broadcast
-        if a.weighs != b.weighs and is_product((a, of_a), (b, of_b), out):
+        if a.weighs != b.weighs and is_product(*terms, out):
             gate = int(b.weighs)
         if elementwise and a.weighs == b.weighs:
             self.record(Operation.POINTWISE)
@@ -87,10 +87,10 @@ class Contraction(WeightedSums):
         are_products = any(v.pending is not None for v in (a, b)) and not {*of_a, *of_b} <= {*out}
         if alike:
             if are_products:
-                return self._summed_product((a, of_a), (b, of_b), out)
+                return self._summed_product(*terms, out)
             self.record(Operation.CHANNEL_MIX)
             return self.content(one)
-        if bool(axes_a.varying) != bool(axes_b.varying) and self._broadcast(terms[0], terms[1], out) == [True, True]:
+        if bool(axes_a.varying) != bool(axes_b.varying) and self._broadcast(*terms, out) == [True, True]:
             self.record(Operation.POINTWISE)  # a vector of the image times a gate of tokens: both are content
             return self._averaged(*(self.content(m) for m in maps))
         weighted = (a.softmax_of is None) != (b.softmax_of is None)  # branches by a softmax, such as split attention
@@ -99,7 +99,7 @@ class Contraction(WeightedSums):
             return mixed
         tokens = self._token_by_token(of_a, of_b, out, maps)
         if tokens is not None and are_products:
-            return self._summed_product((a, of_a), (b, of_b), out)
+            return self._summed_product(*terms, out)
         # what is left has a map for each side, as q·kᵀ has: a weight
         return tokens or self.weight(*maps)
 

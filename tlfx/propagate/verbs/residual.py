@@ -82,7 +82,7 @@ class Residual(Combined):
         plain = self.from_ids(compact(merged), where)
         products = any(v.pending is not None or v.mass is not None for v in (a, b)) or tuple(map(abs, scales)) != (1, 1)
         origin = a.source if a.source is b.source else None
-        if self._keeps_factors(a, b, differ) or (products and self._are_disjoint(a, b)):
+        if self._keeps_factors(a, b, differ) or (products and _are_disjoint(ids_a, ids_b)):
             self.record(Operation.RESIDUAL)
             plain = replace(plain, is_sum=a.is_sum and b.is_sum, is_product=a.is_product and b.is_product)
             return replace(plain, origin=origin, pending=self._mass_of_sum(a, b, plain, scales))
@@ -107,13 +107,9 @@ class Residual(Combined):
             return False
         return (a.is_product and b.is_product) or self._are_of_one_matrix(a, b)
 
-    def _are_disjoint(self, a: Value, b: Value) -> bool:
-        """Whether each element of a sum has the content of one of two values at most, the other being zero there."""
-        _, ids_a, ids_b = self._side_by_side(a, b)
-        return not bool(((ids_a != NONE) & (ids_b != NONE)).any())
-
     def _are_disjoint_products(self, a: Value, b: Value) -> bool:
-        return self._count_by_masses([a, b]) and self._are_disjoint(a, b)
+        """Whether a sum puts two values side by side that count by their factors."""
+        return self._count_by_masses([a, b]) and _are_disjoint(*self._side_by_side(a, b)[1:])
 
     def _check_running(self, a: Value, b: Value, scales: Sequence[float] | None) -> None:
         """Raise ProvenanceError for a difference of running sums, or of one and what it is a sum of."""
@@ -218,3 +214,8 @@ class Residual(Combined):
         """Note the factor of a branch; the product has the layout of ``x``."""
         if self.policy.residual == "gated":
             self._state.scales.note(self.node, x.node, factor, layout=x)
+
+
+def _are_disjoint(one: Tensor, other: Tensor) -> bool:
+    """Whether each element of a sum has the content of one of two values at most, the other being zero there."""
+    return not bool(((one != NONE) & (other != NONE)).any())

@@ -25,14 +25,16 @@ from tlfx.capture.modes import restored_after_error
 from tlfx.capture.regions import FORWARD_HOOKS, Checkpoint, HookedCall, Region, RegionTree
 from tlfx.errors import CaptureError
 from tlfx.graph.shells import MODEL, graph_module_of
+from tlfx.rewrite.stretches import with_stretches
 from tlfx.rewrite.writer import AlignedGraph
 
 __all__ = ["segmented"]
 
 
 def segmented(aligned: AlignedGraph) -> GraphModule:
-    """The same function with every region in a segment; the graph itself if it has no regions."""
-    return _Cutter(aligned.graph_module, aligned.regions).cut() if aligned.regions.regions else aligned.graph_module
+    """The same function with every region in a segment, and stretches of label arithmetic in separate graphs."""
+    whole = aligned.graph_module
+    return _Cutter(whole, aligned.regions).cut() if aligned.regions.regions else with_stretches(whole)
 
 
 class _Cutter:
@@ -110,7 +112,7 @@ class _Cutter:
         """A graph module with the modules and buffers of the source, and segments."""
         graph.lint()
         modules = {**self.source._modules, **parts}
-        return graph_module_of(graph, modules, self.source._buffers, type(self.source).__name__)
+        return with_stretches(graph_module_of(graph, modules, self.source._buffers, type(self.source).__name__))
 
 
 def _nodes(leaves: Sequence[Any]) -> list[Node]:

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from tlfx._torch import set_grad_mode
 
-__all__ = ["TINY", "averaged", "by_mass", "label_arithmetic", "magnitude", "with_mass"]
+__all__ = [
+    "TINY",
+    "averaged",
+    "by_mass",
+    "is_label_arithmetic",
+    "label_arithmetic",
+    "magnitude",
+    "outside_autograd",
+    "with_mass",
+]
 
 
 P = ParamSpec("P")
+R = TypeVar("R")
 # negligible next to any mass in float32, whose least normal number is 1.2e-38
 TINY = 1e-20
 
@@ -24,24 +34,38 @@ def label_arithmetic(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
     @functools.wraps(function)
     def outside(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        device = _device_type(args)
-        # torch.compile traces context managers, not the switches
-        if torch.compiler.is_compiling():
-            with torch.no_grad(), torch.autocast(device, enabled=False):
-                return function(*args, **kwargs)
-        # two switches: the context managers cost more than many a label
-        gradients, casts = torch.is_grad_enabled(), torch.is_autocast_enabled(device)
-        set_grad_mode(False)
-        if casts:
-            torch.set_autocast_enabled(device, False)
-        try:
-            return function(*args, **kwargs)
-        finally:
-            set_grad_mode(gradients)
-            if casts:
-                torch.set_autocast_enabled(device, True)
+        return outside_autograd(function, *args, **kwargs)
 
+    vars(outside)[_IS_LABEL_ARITHMETIC] = True
     return outside
+
+
+def is_label_arithmetic(function: object) -> bool:
+    """Whether a function is decorated by :func:`label_arithmetic`; its ``__wrapped__`` is the original."""
+    return getattr(function, _IS_LABEL_ARITHMETIC, False)
+
+
+def outside_autograd(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call a function outside autograd and autocast, which must be that of the device of its first tensor."""
+    device = _device_type(args)
+    # torch.compile traces context managers, not the switches
+    if torch.compiler.is_compiling():
+        with torch.no_grad(), torch.autocast(device, enabled=False):
+            return function(*args, **kwargs)
+    # two switches: the context managers cost more than many a label
+    gradients, casts = torch.is_grad_enabled(), torch.is_autocast_enabled(device)
+    set_grad_mode(False)
+    if casts:
+        torch.set_autocast_enabled(device, False)
+    try:
+        return function(*args, **kwargs)
+    finally:
+        set_grad_mode(gradients)
+        if casts:
+            torch.set_autocast_enabled(device, True)
+
+
+_IS_LABEL_ARITHMETIC = "_tlfx_is_label_arithmetic"
 
 
 def _device_type(args: Sequence[Any]) -> str:

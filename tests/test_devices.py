@@ -14,18 +14,21 @@ from attention_cases import Case, cases
 from helpers import convnext, slow_except
 from hypothesis import given, settings
 from mixing_cases import Mixing, mixings
+from sliding_cases import Sliding, slidings
 from torch import nn
 
 import tlfx
-from tlfx import mix
+from tlfx import mix, runtime
 from tlfx.aligned import planner_of
 from tlfx.analysis.invariants import rectangles
 from tlfx.analysis.speed import Settings, bench
 from tlfx.capture.arguments import Call
+from tlfx.runtime import BatchAxis, Equation
 from tlfx.runtime.kernel_attention import attention_by_kernel
 
 SIDE, CLASSES, BATCH = 32, 5, 4
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
 RARELY_CPU = [pytest.param("cpu", marks=pytest.mark.slow), DEVICES[1]]
 """For tests that others make on the CPU by default (test_aligned.py, analysis/test_speed.py)."""
 MIXERS: dict[str, Callable[[], mix.Mixer]] = {
@@ -94,7 +97,7 @@ def test_autocast_and_channels_last(device: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(soft.sum(1), torch.ones_like(soft[:, 0]))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 @pytest.mark.parametrize("name", ["timm", "cutmix", "patches", "grid"])
 def test_mixing_and_an_aligned_step_do_not_wait_for_the_gpu(name: str) -> None:
     model = tlfx.align(vit().cuda())
@@ -120,7 +123,7 @@ def test_ways_of_attention_agree(attention: Any, device: str) -> None:
     torch.testing.assert_close(soft.cpu(), reference, rtol=0.0, atol=1e-5)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 @settings(max_examples=60)
 @given(cases(most=150, width=256))
 def test_the_kernel_for_labels_of_attention(case: Case) -> None:
@@ -131,7 +134,7 @@ def test_the_kernel_for_labels_of_attention(case: Case) -> None:
     torch.testing.assert_close(label.double().cpu(), case.expected(), rtol=0.0, atol=2e-6)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 @settings(max_examples=60)
 @given(mixings())
 def test_the_kernel_for_labels_mixed_by_weights(case: Mixing) -> None:
@@ -140,7 +143,73 @@ def test_the_kernel_for_labels_mixed_by_weights(case: Mixing) -> None:
     torch.testing.assert_close(label.double().cpu(), case.expected(), rtol=0.0, atol=2e-6)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
+@settings(max_examples=60)
+@given(slidings())
+def test_the_kernel_for_labels_under_a_convolution(case: Sliding) -> None:
+    label = case.by_kernel("cuda")
+    assert label is not None
+    torch.testing.assert_close(label.double().cpu(), case.expected(), rtol=0.0, atol=2e-6)
+
+
+@needs_gpu
+def test_offsets_of_more_than_32_bits() -> None:
+    """Queries and keys are rows of a tensor, the last of which begins after more than 2³¹ elements."""
+    apart, distance = torch.empty(40 * 2**26, dtype=torch.bfloat16, device="cuda"), 2**26
+    query, key = (
+        apart.as_strided((1, 1, n, 16), (0, 0, distance, 1), first).normal_() for n, first in ((40, 0), (24, 16))
+    )
+    labels = torch.rand(1, 1, 1, 24, 1, device="cuda")
+    equation = Equation("abhqm", "abm", "abq")
+    label = attention_by_kernel(query, key, labels, equation, where=BatchAxis(0))
+    assert label is not None
+    near = runtime.attention(query.cpu(), key.cpu(), labels.cpu(), equation, where=BatchAxis(0))
+    torch.testing.assert_close(label.cpu(), near, rtol=0.0, atol=2e-6)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("dtype", "heads", "width"), [(torch.float64, 4, 32), (torch.float32, 1, 288)])
+def test_attention_that_the_kernel_does_not_take(dtype: torch.dtype, heads: int, width: int, device: str) -> None:
+    """float64, and heads wider than 256: labels by torch's operators."""
+    plain = vit(num_heads=heads, embed_dim=max(width, 32)).to(device, dtype)
+    images, target = batch_on(device, dtype)
+    model = tlfx.align(deepcopy(plain))
+    with torch.no_grad():
+        logits, soft = model(images, target)
+        _, near = tlfx.align(deepcopy(plain).cpu(), attention="fused")(*batch_on("cpu", dtype))
+        assert torch.equal(logits, plain(images))
+    torch.testing.assert_close(soft.cpu(), near, rtol=0.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", RARELY_CPU)
+@pytest.mark.parametrize("build", [pytest.param(vit, id="vit"), convnext])
+def test_a_compiled_step(build: Callable[[], nn.Module], device: str) -> None:
+    """By inductor without a break: the labels of the model that is not compiled."""
+    torch.compiler.reset()
+    images, target = batch_on(device)
+    model = tlfx.align(build().to(device), example=images)
+    with torch.no_grad():
+        _, near = model(images, target)
+    logits, soft = torch.compile(model, fullgraph=True)(images, target)
+    nn.functional.cross_entropy(logits, soft).backward()
+    torch.testing.assert_close(soft, near, rtol=0.0, atol=1e-5)
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("device", RARELY_CPU)
+@pytest.mark.parametrize("build", [pytest.param(vit, id="vit"), convnext])
+def test_deterministic_algorithms(build: Callable[[], nn.Module], device: str) -> None:
+    """All operators of labels have one, and each step gives the bits of the first."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        model = tlfx.align(build().to(device))
+        steps = [model(*batch_on(device)) for _ in range(2)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(one, other) for one, other in zip(*steps, strict=True))
+
+
+@needs_gpu
 @pytest.mark.parametrize("fused", [True, False])
 def test_two_kernels_are_added_for_each_attention_block(fused: bool) -> None:
     models: Any = [vit(depth=depth).cuda() for depth in (2, 4)]
@@ -148,6 +217,15 @@ def test_two_kernels_are_added_for_each_attention_block(fused: bool) -> None:
         block.attn.fused_attn = fused
     added = [kernels_of_labels(model) for model in models]
     assert added[1] - added[0] <= 2 * 2
+
+
+@needs_gpu
+def test_two_kernels_are_added_for_each_convolution() -> None:
+    def model(depth: int) -> nn.Module:
+        convolutions = (nn.Conv2d(3, 3, 3, padding=1, groups=3) for _ in range(depth))
+        return nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, CLASSES)).cuda()
+
+    assert kernels_of_labels(model(4)) - kernels_of_labels(model(2)) <= 2 * 2
 
 
 def kernels_of_labels(model: nn.Module) -> int:

@@ -125,6 +125,26 @@ def test_what_a_capture_depends_on(name: str) -> None:
     assert ModelSettings(module).are_current(module)
 
 
+INSIDE = {
+    *("type in a tuple", "tuple of settings", "list in a list", "type in a list", "dictionary", "type in a dictionary"),
+    *("set in a dictionary", "object", "list in an object"),
+}
+"""Changes inside an object, which a compiled call does not notice."""
+READ_BY_THE_GRAPH = {"dtype", "shape", "shared", "no bias"}
+"""Changes of tensors, which torch.compile guards where a graph reads them."""
+
+
+@pytest.mark.parametrize("name", sorted(CHANGES.keys() - INSIDE - READ_BY_THE_GRAPH))
+def test_what_a_compiled_call_depends_on(name: str) -> None:
+    torch.compiler.reset()
+    module = model()
+    settings = ModelSettings(module)
+    compiled = torch.compile(lambda x: x + 1 if settings.are_current(module) else x + 2, backend="eager")
+    assert compiled(torch.zeros(())) == 1
+    CHANGES[name](module[1])
+    assert compiled(torch.zeros(())) == 2
+
+
 SAME: dict[str, Callable[[Any], Any]] = {
     "values": lambda b: b.linear.weight.data.zero_(),
     "statistics": lambda b: b.norm(torch.rand(4, 3)),

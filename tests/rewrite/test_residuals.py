@@ -2,53 +2,93 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import helpers
 import pytest
 import torch
 from rule_harness import calls, random_mask
+from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from tlfx import runtime
 from tlfx.propagate import Options
-from tlfx.rewrite.residuals import fuse_residuals
+from tlfx.rewrite.residuals import MIXING
+from tlfx.runtime.arithmetic import is_label_arithmetic
 from tlfx.trace import trace
 
+IMAGES, MASK = torch.randn(2, 3, 16, 16), random_mask((3, 16, 16), seed=1)[:2]
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_labels_are_the_same_by_fewer_calls(fused: bool) -> None:
-    model: Any = helpers.vit(depth=3)
+
+class Residual(nn.Module):
+    """A residual connection around a module, whose output is returned too if ``both``."""
+
+    def __init__(self, inner: nn.Module, both: bool = False) -> None:
+        super().__init__()
+        self.inner = inner
+        self.both = both
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        inner = self.inner(x)
+        return (x + inner, inner) if self.both else x + inner
+
+
+def attention(depth: int, fused: bool) -> nn.Module:
+    model = helpers.vit(depth=depth)
     for block in model.blocks:
         block.attn.fused_attn = fused
-    images, mask = torch.randn(2, 3, 16, 16), random_mask((3, 16, 16), seed=1)[:2]
-    aligned = trace(model.eval(), images, Options(attention="fused")).rewrite()
-    expected = aligned(images, mask)[1]
-    assert len(calls(aligned, runtime.average)) == 3
-    fuse_residuals(aligned.graph, {})
-    aligned.recompile()
+    return model
+
+
+def convolutions(depth: int) -> nn.Module:
+    return nn.Sequential(*(Residual(nn.Conv2d(3, 3, 3, padding=1)) for _ in range(depth)))
+
+
+MODELS: dict[str, Callable[[int], nn.Module]] = {
+    "fused attention": lambda depth: attention(depth, fused=True),
+    "written attention": lambda depth: attention(depth, fused=False),
+    "convolution": convolutions,
+}
+
+
+def rewritten(model: nn.Module) -> GraphModule:
+    return trace(model.eval(), IMAGES, Options(attention="fused")).rewrite()
+
+
+def separate(module: GraphModule) -> int:
+    """Write the residual connections of a graph as calls again; the number of them."""
+    mixing = [n for n in module.graph.nodes if n.target in MIXING and "residual" in n.kwargs]
+    for node in mixing:
+        kwargs = dict(node.kwargs)
+        residual = kwargs.pop("residual")
+        node.kwargs = kwargs
+        with module.graph.inserting_after(node):
+            average = module.graph.call_function(runtime.average)
+        node.replace_all_uses_with(average)
+        average.args = (residual, node)
+    module.recompile()
+    return len(mixing)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_labels_are_the_same_by_fewer_calls(kind: str) -> None:
+    aligned = rewritten(MODELS[kind](3))
     assert calls(aligned, runtime.average) == []
-    torch.testing.assert_close(aligned(images, mask)[1], expected)
+    label = aligned(IMAGES, MASK)[1]
+    assert separate(aligned) == 3
+    torch.testing.assert_close(aligned(IMAGES, MASK)[1], label)
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_a_block_adds_one_call(fused: bool) -> None:
-    """Of one kernel on a GPU: attention, its heads and the residual connection."""
-    counts: list[int] = []
-    for depth in (2, 4):
-        model: Any = helpers.vit(depth=depth)
-        for block in model.blocks:
-            block.attn.fused_attn = fused
-        graph = trace(model.eval(), torch.randn(2, 3, 16, 16), Options(attention="fused")).rewrite().graph
-        fuse_residuals(graph, {})
-        counts.append(sum(getattr(node.target, "__module__", "").startswith("tlfx.runtime") for node in graph.nodes))
-    assert counts[1] - counts[0] == 2
+@pytest.mark.parametrize(("kind", "added"), [("fused attention", 1), ("written attention", 1), ("convolution", 2)])
+def test_a_block_adds_as_many_kernels_on_a_gpu(kind: str, added: int) -> None:
+    """Attention, its heads and the residual connection; or the sums of |K|, and a convolution with the connection."""
+    counts = [
+        sum(is_label_arithmetic(node.target) for node in rewritten(MODELS[kind](depth)).graph.nodes) for depth in (2, 4)
+    ]
+    assert counts[1] - counts[0] == 2 * added
 
 
 def test_labels_that_are_read_elsewhere_stay() -> None:
-    model: Any = helpers.vit(depth=1)
-    aligned = trace(model.eval(), torch.randn(2, 3, 16, 16), Options(attention="fused")).rewrite()
-    (mixed,), (average,) = calls(aligned, runtime.attention), calls(aligned, runtime.average)
-    outputs: Any = aligned.graph.output_node().args[0]
-    aligned.graph.output_node().args = ((*outputs, mixed),)
-    fuse_residuals(aligned.graph, {})
-    assert average in aligned.graph.nodes
+    aligned = rewritten(Residual(nn.Conv2d(3, 3, 3, padding=1), both=True))
+    assert len(calls(aligned, runtime.average)) == 1
+    assert "residual" not in calls(aligned, runtime.convolve)[0].kwargs

@@ -36,12 +36,13 @@ def call(case: Case) -> Tensor:
 @compiled
 def test_in_the_interpreter() -> None:
     """Triton reads the flag when it is imported, so the interpreted tests run in a separate process."""
-    files = [__file__, str(Path(__file__).with_name("test_mixing_kernel.py"))]
+    others = ("test_convolution_kernel.py", "test_mixing_kernel.py")
+    files = [__file__, *(str(Path(__file__).with_name(name)) for name in others)]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", *files]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     done = subprocess.run(command, env={**environment, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-    assert "7 passed" in done.stdout
+    assert "9 passed" in done.stdout
 
 
 @interpreted

@@ -54,9 +54,23 @@ class ModelSettings:
         """Whether ``model`` is the captured model or a shallow copy of it, with equal settings."""
         if vars(model)["_modules"] is not self._own_parts:
             return False
-        if torch.compiler.is_compiling():
-            return all(x.is_current() for x in self._traced) and self._tensors.change(self._paths) is None
+        if not torch.compiler.is_compiling():
+            return self._are_current()
+        # compared now, and guarded by reads, which dynamo traces faster than it traces a comparison
+        if not self._are_current_now():
+            return False
+        for settings in self._traced:  # noqa: SIM110 (dynamo traces a loop faster than a generator)
+            if not settings.are_identical():
+                return False
+        return True
+
+    def _are_current(self) -> bool:
         return (self._same_dictionaries() or self.change() is None) and self._tensors.are_current()
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def _are_current_now(self) -> bool:
+        """The same, which dynamo calls instead of tracing it."""
+        return self._are_current()
 
     def change(self) -> str | None:
         """The first attribute that differs, as ``path.name``; None if all are equal."""
@@ -77,7 +91,7 @@ class ModelSettings:
         return is_ignored_state(f"{path}.{name}", self._ignore)
 
     def _keep(self, now: Mapping[nn.Module, Attributes]) -> None:
-        """Keep the attributes in three forms: described, copied for fast comparison, and for dynamo to trace."""
+        """Keep the attributes in three forms: described, copied for fast comparison, and as reads for dynamo."""
         self._described = {module: _describe(module, attributes) for module, attributes in now.items()}
         self._copy(now.values())
         self._traced = [TracedSettings(module, attributes) for module, attributes in now.items()]

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, repeat
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 __all__ = ["TensorTypes"]
@@ -59,8 +58,7 @@ class TensorTypes:
                 return f"{paths.get(module, '')}.{name}".lstrip(".")
         if _shared(self._modules) != self._shared:
             return "tensors that modules share"
-        if not torch.compiler.is_compiling():
-            self._note()  # other tensors of the same types
+        self._note()  # other tensors of the same types
         return None
 
 

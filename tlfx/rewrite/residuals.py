@@ -1,4 +1,4 @@
-"""Residual connections at the end of spatial mixing: one call for both, which a GPU runs as one kernel."""
+"""Residual connections at the end of spatial mixing: one call for both, which is one kernel on a GPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tlfx.capture.regions import Region
 
 __all__ = ["fuse_residuals"]
 
-MIXING = (runtime.attention, runtime.mix)
+MIXING = (runtime.attention, runtime.convolve, runtime.mix)
 
 
 def fuse_residuals(graph: Graph, innermost: Mapping[Node, Region]) -> None:

@@ -136,8 +136,8 @@ class _Writer:
         recorded = tuple(self._read(ids, self._end(), for_each=True) for ids in self.propagation.recorded.ids.values())
         outputs = self.propagation.graph_module.graph.output_node().args[0]
         self.graph.output((map_arg(outputs, lambda n: self.copies[n]), labels + recorded))
-        if self.propagation.device.type != "cpu":  # where each call is a kernel to launch
-            fuse_residuals(self.graph, self.innermost)
+        fuse_residuals(self.graph, self.innermost)
+        if self.propagation.device.type != "cpu":
             load_kernels()
         self.graph.lint()
         return self._module()

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tlfx.runtime.arithmetic import TINY, label_arithmetic
+from tlfx.runtime.arithmetic import TINY, averaged, label_arithmetic
 from tlfx.runtime.batch_axis import BatchAxis, merge_batch, split_batch
+from tlfx.runtime.kernel_convolution import convolve_by_kernel
 
 __all__ = ["by_group", "convolve", "convolve_at", "filtered", "kernel_weights", "resample", "resample_at"]
 
@@ -27,13 +28,26 @@ def convolve(
     kernel: Tensor,
     *args: Any,
     valid: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """Spatial mixing by a convolution with a ``kernel`` (1, 1, *window) of weights, or one for each sample (batch,
-    1, 1, *window), normalised over valid positions.
+    """Spatial mixing by a convolution with a ``kernel`` (1, 1, *window) of |K|, or one for each sample (batch, 1, 1,
+    *window), normalised over valid positions; on a GPU by one Triton kernel where it can.
 
     Labels have the shape (batch, lead, *size, channels); ``valid`` (lead, *size) marks the positions with content.
+    ``residual`` are labels of a skip path in the shape of the result, which is averaged with them.
     """
+    if labels.is_cuda:
+        convolved = convolve_by_kernel(operator, labels, kernel, *args, valid=valid, residual=residual)
+        if convolved is not None:
+            return convolved
+    # uniform where all weights are zero
+    return averaged(_convolved_labels(operator, labels, kernel + TINY, *args, valid=valid), residual)
 
+
+def _convolved_labels(
+    operator: Callable[..., Tensor], labels: Tensor, kernel: Tensor, *args: Any, valid: Tensor | None
+) -> Tensor:
+    """The same by the operator itself, for labels and ones."""
     if kernel.dim() < labels.dim():
         return _over_ones(lambda maps: _convolved(operator, maps, kernel, *args), labels, valid)
 
@@ -78,7 +92,7 @@ def kernel_weights(kernel: Tensor, signed: bool = False, count: int | None = Non
     A kernel (batch · ``count``, in, *window) is that of each sample: (batch, 1, 1, *window).
     """
     kernel = kernel if count is None else kernel.unflatten(0, (-1, count))
-    return _magnitudes(kernel, (0, 1) if count is None else (1, 2), signed).add_(TINY)
+    return _magnitudes(kernel, (0, 1) if count is None else (1, 2), signed)
 
 
 def _magnitudes(kernel: Tensor, channels: tuple[int, int], signed: bool) -> Tensor:
@@ -175,7 +189,7 @@ def convolve_at(
 ) -> Tensor:
     """Spatial mixing by a convolution at run-time places, over itself run on ones: |K| averaged over channels, times
     |modulation|; uniform where it sees nothing. Each of ``copies`` of the labels has the offsets of a channel group."""
-    weight = kernel_weights(kernel, signed).expand(1, copies, -1, -1)
+    weight = (kernel_weights(kernel, signed) + TINY).expand(1, copies, -1, -1)
     places, modulation, bias = places.float(), modulation.float().abs(), weight.new_zeros(1)
 
     def run(maps: Tensor) -> Tensor:

@@ -19,7 +19,11 @@ MOST_CHANNELS = 16
 """Most label channels: each takes another pass over the weights of a block."""
 
 
-_MODULES = {"attention_labels": "attention_kernel", "mix_labels": "mixing_kernel"}
+_MODULES = {
+    "attention_labels": "attention_kernel",
+    "convolve_labels": "convolution_kernel",
+    "mix_labels": "mixing_kernel",
+}
 _LOADED: dict[str, Callable[..., Tensor] | None] = {}
 
 

@@ -57,7 +57,8 @@ def attention(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     # (batch, heads, tokens, channels): a few samples at a time, so that weights stay in the cache
     if where == BatchAxis(0) and query.dim() == key.dim() == 4:
-        return averaged(_attention_in_parts(query, key, scale, bias, labels, equation, own), residual)
+        in_parts = _attention_operator if torch.compiler.is_compiling() else _attention_in_parts
+        return averaged(in_parts(query, key, labels, bias, own, scale, *equation), residual)
     scores = (query * scale) @ key.mT
     weight = torch.softmax(scores if bias is None else scores + bias, -1)
     return averaged(_mixed(split_batch(weight, where), labels, equation, own).flatten(1, -2), residual)
@@ -73,19 +74,23 @@ def _mixed(weight: Tensor, labels: Tensor, equation: Equation, own: Tensor | Non
 def _attention_in_parts(
     query: Tensor,
     key: Tensor,
-    scale: float,
-    bias: Tensor | None,
     labels: Tensor,
-    equation: Equation,
+    bias: Tensor | None,
     own: Tensor | None,
+    scale: float,
+    of_weight: str,
+    of_labels: str,
+    out: str,
 ) -> Tensor:
-    """A few samples at a time, in one pair of buffers that stays in the cache; no tensor holds the weights of all."""
+    """A few samples at a time, in one pair of buffers that stays in the cache; no tensor holds the weights of all. The
+    last three arguments are the equation."""
+    equation = Equation(of_weight, of_labels, out)
     batch, heads, count, _ = query.shape
     keys = key.shape[-2]
     step = min(batch, max(1, _PART.get(query.device.type, _LARGE_PART) // (4 * heads * count * keys)))
     buffers = query.new_empty(2, step * heads, count, keys)
     if step == batch:
-        return _attention_of_part(query, key, labels, bias, own, scale, equation, buffers)
+        return _attention_of_part(query, key, labels, bias, own, scale, equation, buffers).contiguous()
     parts: list[Tensor] = []
     for start in range(0, batch, step):
         q, k, y = (_part(x, start, step) for x in (query, key, labels))
@@ -93,6 +98,29 @@ def _attention_in_parts(
         kept = own if own is None else _part(own, start, step)
         parts.append(_attention_of_part(q, k, y, b, kept, scale, equation, buffers[:, : q.shape[0] * heads]))
     return torch.cat(parts)
+
+
+# one operator of a compiled graph: traced, its parts would be compiled one by one
+_attention_operator = torch.library.custom_op("tlfx::attention_in_parts", _attention_in_parts, mutates_args=())
+
+
+@_attention_operator.register_fake
+def _attention_at_once(
+    query: Tensor,
+    key: Tensor,
+    labels: Tensor,
+    bias: Tensor | None,
+    own: Tensor | None,
+    scale: float,
+    of_weight: str,
+    of_labels: str,
+    out: str,
+) -> Tensor:
+    """A tensor in the shape of the result."""
+    weight = query.new_empty(*query.shape[:-1], key.shape[-2])
+    equation = Equation(of_weight, of_labels, out)
+    mixed = contract(split_batch(weight, BatchAxis(0)), labels, equation).flatten(1, -2)
+    return torch.empty_like(mixed, memory_format=torch.contiguous_format)
 
 
 def _part(x: Tensor, start: int, step: int) -> Tensor:

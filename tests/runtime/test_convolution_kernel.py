@@ -1,0 +1,83 @@
+"""The Triton kernel for labels under a convolution, against plain float64 arithmetic."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from sliding_cases import Sliding, slidings
+
+from tlfx.runtime.kernel_convolution import convolve_by_kernel
+
+pytest.importorskip("triton")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in the process of test_attention_kernel.py")
+compiled = pytest.mark.skipif(INTERPRETED, reason="Triton interprets here")
+CONV = torch.ops.aten.conv2d.default
+
+
+@interpreted
+@settings(max_examples=60)
+@given(slidings())
+def test_labels_are_those_of_plain_arithmetic(case: Sliding) -> None:
+    convolved = case.by_kernel()
+    assert convolved is not None
+    torch.testing.assert_close(convolved.double(), case.expected(), rtol=0, atol=1e-6)
+
+
+@interpreted
+def test_several_blocks_of_positions() -> None:
+    """A block of 128 positions ends in one map, and the next begins there; all weights are zero, so that the mean of
+    each window is computed."""
+    labels = torch.rand(2, 1, 17, 13, 1)
+    convolved = convolve_by_kernel(CONV, labels, torch.zeros(1, 1, 3, 3), [1, 1], [1, 1], [1, 1])
+    maps = labels[..., 0].double()
+    expected = torch.nn.functional.avg_pool2d(maps, 3, 1, 1, count_include_pad=False)
+    assert convolved is not None
+    torch.testing.assert_close(convolved.double(), expected.flatten(1)[..., None], rtol=0, atol=1e-6)
+
+
+@compiled
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"operator": torch.ops.aten.conv_transpose2d.input},
+        {"labels": torch.rand(1, 1, 4, 4, 17)},
+        {"labels": torch.rand(1, 1, 4, 4, 1).double()},
+    ],
+)
+def test_where_the_kernel_cannot(changed: dict[str, Any]) -> None:
+    given = {"operator": CONV, "labels": torch.rand(1, 1, 4, 4, 1), "weight": torch.rand(1, 1, 3, 3), **changed}
+    assert convolve_by_kernel(**given) is None
+
+
+@compiled
+@pytest.mark.slow
+@pytest.mark.parametrize("valid", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_it_compiles_for_gpus(valid: bool, channels: int) -> None:
+    """To machine code; no GPU is needed."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from tlfx.runtime.convolution_kernel import convolve_labels_kernel
+
+    known = {
+        "TAPS": 49,
+        "WINDOW_Y": 7,
+        "WINDOW_X": 7,
+        "CHANNELS": channels,
+        "CHANNEL_BLOCK": 4 if channels > 1 else 1,
+        "ROWS": 128,
+        "VALID": valid,
+        "RESIDUAL": True,
+    }
+    types = dict.fromkeys(convolve_labels_kernel.arg_names, "i32") | dict.fromkeys(known, "constexpr")
+    types |= dict.fromkeys(("labels", "weight", "valid", "residual", "out"), "*fp32")
+    places = {(convolve_labels_kernel.arg_names.index(name),): value for name, value in known.items()}
+    made = triton.compile(ASTSource(convolve_labels_kernel, types, places), target=GPUTarget("cuda", 80, 32))
+    assert made.metadata.shared <= 48 * 1024

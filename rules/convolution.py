@@ -10,6 +10,7 @@ from tlfx._torch import overload_name
 from tlfx.propagate.values import Value
 from tlfx.propagate.verbs import OpContext
 from tlfx.rules import rule
+from tlfx.runtime.kernel_convolution import each
 
 aten = torch.ops.aten
 
@@ -69,10 +70,3 @@ def conv_transpose(
     holes = each(dilation, spatial)
     # aten.conv_transpose takes groups before dilation; the kernel of labels has one channel, and so one group
     return op.convolve(x, weight, steps, padding, extra, 1, holes, spatial=spatial, groups=groups)
-
-
-def each(setting: Any, count: int) -> list[int]:
-    """A setting spelled out for each axis."""
-    if isinstance(setting, int):
-        return [setting] * count
-    return list(setting) * count if len(setting) == 1 else list(setting)

@@ -10,8 +10,9 @@ from tlfx.propagate.maps import NONE
 from tlfx.propagate.values import Value
 from tlfx.propagate.verbs import OpContext
 from tlfx.rules import rule
+from tlfx.runtime.kernel_convolution import each
 
-from .convolution import AVERAGE, each
+from .convolution import AVERAGE
 
 aten = torch.ops.aten
 

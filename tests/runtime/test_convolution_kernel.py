@@ -1,4 +1,4 @@
-"""The Triton kernel for labels under a convolution, against plain float64 arithmetic."""
+"""The Triton kernel for labels under a convolution or a pool, against plain float64 arithmetic."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from sliding_cases import Sliding, slidings
+from torch import Tensor, nn
 
-from tlfx.runtime.kernel_convolution import convolve_by_kernel
+from tlfx.runtime.kernel_convolution import convolve_by_kernel, pool_by_kernel
+from tlfx.runtime.kernels import load_kernels
 
 pytest.importorskip("triton")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -20,7 +22,7 @@ CONV = torch.ops.aten.conv2d.default
 
 
 @interpreted
-@settings(max_examples=60)
+@settings(max_examples=80)
 @given(slidings())
 def test_labels_are_those_of_plain_arithmetic(case: Sliding) -> None:
     convolved = case.by_kernel()
@@ -55,6 +57,29 @@ def test_where_the_kernel_cannot(changed: dict[str, Any]) -> None:
 
 
 @compiled
+def test_other_resampling_is_not_a_pool() -> None:
+    labels = torch.rand(1, 1, 4, 4, 1)
+    assert pool_by_kernel(torch.ops.aten.upsample_bilinear2d.vec, labels, [8, 8], [], 0) is None
+
+
+@compiled
+def test_a_graph_that_calls_it_is_exported_without_a_break() -> None:
+    """For any batch, after a reset too; up to the kernel itself, which needs a GPU."""
+
+    class Net(nn.Module):
+        def forward(self, labels: Tensor, weight: Tensor) -> Tensor | None:
+            return convolve_by_kernel(CONV, labels, weight, [2, 2], [1, 1], [1, 1])
+
+    load_kernels()
+    torch.compiler.reset()
+    given = torch.rand(2, 1, 8, 6, 1), torch.rand(1, 1, 3, 3)
+    shapes = ({0: torch.export.Dim.DYNAMIC}, None)
+    graph = torch.export.export(Net(), given, dynamic_shapes=shapes, strict=True).graph
+    (node,) = (n for n in graph.nodes if n.target is torch.ops.tlfx.convolve_labels.default)
+    assert node.meta["val"].shape[1:] == (12, 1)
+
+
+@compiled
 @pytest.mark.slow
 @pytest.mark.parametrize("valid", [False, True])
 @pytest.mark.parametrize("channels", [1, 3])
@@ -73,6 +98,7 @@ def test_it_compiles_for_gpus(valid: bool, channels: int) -> None:
         "CHANNELS": channels,
         "CHANNEL_BLOCK": 4 if channels > 1 else 1,
         "ROWS": 128,
+        "WEIGHTED": True,
         "VALID": valid,
         "RESIDUAL": True,
     }

@@ -11,7 +11,7 @@ from tlfx.capture.regions import Region
 
 __all__ = ["fuse_residuals"]
 
-MIXING = (runtime.attention, runtime.convolve, runtime.mix)
+MIXING = (runtime.attention, runtime.convolve, runtime.mix, runtime.resample)
 
 
 def fuse_residuals(graph: Graph, innermost: Mapping[Node, Region]) -> None:

@@ -134,7 +134,6 @@ def attention_labels_kernel(
 
 _IS_COMPILED = isinstance(attention_labels_kernel, triton.JITFunction)
 """Not by the interpreter (TRITON_INTERPRET=1): its kernels cannot be wrapped, and multiply no bfloat16."""
-_KERNEL: Any = wrap_triton(attention_labels_kernel) if _IS_COMPILED else attention_labels_kernel
 _SCHEMA = (
     "(Tensor query, Tensor key, Tensor labels, Tensor? own, Tensor? mask, Tensor? index, Tensor? residual, "
     "float scale, bool causal)"
@@ -171,8 +170,10 @@ def attention_labels(
     wide = max(16, triton.next_power_of_2(width))
     most = most_rows(wide, 4 if widen else query.element_size())
     rows, columns = (max(16, min(most, triton.next_power_of_2(n))) for n in (count, keys))
+    # wrapped at each call: torch.compiler.reset() forgets kernels that were wrapped before
+    launched: Any = wrap_triton(attention_labels_kernel) if _IS_COMPILED else attention_labels_kernel
     with device_of(labels):
-        _KERNEL[(batch * groups * inner * triton.cdiv(count, rows),)](
+        launched[(batch * groups * inner * triton.cdiv(count, rows),)](
             # a pointer for every operand: those of the labels are not read
             query, key, labels, *(labels if x is None else x for x in (own, mask, index, residual)), out,
             groups, inner, count, keys, width, scale * _LOG2E.value,

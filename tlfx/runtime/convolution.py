@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tlfx.runtime.arithmetic import TINY, averaged, label_arithmetic
 from tlfx.runtime.batch_axis import BatchAxis, merge_batch, split_batch
-from tlfx.runtime.kernel_convolution import convolve_by_kernel
+from tlfx.runtime.kernel_convolution import convolve_by_kernel, pool_by_kernel
 
 __all__ = ["by_group", "convolve", "convolve_at", "filtered", "kernel_weights", "resample", "resample_at"]
 
@@ -126,10 +126,16 @@ def resample(
     channel: bool = True,
     valid: Tensor | None = None,
     keeps_ones: bool = False,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """Resampling and pooling: the operator itself run on the label map, divided by itself run on ones, unless it
-    ``keeps_ones``, as pooling without padding does."""
-    return _over_ones(lambda maps: operator(maps, *args), labels, valid, channel, keeps_ones)
+    ``keeps_ones``, as pooling without padding does; average pools on a GPU by one Triton kernel where it can.
+    ``residual`` as in :func:`convolve`."""
+    if labels.is_cuda:
+        pooled = pool_by_kernel(operator, labels, *args, valid=valid, residual=residual)
+        if pooled is not None:
+            return pooled
+    return averaged(_over_ones(lambda maps: operator(maps, *args), labels, valid, channel, keeps_ones), residual)
 
 
 @label_arithmetic

@@ -1,5 +1,5 @@
-"""Labels under a convolution in one Triton kernel: the sums over labels and over ones, their quotient, and the average
-with a skip path.
+"""Labels under a convolution or a pool in one Triton kernel: sums over labels and over ones, their quotient, and the
+average with a skip path.
 
 A program computes up to 128 positions of one sample, weight by weight. Labels are read in place, by their strides.
 """
@@ -31,7 +31,8 @@ def convolve_labels_kernel(
     stride_z, stride_y, stride_x, edge_z, edge_y, edge_x, step_z, step_y, step_x,
     l_batch, l_lead, l_z, l_y, l_x, l_channel, w_batch, v_lead, v_z, v_y, v_x, r_batch, r_row, r_channel,
     TAPS: tl.constexpr, WINDOW_Y: tl.constexpr, WINDOW_X: tl.constexpr, CHANNELS: tl.constexpr,
-    CHANNEL_BLOCK: tl.constexpr, ROWS: tl.constexpr, VALID: tl.constexpr, RESIDUAL: tl.constexpr,
+    CHANNEL_BLOCK: tl.constexpr, ROWS: tl.constexpr, WEIGHTED: tl.constexpr, VALID: tl.constexpr,
+    RESIDUAL: tl.constexpr,
 ):  # fmt: skip
     """Labels of a block of positions (lead, depth, height, width) of one sample; pointers, sizes, strides of the
     convolution, of tensors, then what is compiled in."""
@@ -54,8 +55,9 @@ def convolve_labels_kernel(
         at_y = y + tap // WINDOW_X % WINDOW_Y * step_y
         at_z = z + tap // (WINDOW_X * WINDOW_Y) * step_z
         inside = in_rows & (at_x >= 0) & (at_x < width) & (at_y >= 0) & (at_y < height) & (at_z >= 0) & (at_z < depth)
-        size = tl.load(weight + tap) + _TINY
-        seen = tl.where(inside, size, 0.0)
+        seen = tl.where(inside, 1.0, 0.0)
+        if WEIGHTED:  # uniform where all are zero
+            seen *= tl.load(weight + tap) + _TINY
         if VALID:
             place = lead * v_lead + at_z * v_z + at_y * v_y + at_x * v_x
             seen *= tl.load(valid + place, mask=inside, other=0.0)
@@ -78,9 +80,8 @@ def convolve_labels_kernel(
 
 _IS_COMPILED = isinstance(convolve_labels_kernel, triton.JITFunction)
 """Not by the interpreter, whose kernels cannot be wrapped."""
-_KERNEL: Any = wrap_triton(convolve_labels_kernel) if _IS_COMPILED else convolve_labels_kernel
 _SCHEMA = (
-    "(Tensor labels, Tensor weight, Tensor? valid, Tensor? residual, SymInt[] out, int[] window, int[] stride, "
+    "(Tensor labels, Tensor? weight, Tensor? valid, Tensor? residual, SymInt[] out, int[] window, int[] stride, "
     "SymInt[] edge, int[] step) -> Tensor"
 )
 
@@ -88,7 +89,7 @@ _SCHEMA = (
 @triton_op("tlfx::convolve_labels", mutates_args=(), schema=_SCHEMA)
 def convolve_labels(
     labels: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     valid: Tensor | None,
     residual: Tensor | None,
     out: Sequence[int],
@@ -100,23 +101,26 @@ def convolve_labels(
     """Labels (batch, lead · positions, channels), float32, of a convolution with weights ≥ 0.
 
     Labels (batch, lead, depth, height, width, channels) float32 of any strides, ``weight`` (batch or 1, weights of a
-    window) float32 contiguous, ``valid`` (lead, depth, height, width) float32, 1 for positions with content, None if
-    all have. ``out`` is the size of the output, ``edge`` the padding before each axis, ``step`` the dilation.
-    ``residual`` (batch, lead · positions, channels) are labels that the result is averaged with.
+    window) float32 contiguous, None for equal ones; ``valid`` (lead, depth, height, width) float32, 1 for positions
+    with content, None if all have. ``out`` is the size of the output, ``edge`` the padding before each axis, ``step``
+    the dilation. ``residual`` (batch, lead · positions, channels) are labels that the result is averaged with.
     """
     batch, lead, *size, channels = labels.shape
     count = lead * out[0] * out[1] * out[2]
     mixed = labels.new_empty(batch, count, channels)
     rows = min(_ROWS, triton.next_power_of_2(count))
     blocks = triton.cdiv(count, rows)
+    w_batch = 0 if weight is None or weight.shape[0] == 1 else weight.stride(0)
+    # wrapped at each call: torch.compiler.reset() forgets kernels that were wrapped before
+    launched: Any = wrap_triton(convolve_labels_kernel) if _IS_COMPILED else convolve_labels_kernel
     with device_of(labels):
-        _KERNEL[(batch * blocks,)](
+        launched[(batch * blocks,)](
             # a pointer for every operand: those of the labels are not read
-            labels, weight, *(labels if x is None else x for x in (valid, residual)), mixed,
+            labels, *(labels if x is None else x for x in (weight, valid, residual)), mixed,
             blocks, count, *size, *out, *stride, *edge, *step,
-            *labels.stride(), weight.stride(0) if weight.shape[0] > 1 else 0, *strides(valid, 4), *strides(residual, 3),
+            *labels.stride(), w_batch, *strides(valid, 4), *strides(residual, 3),
             TAPS=window[0] * window[1] * window[2], WINDOW_Y=window[1], WINDOW_X=window[2], CHANNELS=channels,
-            CHANNEL_BLOCK=triton.next_power_of_2(channels), ROWS=rows, VALID=valid is not None,
-            RESIDUAL=residual is not None, num_warps=4,
+            CHANNEL_BLOCK=triton.next_power_of_2(channels), ROWS=rows, WEIGHTED=weight is not None,
+            VALID=valid is not None, RESIDUAL=residual is not None, num_warps=4,
         )  # fmt: skip
     return mixed

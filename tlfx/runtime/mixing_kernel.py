@@ -88,7 +88,6 @@ def mix_labels_kernel(
 
 _IS_COMPILED = isinstance(mix_labels_kernel, triton.JITFunction)
 """Not by the interpreter, whose kernels cannot be wrapped."""
-_KERNEL: Any = wrap_triton(mix_labels_kernel) if _IS_COMPILED else mix_labels_kernel
 _SCHEMA = "(Tensor weight, Tensor labels, Tensor? own, Tensor? residual, int size) -> Tensor"
 
 
@@ -106,8 +105,10 @@ def mix_labels(weight: Tensor, labels: Tensor, own: Tensor | None, residual: Ten
     channels = labels.shape[-1]
     out = labels.new_empty(batch, groups, inner, count, channels)
     rows, columns = (min(most, triton.next_power_of_2(n)) for most, n in ((_ROWS, count), (_COLUMNS, keys)))
+    # wrapped at each call: torch.compiler.reset() forgets kernels that were wrapped before
+    launched: Any = wrap_triton(mix_labels_kernel) if _IS_COMPILED else mix_labels_kernel
     with device_of(labels):
-        _KERNEL[(batch * groups * inner * triton.cdiv(count, rows),)](
+        launched[(batch * groups * inner * triton.cdiv(count, rows),)](
             # a pointer for every operand: those of the labels are not read
             weight, labels, *(labels if x is None else x for x in (own, residual)), out, groups, inner, count, keys,
             *weight.stride(), *labels.stride(), *strides(own, 5), *strides(residual, 5),

@@ -123,6 +123,17 @@ def test_ways_of_attention_agree(attention: Any, device: str) -> None:
     torch.testing.assert_close(soft.cpu(), reference, rtol=0.0, atol=1e-5)
 
 
+@pytest.mark.parametrize("device", RARELY_CPU)
+@pytest.mark.parametrize("policy", [tlfx.Policy(heads="norm"), tlfx.Policy(residual="norm"), "influence"])
+def test_policies_are_those_of_the_cpu(policy: Any, device: str) -> None:
+    images, target = batch_on(device)
+    model = vit().to(device)
+    with torch.no_grad():
+        _, near = tlfx.align(deepcopy(model).cpu(), policy=policy)(*batch_on("cpu"))
+        _, soft = tlfx.align(model, policy=policy)(images, target)
+    torch.testing.assert_close(soft.cpu(), near, rtol=0.0, atol=1e-5)
+
+
 @needs_gpu
 @settings(max_examples=60)
 @given(cases(most=150, width=256))

@@ -377,7 +377,8 @@ def test_the_paper_is_the_default() -> None:
         for policy in (None, tlfx.Policy("average", "mean", "absolute", "uniform"), tlfx.Policy(residual="norm"))
     )
     assert [node.format_node() for node in default.nodes] == [node.format_node() for node in paper.nodes]
-    assert len(default.find_nodes(op="call_function", target=runtime.average)) == 1
+    (convolved,) = default.find_nodes(op="call_function", target=runtime.convolve)
+    assert "residual" in convolved.kwargs
     assert not default.find_nodes(op="call_function", target=runtime.residual_by_norm)
     assert len(by_norm.find_nodes(op="call_function", target=runtime.residual_by_norm)) == 1
 

@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 from tlfx import runtime
 from tlfx.propagate import Options
 from tlfx.rewrite.residuals import MIXING
-from tlfx.runtime.arithmetic import is_label_arithmetic
+from tlfx.runtime.arithmetic import original_of
 from tlfx.trace import trace
 
 IMAGES, MASK = torch.randn(2, 3, 16, 16), random_mask((3, 16, 16), seed=1)[:2]
@@ -83,7 +83,8 @@ def test_labels_are_the_same_by_fewer_calls(kind: str) -> None:
 def test_a_block_adds_as_many_kernels_on_a_gpu(kind: str, added: int) -> None:
     """Attention, its heads and the residual connection; or the sums of |K|, and a convolution with the connection."""
     counts = [
-        sum(is_label_arithmetic(node.target) for node in rewritten(MODELS[kind](depth)).graph.nodes) for depth in (2, 4)
+        sum(original_of(node.target) is not None for node in rewritten(MODELS[kind](depth)).graph.nodes)
+        for depth in (2, 4)
     ]
     assert counts[1] - counts[0] == 2 * added
 

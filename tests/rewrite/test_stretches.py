@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import helpers
 import torch
 from rule_harness import calls, random_mask
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 
 from tlfx import runtime
 from tlfx.propagate import Options
 from tlfx.rewrite.stretches import with_stretches
-from tlfx.runtime.arithmetic import is_label_arithmetic
+from tlfx.runtime.arithmetic import label_arithmetic, original_of
 from tlfx.trace import trace
 
 IMAGES, MASK = torch.randn(2, 3, 32, 32), random_mask((3, 32, 32), seed=1)[:2]
@@ -31,7 +32,7 @@ def test_labels_of_a_convolutional_network_are_one_stretch() -> None:
     (graph,) = stretches(program)
     assert calls(aligned, runtime.convolve)
     assert not any(getattr(n.target, "__module__", "") == "tlfx.runtime" for n in program.graph.nodes)
-    assert not any(is_label_arithmetic(n.target) for n in graph.nodes)
+    assert not any(original_of(n.target) for n in graph.nodes)
     for ours, theirs in zip(program(IMAGES, MASK), aligned(IMAGES, MASK), strict=True):
         assert torch.equal(ours[0], theirs[0])
 
@@ -71,3 +72,25 @@ def test_few_labels_are_no_stretch() -> None:
 def test_a_graph_without_stretches_stays_as_it_is() -> None:
     aligned = trace(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()), IMAGES).rewrite()
     assert with_stretches(aligned) is aligned
+
+
+def test_a_function_around_label_arithmetic_is_not_left_out() -> None:
+    """functools.wraps copies the attributes of what it wraps."""
+
+    @label_arithmetic
+    def labels(given: Tensor) -> Tensor:
+        return given
+
+    @functools.wraps(labels)
+    def doubled(given: Tensor) -> Tensor:
+        return 2 * labels(given)
+
+    graph = Graph()
+    label = graph.placeholder("given")
+    for function in (labels, doubled, labels, labels, labels):
+        label = graph.call_function(function, (label,))
+    graph.output(label)
+    module = GraphModule(nn.Module(), graph)
+    program = with_stretches(module)
+    assert len(stretches(program)) == 1
+    assert program(torch.ones(1)) == module(torch.ones(1)) == 2

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tlfx import runtime
 from tlfx.runtime import BatchAxis, Equation
-from tlfx.runtime.kernel_attention import attention_by_kernel
+from tlfx.runtime.kernel_attention import attention_by_kernel, attention_of_heads_by_kernel
 from tlfx.runtime.kernels import load_kernels
 
 pytest.importorskip("triton")
@@ -42,7 +42,7 @@ def test_in_the_interpreter() -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     done = subprocess.run(command, env={**environment, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-    assert "9 passed" in done.stdout
+    assert "11 passed" in done.stdout
 
 
 @interpreted
@@ -50,6 +50,21 @@ def test_in_the_interpreter() -> None:
 @given(cases())
 def test_labels_are_those_of_plain_arithmetic(case: Case) -> None:
     torch.testing.assert_close(call(case).double(), case.expected(), rtol=0, atol=1e-6)
+
+
+@interpreted
+@pytest.mark.parametrize("masked", [False, True])
+def test_labels_that_differ_from_head_to_head(masked: bool) -> None:
+    """Windows of 2 samples, with labels and masses of each head, as heads="norm" weights them."""
+    where = BatchAxis(0, 1, 3)
+    query, key = torch.randn(2, 6, 2, 5, 8).unbind()
+    labels = torch.rand(2, 1, 3, 2, 5, 3)
+    mask = torch.rand(5, 5) > 0.3 if masked else None
+    mixed = attention_of_heads_by_kernel(query, key, labels, where=where, mask=mask)
+    value = runtime.merge_batch(labels, where)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask)
+    assert mixed is not None
+    torch.testing.assert_close(mixed, runtime.split_batch(expected, where), equal_nan=True)
 
 
 @interpreted

@@ -15,7 +15,7 @@ from torch.fx.node import map_arg
 
 from tlfx import runtime
 from tlfx.graph.shells import graph_module_of
-from tlfx.runtime.arithmetic import is_label_arithmetic, outside_autograd
+from tlfx.runtime.arithmetic import original_of, outside_autograd
 
 __all__ = ["with_stretches"]
 
@@ -53,7 +53,7 @@ def _stretches(graph: Graph) -> Iterator[list[Node]]:
     for node in graph.nodes:
         if node.op == "get_attr":
             continue
-        if node.op == "call_function" and (is_label_arithmetic(node.target) or node.target in _PICKS):
+        if node.target in _PICKS or original_of(node.target) is not None:
             run.append(node)
             continue
         if _is_long(run):
@@ -62,7 +62,7 @@ def _stretches(graph: Graph) -> Iterator[list[Node]]:
 
 
 def _is_long(run: Sequence[Node]) -> bool:
-    return sum(is_label_arithmetic(node.target) for node in run) >= _FEWEST
+    return sum(original_of(node.target) is not None for node in run) >= _FEWEST
 
 
 def _part(module: GraphModule, stretch: Sequence[Node]) -> tuple[nn.Module, list[Node], list[Node]]:
@@ -77,8 +77,7 @@ def _part(module: GraphModule, stretch: Sequence[Node]) -> tuple[nn.Module, list
         for attribute in (n for n in node.all_input_nodes if n.op == "get_attr" and n not in copies):
             copies[attribute] = graph.node_copy(attribute)
         copies[node] = copied = graph.node_copy(node, copies.__getitem__)
-        if is_label_arithmetic(node.target):
-            copied.target = node.target.__wrapped__  # type: ignore[union-attr]
+        copied.target = original_of(node.target) or node.target
     graph.output(map_arg(tuple(outputs), copies.__getitem__))
     body = graph_module_of(graph, module._modules, module._buffers, "Stretch")
     return _Stretch(body), inputs, outputs

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -15,9 +17,9 @@ __all__ = [
     "TINY",
     "averaged",
     "by_mass",
-    "is_label_arithmetic",
     "label_arithmetic",
     "magnitude",
+    "original_of",
     "outside_autograd",
     "with_mass",
 ]
@@ -27,6 +29,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 # negligible next to any mass in float32, whose least normal number is 1.2e-38
 TINY = 1e-20
+_ORIGINALS: WeakKeyDictionary[Callable[..., Tensor], Callable[..., Tensor]] = WeakKeyDictionary()
+"""Functions by what decorates them. An attribute would be copied by functools.wraps to a function around it."""
 
 
 def label_arithmetic(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
@@ -36,13 +40,13 @@ def label_arithmetic(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
     def outside(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         return outside_autograd(function, *args, **kwargs)
 
-    vars(outside)[_IS_LABEL_ARITHMETIC] = True
+    _ORIGINALS[outside] = function
     return outside
 
 
-def is_label_arithmetic(function: object) -> bool:
-    """Whether a function is decorated by :func:`label_arithmetic`; its ``__wrapped__`` is the original."""
-    return getattr(function, _IS_LABEL_ARITHMETIC, False)
+def original_of(function: Any) -> Callable[..., Tensor] | None:
+    """The function that :func:`label_arithmetic` has decorated; None for any other function."""
+    return _ORIGINALS.get(function) if inspect.isfunction(function) else None
 
 
 def outside_autograd(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -63,9 +67,6 @@ def outside_autograd(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
         set_grad_mode(gradients)
         if casts:
             torch.set_autocast_enabled(device, True)
-
-
-_IS_LABEL_ARITHMETIC = "_tlfx_is_label_arithmetic"
 
 
 def _device_type(args: Sequence[Any]) -> str:

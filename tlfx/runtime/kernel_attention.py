@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from tlfx.runtime.batch_axis import BatchAxis, split_batch
 from tlfx.runtime.equation import QUERY, Equation, is_range, pick, select
 from tlfx.runtime.kernels import MOST_CHANNELS, TYPES, kernel
 
-__all__ = ["attention_by_kernel"]
+__all__ = ["attention_by_kernel", "attention_of_heads_by_kernel"]
 
 _MOST_WIDTH = 256
 """Largest width of a head."""
@@ -54,6 +54,17 @@ def attention_by_kernel(
         lead, tokens = labels.shape[1:3], query.shape[-2] if index is None else len(index)
         residual = residual.unflatten(1, (*lead, tokens)).expand(len(labels), -1, -1, -1, -1)
     return labels_by(query, key, labels, own, mask, index, residual, scale, causal).flatten(1, -2)
+
+
+def attention_of_heads_by_kernel(
+    query: Tensor, key: Tensor, labels: Tensor, *, where: BatchAxis, **options: Any
+) -> Tensor | None:
+    """The same for labels (batch, *lead, m, channels) that differ from head to head, head by head: (batch, *lead, n,
+    channels); a query that sees no key is NaN."""
+    lead = "abcdefgh"[: labels.dim() - 3]
+    equation = Equation(f"{lead}{QUERY}m", f"{lead}m", f"{lead}{QUERY}")
+    mixed = attention_by_kernel(query, key, labels, equation, where=where, **options)
+    return None if mixed is None else mixed.unflatten(1, (*labels.shape[1:-2], -1))
 
 
 def _is_supported(query: Tensor, key: Tensor, labels: Tensor, mask: Tensor | None) -> bool:

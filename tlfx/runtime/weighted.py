@@ -21,6 +21,7 @@ from tlfx.runtime.arithmetic import (
 from tlfx.runtime.batch_axis import BatchAxis, merge_batch, split_batch
 from tlfx.runtime.contraction import contract
 from tlfx.runtime.equation import Equation, query_axis, select
+from tlfx.runtime.kernel_attention import attention_of_heads_by_kernel
 from tlfx.runtime.softmax_attention import attention_bias, repeat_groups, select_queries
 
 __all__ = [
@@ -123,7 +124,8 @@ def attention_by_norm(
     queries: Sequence[int] | Tensor | None = None,
     deviation: bool = False,
 ) -> Tensor:
-    """The same by scaled dot-product attention: the operator itself run on labels times norms, over norms.
+    """The same by scaled dot-product attention: the operator itself run on labels times norms, over norms; on a GPU by
+    one Triton kernel where it can.
 
     Labels (batch, *lead, m, channels) have the axes of the value, its batch axis split in two, with size 1 along heads;
     ``heads`` are the axes to sum over in (batch, *lead, n). A query that sees no key has its ``own`` label, (batch,
@@ -132,13 +134,18 @@ def attention_by_norm(
     value = _centred(value, [-2]) if deviation else value
     norms = value.abs().float().norm(dim=-1, keepdim=True) + TINY
     # labels and mass times ‖v‖: one run gives W·‖v‖·Y and W·‖v‖
-    labels = merge_batch(with_mass(labels), where) * norms
-    query, key, labels = query.float(), repeat_groups(key.float(), query), repeat_groups(labels, query)
-    bias = attention_bias(query, key, mask, causal)
-    query, bias = select_queries(query, bias, queries)
-    with _any_kernel():
-        mixed = F.scaled_dot_product_attention(query, key, labels, bias, scale=scale)
-    mixed = split_batch(mixed, where)
+    labels = repeat_groups(merge_batch(with_mass(labels), where) * norms, query)
+    key, mixed = repeat_groups(key, query), None
+    if query.is_cuda:
+        given: dict[str, Any] = {"mask": mask, "causal": causal, "scale": scale, "queries": queries}
+        mixed = attention_of_heads_by_kernel(query, key, split_batch(labels, where), where=where, **given)
+    if mixed is None:
+        query, key = query.float(), key.float()
+        bias = attention_bias(query, key, mask, causal)
+        query, bias = select_queries(query, bias, queries)
+        with _any_kernel():
+            mixed = F.scaled_dot_product_attention(query, key, labels, bias, scale=scale)
+        mixed = split_batch(mixed, where)
     if own is not None:
         mixed, own = mixed.nan_to_num(0.0), own if queries is None else select(own, own.dim() - 2, queries)
     return by_mass(mixed.sum(tuple(heads)) if heads else mixed, own).flatten(1, -2)

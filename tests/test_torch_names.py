@@ -439,6 +439,38 @@ def compiled_model() -> None:
     assert not _torch.is_compiled(module)
 
 
+def direct_calls() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    seen: list[bool] = []
+
+    def note(x: Tensor) -> Tensor:
+        seen.append(_torch.runs_directly((x, 1, None)))
+        return x.sum()
+
+    note(torch.ones(2)), note(nn.Parameter(torch.ones(2)))
+    assert seen == [True, True]
+    seen.clear()
+    torch.func.grad(note)(torch.ones(2))
+    torch.vmap(note)(torch.ones(2, 2))
+    with FakeTensorMode():
+        note(torch.ones(2))
+    torch.export.export(Calling(note), (torch.ones(2),), strict=False)
+    assert seen == [False] * len(seen)
+    assert len(seen) >= 4
+
+
+class Calling(nn.Module):
+    """Calls a function."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
 def dispatch_modes() -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -478,6 +510,7 @@ NAMES: dict[str, Callable[[], None]] = {
     "torch.utils.checkpoint._checkpoint_without_reentrant_generator": checkpoint_generator,
     "torch.utils.checkpoint.CheckpointFunction": checkpoint_function,
     "torch._C._functorch.is_functorch_wrapped_tensor, get_unwrapped": without_vmap,
+    "torch._C._functorch.peek_interpreter_stack, torch._C._len_torch_dispatch_stack": direct_calls,
     "torch._functorch.pyfunctorch.temporarily_clear_interpreter_stack": outside_transforms,
     "UntypedStorage._cdata": storage_key,
     "torch.Generator._cdata": generator_key,

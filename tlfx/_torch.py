@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -70,6 +70,7 @@ __all__ = [
     "outside_transforms",
     "overload_name",
     "rename",
+    "runs_directly",
     "schema",
     "set_attention_kernels",
     "set_attention_state",
@@ -284,6 +285,15 @@ def is_fake(x: Any) -> bool:
     """Whether a tensor has a shape and no data, as in a capture; the class has a private module only."""
     loaded = sys.modules.get("torch._subclasses.fake_tensor")
     return loaded is not None and isinstance(x, loaded.FakeTensor)
+
+
+def runs_directly(args: Iterable[Any]) -> bool:
+    """Whether operators on these arguments just run: nothing traces or transforms them, and tensors are of no subclass.
+    torch has no public name to ask for a transform of torch.func or a dispatch mode."""
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    plain = (Tensor, nn.Parameter)
+    return torch._C._len_torch_dispatch_stack() == 0 and all(type(x) in plain for x in args if isinstance(x, Tensor))
 
 
 def storage_key(tensor: Tensor) -> int:

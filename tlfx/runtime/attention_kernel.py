@@ -12,9 +12,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import triton_op, wrap_triton
+from torch.library import wrap_triton
 
-from tlfx.runtime.kernels import device_of, strides
+from tlfx.runtime.kernels import device_of, operator, strides
 
 __all__ = ["attention_labels", "attention_labels_kernel", "most_rows"]
 
@@ -141,7 +141,7 @@ _SCHEMA = (
 )
 
 
-@triton_op("tlfx::attention_labels", mutates_args=(), schema=_SCHEMA)
+@operator(_SCHEMA)
 def attention_labels(
     query: Tensor,
     key: Tensor,

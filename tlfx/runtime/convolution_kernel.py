@@ -12,10 +12,10 @@ from typing import Any
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import triton_op, wrap_triton
+from torch.library import wrap_triton
 
 from tlfx.runtime.arithmetic import TINY
-from tlfx.runtime.kernels import device_of, strides
+from tlfx.runtime.kernels import device_of, operator, strides
 
 __all__ = ["convolve_labels", "convolve_labels_kernel"]
 
@@ -86,7 +86,7 @@ _SCHEMA = (
 )
 
 
-@triton_op("tlfx::convolve_labels", mutates_args=(), schema=_SCHEMA)
+@operator(_SCHEMA)
 def convolve_labels(
     labels: Tensor,
     weight: Tensor | None,

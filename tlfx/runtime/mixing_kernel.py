@@ -11,10 +11,10 @@ from typing import Any
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import triton_op, wrap_triton
+from torch.library import wrap_triton
 
 from tlfx.runtime.arithmetic import TINY
-from tlfx.runtime.kernels import device_of, strides
+from tlfx.runtime.kernels import device_of, operator, strides
 
 __all__ = ["mix_labels", "mix_labels_kernel"]
 
@@ -91,7 +91,7 @@ _IS_COMPILED = isinstance(mix_labels_kernel, triton.JITFunction)
 _SCHEMA = "(Tensor weight, Tensor labels, Tensor? own, Tensor? residual, int size) -> Tensor"
 
 
-@triton_op("tlfx::mix_labels", mutates_args=(), schema=_SCHEMA)
+@operator(_SCHEMA)
 def mix_labels(weight: Tensor, labels: Tensor, own: Tensor | None, residual: Tensor | None, size: int) -> Tensor:
     """Labels mixed by weights, (batch, groups, inner, queries, channels), float32.
 

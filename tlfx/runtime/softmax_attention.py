@@ -105,21 +105,10 @@ _attention_operator = torch.library.custom_op("tlfx::attention_in_parts", _atten
 
 
 @_attention_operator.register_fake
-def _attention_at_once(
-    query: Tensor,
-    key: Tensor,
-    labels: Tensor,
-    bias: Tensor | None,
-    own: Tensor | None,
-    scale: float,
-    of_weight: str,
-    of_labels: str,
-    out: str,
-) -> Tensor:
+def _attention_at_once(query: Tensor, key: Tensor, labels: Tensor, *given: Any) -> Tensor:
     """A tensor in the shape of the result."""
     weight = query.new_empty(*query.shape[:-1], key.shape[-2])
-    equation = Equation(of_weight, of_labels, out)
-    mixed = contract(split_batch(weight, BatchAxis(0)), labels, equation).flatten(1, -2)
+    mixed = contract(split_batch(weight, BatchAxis(0)), labels, Equation(*given[-3:])).flatten(1, -2)
     return torch.empty_like(mixed, memory_format=torch.contiguous_format)
 
 

@@ -52,6 +52,8 @@ def is_range(places: Sequence[int]) -> bool:
 
 def pick(x: Tensor, axes: Sequence[int | None]) -> Tensor:
     """Some axes of a tensor, None for a new one, in order; all others have size 1."""
+    if list(axes) == list(range(x.dim())):
+        return x
     given = [a for a in axes if a is not None]
     rest = [a for a in range(x.dim()) if a not in given]
     index = (*(None if a is None else slice(None) for a in axes), *(0 for _ in rest))

@@ -88,7 +88,9 @@ class _Axes(NamedTuple):
     @classmethod
     def of(cls, query: Tensor, key: Tensor, labels: Tensor, equation: Equation, where: BatchAxis) -> _Axes | None:
         """The axes, None if the kernel has too few."""
-        lead = tuple(torch.broadcast_shapes(query.shape[:-2], _ungrouped(query, key)))
+        lead, of_key = tuple(query.shape[:-2]), _ungrouped(query, key)
+        if lead != of_key:  # broadcast_shapes takes longer than all else here
+            lead = tuple(torch.broadcast_shapes(lead, of_key))
         subscripts, kept = equation.weight[:-2], equation.labels[:-1]
         split = (*lead[: where.axis], where.outer, where.inner, *lead[where.axis + 1 :])
         if len(subscripts) != len(split) or equation.weight != subscripts + QUERY + equation.labels[-1]:
@@ -104,8 +106,10 @@ class _Axes(NamedTuple):
             or (grouped and heads != [subscripts[-1]])
         ):
             return None
-        # the axes of the kernel that are called groups and inner
-        first, second = [None] * (2 - len(varying)) + [kept.index(c) + 1 for c in varying]
+        # the axes of the kernel that are called groups and inner; with others of size 1 nothing needs to be permuted
+        single = [c for c in kept if size[c] == 1][: 2 - len(varying)]
+        places = [kept.index(c) + 1 for c in kept if c in varying or c in single]
+        first, second = [None] * (2 - len(places)) + places
         of_weight = [None if i is None else subscripts.index(kept[i - 1]) + 1 for i in (first, second)]
         head = subscripts.index(heads[0]) + 1 if heads else None
         return cls(lead, where, labels.shape[0], (first, second), (of_weight[0], of_weight[1], head))

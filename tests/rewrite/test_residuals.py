@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import helpers
 import pytest
 import torch
+from residual_blocks import Residual, attention, residuals
 from rule_harness import calls, random_mask
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import GraphModule
 
 from tlfx import runtime
@@ -20,34 +20,10 @@ from tlfx.trace import trace
 IMAGES, MASK = torch.randn(2, 3, 16, 16), random_mask((3, 16, 16), seed=1)[:2]
 
 
-class Residual(nn.Module):
-    """A residual connection around a module, whose output is returned too if ``both``."""
-
-    def __init__(self, inner: nn.Module, both: bool = False) -> None:
-        super().__init__()
-        self.inner = inner
-        self.both = both
-
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        inner = self.inner(x)
-        return (x + inner, inner) if self.both else x + inner
-
-
-def attention(depth: int, fused: bool) -> nn.Module:
-    model = helpers.vit(depth=depth)
-    for block in model.blocks:
-        block.attn.fused_attn = fused
-    return model
-
-
-def convolutions(depth: int) -> nn.Module:
-    return nn.Sequential(*(Residual(nn.Conv2d(3, 3, 3, padding=1)) for _ in range(depth)))
-
-
 MODELS: dict[str, Callable[[int], nn.Module]] = {
     "fused attention": lambda depth: attention(depth, fused=True),
     "written attention": lambda depth: attention(depth, fused=False),
-    "convolution": convolutions,
+    "convolution": residuals(lambda: nn.Conv2d(3, 3, 3, padding=1)),
 }
 
 

@@ -59,8 +59,10 @@ def residual_by_norm(
 
     Norms are taken over the axes ``over`` of a sample, its batch axis split in two; ``places`` count the others.
     """
-    norms = [_norms(x, where, over).flatten(1)[:, places] for x in torch.broadcast_tensors(a, b)]
-    return _between(one, other, *(n[..., None] * abs(s) for n, s in zip(norms, scales, strict=True)))
+    norms = [_norm(split_batch(x, where), [i + 1 for i in over]).flatten(1) for x in torch.broadcast_tensors(a, b)]
+    # ascending places: as many as there are norms are all
+    read = [n[..., None] if len(places) == n.shape[1] else n[:, places, None] for n in norms]
+    return _between(one, other, *(n if abs(s) == 1 else n * abs(s) for n, s in zip(read, scales, strict=True)))
 
 
 @label_arithmetic
@@ -132,7 +134,7 @@ def attention_by_norm(
     *shape of the output, channels).
     """
     value = _centred(value, [-2]) if deviation else value
-    norms = value.abs().float().norm(dim=-1, keepdim=True) + TINY
+    norms = _norm(value, [-1], keepdim=True) + TINY
     # labels and mass times ‖v‖: one run gives W·‖v‖·Y and W·‖v‖
     labels = repeat_groups(merge_batch(with_mass(labels), where) * norms, query)
     key, mixed = repeat_groups(key, query), None
@@ -199,7 +201,7 @@ def by_value(labels: Tensor, value: Tensor, *, where: BatchAxis, deviation: bool
     tokens = [a for a in range(1, value.dim()) if labels.shape[a] > 1]
     value = _centred(value, tokens) if deviation else value
     others = [a for a in range(1, value.dim()) if a not in tokens]
-    size = torch.linalg.vector_norm(value.abs().float(), dim=others, keepdim=True) if others else value.abs().float()
+    size = _norm(value, others, keepdim=True)
     return (with_mass(labels) * (size + TINY)[..., None]).flatten(1, -2)
 
 
@@ -263,8 +265,8 @@ def total(labels: Tensor, weights: Tensor) -> Tensor:
 
 def _between(one: Tensor, other: Tensor, weight: Tensor, other_weight: Tensor) -> Tensor:
     """Two labels by weight, and their average where neither has any."""
-    share = (weight + TINY) / (weight + other_weight + 2 * TINY)
-    return one * share + other * (1 - share)
+    weight = weight + TINY
+    return torch.lerp(other, one, weight / (weight + (other_weight + TINY)))
 
 
 def _centred(value: Tensor, axes: Sequence[int]) -> Tensor:
@@ -273,13 +275,16 @@ def _centred(value: Tensor, axes: Sequence[int]) -> Tensor:
     return value - value.mean(tuple(axes), keepdim=True)
 
 
-def _norms(value: Tensor, where: BatchAxis, over: Sequence[int]) -> Tensor:
-    return _norm(split_batch(value, where), [axis + 1 for axis in over])
-
-
-def _norm(value: Tensor, axes: Sequence[int]) -> Tensor:
-    value = value.abs().float()
-    return torch.linalg.vector_norm(value, dim=tuple(axes)) if axes else value
+def _norm(value: Tensor, axes: Sequence[int], keepdim: bool = False) -> Tensor:
+    """Norms over axes, float32; the magnitude without axes."""
+    if value.is_complex() or not axes:
+        value = value.abs()
+    if not axes:
+        return value.float()
+    # cast inside of the sum: a copy in float32 would take longer than the norm
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    norms: Tensor = torch.linalg.vector_norm(value, dim=tuple(axes), keepdim=keepdim, dtype=dtype)
+    return norms.float()
 
 
 def _strength(factors: Sequence[BranchScale], strength: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from attention_cases import Case, cases
 from hypothesis import given, settings
 from torch import Tensor
+from triton_kernels import compiled, interpreted, shared_memory
 
 from tlfx import runtime
 from tlfx.runtime import BatchAxis, Equation
@@ -20,9 +21,6 @@ from tlfx.runtime.kernel_attention import attention_by_kernel, attention_of_head
 from tlfx.runtime.kernels import load_kernels
 
 pytest.importorskip("triton")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in the process of test_in_the_interpreter")
-compiled = pytest.mark.skipif(INTERPRETED, reason="Triton interprets here")
 ONE, EQUATION = BatchAxis(0), Equation("abhqm", "abm", "abq")
 
 
@@ -180,10 +178,6 @@ def test_export_and_fake_tensors_know_the_operator() -> None:
 )
 def test_it_compiles_for_gpus(variant: dict[str, Any], dtype: str, width: int) -> None:
     """To machine code, within the 99 KiB of shared memory that small GPUs have; no GPU is needed."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     from tlfx.runtime.attention_kernel import attention_labels_kernel, most_rows
 
     rows = most_rows(width, 4 if dtype == "fp32" else 2)
@@ -198,8 +192,7 @@ def test_it_compiles_for_gpus(variant: dict[str, Any], dtype: str, width: int) -
         "RESIDUAL": True,
         **variant,
     }
-    types = dict.fromkeys(attention_labels_kernel.arg_names, "i32") | dict.fromkeys(known, "constexpr")
-    types |= {
+    types = {
         "scale": "fp32",
         "query": f"*{dtype}",
         "key": f"*{dtype}",
@@ -207,6 +200,4 @@ def test_it_compiles_for_gpus(variant: dict[str, Any], dtype: str, width: int) -
         "mask": "*i1" if known["MASK"] == 1 else "*fp32",
     }
     types |= dict.fromkeys(("labels", "own", "residual", "out"), "*fp32")
-    places = {(attention_labels_kernel.arg_names.index(name),): value for name, value in known.items()}
-    made = triton.compile(ASTSource(attention_labels_kernel, types, places), target=GPUTarget("cuda", 80, 32))
-    assert made.metadata.shared <= 99 * 1024
+    assert shared_memory(attention_labels_kernel, types, known) <= 99 * 1024

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
@@ -10,14 +9,12 @@ import torch
 from hypothesis import given, settings
 from sliding_cases import Sliding, slidings
 from torch import Tensor, nn
+from triton_kernels import compiled, interpreted, shared_memory
 
 from tlfx.runtime.kernel_convolution import convolve_by_kernel, pool_by_kernel
 from tlfx.runtime.kernels import load_kernels
 
 pytest.importorskip("triton")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in the process of test_attention_kernel.py")
-compiled = pytest.mark.skipif(INTERPRETED, reason="Triton interprets here")
 CONV = torch.ops.aten.conv2d.default
 
 
@@ -85,10 +82,6 @@ def test_a_graph_that_calls_it_is_exported_without_a_break() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_it_compiles_for_gpus(valid: bool, channels: int) -> None:
     """To machine code; no GPU is needed."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     from tlfx.runtime.convolution_kernel import convolve_labels_kernel
 
     known = {
@@ -102,8 +95,5 @@ def test_it_compiles_for_gpus(valid: bool, channels: int) -> None:
         "VALID": valid,
         "RESIDUAL": True,
     }
-    types = dict.fromkeys(convolve_labels_kernel.arg_names, "i32") | dict.fromkeys(known, "constexpr")
-    types |= dict.fromkeys(("labels", "weight", "valid", "residual", "out"), "*fp32")
-    places = {(convolve_labels_kernel.arg_names.index(name),): value for name, value in known.items()}
-    made = triton.compile(ASTSource(convolve_labels_kernel, types, places), target=GPUTarget("cuda", 80, 32))
-    assert made.metadata.shared <= 48 * 1024
+    types = dict.fromkeys(("labels", "weight", "valid", "residual", "out"), "*fp32")
+    assert shared_memory(convolve_labels_kernel, types, known) <= 48 * 1024

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from mixing_cases import EQUATIONS, Mixing, mixings, operands
+from triton_kernels import compiled, interpreted, shared_memory
 
 from tlfx.runtime import Equation
 from tlfx.runtime.kernel_mixing import mix_by_kernel
 
 pytest.importorskip("triton")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in the process of test_attention_kernel.py")
-compiled = pytest.mark.skipif(INTERPRETED, reason="Triton interprets here")
 
 
 @interpreted
@@ -59,10 +56,6 @@ def test_where_the_kernel_cannot(changed: dict[str, Any]) -> None:
 @pytest.mark.parametrize("size", [0, 1, 2])
 def test_it_compiles_for_gpus(dtype: str, size: int) -> None:
     """To machine code; no GPU is needed."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     from tlfx.runtime.mixing_kernel import mix_labels_kernel
 
     known = {
@@ -75,8 +68,5 @@ def test_it_compiles_for_gpus(dtype: str, size: int) -> None:
         "OWN": size == 1,
         "RESIDUAL": True,
     }
-    types = dict.fromkeys(mix_labels_kernel.arg_names, "i32") | dict.fromkeys(known, "constexpr")
-    types |= {"weight": f"*{dtype}"} | dict.fromkeys(("labels", "own", "residual", "out"), "*fp32")
-    places = {(mix_labels_kernel.arg_names.index(name),): value for name, value in known.items()}
-    made = triton.compile(ASTSource(mix_labels_kernel, types, places), target=GPUTarget("cuda", 80, 32))
-    assert made.metadata.shared <= 48 * 1024
+    types = {"weight": f"*{dtype}"} | dict.fromkeys(("labels", "own", "residual", "out"), "*fp32")
+    assert shared_memory(mix_labels_kernel, types, known) <= 48 * 1024

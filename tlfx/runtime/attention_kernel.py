@@ -6,15 +6,12 @@ writes the mean over heads. Queries, keys, masks and labels are read in place, b
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import wrap_triton
 
-from tlfx.runtime.kernels import device_of, operator, strides
+from tlfx.runtime.kernels import device_of, is_interpreted, launched, operator, strides
 
 __all__ = ["attention_labels", "attention_labels_kernel", "most_rows"]
 
@@ -132,8 +129,6 @@ def attention_labels_kernel(
     tl.store(out + (place * count + row)[:, None] * CHANNELS + channel[None, :], total, mask=written)
 
 
-_IS_COMPILED = isinstance(attention_labels_kernel, triton.JITFunction)
-"""Not by the interpreter (TRITON_INTERPRET=1): its kernels cannot be wrapped, and multiply no bfloat16."""
 _SCHEMA = (
     "(Tensor query, Tensor key, Tensor labels, Tensor? own, Tensor? mask, Tensor? index, Tensor? residual, "
     "float scale, bool causal)"
@@ -165,15 +160,14 @@ def attention_labels(
     count = tokens if index is None else index.shape[0]
     keys, channels = key.shape[-2], labels.shape[-1]
     out = labels.new_empty(batch, groups, inner, count, channels)
-    widen = query.dtype != key.dtype or not _IS_COMPILED
+    # the interpreter multiplies no bfloat16
+    widen = query.dtype != key.dtype or is_interpreted(attention_labels_kernel)
     # tl.dot takes blocks of 16 or more
     wide = max(16, triton.next_power_of_2(width))
     most = most_rows(wide, 4 if widen else query.element_size())
     rows, columns = (max(16, min(most, triton.next_power_of_2(n))) for n in (count, keys))
-    # wrapped at each call: torch.compiler.reset() forgets kernels that were wrapped before
-    launched: Any = wrap_triton(attention_labels_kernel) if _IS_COMPILED else attention_labels_kernel
     with device_of(labels):
-        launched[(batch * groups * inner * triton.cdiv(count, rows),)](
+        launched(attention_labels_kernel)[(batch * groups * inner * triton.cdiv(count, rows),)](
             # a pointer for every operand: those of the labels are not read
             query, key, labels, *(labels if x is None else x for x in (own, mask, index, residual)), out,
             groups, inner, count, keys, width, scale * _LOG2E.value,

@@ -7,15 +7,13 @@ A program computes up to 128 positions of one sample, weight by weight. Labels a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import wrap_triton
 
 from tlfx.runtime.arithmetic import TINY
-from tlfx.runtime.kernels import device_of, operator, strides
+from tlfx.runtime.kernels import device_of, launched, operator, strides
 
 __all__ = ["convolve_labels", "convolve_labels_kernel"]
 
@@ -78,8 +76,6 @@ def convolve_labels_kernel(
     tl.store(out + place, mixed, mask=written)
 
 
-_IS_COMPILED = isinstance(convolve_labels_kernel, triton.JITFunction)
-"""Not by the interpreter, whose kernels cannot be wrapped."""
 _SCHEMA = (
     "(Tensor labels, Tensor? weight, Tensor? valid, Tensor? residual, SymInt[] out, int[] window, int[] stride, "
     "SymInt[] edge, int[] step) -> Tensor"
@@ -100,25 +96,23 @@ def convolve_labels(
 ) -> Tensor:
     """Labels (batch, lead · positions, channels), float32, of a convolution with weights ≥ 0.
 
-    Labels (batch, lead, depth, height, width, channels) float32 of any strides, ``weight`` (batch or 1, weights of a
-    window) float32 contiguous, None for equal ones; ``valid`` (lead, depth, height, width) float32, 1 for positions
-    with content, None if all have. ``out`` is the size of the output, ``edge`` the padding before each axis, ``step``
-    the dilation. ``residual`` (batch, lead · positions, channels) are labels that the result is averaged with.
+    Labels (batch, lead, depth, height, width, channels) float32 of any strides, ``weight`` (batch, weights of a
+    window) float32, those of a window contiguous, None for equal ones; ``valid`` (lead, depth, height, width) float32,
+    1 for positions with content, None if all have. ``out`` is the size of the output, ``edge`` the padding before each
+    axis, ``step`` the dilation. ``residual`` (batch, lead · positions, channels) are labels that the result is averaged
+    with.
     """
     batch, lead, *size, channels = labels.shape
     count = lead * out[0] * out[1] * out[2]
     mixed = labels.new_empty(batch, count, channels)
     rows = min(_ROWS, triton.next_power_of_2(count))
     blocks = triton.cdiv(count, rows)
-    w_batch = 0 if weight is None or weight.shape[0] == 1 else weight.stride(0)
-    # wrapped at each call: torch.compiler.reset() forgets kernels that were wrapped before
-    launched: Any = wrap_triton(convolve_labels_kernel) if _IS_COMPILED else convolve_labels_kernel
     with device_of(labels):
-        launched[(batch * blocks,)](
+        launched(convolve_labels_kernel)[(batch * blocks,)](
             # a pointer for every operand: those of the labels are not read
             labels, *(labels if x is None else x for x in (weight, valid, residual)), mixed,
             blocks, count, *size, *out, *stride, *edge, *step,
-            *labels.stride(), w_batch, *strides(valid, 4), *strides(residual, 3),
+            *labels.stride(), strides(weight, 2)[0], *strides(valid, 4), *strides(residual, 3),
             TAPS=window[0] * window[1] * window[2], WINDOW_Y=window[1], WINDOW_X=window[2], CHANNELS=channels,
             CHANNEL_BLOCK=triton.next_power_of_2(channels), ROWS=rows, WEIGHTED=weight is not None,
             VALID=valid is not None, RESIDUAL=residual is not None, num_warps=4,

@@ -40,7 +40,7 @@ def convolve_by_kernel(
     # "same" pads as many positions as the window reaches, the odd one at the end
     both = _padded(padding, reach)
     out = [(n + b - r - 1) // s + 1 for n, b, r, s in zip(size, both, reach, stride, strict=True)]
-    weights = weight.reshape(-1, window.numel())
+    weights = weight.reshape(-1, window.numel()).expand(len(labels), -1)
     return _slide(labels, weights, out, window, stride, [b // 2 for b in both], dilation, valid, residual)
 
 

@@ -10,11 +10,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import triton_op
+from torch.library import triton_op, wrap_triton
 
 from tlfx._torch import is_fake, runs_directly
 
-__all__ = ["MOST_CHANNELS", "TYPES", "device_of", "kernel", "load_kernels", "operator", "strides"]
+__all__ = [
+    "MOST_CHANNELS",
+    "TYPES",
+    "device_of",
+    "is_interpreted",
+    "kernel",
+    "launched",
+    "load_kernels",
+    "operator",
+    "strides",
+]
 
 TYPES = (torch.float16, torch.bfloat16, torch.float32)
 """Types of weights, queries and keys."""
@@ -55,12 +65,25 @@ def operator(schema: str) -> Callable[[Callable[..., Tensor]], Callable[..., Ten
 
         @functools.wraps(function)
         def call(*args: Any) -> Tensor:
-            launched: Tensor = function(*args) if runs_directly(args) else traced(*args)
-            return launched
+            out: Tensor = function(*args) if runs_directly(args) else traced(*args)
+            return out
 
         return call
 
     return decorate
+
+
+def launched(triton_kernel: Any) -> Any:
+    """A Triton kernel as it is launched, which torch.compile can trace. Wrapped for each launch, since
+    torch.compiler.reset() forgets kernels that were wrapped before; those of the interpreter cannot be wrapped."""
+    return triton_kernel if is_interpreted(triton_kernel) else wrap_triton(triton_kernel)
+
+
+def is_interpreted(triton_kernel: Any) -> bool:
+    """Whether Triton runs a kernel by its interpreter (TRITON_INTERPRET=1)."""
+    from triton import JITFunction  # where a kernel is launched, there is Triton
+
+    return not isinstance(triton_kernel, JITFunction)
 
 
 def device_of(tensor: Tensor) -> AbstractContextManager[None]:

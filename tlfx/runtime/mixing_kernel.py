@@ -6,15 +6,12 @@ their labels. Weights and labels are read in place, by their strides and in thei
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import wrap_triton
 
 from tlfx.runtime.arithmetic import TINY
-from tlfx.runtime.kernels import device_of, operator, strides
+from tlfx.runtime.kernels import device_of, launched, operator, strides
 
 __all__ = ["mix_labels", "mix_labels_kernel"]
 
@@ -86,8 +83,6 @@ def mix_labels_kernel(
     tl.store(out + (place * count + row)[:, None] * CHANNELS + channel[None, :], mixed, mask=written)
 
 
-_IS_COMPILED = isinstance(mix_labels_kernel, triton.JITFunction)
-"""Not by the interpreter, whose kernels cannot be wrapped."""
 _SCHEMA = "(Tensor weight, Tensor labels, Tensor? own, Tensor? residual, int size) -> Tensor"
 
 
@@ -105,10 +100,8 @@ def mix_labels(weight: Tensor, labels: Tensor, own: Tensor | None, residual: Ten
     channels = labels.shape[-1]
     out = labels.new_empty(batch, groups, inner, count, channels)
     rows, columns = (min(most, triton.next_power_of_2(n)) for most, n in ((_ROWS, count), (_COLUMNS, keys)))
-    # wrapped at each call: torch.compiler.reset() forgets kernels that were wrapped before
-    launched: Any = wrap_triton(mix_labels_kernel) if _IS_COMPILED else mix_labels_kernel
     with device_of(labels):
-        launched[(batch * groups * inner * triton.cdiv(count, rows),)](
+        launched(mix_labels_kernel)[(batch * groups * inner * triton.cdiv(count, rows),)](
             # a pointer for every operand: those of the labels are not read
             weight, labels, *(labels if x is None else x for x in (own, residual)), out, groups, inner, count, keys,
             *weight.stride(), *labels.stride(), *strides(own, 5), *strides(residual, 5),
